@@ -1,0 +1,17 @@
+"""What goes wrong at the boundaries, as one small tree. Each message says what was expected, what came, and what to do."""
+
+
+class MLXGPTError(Exception):
+    """Something outside the program is not as it should be: a file, a folder, a download. Exit code 1."""
+
+
+class ModelFolderError(MLXGPTError):
+    """A model folder or hub repository that cannot be read as a GPT-2."""
+
+
+class DataError(MLXGPTError):
+    """Text that cannot be read or trained on."""
+
+
+class UsageError(MLXGPTError, ValueError):
+    """A setting the user can correct on the command line. Exit code 2."""

@@ -1,0 +1,121 @@
+"""The whole model: token ids in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.model.block import Block
+from mlx_gpt.model.cache import KVCache
+
+
+class GPT(nn.Module):
+    """GPT-2 (Radford et al. 2019). Parameter names are the hub's: ``wte wpe h.0.ln_1 ... ln_f``.
+
+    A new model has GPT-2's initial weights, drawn from MLX's global random state (``mx.random.seed``).
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = [Block(config, layer) for layer in range(config.n_layer)]
+        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.update(initial_weights(self.parameters(), config))
+
+    def __call__(self, tokens: Any, cache: list[KVCache] | None = None) -> mx.array:
+        """Logits of the next token after each token: ids (B, T) -> (B, T, V).
+
+        ``cache`` is what ``make_cache`` returned; the tokens then continue those it has seen. Raises
+        ``ValueError`` for a sequence past ``n_positions`` and, where ids come as Python or NumPy values, for
+        ids outside the vocabulary. An ``mx.array`` of ids is trusted: looking at its values would stop the GPU.
+        """
+        return self.logits(self.hidden(tokens, cache))
+
+    def hidden(self, tokens: Any, cache: list[KVCache] | None = None) -> mx.array:
+        """The residual stream after the final norm, before the head: ids (B, T) -> (B, T, C)."""
+        tokens = as_ids(tokens, self.config.vocab_size)
+        positions = self._positions(tokens.shape[1], cache)
+        x = self.wte(tokens) + self.wpe(positions)  # what it is, plus where it stands: (B, T, C)
+        x = self.drop(x)
+        for i, block in enumerate(self.h):
+            x = block(x, None if cache is None else cache[i])
+        return self.ln_f(x)
+
+    def logits(self, x: mx.array) -> mx.array:
+        """Compare each position with every token's embedding: (B, T, C) -> (B, T, V)."""
+        return self.wte.as_linear(x) if self.config.tie_word_embeddings else self.lm_head(x)
+
+    def make_cache(self) -> list[KVCache]:
+        """An empty cache for every layer."""
+        return [KVCache(self.config.n_positions) for _ in self.h]
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights; the tied head counts once."""
+        return sum(weight.size for _, weight in tree_flatten(self.parameters()))
+
+    def _positions(self, T: int, cache: list[KVCache] | None) -> mx.array:
+        start = cache[0].offset if cache else 0
+        if start + T > self.config.n_positions:
+            raise ValueError(
+                f"the model has {self.config.n_positions} positions, but the sequence is {start + T} tokens long; "
+                f"shorten it or train with a larger n_positions"
+            )
+        return mx.arange(start, start + T)
+
+
+def initial_weights(parameters: dict, config: GPTConfig) -> dict:
+    """GPT-2's initialisation: matrices N(0, 0.02), biases 0, norms 1.
+
+    The two projections that write into the residual stream are scaled by 1/sqrt(2 n_layer), so that the stream's
+    variance does not grow with depth (Radford et al. 2019, section 2.3).
+    """
+
+    def draw(path: str, weight: mx.array) -> mx.array:
+        if weight.ndim < 2:
+            return mx.ones_like(weight) if path.endswith("weight") else mx.zeros_like(weight)
+        std = config.initializer_range
+        if path.endswith("c_proj.weight"):
+            std /= sqrt(2 * config.n_layer)
+        return mx.random.normal(weight.shape, scale=std)
+
+    return tree_map_with_path(draw, parameters)
+
+
+def as_ids(tokens: Any, vocab_size: int) -> mx.array:
+    """Token ids (B, T) as an int32 array, checked where they enter.
+
+    MLX never checks an index: an id past the vocabulary would silently read other memory. Python lists and NumPy
+    arrays are checked value by value; an ``mx.array`` only by shape and type.
+    """
+    if not isinstance(tokens, mx.array):
+        tokens = checked_ids(tokens, vocab_size)
+    if tokens.ndim != 2 or not mx.issubdtype(tokens.dtype, mx.integer):
+        raise ValueError(f"expected integer token ids of shape (B, T), got {tokens.dtype} of shape {tokens.shape}")
+    return tokens
+
+
+def checked_ids(tokens: Sequence[Any] | np.ndarray, vocab_size: int) -> mx.array:
+    """Python or NumPy ids as an int32 ``mx.array`` of the same shape; ``ValueError`` if one is outside [0, V)."""
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:
+        raise ValueError("expected token ids of shape (B, T), got rows of different lengths") from None
+    if ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"expected integer token ids of shape (B, T), got {ids.dtype} of shape {ids.shape}")
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise ValueError(f"token ids must be between 0 and {vocab_size - 1} (the vocabulary), got {wrong}")
+    return mx.array(ids.astype(np.int32))
