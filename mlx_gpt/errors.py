@@ -1,4 +1,4 @@
-"""What goes wrong at the boundaries, as one small tree. Each message says what was expected, what came, and what to do."""
+"""What goes wrong at the boundaries, as one small tree. Messages say what was expected, what came, what to do."""
 
 
 class MLXGPTError(Exception):

@@ -1,4 +1,4 @@
-"""GPT-2, fast and readable. Read in this order: ``attention``, ``mlp``, ``block``, ``gpt``; ``cache`` when you generate.
+"""GPT-2, fast and readable. Read in this order: ``attention``, ``mlp``, ``block``, ``gpt``; then ``cache``.
 
 Axis letters, the same in every comment of this package:
 
