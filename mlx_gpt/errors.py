@@ -15,3 +15,7 @@ class DataError(MLXGPTError):
 
 class UsageError(MLXGPTError, ValueError):
     """A setting the user can correct on the command line. Exit code 2."""
+
+
+class TokenizerError(MLXGPTError):
+    """A vocabulary that cannot be read, fetched or saved."""
