@@ -9,6 +9,7 @@ does not need it, and attention dropout keeps attention off the fused kernel.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Any
 
 ACTIVATIONS = ("gelu_new", "gelu")
@@ -52,11 +53,15 @@ class GPTConfig:
             )
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
+            if not (_is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name} must be a probability in [0, 1), not {value!r}")
         for name in ("layer_norm_epsilon", "initializer_range"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 < value < inf):
+                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+            if not isinstance(getattr(self, name), bool):  # a "false" from a file would count as true
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
 
     @property
     def head_dim(self) -> int:
@@ -77,6 +82,10 @@ class GPTConfig:
         if unknown := sorted(set(overrides) - known):
             raise ValueError(f"GPTConfig has no field {', '.join(unknown)}; its fields are: {', '.join(sorted(known))}")
         return replace(PRESETS[name], **overrides)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 PRESETS: dict[str, GPTConfig] = {
