@@ -165,6 +165,7 @@ def test_the_cut_falls_where_a_line_begins_or_else_a_word_or_else_anywhere() -> 
     assert split(["one two three\n" * 100])[1] == ["one two three\n" * 10]
     assert split(["one two three\n" * 96])[1] == ["one two three\n" * 10]
     assert split(["hello " * 100])[1] == ["hello " * 10]
+    assert split(["a title\n" + "hello " * 1000])[1] == ["hello " * 101], "a line break far away does not count"
     assert split(["漢" * 100]) == (["漢" * 90], ["漢" * 10])
 
 
@@ -258,6 +259,18 @@ def test_a_cache_that_cannot_be_written_is_named(server: Server, tmp_path: Path)
     with pytest.raises(DataError, match=r"cannot be written.*set XDG_CACHE_HOME") as e:
         load_corpus("shakespeare")
     one_line(e)
+
+
+def test_a_disk_that_is_full_leaves_no_half_file(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(corpus.os, "replace", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        load_corpus("shakespeare")
+    assert not list((tmp_path / "mlx_gpt").iterdir())
 
 
 def test_without_xdg_cache_home_the_cache_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:

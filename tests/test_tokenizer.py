@@ -275,6 +275,26 @@ def test_merges_read_alike_with_or_without_header_and_trailing_lines(
     assert Tokenizer.from_folder(tmp_path).hash == trained.hash
 
 
+def test_a_merge_that_comes_twice_is_refused(trained: Tokenizer, tmp_path: Path) -> None:
+    trained.save(tmp_path)
+    first = (tmp_path / "merges.txt").read_text(encoding="utf-8").split("\n")[1]
+    with (tmp_path / "merges.txt").open("a", encoding="utf-8") as file:
+        file.write(first + "\n")
+    with pytest.raises(
+        TokenizerError, match=r"expected ids that rise in the order of the merges, found .* with id 256"
+    ):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_the_saved_settings_name_the_marks_and_the_kind(trained: Tokenizer, tmp_path: Path) -> None:
+    trained.save(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["tokenizer_class"] == "GPT2Tokenizer"
+    assert {settings[name] for name in ("bos_token", "eos_token", "unk_token")} == {EOT}
+    assert settings["added_tokens_decoder"]["399"]["content"] == EOT
+    assert not settings["clean_up_tokenization_spaces"], "or transformers 4 takes the space out of ' .'"
+
+
 def test_a_merge_of_two_hash_signs_is_no_header(tmp_path: Path) -> None:
     Tokenizer.train(["## ## ##"], 258).save(tmp_path)
     file = tmp_path / "merges.txt"
@@ -333,7 +353,7 @@ def test_a_folder_with_a_file_missing_is_refused(trained: Tokenizer, tmp_path: P
         ("vocab.json", '"!": 0, ', "", r"expected all 256 bytes in the vocabulary, found 255, without '!'"),
         ("vocab.json", f'"{EOT}"', '"</s>"', r"expected <\|endoftext\|> among the tokens, found none"),
         ("vocab.json", ": 256", ": 999", r"expected ids that rise in the order of the merges"),
-        ("merges.txt", "\n", "\nĠ x\n", r"into a new one of the vocabulary, found 'Ġ' 'x'"),
+        ("merges.txt", "\n", "\nĠ x\n", r"into one of the vocabulary, found 'Ġ' 'x'"),
         ("merges.txt", "\n", "\nthree tokens here\n", r"a space between them in line 2, found 'three tokens here'"),
         ("merges.txt", "\n", "\n\n", r"in line 2, found ''"),
         (

@@ -240,9 +240,7 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """At the end: U+FFFD for bytes that never became a character, else "". The decoder is then as new."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
+        return self._utf8.decode(b"", final=True)
 
 
 def make_tokenizer(spec: str, texts: Iterable[str] | Callable[[], Iterable[str]]) -> Tokenizer:
@@ -367,8 +365,8 @@ def _read_fast(file: Path) -> Parts:
 
 def _check_ids(parts: Parts, file: Path) -> None:
     ids = parts.vocab | parts.added
-    if wrong := next((name for name, i in ids.items() if type(i) is not int or i < 0), None):
-        raise _damaged(file, "whole numbers as ids", f"{wrong!r} with id {ids[wrong]!r}")
+    if wrong := [name for name, i in ids.items() if type(i) is not int or i < 0]:
+        raise _damaged(file, "whole numbers as ids", f"{wrong[0]!r} with id {ids[wrong[0]]!r}")
     if len(set(ids.values())) < len(ids):
         raise _damaged(file, "an id of its own for each token", f"{len(ids)} tokens with {len(set(ids.values()))} ids")
 
@@ -381,8 +379,8 @@ def _ranks(parts: Parts, file: Path) -> dict[Token, int]:
     last = -1
     for left, right in parts.merges:
         token = left + right
-        if left not in known or right not in known or token in known or token not in parts.vocab:
-            raise _damaged(file, "merges of two earlier tokens into a new one of the vocabulary", f"{left!r} {right!r}")
+        if left not in known or right not in known or token not in parts.vocab:
+            raise _damaged(file, "merges of two earlier tokens into one of the vocabulary", f"{left!r} {right!r}")
         if parts.vocab[token] <= last:
             raise _damaged(file, "ids that rise in the order of the merges", f"{token!r} with id {parts.vocab[token]}")
         known[token], last = None, parts.vocab[token]
