@@ -1,0 +1,166 @@
+"""A model folder, as transformers and mlx-lm keep it: config.json, model.safetensors and the tokenizer's files.
+
+``load`` trusts nothing it finds: a file that is missing, cut short, or of another model is one clear line, never a
+model that talks gibberish. ``save`` writes beside what is there and moves it in when all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.errors import ModelFolderError
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.convert import check_weights, from_hub, to_hub
+from mlx_gpt.store.hub import find_folder
+from mlx_gpt.store.settings import CONFIG, config_json, read_config
+from mlx_gpt.store.tensors import INDEX, WEIGHTS, check_safetensors, read_weights
+from mlx_gpt.text.tokenizer import Tokenizer
+
+PathLike = str | os.PathLike[str]
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
+
+# What an earlier model may have left that would speak for the new one: mlx-lm reads every model*.safetensors, and
+# the other three would change the new tokenizer or its stop token.
+LEFTOVERS = (
+    "model-*-of-*.safetensors",
+    INDEX,
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+
+
+def load(name: PathLike, revision: str | None = None, dtype: mx.Dtype = mx.float32) -> tuple[GPT, Tokenizer]:
+    """The model and tokenizer of a folder, or of a hub repository (``load("openai-community/gpt2")``).
+
+    The model is in eval mode, its weights are in memory as ``dtype``. Raises ``ModelFolderError``, or
+    ``TokenizerError`` for the tokenizer's files, with one line that says what was expected, what was found and what
+    to do.
+    """
+    folder = find_folder(name, revision)
+    model = read_model(folder, dtype)
+    return model, read_tokenizer(folder, model.config)
+
+
+def read_model(folder: PathLike, dtype: mx.Dtype = mx.float32) -> GPT:
+    """The model of a folder without its tokenizer, in eval mode."""
+    config = read_config(folder)
+    weights = from_hub(read_weights(folder), config, dtype)
+    model = GPT(config)
+    model.load_weights(list(weights.items()))
+    try:
+        mx.eval(model.parameters())  # until here MLX has read headers only
+    except RuntimeError as error:
+        raise ModelFolderError(f"{folder}: the weights cannot be read ({error}); fetch them again") from error
+    model.eval()
+    return model
+
+
+def read_tokenizer(folder: PathLike, config: GPTConfig) -> Tokenizer:
+    """The tokenizer of a folder; where it has none and the model has GPT-2's vocabulary, GPT-2's.
+
+    A vocabulary may be padded: the model may have more ids than the tokenizer, never fewer.
+    """
+    if any((Path(folder) / name).exists() for name in TOKENIZER_FILES):
+        tokenizer = Tokenizer.from_folder(folder)
+    elif 50257 <= config.vocab_size < 50257 + 256:  # GPT-2's own, perhaps padded to a round number
+        tokenizer = Tokenizer.gpt2()
+    else:
+        raise ModelFolderError(
+            f"{folder}: expected vocab.json and merges.txt, or tokenizer.json, found none of them, and "
+            f"{config.vocab_size} ids are not GPT-2's 50257; copy the files from where the model was trained"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelFolderError(
+            f"{folder}: expected a tokenizer of at most {config.vocab_size} ids, the model's vocabulary, found "
+            f"{tokenizer.vocab_size}; take the tokenizer's files from where the model was trained"
+        )
+    return tokenizer
+
+
+def save(model: GPT, tokenizer: Tokenizer, folder: PathLike) -> None:
+    """Write a model folder that ``load``, transformers and mlx-lm read. Creates it, or replaces the model in it.
+
+    All is first written to a hidden folder inside and forced onto the disk; then the files move in, the weights last.
+    If anything fails, the earlier model is as it was. Other files in the folder stay, but for an earlier model's
+    ``LEFTOVERS``. Raises ``ModelFolderError``.
+    """
+    folder = Path(folder)
+    weights = to_hub(dict(tree_flatten(model.parameters())))
+    check_weights(weights, model.config)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ModelFolderError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}; "
+            f"save a model with the tokenizer it was trained with"
+        )
+    try:
+        with _staging(folder) as staging:
+            tokenizer.save(staging)
+            config = config_json(model.config, tokenizer.eot_id, weights["wte.weight"].dtype)
+            (staging / CONFIG).write_text(config, encoding="utf-8")
+            mx.save_safetensors(str(staging / WEIGHTS), weights, metadata={"format": "pt"})
+            check_safetensors(staging / WEIGHTS)  # a full disk may not have been reported
+            small = sorted(file.name for file in staging.iterdir() if file.name != WEIGHTS)
+            _move_in([*small, WEIGHTS], staging, folder)
+    except (OSError, RuntimeError) as error:
+        raise ModelFolderError(
+            f"{folder}: the model could not be saved ({error}); make room or choose another folder, "
+            f"what was there before is untouched"
+        ) from error
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside ``folder``, gone afterwards; so is ``folder`` if it was made here and stayed empty."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _move_in(names: list[str], staging: Path, folder: Path) -> None:
+    """Replace the files of ``folder`` by those of ``staging``: all of them or, on an error, none."""
+    for name in names:
+        _force_to_disk(staging / name)
+    earlier = staging / "earlier"
+    earlier.mkdir()
+    for name in names[:-1]:  # the last, the weights, is what the others wait for: once it has moved, nothing can fail
+        if (folder / name).exists():
+            shutil.copy2(folder / name, earlier)
+    try:
+        for name in names:
+            os.replace(staging / name, folder / name)
+    except BaseException:
+        for name in names[:-1]:
+            if (earlier / name).exists():
+                os.replace(earlier / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        raise
+    for pattern in LEFTOVERS:
+        for leftover in folder.glob(pattern):
+            leftover.unlink()
+    _force_to_disk(folder)
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""config.json and ``GPTConfig``: every setting that changes the numbers is honoured or refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.errors import ModelFolderError
+
+CONFIG = "config.json"
+
+# Keys of a GPT-2 config.json (transformers' GPT2Config and PreTrainedConfig, 4.x and 5.x) that leave the logits as
+# they are: labels, other tasks' heads, what to return, how to round, how to generate.
+HARMLESS = frozenset(
+    """
+    model_type architectures transformers_version _name_or_path name_or_path _commit_hash tokenizer_class
+    task_specific_params finetuning_task prefix torch_dtype dtype use_bfloat16 n_ctx transformers.js_config
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    num_labels _num_labels id2label label2id problem_type
+    use_cache output_past output_attentions output_hidden_states output_scores return_dict return_dict_in_generate
+    torchscript is_decoder tf_legacy_loss gradient_checkpointing chunk_size_feed_forward reorder_and_upcast_attn
+    attn_implementation _attn_implementation _attn_implementation_autoset
+    do_sample temperature top_k top_p typical_p epsilon_cutoff eta_cutoff min_length max_length max_new_tokens
+    num_beams num_beam_groups diversity_penalty early_stopping length_penalty repetition_penalty
+    encoder_repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids suppress_tokens
+    begin_suppress_tokens forced_bos_token_id forced_eos_token_id num_return_sequences remove_invalid_values
+    exponential_decay_length_penalty
+    """.split()  # noqa: SIM905
+)
+# Keys that are harmless only while they are off: false, null or empty.
+OFF = frozenset(
+    """
+    add_cross_attention cross_attention_hidden_size is_encoder_decoder tie_encoder_decoder pruned_heads
+    quantization quantization_config per_layer_config
+    """.split()  # noqa: SIM905
+)
+ALIASES = {  # transformers' general names for GPT-2's own
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
+def read_config(path: str | os.PathLike[str]) -> GPTConfig:
+    """The ``GPTConfig`` in a ``config.json``, given as the file or its folder.
+
+    What it leaves out has the default of transformers (dropout: none). Raises ``ModelFolderError`` for anything that is not GPT-2 as
+    this package computes it, and for any setting it does not know: it could change the numbers.
+    """
+    file = Path(path) if Path(path).suffix == ".json" else Path(path) / CONFIG
+    found = read_json(file)
+    if found.get("model_type") != "gpt2":
+        raise ModelFolderError(
+            f'{file}: expected "model_type": "gpt2", found {json.dumps(found.get("model_type"))}; '
+            f"this package reads GPT-2 only"
+        )
+    settings = _with_own_names(found, file)
+    own = {field.name: field for field in fields(GPTConfig)}
+    for key, value in settings.items():
+        if key in OFF and value:
+            raise ModelFolderError(f"{file}: {key} must be off, found {json.dumps(value)}; this GPT-2 is another model")
+        if key not in own and key not in OFF and key not in HARMLESS:
+            raise ModelFolderError(
+                f"{file}: unknown setting {key} = {json.dumps(value)}, which could change what the model computes; "
+                f"if it does not, take it out of the file"
+            )
+        if key in own and own[key].type == "bool" and not isinstance(value, bool):
+            raise ModelFolderError(f"{file}: {key} must be true or false, found {json.dumps(value)}; correct the file")
+    try:
+        return GPTConfig(**{key: value for key, value in settings.items() if key in own})
+    except (ValueError, TypeError) as error:
+        raise ModelFolderError(f"{file}: {error}") from error
+
+
+def config_json(config: GPTConfig, eot_id: int, dtype: mx.Dtype) -> str:
+    """The text of a ``config.json`` that transformers and mlx-lm read as this model."""
+    settings = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        **asdict(config),
+        "n_ctx": config.n_positions,  # mlx-lm wants it, transformers 5 no longer writes it
+        "bos_token_id": eot_id,
+        "eos_token_id": eot_id,
+        "torch_dtype": str(dtype).removeprefix("mlx.core."),
+    }
+    return json.dumps(settings, indent=2) + "\n"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder, or ``ModelFolderError``."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelFolderError(
+            f"{file}: expected a settings file there, but it cannot be read ({error.strerror}); "
+            f"a model folder holds {CONFIG}, model.safetensors and a tokenizer"
+        ) from error
+    except ValueError as error:  # bad JSON, or not UTF-8
+        raise ModelFolderError(f"{file}: expected JSON, found something else ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise ModelFolderError(f"{file}: expected a JSON object, found {type(value).__name__}; fetch it again")
+    return value
+
+
+def _with_own_names(found: dict[str, Any], file: Path) -> dict[str, Any]:
+    settings = {key: value for key, value in found.items() if key not in ALIASES}
+    for alias, name in ALIASES.items():
+        if alias in found and settings.setdefault(name, found[alias]) != found[alias]:
+            raise ModelFolderError(
+                f"{file}: {alias} and {name} are the same setting, but found {found[alias]} and {settings[name]}; "
+                f"correct the file"
+            )
+    if "n_ctx" in found:  # older files may have this name only
+        settings.setdefault("n_positions", found["n_ctx"])
+    return settings
