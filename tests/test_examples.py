@@ -1,0 +1,114 @@
+"""The examples run offline, in seconds, and show what they claim to show."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NO_NETWORK = """
+import socket
+
+def refuse(*_):
+    raise OSError("this test has no network")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+"""
+
+
+def run(name: str, folder: Path) -> str:
+    """What an example prints, in a Python that cannot reach any other machine."""
+    (folder / "sitecustomize.py").write_text(NO_NETWORK)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, str(ROOT / "examples" / name)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, encoding="utf-8", timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def one_head(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return run("01_one_head.py", tmp_path_factory.mktemp("one_head"))
+
+
+@pytest.fixture(scope="module")
+def one_block(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return run("02_many_heads_one_block.py", tmp_path_factory.mktemp("one_block"))
+
+
+def part(output: str, number: int) -> str:
+    """A numbered section of an example's output."""
+    return re.split(r"^\d\. ", output, flags=re.MULTILINE)[number]
+
+
+@pytest.mark.parametrize("example", ["one_head", "one_block"])
+def test_the_output_fits_on_a_screen(example: str, request: pytest.FixtureRequest) -> None:
+    lines = request.getfixturevalue(example).splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 120
+    assert not re.search(r"\bnan\b", "\n".join(lines))
+
+
+def test_tree_listens_to_ancient_and_oak_and_to_nothing_later(one_head: str) -> None:
+    pattern = part(one_head, 7)
+    assert max(map(len, pattern.splitlines())) <= 100
+    row = next(line for line in pattern.splitlines() if line.split()[:1] == ["tree"])
+    percent = [int(number) for number in re.findall(r"\d+", row)]
+    assert len(percent) == 4  # The, ancient, oak, tree itself
+    assert percent[1] + percent[2] > 90
+    assert row.count("·") == 9  # the future
+    assert "Each row sums to one: 1.0000" in pattern
+
+
+def test_tree_becomes_more_like_what_it_listened_to(one_head: str) -> None:
+    for word in ("ancient", "oak"):
+        found = re.search(rf"like {word} +before +(\S+), after +(\S+)", one_head)
+        assert found
+        assert float(found[2]) > float(found[1]) + 0.1
+
+
+def test_unscaled_scores_sharpen_with_the_width_and_scaled_ones_do_not(one_head: str) -> None:
+    rows = re.findall(r"^ +(\d+) +([\d.]+) +([\d.]+) +(\d+)% +(\d+)%$", part(one_head, 5), flags=re.MULTILINE)
+    assert [int(row[0]) for row in rows] == [16, 64, 256]
+    for _, spread, root, _, _ in rows:
+        assert float(spread) == pytest.approx(float(root), rel=0.05)
+    unscaled, scaled = ([int(row[i]) for row in rows] for i in (3, 4))
+    assert unscaled[0] < unscaled[1] < unscaled[2]
+    assert max(scaled) - min(scaled) <= 2
+
+
+def test_four_ways_give_the_same_head(one_head: str) -> None:
+    ways = re.findall(r"^ *(.+): adds to tree (.+)$", part(one_head, 9), flags=re.MULTILINE)
+    assert len(ways) == 4
+    found = re.search(r"Greatest difference between them: (\S+)", one_head)
+    assert found
+    assert float(found[1]) < 1e-5
+
+
+def test_everything_put_together_by_hand_is_what_the_package_computes(one_block: str) -> None:
+    differences = dict(re.findall(r"^(.+): greatest difference (\S+)$", one_block, flags=re.MULTILINE))
+    assert list(differences) == [
+        "Heads side by side and MultiHeadAttention",
+        "Widen, bend, narrow and MLP",
+        "tree thinks the same without the sentence",
+        "The formula by hand and Block",
+        "The stack by hand and GPT",
+    ]
+    assert all(float(difference) < 1e-4 for difference in differences.values())
+
+
+def test_the_heads_have_different_patterns(one_block: str) -> None:
+    last = next(line for line in part(one_block, 1).splitlines() if line.split()[:1] == ["."])
+    assert len(set(last.split()[1:])) == 3
+
+
+def test_the_loss_starts_at_ln_v(one_block: str) -> None:
+    found = re.search(r"mean loss ([\d.]+); ln V = ln 50257 = 10\.82", one_block)
+    assert found
+    assert float(found[1]) == pytest.approx(10.82, rel=0.02)
