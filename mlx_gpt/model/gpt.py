@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_map_with_path, tree_reduce
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.block import Block
@@ -64,7 +64,7 @@ class GPT(nn.Module):
     @property
     def n_parameters(self) -> int:
         """Number of weights; the tied head counts once."""
-        return sum(weight.size for _, weight in tree_flatten(self.parameters()))
+        return tree_reduce(lambda total, weight: total + weight.size, self.parameters(), 0)
 
     def _positions(self, T: int, cache: list[KVCache] | None) -> mx.array:
         start = cache[0].offset if cache else 0
