@@ -147,6 +147,16 @@ def test_the_tied_embedding_learns_from_both_of_its_uses(model: GPT) -> None:
 # The parts
 
 
+def test_the_model_is_its_parts_in_order(model: GPT) -> None:
+    model.ln_f.weight, model.ln_f.bias = mx.random.normal((2, C))
+    tokens = ids()
+    x = model.wte.weight[tokens] + model.wpe.weight
+    for block in model.h:
+        x = block(x)
+    assert close(model.hidden(tokens), model.ln_f(x))
+    assert close(model(tokens), model.ln_f(x) @ model.wte.weight.T)
+
+
 def test_a_block_is_its_formula() -> None:
     block = Block(CONFIG, layer=0)
     block.ln_1.weight, block.ln_2.bias = mx.random.normal((2, C))  # or the norms would have nothing to do but normalise
@@ -215,6 +225,15 @@ def test_dropout_draws_anew_in_training_and_never_in_evaluation(model: GPT, kind
     dropping.eval()
     assert mx.array_equal(dropping(tokens), dropping(tokens))
     assert close(dropping(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("part", ["attn", "mlp"])
+def test_both_parts_of_a_block_drop_from_what_they_add(part: str) -> None:
+    adds = Block(replace(CONFIG, resid_pdrop=0.5), layer=0)[part]
+    x = mx.random.normal((2, 5, C))
+    dropped = (adds.train()(x) == 0).astype(mx.float32)
+    assert dropped.mean().item() == pytest.approx(0.5, abs=0.15)
+    assert not (adds.eval()(x) == 0).any()
 
 
 def test_without_dropout_training_equals_evaluation(model: GPT) -> None:
