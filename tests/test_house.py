@@ -27,6 +27,7 @@ FLOORS = [
     "store/*",
     "train/step  generate/decode  lens/*",
     "train/loop  check/*",
+    "train/run",
     "__init__",  # the front door
     "quickstart",
     "cli  __main__",
