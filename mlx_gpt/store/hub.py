@@ -64,7 +64,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     except errors.HFValidationError as error:
         raise _not_had(name, "the hub does not allow such an id; one looks like openai-community/gpt2") from error
     except errors.HfHubHTTPError as error:
-        raise _not_had(name, f"the hub answered with status {error.response.status_code}; try again later") from error
+        raise _not_had(name, _answer(error.response.status_code)) from error
     except Exception as error:  # the client's transport has its own errors (httpx, httpx2), and disks fill up
         first_line = (str(error).splitlines() or [""])[0]
         trouble = f"the download failed ({type(error).__name__}: {first_line}); try again, what has come is kept"
@@ -78,10 +78,15 @@ def _not_had(name: str, trouble: str) -> ModelFolderError:
 def _why_unreachable(error: Exception) -> str:
     response = getattr(error.__cause__, "response", None)
     if response is not None:
-        return f"the hub answered with status {response.status_code}; try again later"
+        return _answer(response.status_code)
     if type(error.__cause__).__name__ == "OfflineModeIsEnabled":
         return "HF_HUB_OFFLINE forbids to ask the hub; unset it, or give a folder"
     return f"{_site()} cannot be reached; connect to the internet, or give a folder"
+
+
+def _answer(status: int) -> str:
+    remedy = "check the spelling, or run `hf auth login`" if status in (401, 403, 404) else "try again later"
+    return f"the hub answered with status {status}; {remedy}"
 
 
 def _site() -> str:

@@ -52,8 +52,8 @@ ALIASES = {  # transformers' general names for GPT-2's own
 def read_config(path: str | os.PathLike[str]) -> GPTConfig:
     """The ``GPTConfig`` in a ``config.json``, given as the file or its folder.
 
-    What it leaves out has the default of transformers (dropout: none). Raises ``ModelFolderError`` for anything that is not GPT-2 as
-    this package computes it, and for any setting it does not know: it could change the numbers.
+    What it leaves out has the default of transformers (dropout: none). Raises ``ModelFolderError`` for anything that
+    is not GPT-2 as this package computes it, and for any setting it does not know: it could change the numbers.
     """
     file = Path(path) if Path(path).suffix == ".json" else Path(path) / CONFIG
     found = read_json(file)
