@@ -80,9 +80,9 @@ where[:, 2:4] = mx.array([[cos(TICK * t), sin(TICK * t)] for t in range(T)])
 x = what + where  # the residual stream, (T, C)
 
 print(f"x, the residual stream: {T} tokens, {C} numbers each {x.shape}   (GPT-2: 768 numbers)")
-print(f"            {'thing':>5} {'descr':>5} {'place':>11} │ everything else it means")
+print(f"            {'thing':>5} {'descr':>5} {'place':>11} │ whatever else it means, 12 numbers")
 for t in (ANCIENT, OAK, TREE):
-    print(f"{WORDS[t]:>8} =  {numbers(x[t, :4])} │{numbers(x[t, 4:])}")
+    print(f"{WORDS[t]:>8} =  {numbers(x[t, :4])} │{numbers(x[t, 4:12])}  …")
 
 title("3. Queries ask, keys answer")
 
@@ -122,7 +122,7 @@ for width in (16, 64, 256):
     products = attention_scores(some_q, some_k, scale=1.0)
     raw, scaled = (mx.softmax(products * scale, axis=-1).max(axis=-1).mean().item() for scale in (1, 1 / sqrt(width)))
     print(f"{width:5} {mx.std(products).item():17.1f} {sqrt(width):6.1f} {raw:30.0%} {scaled:15.0%}")
-print("Where one token has nearly all the weight, the others get next to no gradient: the head cannot learn.")
+print("Where one token has nearly all the weight, the gradient is next to nothing: the head cannot learn.")
 
 title("6. Nobody looks ahead: the mask, then softmax. The row of tree:")
 

@@ -101,7 +101,7 @@ bent = gelu_new(wide)  # without a bend here, two matrices in a row would be no 
 narrow = mlp.c_proj(bent)  # (B, T, 4C) -> (B, T, C)
 print(f"widen {x.shape} -> {wide.shape}, bend, narrow {bent.shape} -> {narrow.shape}")
 some = mx.array([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 5.0])
-print(f"  from {numbers(some)}\n  bent {numbers(gelu_new(some))}   (GELU: lets through what is positive, softly)\n")
+print(f"  from {numbers(some)}\n  bent {numbers(gelu_new(some))}   (GELU: positive passes)\n")
 same("Widen, bend, narrow and MLP", narrow, mlp(x))
 same("tree thinks the same without the sentence", mlp(x[:, TREE : TREE + 1]), mlp(x)[:, TREE : TREE + 1])
 
@@ -146,7 +146,7 @@ for block in model.h:
     x = block_by_hand(x, block)
 x = norm(x, model.ln_f)
 logits = x @ model.wte.weight.T  # compared with the embedding of every token: the more alike, the likelier
-print(f" -> {len(model.h)} blocks {x.shape} -> ln_f {x.shape} -> head {logits.shape}")
+print(f" -> {len(model.h)} blocks, ln_f {x.shape} -> head {logits.shape}")
 same("The stack by hand and GPT", logits, model(IDS))
 
 title("6. The loss: how surprised the model is by what comes next")

@@ -30,7 +30,8 @@ FLOORS = [
     "train/run",
     "__init__",  # the front door
     "quickstart",
-    "cli  __main__",
+    "cli",
+    "__main__",
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms.split()}
 
