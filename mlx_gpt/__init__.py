@@ -1,0 +1,21 @@
+"""GPT-2 written from scratch in MLX.
+
+    from mlx_gpt import generate, load
+
+    model, tokenizer = load("openai-community/gpt2")  # or a folder of your own
+    for piece in generate(model, tokenizer, "Alan Turing theorized that"):
+        print(piece, end="", flush=True)
+
+Start reading at ``mlx_gpt/model/__init__.py``.
+"""
+
+from mlx_gpt.config import GPTConfig
+
+# The function takes the name of its package here. It keeps it: Python binds a package's name when it first imports
+# it, which this line does, and never again. So ``from mlx_gpt.generate.decode import ...`` works as ever, and only
+# ``import mlx_gpt.generate.decode as d`` does not.
+from mlx_gpt.generate.decode import generate
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import load, save
+
+__all__ = ["GPT", "GPTConfig", "generate", "load", "save"]

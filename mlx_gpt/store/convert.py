@@ -78,7 +78,7 @@ def parameters_of(weights: Weights, config: GPTConfig) -> Weights:
     if config.tie_word_embeddings and "lm_head.weight" in bare:
         head = bare.pop("lm_head.weight")
         wte = bare.get("wte.weight", head)  # a missing wte is told by check_weights
-        if head.shape != wte.shape or not mx.array_equal(head, wte):
+        if not mx.array_equal(head, wte):
             raise ModelFolderError(
                 "lm_head.weight: expected a copy of wte.weight, as config.json says the head is tied, found other "
                 'values; if this model has a head of its own, write "tie_word_embeddings": false into config.json'

@@ -19,41 +19,50 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import log
 
-GIRLS = tuple(
-    "Anna Lily Mia Rose Ella Ruby Nora Ivy Lucy Zoe Emma Clara Alice Maya Sara Molly Daisy Hana Lena Eva Grace Jane"
-    " Kate June".split()
+
+def _words(text: str, between: str = " ") -> tuple[str, ...]:
+    return tuple(text.split(between))
+
+
+GIRLS = _words(
+    "Anna Lily Mia Rose Ella Ruby Nora Ivy Lucy Zoe Emma Clara Alice Maya Sara Molly Daisy Hana Lena Eva Grace Jane "
+    "Kate June"
 )
-BOYS = tuple(
-    "Tom Ben Max Sam Leo Jack Finn Noah Paul Hugo Adam Oscar Luke Theo Dan Felix Henry Peter Omar Will Tim Ned Otto"
-    " Carl".split()
+BOYS = _words(
+    "Tom Ben Max Sam Leo Jack Finn Noah Paul Hugo Adam Oscar Luke Theo Dan Felix Henry Peter Omar Will Tim Ned Otto "
+    "Carl"
 )
 NAMES = GIRLS + BOYS
-PLACES = tuple(
-    "garden kitchen park forest barn school library market attic cellar river hill lake tower mill bakery castle farm"
-    " meadow cave shop station yard orchard".split()
+PLACES = _words(
+    "garden kitchen park forest barn school library market attic cellar river hill lake tower mill bakery castle farm "
+    "meadow cave shop station yard orchard"
 )
-THINGS = tuple(
-    "ball kite book hat drum doll boat lamp key cup box bell coin map ring rope shell stone spoon basket blanket"
-    " whistle mirror feather pencil scarf lantern puzzle marble trumpet candle flower button bottle ribbon crown kettle violin".split()
+THINGS = _words(
+    "ball kite book hat drum doll boat lamp key cup box bell coin map ring rope shell stone spoon basket blanket "
+    "whistle mirror feather pencil scarf lantern puzzle marble trumpet candle flower button bottle ribbon crown kettle violin"
 )
-LOOKS = tuple("red blue green yellow pink white black brown new big small round heavy soft shiny strange purple golden silver wooden".split())
-TRAITS = tuple("kind brave clever quiet funny gentle shy honest cheerful curious careful lazy".split())
-FEELINGS = tuple("happy sad tired proud hungry glad excited sleepy calm cross worried surprised lonely merry bored".split())
-WEATHER = tuple("sunny rainy windy cloudy snowy warm cold foggy bright stormy misty frosty".split())
-TIMES = tuple("morning afternoon evening day".split())
-FOODS = (
-    *"an apple, a pear, a plum, a bun, a pie, a cookie, a carrot, a cherry, a sandwich, a peach, a melon, an egg".split(", "),
-    *"some bread, some cheese, some soup, some cake".split(", "),
+LOOKS = _words(
+    "red blue green yellow pink white black brown purple golden silver wooden new big small round heavy soft shiny "
+    "strange"
 )
-ANIMALS = tuple("dog cat bird duck fox frog owl hen cow horse sheep mouse rabbit squirrel bee goat pig lamb hare deer".split())
-PASSED = tuple("ran flew hopped walked crept wandered rushed came".split())
-DID = tuple("sang danced played read rested swam climbed dug painted cooked laughed slept jumped skipped".split())
-DO = tuple("sing dance play read rest swim climb dig paint cook laugh sleep jump skip".split())
-WENT = tuple("went ran walked hurried".split())
-NICE = tuple("nice lovely pretty fine wonderful great beautiful splendid".split())
+TRAITS = _words("kind brave clever quiet funny gentle shy honest cheerful curious careful lazy")
+FEELINGS = _words("happy sad tired proud hungry glad excited sleepy calm cross worried surprised lonely merry bored")
+WEATHER = _words("sunny rainy windy cloudy snowy warm cold foggy bright stormy misty frosty")
+TIMES = _words("morning afternoon evening day")
+FOODS = _words(
+    "an apple, a pear, a plum, a bun, a pie, a cookie, a carrot, a cherry, a sandwich, a peach, a melon, an egg, "
+    "some bread, some cheese, some soup, some cake",
+    ", ",
+)
+ANIMALS = _words("dog cat bird duck fox frog owl hen cow horse sheep mouse rabbit squirrel bee goat pig lamb hare deer")
+PASSED = _words("ran flew hopped walked crept wandered rushed came")
+DID = _words("sang danced played read rested swam climbed dug painted cooked laughed slept jumped skipped")
+DO = _words("sing dance play read rest swim climb dig paint cook laugh sleep jump skip")
+WENT = _words("went ran walked hurried")
+NICE = _words("nice lovely pretty fine wonderful great beautiful splendid")
 ROLES = {"sister": GIRLS, "brother": BOYS, "friend": NAMES, "cousin": NAMES, "neighbour": NAMES}
 
 MOST_PEOPLE = 3
@@ -291,7 +300,7 @@ def _shares(part: str, scene: Scene, mass: float) -> list[tuple[Rule, float]]:
     return [(rule, mass * rule.weight / total) for rule in rules]
 
 
-def options(slot: str, scene: Scene, said: Said) -> Options:
+def options(scene: Scene, slot: str, said: Said) -> Options:
     """What may stand in a slot now, all equally likely."""
     return LEFT[slot](scene, said) if slot in LEFT else WORDS[slot]
 
@@ -315,7 +324,7 @@ def story(rng: random.Random) -> str:
         rule = rng.choices([rule for rule, _ in allowed], [share for _, share in allowed])[0]
         said: Said = {}
         for slot in rule.pieces[1::2]:
-            said[slot] = rng.choice(options(slot, scene, said))
+            said[slot] = rng.choice(options(scene, slot, said))
         sentences.append(rule.text.format(**said))
         scene = after(scene, rule, said)
     return " ".join(sentences)
@@ -347,13 +356,14 @@ def read_story(text: str) -> Reading:
     """Match a text against the rules from its first sentence to its last."""
     scene, log_prob, count, start = Scene(), 0.0, 0, 0
     while allowed := choices(scene):
-        for rule, share in allowed:
-            if match := _match(rule, text, start, lambda slot, said: options(slot, scene, said)):  # noqa: B023
-                said, end, nats = match
-                break
-        else:
+        choose_from = partial(options, scene)
+        found = next(
+            ((rule, p, match) for rule, p in allowed if (match := _match(rule, text, start, choose_from))), None
+        )
+        if found is None:
             return Reading(log_prob, count, _complain(text[start:], scene, count))
-        log_prob += log(share) - nats
+        rule, probability, (said, end, nats) = found
+        log_prob += log(probability) - nats
         count += 1
         scene, start = after(scene, rule, said), end + 1  # past the space
     if start <= len(text):
@@ -410,3 +420,15 @@ def _complain(rest: str, scene: Scene, count: int) -> str:
     where = f"the {scene.thing} is with {scene.holder or 'nobody'}, in the {scene.thing_place}" if scene.thing else ""
     facts = "; ".join(fact for fact in (people, where) if fact) or "nothing has been told yet"
     return f"sentence {count + 1} does not follow: {sentence!r} ({facts})"
+
+
+def best_loss(documents: Sequence[str], n_tokens: int) -> float:
+    """The loss of a model that knows the rules, in nats per token, on stories that make ``n_tokens`` tokens.
+
+    A text has one tokenization, so the probability of the tokens is that of the text. Raises ``ValueError`` for a text
+    that is no story: it has no probability here.
+    """
+    readings = [read_story(document) for document in documents]
+    if broken := next((reading.broken for reading in readings if reading.broken), ""):
+        raise ValueError(f"expected stories of tinyworld, but {broken}")
+    return -sum(reading.log_prob for reading in readings) / n_tokens

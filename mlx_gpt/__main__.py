@@ -1,0 +1,6 @@
+"""``python -m mlx_gpt`` is ``mlx-gpt``."""
+
+from mlx_gpt.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,218 @@
+"""``mlx-gpt quickstart``: a small GPT learns to tell stories of tinyworld, and is marked.
+
+Everything here is what ``mlx-gpt train --data tinyworld`` and ``mlx-gpt generate`` do, with the settings chosen for a
+number of minutes on the machine at hand, and the result held against what is known of that world.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+from rich.console import Console
+from rich.table import Table
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.errors import UsageError
+from mlx_gpt.generate.decode import generate, generate_many
+from mlx_gpt.generate.sampling import make_sampler
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.text import tinyworld
+from mlx_gpt.text.corpus import load_corpus
+from mlx_gpt.text.shards import endless_batches
+from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.train.loop import TrainConfig
+from mlx_gpt.train.optimizer import make_optimizer
+from mlx_gpt.train.run import Material, Run, new_model, prepare, run
+from mlx_gpt.train.step import make_train_step
+
+PROMPT = "One sunny morning, Lily was in the garden."
+TEMPERATURE = 0.8
+N_SAMPLES = 100
+N_LOOKS = 4  # evaluations on the way
+
+N_VAL_STORIES = 400
+EVAL_WINDOWS = 48
+BATCH_SIZE = 4
+
+
+class Size(NamedTuple):
+    """A model, and how many tokens it should be able to see before it is worth choosing."""
+
+    tokens: int
+    architecture: GPTConfig
+
+
+SIZES = (  # from small to large
+    Size(0, GPTConfig(n_positions=192, n_embd=64, n_layer=2, n_head=2, initializer_range=0.06)),
+    Size(3_000_000, GPTConfig(n_positions=192, n_embd=128, n_layer=3, n_head=4, initializer_range=0.06)),
+)
+
+
+def quickstart(minutes: float, out: Path, seed: int) -> None:
+    """Train for ``minutes`` of wall time, everything included; leave a model folder, a plot and samples in ``out``."""
+    if not 0.2 <= minutes <= 24 * 60:
+        raise UsageError(f"--minutes must be between 0.2 and {24 * 60}, not {minutes:g}")
+    deadline = time.perf_counter() + 60 * minutes
+    out = _free(out)
+    console = Console()
+    console.print("[bold]tinyworld[/bold]: telling stories and learning their vocabulary ...", highlight=False)
+    n_stories = min(200_000, max(2_000, round(6_000 * minutes)))
+    material = prepare(
+        load_corpus("tinyworld", n_stories=n_stories, val_fraction=N_VAL_STORIES / n_stories, seed=seed), "bpe:768"
+    )
+    model, speed = _choose_model(material, deadline, seed)
+    config = _settings(model, speed, deadline, seed)
+    console.print(
+        f"{n_stories:,} stories, {material.train.n_tokens:,} tokens, vocabulary {material.tokenizer.vocab_size}; "
+        f"{model.n_parameters:,} parameters; about {config.minutes or 0:.1f} minutes of training at {speed:,.0f} tokens/s\n",
+        highlight=False,
+    )
+    told: list[tuple[str, str]] = []
+
+    def tell(when: str) -> None:
+        text = "".join(generate(model, material.tokenizer, PROMPT, max_tokens=60, temperature=TEMPERATURE, seed=seed))
+        told.append((when, text))
+        console.print(f"[bold]{when}[/bold]  {PROMPT}", highlight=False)
+        console.print(" ".join(text.split()), style="cyan", markup=False, highlight=False)
+        console.print()
+
+    tell("before training")
+    result = run(model, material, config, out, console, lambda step, done: tell(f"at {done:.0%}"))
+    tell("after training")
+    judgement = judge(model, material.tokenizer, seed)
+    _write_samples(out / "samples.md", told, judgement)
+    console.print(_table(result, material, judgement))
+    _say_next(console, result)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Stories that a model told by itself, each with what tinyworld says of it."""
+
+    stories: list[str]
+    readings: list[tinyworld.Reading]
+    sentences: list[tuple[str, bool]]  # one of each story, and whether tinyworld has it
+
+    @property
+    def valid_stories(self) -> int:
+        return sum(reading.valid for reading in self.readings)
+
+    @property
+    def valid_sentences(self) -> int:
+        return sum(valid for _, valid in self.sentences)
+
+
+def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Judgement:
+    """Let the model tell n stories from nothing; read each, and one sentence of each, taken by lot."""
+    mx.random.seed(seed)
+    sampler = make_sampler(TEMPERATURE, vocab_size=tokenizer.vocab_size)
+    rows = generate_many(model, [tokenizer.eot_id], n, sampler, model.config.n_positions, tokenizer.eot_id)
+    stories = [tokenizer.decode(row) for row in rows]
+    rng = random.Random(seed)
+    sentences = [rng.choice(tinyworld.sentences(story) or [""]) for story in stories]
+    return Judgement(
+        stories,
+        [tinyworld.read_story(story) for story in stories],
+        [(sentence, tinyworld.is_sentence(sentence)) for sentence in sentences],
+    )
+
+
+def _choose_model(material: Material, deadline: float, seed: int) -> tuple[GPT, float]:
+    """The largest model that will see enough tokens before the deadline, and its measured speed in tokens/s."""
+    for size in reversed(SIZES):
+        model = new_model(size.architecture, material, seed)
+        speed = _measure(model, material)
+        if size is SIZES[0] or speed * (deadline - time.perf_counter()) >= size.tokens:
+            break
+    return new_model(size.architecture, material, seed), speed  # measuring has trained the other one
+
+
+def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
+    """Training speed in tokens/s: some real steps, after one that compiles."""
+    T = model.config.n_positions
+    batches = endless_batches(material.train, T, BATCH_SIZE, seed=0)
+    step, state = make_train_step(model, make_optimizer("muon"), clip=1.0, batch_size=BATCH_SIZE)
+    n, started = -1, 0.0
+    while n < 1 or time.perf_counter() - started < seconds:
+        x, y = next(batches)
+        mx.eval(step(mx.array(x), mx.array(y)), state)
+        n += 1
+        started = started or time.perf_counter()  # from the end of the first step
+    return n * BATCH_SIZE * T / (time.perf_counter() - started)
+
+
+def _settings(model: GPT, speed: float, deadline: float, seed: int) -> TrainConfig:
+    """What is left of the time, less what the evaluations and the samples at the end will take."""
+    looks = (N_LOOKS * EVAL_WINDOWS + N_VAL_STORIES) * model.config.n_positions  # tokens to look at, forward only
+    samples = 2 * N_SAMPLES * model.config.n_positions
+    seconds = deadline - time.perf_counter() - (looks + samples) / (2.5 * speed) - 3.0  # plot, files, table
+    steps = max(1.0, seconds * speed / (BATCH_SIZE * model.config.n_positions))
+    return TrainConfig(
+        minutes=max(seconds, 1.0) / 60,
+        batch_size=BATCH_SIZE,
+        optimizer="muon",
+        learning_rate=6e-3,
+        muon_learning_rate=0.03,
+        beta2=0.99,
+        eval_every=max(1, round(steps / (N_LOOKS + 1))),
+        eval_windows=EVAL_WINDOWS,
+        seed=seed,
+    )
+
+
+def _free(out: Path) -> Path:
+    """The folder itself if it is new, else with the first number that is."""
+    numbered = (out.with_name(f"{out.name}-{n}") for n in count(2))
+    return next(path for path in chain([out], numbered) if not path.exists())
+
+
+def _write_samples(path: Path, told: Sequence[tuple[str, str]], judgement: Judgement) -> None:
+    lines = [f"# The same prompt\n\n{PROMPT}\n"]
+    lines += [f"- {when}: {text.strip()}" for when, text in told]
+    lines += ["\n# Stories told from nothing, and where they break\n"]
+    for story, reading in zip(judgement.stories, judgement.readings, strict=True):
+        lines += [f"- {story}", f"  - **{reading.broken or 'valid'}**"]
+    lines += ["\n# Sentences that tinyworld does not have\n"]
+    lines += [f"- {sentence}" for sentence, valid in judgement.sentences if not valid]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _table(result: Run, material: Material, judgement: Judgement) -> Table:
+    table = Table(title="What it has learned", title_justify="left", min_width=60)
+    table.add_column("")
+    table.add_column("nats per token", justify="right")
+    names = {"ln V": "knows nothing (ln V)", "unigram": "knows how often each token comes (unigram entropy)"}
+    names |= {"bigram": "and after which other (bigram entropy)", "best possible": "knows the rules (best possible)"}
+    rows = {names[mark]: f"{loss:.3f}" for mark, loss in material.marks.items()}
+    best = rows.popitem()
+    for name, value in [
+        *rows.items(),
+        ("this model, on stories it has not seen", f"[bold]{result.val_loss:.3f}[/bold]"),
+        best,
+    ]:
+        table.add_row(name, value)
+    table.add_row("above the best possible", f"{result.val_loss - material.marks['best possible']:.3f}")
+    table.add_section()
+    sampled = f"sampled at temperature {TEMPERATURE:g}"
+    table.add_row(f"sentences valid, of {len(judgement.sentences)} {sampled}", str(judgement.valid_sentences))
+    table.add_row(f"whole stories valid, of {len(judgement.stories)} {sampled}", str(judgement.valid_stories))
+    return table
+
+
+def _say_next(console: Console, result: Run) -> None:
+    folder = result.folder
+    console.print(f"model {folder}   plot {result.plot}   samples {folder / 'samples.md'}\n", highlight=False)
+    console.print("Next:", highlight=False)
+    for command in (
+        f'mlx-gpt generate {folder} --prompt "One rainy day, Tom was in the forest."',
+        "mlx-gpt train --data shakespeare --out runs/shakespeare",
+        "python examples/01_one_head.py",
+    ):
+        console.print(f"  {command}", style="bold", highlight=False, soft_wrap=True)

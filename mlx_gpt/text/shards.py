@@ -1,0 +1,118 @@
+"""Token ids side by side, and the windows that training and validation look through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+
+import numpy as np
+
+from mlx_gpt.errors import DataError
+from mlx_gpt.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Documents as one row of ids, ``<|endoftext|>`` before each and after the last.
+
+    ``ids`` (N,) int32; ``starts`` (documents + 1,) the positions of the ``<|endoftext|>``: document i is
+    ``ids[starts[i] + 1 : starts[i + 1]]``.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def from_documents(cls, documents: Sequence[str], tokenizer: Tokenizer) -> TokenStream:
+        """Encode documents one after the other."""
+        pieces, starts, position = [], [], 0
+        for document in tokenizer.encode_batch(list(documents)):
+            starts.append(position)
+            pieces.append(np.array([tokenizer.eot_id, *document], np.int32))
+            position += len(document) + 1
+        pieces.append(np.array([tokenizer.eot_id], np.int32))
+        return cls(np.concatenate(pieces), np.array([*starts, position]))
+
+    @property
+    def n_tokens(self) -> int:
+        """How many ids there are to predict: all but the first."""
+        return len(self.ids) - 1
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the model looks: window i reads T ids from ``starts[i]`` on and predicts the id after each.
+
+    A window starts where a document starts, so that nobody has to continue a story whose beginning was cut off; a
+    document longer than T is cut into pieces of T. Each target is ``counted`` in just one window: the first
+    ``counted[i]`` of window i. What follows them, the beginning of a document that does not fit, is
+    good enough to train on, but is left out of a validation loss.
+    """
+
+    stream: TokenStream
+    T: int
+    starts: np.ndarray
+    counted: np.ndarray
+
+    @classmethod
+    def over(cls, stream: TokenStream, T: int, skip: int = 0) -> Windows:
+        """Cut a stream into windows, from position ``skip`` on (another cut for another epoch)."""
+        if stream.n_tokens < T:
+            raise DataError(
+                f"the text is shorter than one window: {stream.n_tokens} tokens, and a window (n_positions) is {T}; "
+                f"give more text or a smaller n_positions"
+            )
+        starts, counted, position = [], [], skip
+        while position < stream.n_tokens:
+            last = stream.starts[np.searchsorted(stream.starts, position + T, "right") - 1]
+            end = last if last > position else min(position + T, stream.n_tokens)
+            starts.append(position)
+            counted.append(end - position)
+            position = end
+        return cls(stream, T, np.array(starts), np.array(counted))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs, targets and which targets count for these windows: x, y (B, T) int32, counts (B, T) bool.
+
+        ``y[:, :-1] == x[:, 1:]``. Past the end of the text the last id is repeated; it is not counted.
+        """
+        steps = np.arange(self.T + 1)
+        ids = self.stream.ids[np.minimum(self.starts[rows, None] + steps, len(self.stream.ids) - 1)]
+        return ids[:, :-1], ids[:, 1:], steps[:-1] < self.counted[rows, None]
+
+
+def endless_batches(stream: TokenStream, T: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Training batches without end: x, y (B, T) int32, with y[:, :-1] == x[:, 1:]."""
+    rows = _endless_rows(stream, T, seed)
+    while True:
+        batch = np.stack(list(islice(rows, batch_size)))
+        yield batch[:, :-1], batch[:, 1:]
+
+
+def _endless_rows(stream: TokenStream, T: int, seed: int) -> Iterator[np.ndarray]:
+    """T + 1 ids at a time: every window of an epoch once, in an order drawn from the seed and the epoch."""
+    last = len(stream.ids) - (T + 1)  # where a row can start at the latest
+    for epoch in count():
+        rng = np.random.default_rng([seed, epoch])
+        windows = Windows.over(stream, T, skip=int(rng.integers(min(T, last + 1))) if epoch else 0)
+        for start in rng.permutation(windows.starts[windows.starts <= last]):
+            # Half of the rows leave out the <|endoftext|> in front: a prompt will not have it either.
+            start = min(start + rng.integers(2), last)
+            yield stream.ids[start : start + T + 1]
+
+
+def entropies(stream: TokenStream, vocab_size: int) -> tuple[float, float]:
+    """What a text costs, in nats per token, to one who knows only how often each token comes (the unigram entropy),
+    or also how often after which other (the bigram entropy): H(token) and H(token | the one before)."""
+    unigram = _entropy(np.unique(stream.ids, return_counts=True)[1])
+    pairs = stream.ids[:-1].astype(np.int64) * vocab_size + stream.ids[1:]
+    return unigram, _entropy(np.unique(pairs, return_counts=True)[1]) - unigram
+
+
+def _entropy(counts: np.ndarray) -> float:
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

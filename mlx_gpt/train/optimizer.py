@@ -1,0 +1,71 @@
+"""What moves the weights: AdamW as GPT-2's successors use it, or Muon for the matrices inside the blocks."""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+import mlx.core as mx
+import mlx.optimizers as optim
+
+OPTIMIZERS = ("adamw", "muon")
+
+
+def make_optimizer(
+    kind: str = "adamw",
+    learning_rate: float = 1e-3,
+    muon_learning_rate: float = 0.02,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> optim.MultiOptimizer:
+    """AdamW with bias correction, its decay on matrices only: norms and biases have no reason to be small.
+
+    With ``muon`` the matrices of the blocks take steps with all singular values equal (Jordan et al. 2024), of length
+    ``muon_learning_rate``; embeddings and vectors stay with AdamW.
+    """
+
+    def adamw(decay: float) -> optim.AdamW:
+        return optim.AdamW(learning_rate, betas=list(betas), eps=1e-8, weight_decay=decay, bias_correction=True)
+
+    groups: list[optim.Optimizer] = [adamw(weight_decay), adamw(0.0)]
+    filters = [_is_matrix]
+    if kind == "muon":
+        groups.insert(0, optim.Muon(muon_learning_rate, momentum=0.95, weight_decay=0.0))
+        filters.insert(0, _is_block_matrix)
+    elif kind != "adamw":
+        raise ValueError(f"the optimizer must be one of {', '.join(OPTIMIZERS)}, not {kind!r}")
+    return optim.MultiOptimizer(groups, filters)
+
+
+def _is_matrix(path: str, weight: mx.array) -> bool:
+    return weight.ndim >= 2
+
+
+def _is_block_matrix(path: str, weight: mx.array) -> bool:
+    return weight.ndim >= 2 and path.startswith("h.")
+
+
+class Schedule:
+    """Scales every learning rate of an optimizer: up in a line during warm-up, then down a cosine to ``final``.
+
+    Set from outside, by the share of the run that is done: so a run may be as long as a number of steps or as a number
+    of minutes. (Loshchilov & Hutter 2017; Radford et al. 2018, section 4.1.)
+    """
+
+    def __init__(self, optimizer: optim.MultiOptimizer, warmup: float = 0.02, final: float = 0.1):
+        self.optimizers = optimizer.optimizers
+        self.peaks = [float(one.learning_rate.item()) for one in self.optimizers]
+        self.warmup, self.final = warmup, final
+
+    def factor(self, done: float) -> float:
+        """What the peaks are multiplied by when the share ``done`` (0 to 1) of the run is behind."""
+        if done < self.warmup:
+            return done / self.warmup
+        through = min(1.0, (done - self.warmup) / (1 - self.warmup))
+        return self.final + (1 - self.final) * 0.5 * (1 + cos(pi * through))
+
+    def set(self, done: float) -> float:
+        """Set the learning rates; returns AdamW's."""
+        factor = self.factor(done)
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            optimizer.learning_rate = peak * factor
+        return self.peaks[-1] * factor
