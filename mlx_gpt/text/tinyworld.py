@@ -27,46 +27,39 @@ def _words(text: str, between: str = " ") -> tuple[str, ...]:
     return tuple(text.split(between))
 
 
-GIRLS = _words(
-    "Anna Lily Mia Rose Ella Ruby Nora Ivy Lucy Zoe Emma Clara Alice Maya Sara Molly Daisy Hana Lena Eva Grace Jane "
-    "Kate June"
-)
-BOYS = _words(
-    "Tom Ben Max Sam Leo Jack Finn Noah Paul Hugo Adam Oscar Luke Theo Dan Felix Henry Peter Omar Will Tim Ned Otto "
-    "Carl"
-)
+GIRLS = _words("Anna Lily Mia Rose Ella Ruby Nora Ivy Lucy Zoe Emma Clara Alice Maya Sara Molly")
+BOYS = _words("Tom Ben Max Sam Leo Jack Finn Noah Paul Hugo Adam Oscar Luke Theo Dan Felix")
 NAMES = GIRLS + BOYS
 PLACES = _words(
     "garden kitchen park forest barn school library market attic cellar river hill lake tower mill bakery castle farm "
-    "meadow cave shop station yard orchard"
+    "meadow cave"
 )
 THINGS = _words(
     "ball kite book hat drum doll boat lamp key cup box bell coin map ring rope shell stone spoon basket blanket "
-    "whistle mirror feather pencil scarf lantern puzzle marble trumpet candle flower button bottle ribbon crown kettle violin"
+    "whistle mirror feather pencil scarf lantern puzzle trumpet crown"
 )
-LOOKS = _words(
-    "red blue green yellow pink white black brown purple golden silver wooden new big small round heavy soft shiny "
-    "strange"
+LOOKS = _words("red blue green yellow pink white black brown purple golden silver wooden new round heavy shiny")
+TRAITS = _words("kind brave clever quiet funny gentle shy honest cheerful curious careful lazy polite friendly")
+FEELINGS = _words(
+    "happy sad tired proud hungry glad excited sleepy calm cross worried surprised lonely merry bored thirsty"
 )
-TRAITS = _words("kind brave clever quiet funny gentle shy honest cheerful curious careful lazy")
-FEELINGS = _words("happy sad tired proud hungry glad excited sleepy calm cross worried surprised lonely merry bored")
 WEATHER = _words("sunny rainy windy cloudy snowy warm cold foggy bright stormy misty frosty")
 TIMES = _words("morning afternoon evening day")
-FOODS = _words(
-    "an apple, a pear, a plum, a bun, a pie, a cookie, a carrot, a cherry, a sandwich, a peach, a melon, an egg, "
-    "some bread, some cheese, some soup, some cake",
-    ", ",
-)
+TASTES = _words("sweet fresh tasty juicy crisp delicious")
+FOODS = _words("apple pear plum bun pie cookie carrot cherry sandwich peach melon pancake biscuit tomato waffle muffin")
+SIZES = _words("little big small tiny large young")
 ANIMALS = _words("dog cat bird duck fox frog owl hen cow horse sheep mouse rabbit squirrel bee goat pig lamb hare deer")
 PASSED = _words("ran flew hopped walked crept wandered rushed came")
-DID = _words("sang danced played read rested swam climbed dug painted cooked laughed slept jumped skipped")
-DO = _words("sing dance play read rest swim climb dig paint cook laugh sleep jump skip")
+DID = _words("sang danced played read rested swam climbed dug painted cooked laughed slept jumped skipped whistled")
+DO = _words("sing dance play read rest swim climb dig paint cook laugh sleep jump skip whistle")
 WENT = _words("went ran walked hurried")
-NICE = _words("nice lovely pretty fine wonderful great beautiful splendid")
+HOW = _words("happily quickly slowly quietly gladly proudly bravely eagerly carefully calmly cheerfully silently noisily")
+SOON = _words("Then Soon Later")
+NICE = _words("nice lovely pretty fine wonderful great beautiful splendid charming")
 ROLES = {"sister": GIRLS, "brother": BOYS, "friend": NAMES, "cousin": NAMES, "neighbour": NAMES}
 
 MOST_PEOPLE = 3
-FEWEST_EVENTS, MOST_EVENTS = 3, 7  # each number of events as likely as the others
+FEWEST_EVENTS, MOST_EVENTS = 4, 9  # each number as likely as the others; one more where the last is a question
 
 Options = Sequence[str]
 Said = dict[str, str]  # slot -> the words that stand in it
@@ -107,6 +100,7 @@ class Scene:
 # Slots: what can stand there at all ...
 WORDS: dict[str, Options] = {
     **{"weather": WEATHER, "time": TIMES, "trait": TRAITS, "feeling": FEELINGS, "food": FOODS, "nice": NICE},
+    **{"taste": TASTES, "size": SIZES, "soon": SOON, "how": HOW},
     **{"animal": ANIMALS, "passed": PASSED, "did": DID, "do": DO, "went": WENT, "role": tuple(ROLES)},
     **{"thing": THINGS, "the_thing": THINGS, "look": LOOKS, "the_look": LOOKS},
     **{"She": ("She", "He"), "Her": ("Her", "His"), "girl": ("girl", "boy")},
@@ -193,7 +187,7 @@ RULES = (
         then=lambda scene, said: {"at": {**scene.at, said["friend"]: scene.at[scene.subject]}},
     ),
     # Who goes where
-    Rule("event", "{mover} {went} to the {elsewhere}.", 3, then=_goes("mover", "elsewhere"), about="mover"),
+    Rule("event", "{mover} {went} {how} to the {elsewhere}.", 3, then=_goes("mover", "elsewhere"), about="mover"),
     Rule(
         "event",
         "{holder} took the {the_thing} to the {elsewhere}.",
@@ -204,7 +198,7 @@ RULES = (
     ),
     Rule(
         "event",
-        "Then {new} came to the {busy}.",
+        "{soon} {new} came to the {busy}.",
         when=lambda scene: len(scene.at) < MOST_PEOPLE,
         then=_goes("new", "busy"),
         about="new",
@@ -241,8 +235,8 @@ RULES = (
     # What else happens
     Rule("event", "{who} was {feeling}.", about="who"),
     Rule("event", "{She} {did} for a while.", 1.5, when=lambda scene: scene.subject, about="She"),
-    Rule("event", "{She} ate {food}.", when=lambda scene: scene.subject, about="She"),
-    Rule("event", "A {animal} {passed} past {who}."),
+    Rule("event", "{She} ate a {taste} {food}.", when=lambda scene: scene.subject, about="She"),
+    Rule("event", "A {size} {animal} {passed} past {who}."),
     # What somebody says
     Rule("event", '"What a {nice} {the_thing}!" said {who}.'),
     Rule("event", '"Let us {do}," said {who}.'),
@@ -287,7 +281,7 @@ def choices(scene: Scene) -> list[tuple[Rule, float]]:
     if scene.part == "over":
         return []
     if scene.part == "event":
-        stop = 1 / (MOST_EVENTS + 1 - scene.events) if scene.events >= FEWEST_EVENTS else 0.0
+        stop = 1 / max(1, MOST_EVENTS + 1 - scene.events) if scene.events >= FEWEST_EVENTS else 0.0
         if scene.question[0]:
             return _shares("answer", scene, 1.0)
         return _shares("event", scene, 1 - stop) + _shares("fact", scene, stop)
@@ -309,7 +303,7 @@ def after(scene: Scene, rule: Rule, said: Said) -> Scene:
     """The scene when this has been said."""
     changes: dict = {"gift": ("", ""), "question": ("", ""), **rule.then(scene, said)}
     changes["part"] = _NEXT_PART.get(rule.part, "event")
-    changes["events"] = scene.events + (rule.part == "event")
+    changes["events"] = scene.events + (rule.part in ("event", "answer"))
     changes["subject"] = scene.subject if rule.about == "She" else said.get(rule.about, "")
     return replace(scene, **changes)
 
