@@ -53,7 +53,9 @@ PASSED = _words("ran flew hopped walked crept wandered rushed came")
 DID = _words("sang danced played read rested swam climbed dug painted cooked laughed slept jumped skipped whistled")
 DO = _words("sing dance play read rest swim climb dig paint cook laugh sleep jump skip whistle")
 WENT = _words("went ran walked hurried")
-HOW = _words("happily quickly slowly quietly gladly proudly bravely eagerly carefully calmly cheerfully silently noisily")
+HOW = _words(
+    "happily quickly slowly quietly gladly proudly bravely eagerly carefully calmly cheerfully silently noisily"
+)
 SOON = _words("Then Soon Later")
 NICE = _words("nice lovely pretty fine wonderful great beautiful splendid charming")
 ROLES = {"sister": GIRLS, "brother": BOYS, "friend": NAMES, "cousin": NAMES, "neighbour": NAMES}
