@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. A file imports from floors below its own and, on its own floor, from files of its own room.
 FLOORS = [
     "errors",
+    "text/vocab_files",
     "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/report  generate/sampling",
     "text/corpus  text/shards",
     "model/cache",

@@ -1,0 +1,221 @@
+"""The files of a tokenizer: GPT-2's vocab.json and merges.txt, and the tokenizer.json of the tokenizers library.
+
+What is read is checked first: a vocabulary that is damaged, or of another kind, would give wrong ids without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlx_gpt.errors import TokenizerError
+
+Token = bytes  # what one id stands for
+EOT = "<|endoftext|>"
+
+# In GPT-2's files each byte is one visible character: itself where it is printable, else the next of chr(256), ...
+# The bytes' ids follow that order, so byte BYTES[i] has id i and is written CHARACTERS[i].
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = [*PRINTABLE, *(b for b in range(256) if b not in PRINTABLE)]
+CHARACTERS = [chr(b) for b in PRINTABLE] + [chr(256 + i) for i in range(256 - len(PRINTABLE))]
+WRITE = dict(zip(BYTES, CHARACTERS, strict=True))
+READ = dict(zip(CHARACTERS, BYTES, strict=True))
+
+
+class Parts(NamedTuple):
+    """What a folder's files say: each name's id, the merges in order, and the ids of tokens added afterwards."""
+
+    vocab: dict[str, int]
+    merges: list[tuple[str, str]]
+    added: dict[str, int]
+
+
+def read_vocabulary(folder: str | os.PathLike[str]) -> tuple[dict[Token, int], dict[str, int]]:
+    """The ids of a folder's tokens, and of its marks, from ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``.
+
+    Raises ``TokenizerError`` where files are missing, damaged, disagree, or hold another kind of tokenizer.
+    """
+    vocab_file, merges_file, fast_file, added_file = (
+        Path(folder) / name for name in ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json")
+    )
+    fast = _read_fast(fast_file) if fast_file.exists() else None
+    added = fast.added if fast else {}
+    if vocab_file.exists() and merges_file.exists():
+        added = added | (_read_object(added_file) if added_file.exists() else {})
+        parts, file = Parts(_read_object(vocab_file), _read_merges(merges_file), added), merges_file
+    elif fast:
+        parts, file = fast, fast_file
+    else:
+        found = next((f"only {file.name}" for file in (vocab_file, merges_file) if file.exists()), "neither")
+        raise TokenizerError(
+            f"{folder}: expected vocab.json and merges.txt, or tokenizer.json, found {found}; "
+            f"copy them from the model this folder was made from"
+        )
+    _check_ids(parts, file)
+    ranks = _ranks(parts, file)
+    return ranks, _specials(parts, ranks, file)
+
+
+def write_vocabulary(
+    folder: str | os.PathLike[str], vocab: dict[str, int], merges: list[tuple[Token, Token]], specials: dict[str, int]
+) -> None:
+    """Write the four files that transformers and mlx-lm read. Creates the folder."""
+    lines = [f"{write_name(left)} {write_name(right)}" for left, right in merges]
+    files = {
+        "vocab.json": vocab_json(vocab),  # for GPT-2, byte for byte OpenAI's encoder.json
+        "merges.txt": "\n".join(["#version: 0.2", *lines, ""]),  # and its vocab.bpe
+        "tokenizer.json": json.dumps(_fast_tokenizer(vocab, lines, specials), ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(_tokenizer_config(specials), indent=2),
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (Path(folder) / name).write_bytes(text.encode())
+
+
+def vocab_json(vocab: dict[str, int]) -> str:
+    """The text of a ``vocab.json``."""
+    return json.dumps(vocab)
+
+
+def write_name(token: Token) -> str:
+    """How the files write a token: a visible character for each byte."""
+    return "".join(WRITE[b] for b in token)
+
+
+def read_name(name: str) -> Token:
+    """The token that the files write so."""
+    return Token(READ[c] for c in name)
+
+
+def pairs(merges: Iterable[Any]) -> list[tuple[str, str]]:
+    """The merges of a tokenizer.json: "a b" in old files, ["a", "b"] in new ones."""
+    halves = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return [(left, right) for left, right in halves]
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def _damaged(file: Path, expected: str, found: str) -> TokenizerError:
+    return TokenizerError(f"{file}: expected {expected}, found {found}; fetch the file again from where it came")
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _damaged(file, "UTF-8 text", f"the byte {error.object[error.start]:#04x} at {error.start}") from error
+    except OSError as error:
+        raise TokenizerError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(file))
+    except json.JSONDecodeError as error:
+        raise _damaged(file, "JSON", f"{error.msg} in line {error.lineno}, column {error.colno}") from error
+    if not isinstance(value, dict):
+        raise _damaged(file, "a JSON object", type(value).__name__)
+    return value
+
+
+def _read_merges(file: Path) -> list[tuple[str, str]]:
+    lines = _read_text(file).rstrip("\n").split("\n")
+    merges = []
+    for number, line in enumerate(lines, 1):
+        if number == 1 and (line.startswith("#version") or not line):
+            continue
+        halves = line.split(" ")
+        if len(halves) != 2 or not all(halves):
+            raise _damaged(file, f"two tokens and a space between them in line {number}", repr(line))
+        merges.append((halves[0], halves[1]))
+    return merges
+
+
+def _read_fast(file: Path) -> Parts:
+    fast = _read_object(file)
+    try:
+        model, words = fast["model"], fast.get("pre_tokenizer") or {}
+        kind = (model["type"], words.get("type"), words.get("add_prefix_space"), words.get("use_regex", True))
+        # Another split or a normalizer would give other ids without a word, so only GPT-2's own kind is let in.
+        if kind != ("BPE", "ByteLevel", False, True) or fast.get("normalizer"):
+            raise TokenizerError(
+                f"{file}: expected GPT-2's kind (BPE on the words of ByteLevel, no prefix space, no normalizer), "
+                f"found {kind[0]} on {kind[1]}, or other settings; this folder belongs to another kind of model"
+            )
+        added = {token["content"]: token["id"] for token in fast.get("added_tokens") or []}
+        return Parts(dict(model["vocab"]), pairs(model["merges"]), added)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(file, "what the tokenizers library writes", f"{type(error).__name__}: {error}") from error
+
+
+def _check_ids(parts: Parts, file: Path) -> None:
+    ids = parts.vocab | parts.added
+    if wrong := [name for name, i in ids.items() if type(i) is not int or i < 0]:
+        raise _damaged(file, "whole numbers as ids", f"{wrong[0]!r} with id {ids[wrong[0]]!r}")
+    if len(set(ids.values())) < len(ids):
+        raise _damaged(file, "an id of its own for each token", f"{len(ids)} tokens with {len(set(ids.values()))} ids")
+
+
+def _ranks(parts: Parts, file: Path) -> dict[Token, int]:
+    """The mergeable tokens: all bytes, then what each merge makes, which must be new, in the vocabulary, and rising."""
+    if lacking := [c for c in CHARACTERS if c not in parts.vocab]:
+        raise _damaged(file, "all 256 bytes in the vocabulary", f"{256 - len(lacking)}, without {lacking[0]!r}")
+    known = dict.fromkeys(CHARACTERS)
+    last = -1
+    for left, right in parts.merges:
+        token = left + right
+        if left not in known or right not in known or token not in parts.vocab:
+            raise _damaged(file, "merges of two earlier tokens into one of the vocabulary", f"{left!r} {right!r}")
+        if parts.vocab[token] <= last:
+            raise _damaged(file, "ids that rise in the order of the merges", f"{token!r} with id {parts.vocab[token]}")
+        known[token], last = None, parts.vocab[token]
+    return {read_name(name): parts.vocab[name] for name in known}
+
+
+def _specials(parts: Parts, ranks: dict[Token, int], file: Path) -> dict[str, int]:
+    """What no merge makes: ``<|endoftext|>`` and its like. Anything else there means that merges are missing."""
+    made = set(ranks.values())
+    specials = {name: i for name, i in (parts.vocab | parts.added).items() if i not in made}
+    marks = re.compile(r"<\S+>|\[[A-Z]+\]")
+    if strays := [name for name in specials if name not in parts.added and not marks.fullmatch(name)]:
+        raise _damaged(file, "a merge for each token", f"none for {len(strays)}, the first {strays[0]!r}")
+    if EOT not in specials:
+        raise _damaged(file, f"{EOT} among the tokens", "none")
+    return specials
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def _added_token(text: str) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"content": text, **flags, "special": True}
+
+
+def _fast_tokenizer(vocab: dict[str, int], merges: list[str], specials: dict[str, int]) -> dict[str, Any]:
+    # The format of the tokenizers library, with merges as "a b", which its old and new releases both read.
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": i, **_added_token(text)} for text, i in specials.items()],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }
+
+
+def _tokenizer_config(specials: dict[str, int]) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT),
+        "added_tokens_decoder": {str(i): _added_token(text) for text, i in specials.items()},
+    }
