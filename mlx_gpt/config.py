@@ -12,12 +12,14 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any
 
+from mlx_gpt.errors import UsageError
+
 ACTIVATIONS = ("gelu_new", "gelu")
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Everything that decides what a GPT-2 computes. Raises ``ValueError`` on a value that cannot work."""
+    """Everything that decides what a GPT-2 computes. A value that cannot work is a ``UsageError`` (a ``ValueError``)."""
 
     vocab_size: int = 50257  # V, number of token ids
     n_positions: int = 1024  # longest sequence, in tokens
@@ -41,27 +43,27 @@ class GPTConfig:
             if name == "n_inner" and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+                raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}")
         if self.n_embd % self.n_head:
-            raise ValueError(
+            raise UsageError(
                 f"n_embd must be a multiple of n_head (each head gets an equal share of the width): "
                 f"got n_embd={self.n_embd}, n_head={self.n_head}"
             )
         if self.activation_function not in ACTIVATIONS:
-            raise ValueError(
+            raise UsageError(
                 f"activation_function must be one of {', '.join(ACTIVATIONS)}, not {self.activation_function!r}"
             )
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value < 1):
-                raise ValueError(f"{name} must be a probability in [0, 1), not {value!r}")
+                raise UsageError(f"{name} must be a probability in [0, 1), not {value!r}")
         for name in ("layer_norm_epsilon", "initializer_range"):
             value = getattr(self, name)
             if not (_is_number(value) and 0 < value < inf):
-                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+                raise UsageError(f"{name} must be a number above 0, not {value!r}")
         for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if not isinstance(getattr(self, name), bool):  # a "false" from a file would count as true
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+                raise UsageError(f"{name} must be true or false, not {getattr(self, name)!r}")
 
     @property
     def head_dim(self) -> int:
@@ -77,10 +79,10 @@ class GPTConfig:
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
         """A named size, with any field overridden: ``GPTConfig.preset("tiny", vocab_size=512)``."""
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")
+            raise UsageError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(overrides) - known):
-            raise ValueError(f"GPTConfig has no field {', '.join(unknown)}; its fields are: {', '.join(sorted(known))}")
+            raise UsageError(f"GPTConfig has no field {', '.join(unknown)}; its fields are: {', '.join(sorted(known))}")
         return replace(PRESETS[name], **overrides)
 
 
