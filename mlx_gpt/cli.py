@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg, subcommand
 
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.train.loop import TrainConfig
+
+PRESET = "tiny"
+
+
+@dataclass(frozen=True)
+class Architecture(GPTConfig):
+    """The flags of an architecture: ``GPTConfig``, but how many ids there are is the tokenizer's to say."""
+
+    vocab_size: Suppress[int] = GPTConfig.vocab_size
+
+    @classmethod
+    def like(cls, preset: str) -> Architecture:
+        """The flags with a preset's values for defaults."""
+        return cls(**asdict(GPTConfig.preset(preset)))
+
+    @property
+    def config(self) -> GPTConfig:
+        return GPTConfig(**asdict(self))
 
 
 @dataclass(frozen=True)
@@ -26,11 +46,10 @@ class Train:
     """where the model folder, metrics.jsonl and loss.png go: a new folder"""
     tokenizer: str = "bpe:1024"
     """gpt2, bytes, or bpe:N: N ids learned from the text"""
-    preset: str = "tiny"
-    """the architecture to start from; the flags below override its fields"""
+    preset: Annotated[str, arg(help=f"the size that the flags below change: {', '.join(PRESETS)}")] = PRESET
     prompt: str = ""
     """what the samples during training continue"""
-    model: Annotated[GPTConfig, arg(name="")] = field(default_factory=lambda: PRESETS["tiny"])
+    model: Annotated[Architecture, arg(name="")] = field(default_factory=lambda: Architecture.like(PRESET))
     config: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
 
     def __call__(self) -> None:
@@ -43,12 +62,14 @@ class Train:
         console = Console()
         check_new(self.out)
         material = prepare(load_corpus(self.data), self.tokenizer)
-        model = new_model(self.model, material, self.config.seed)
+        model = new_model(self.model.config, material, self.config.seed)
         console.print(
             f"{model.n_parameters:,} parameters, {material.train.n_tokens:,} tokens to train on, "
             f"{material.val.n_tokens:,} to measure by, vocabulary {material.tokenizer.vocab_size}",
             highlight=False,
         )
+
+        generate(model, material.tokenizer, self.prompt)  # too long a prompt is told now, not halfway through
 
         def sample(step: int, done: float) -> None:
             text = "".join(generate(model, material.tokenizer, self.prompt, max_tokens=60))
@@ -130,18 +151,38 @@ Verb = OmitArgPrefixes[
 ]
 
 
+def parse(argv: Sequence[str]) -> Train | Generate | Quickstart:
+    """The verb that a command line asks for, with all its settings. ``SystemExit`` after --help and for wrong flags."""
+    default: Any = tyro.MISSING
+    if argv[:1] == ["train"]:  # the preset first: it decides what the other flags default to
+        scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        scout.add_argument("--preset", nargs="?")
+        preset = scout.parse_known_args(argv)[0].preset or PRESET
+        default = Train(data=tyro.MISSING, out=tyro.MISSING, preset=preset, model=Architecture.like(preset))
+    description = "GPT-2 in MLX: train it, load it, let it talk."
+    return tyro.cli(Verb, prog="mlx-gpt", args=argv, default=default, description=description)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for what went wrong outside, 2 for wrong usage."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        tyro.cli(Verb, prog="mlx-gpt", args=argv, description="GPT-2 in MLX: train it, load it, let it talk.")()
-    except (UsageError, ValueError) as error:
-        print(f"mlx-gpt: {error}", file=sys.stderr)
-        return 2
+        parse(list(sys.argv[1:] if argv is None else argv))()
+        sys.stdout.flush()
+    except UsageError as error:
+        return _say(error, 2)
     except MLXGPTError as error:
-        print(f"mlx-gpt: {error}", file=sys.stderr)
-        return 1
+        return _say(error, 1)
+    except BrokenPipeError:  # nobody reads any more, as after `| head -1`; nor shall Python try again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a shell says it: ended by SIGPIPE
+    except OSError as error:  # a full disk, a folder that may not be written to
+        return _say(f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        print("\nmlx-gpt: stopped", file=sys.stderr)
-        return 130
+        print(file=sys.stderr)  # behind the ^C
+        return _say("stopped", 128 + 2)
     return 0
+
+
+def _say(trouble: object, code: int) -> int:
+    print(f"mlx-gpt: {trouble}", file=sys.stderr)
+    return code

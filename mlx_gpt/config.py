@@ -19,7 +19,7 @@ ACTIVATIONS = ("gelu_new", "gelu")
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Everything that decides what a GPT-2 computes. A value that cannot work is a ``UsageError`` (a ``ValueError``)."""
+    """Everything that decides what a GPT-2 computes. Raises ``UsageError`` (a ``ValueError``) on what cannot work."""
 
     vocab_size: int = 50257  # V, number of token ids
     n_positions: int = 1024  # longest sequence, in tokens
