@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +17,8 @@ class Report:
     """Collects a run's metrics: in memory, in ``folder/metrics.jsonl`` and on the console's last line.
 
     Rows have ``step``, ``tokens`` and, where measured, ``loss`` and ``val_loss`` (nats per token), ``learning_rate``,
-    ``grad_norm``, ``tokens_per_second``, ``peak_memory_bytes``, ``seconds``.
+    ``grad_norm``, ``tokens_per_second``, ``peak_memory_bytes``. The folder is made for the first of them, so that a run
+    that cannot begin leaves nothing behind.
     """
 
     folder: Path
@@ -25,7 +26,7 @@ class Report:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._file = (self.folder / "metrics.jsonl").open("w", encoding="utf-8")
+        self._file: TextIO | None = None
         self._status = self.console.status("starting: the first step compiles the model") if self._live else None
         if self._status:
             self._status.start()
@@ -36,6 +37,9 @@ class Report:
 
     def row(self, **values: Any) -> None:
         """Keep one row of metrics and write it down at once."""
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / "metrics.jsonl").open("w", encoding="utf-8")
         self.rows.append(values)
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
@@ -53,7 +57,8 @@ class Report:
         """End the live line and the file."""
         if self._status:
             self._status.stop()
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric."""

@@ -90,7 +90,6 @@ def run(
     ``out`` must be new or empty (``UsageError``): nothing of an earlier run is ever overwritten.
     """
     check_new(out)
-    out.mkdir(parents=True, exist_ok=True)
     report = Report(out, console)
     try:
         val_loss = train(model, material.train, material.val, config, report, on_eval)
