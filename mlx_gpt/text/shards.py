@@ -108,7 +108,9 @@ def _endless_rows(stream: TokenStream, T: int, seed: int) -> Iterator[np.ndarray
 def entropies(stream: TokenStream, vocab_size: int) -> tuple[float, float]:
     """What a text costs, in nats per token, to one who knows only how often each token comes (the unigram entropy),
     or also how often after which other (the bigram entropy): H(token) and H(token | the one before)."""
-    unigram = _entropy(np.unique(stream.ids, return_counts=True)[1])
+    # Counted over what is to be predicted: all but the first. Since the first and the last are <|endoftext|>, the
+    # tokens before them, all but the last, have the same counts: H(pair) - H(token) is H(token | the one before).
+    unigram = _entropy(np.unique(stream.ids[1:], return_counts=True)[1])
     pairs = stream.ids[:-1].astype(np.int64) * vocab_size + stream.ids[1:]
     return unigram, _entropy(np.unique(pairs, return_counts=True)[1]) - unigram
 
