@@ -59,6 +59,8 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     """Train for ``minutes`` of wall time, everything included; leave a model folder, a plot and samples in ``out``."""
     if not 0.2 <= minutes <= 24 * 60:
         raise UsageError(f"--minutes must be between 0.2 and {24 * 60}, not {minutes:g}")
+    if seed < 0:
+        raise UsageError(f"--seed must be 0 or above, not {seed}")
     deadline = time.perf_counter() + 60 * minutes
     out = _free(out)
     console = Console()

@@ -31,6 +31,8 @@ def generate(
     """
     if max_tokens < 0:
         raise UsageError(f"max-tokens must be 0 or above, not {max_tokens}")
+    if seed is not None and not 0 <= seed < 2**64:
+        raise UsageError(f"seed must be 0 or above (and under 2^64), not {seed}")
     sampler = make_sampler(temperature, top_k, top_p, vocab_size=tokenizer.vocab_size)
     ids = tokenizer.encode(prompt) or [tokenizer.eot_id]
     if len(ids) >= model.config.n_positions:

@@ -45,7 +45,7 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{_flag(name)} must be above 0, not {getattr(self, name)}")
         for name in ("weight_decay", "eval_every", "eval_windows", "seed"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UsageError(f"{_flag(name)} must be 0 or above, not {getattr(self, name)}")
         for name in ("warmup", "final_learning_rate", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
