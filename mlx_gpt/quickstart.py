@@ -50,8 +50,8 @@ class Size(NamedTuple):
 
 
 SIZES = (  # from small to large
-    Size(0, GPTConfig(n_positions=192, n_embd=64, n_layer=2, n_head=2, initializer_range=0.06)),
-    Size(3_000_000, GPTConfig(n_positions=192, n_embd=128, n_layer=3, n_head=4, initializer_range=0.06)),
+    Size(0, GPTConfig(n_positions=192, n_embd=64, n_layer=2, n_head=2)),
+    Size(3_000_000, GPTConfig(n_positions=192, n_embd=128, n_layer=3, n_head=4)),
 )
 
 
@@ -73,7 +73,7 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     config = _settings(model, speed, deadline, seed)
     console.print(
         f"{n_stories:,} stories, {material.train.n_tokens:,} tokens, vocabulary {material.tokenizer.vocab_size}; "
-        f"{model.n_parameters:,} parameters; about {config.minutes or 0:.1f} minutes of training at {speed:,.0f} tokens/s\n",
+        f"{model.n_parameters:,} parameters; {config.minutes or 0:.1f} minutes of training at {speed:,.0f} tokens/s\n",
         highlight=False,
     )
     told: list[tuple[str, str]] = []
@@ -140,7 +140,7 @@ def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
     """Training speed in tokens/s: some real steps, after one that compiles."""
     T = model.config.n_positions
     batches = endless_batches(material.train, T, BATCH_SIZE, seed=0)
-    step, state = make_train_step(model, make_optimizer("muon"), clip=1.0, batch_size=BATCH_SIZE)
+    step, state = make_train_step(model, make_optimizer("muon", muon_embeddings=True), clip=1.0, batch_size=BATCH_SIZE)
     n, started = -1, 0.0
     while n < 1 or time.perf_counter() - started < seconds:
         x, y = next(batches)
@@ -160,8 +160,11 @@ def _settings(model: GPT, speed: float, deadline: float, seed: int) -> TrainConf
         minutes=max(seconds, 1.0) / 60,
         batch_size=BATCH_SIZE,
         optimizer="muon",
+        muon_embeddings=True,
         learning_rate=6e-3,
-        muon_learning_rate=0.03,
+        muon_learning_rate=0.02,
+        schedule="wsd",
+        final_learning_rate=0.02,
         beta2=0.99,
         eval_every=max(1, round(steps / (N_LOOKS + 1))),
         eval_windows=EVAL_WINDOWS,

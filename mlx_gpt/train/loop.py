@@ -12,7 +12,7 @@ import numpy as np
 from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.shards import TokenStream, Windows, endless_batches
-from mlx_gpt.train.optimizer import OPTIMIZERS, Schedule, make_optimizer
+from mlx_gpt.train.optimizer import OPTIMIZERS, SCHEDULES, Schedule, make_optimizer
 from mlx_gpt.train.report import Report
 from mlx_gpt.train.step import EvalStep, make_eval_step, make_train_step
 
@@ -27,7 +27,9 @@ class TrainConfig:
     optimizer: str = "adamw"  # or muon
     learning_rate: float = 1e-3  # peak, of AdamW
     muon_learning_rate: float = 0.02  # peak, of Muon, where it is used
-    final_learning_rate: float = 0.1  # share of the peak at the end of the cosine
+    muon_embeddings: bool = False  # the token embedding is Muon's too
+    schedule: str = "cosine"  # or wsd: warm-up, stable, decay
+    final_learning_rate: float = 0.1  # at the end, as a share of the peak
     warmup: float = 0.02  # share of the run
     weight_decay: float = 0.1  # on matrices
     beta1: float = 0.9
@@ -54,6 +56,8 @@ class TrainConfig:
             raise UsageError(f"--minutes must be above 0, not {self.minutes}")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"--optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
 
 
 def _flag(name: str) -> str:
@@ -100,8 +104,9 @@ def train(
         config.muon_learning_rate,
         config.weight_decay,
         (config.beta1, config.beta2),
+        config.muon_embeddings,
     )
-    schedule = Schedule(optimizer, config.warmup, config.final_learning_rate)
+    schedule = Schedule(optimizer, config.schedule, config.warmup, config.final_learning_rate)
     step, state = make_train_step(model, optimizer, config.grad_clip, config.batch_size)
     eval_step = make_eval_step(model)
     clock = _Clock(config)

@@ -8,6 +8,8 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "wsd")
+WSD_DECAY = 0.4  # share of the run in which wsd decays
 
 
 def make_optimizer(
@@ -16,11 +18,14 @@ def make_optimizer(
     muon_learning_rate: float = 0.02,
     weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
+    muon_embeddings: bool = False,
 ) -> optim.MultiOptimizer:
     """AdamW with bias correction, its decay on matrices only: norms and biases have no reason to be small.
 
     With ``muon`` the matrices of the blocks take steps with all singular values equal (Jordan et al. 2024), of length
-    ``muon_learning_rate``; embeddings and vectors stay with AdamW.
+    ``muon_learning_rate``; the rest stays with AdamW. ``muon_embeddings`` counts the token embedding among those
+    matrices: AdamW moves the rows of a small vocabulary together and drowns what tells one name from another, which
+    a head that copies names depends on. For a large vocabulary that is slow.
     """
 
     def adamw(decay: float) -> optim.AdamW:
@@ -29,8 +34,9 @@ def make_optimizer(
     groups: list[optim.Optimizer] = [adamw(weight_decay), adamw(0.0)]
     filters = [_is_matrix]
     if kind == "muon":
+        inside = ("h.", "wte") if muon_embeddings else ("h.",)
         groups.insert(0, optim.Muon(muon_learning_rate, momentum=0.95, weight_decay=0.0))
-        filters.insert(0, _is_block_matrix)
+        filters.insert(0, lambda path, weight: _is_matrix(path, weight) and path.startswith(inside))
     elif kind != "adamw":
         raise ValueError(f"the optimizer must be one of {', '.join(OPTIMIZERS)}, not {kind!r}")
     return optim.MultiOptimizer(groups, filters)
@@ -40,18 +46,18 @@ def _is_matrix(path: str, weight: mx.array) -> bool:
     return weight.ndim >= 2
 
 
-def _is_block_matrix(path: str, weight: mx.array) -> bool:
-    return weight.ndim >= 2 and path.startswith("h.")
-
-
 class Schedule:
-    """Scales every learning rate of an optimizer: up in a line during warm-up, then down a cosine to ``final``.
+    """Scales every learning rate of an optimizer: up in a line during warm-up, later down to ``final`` of the peak.
 
-    Set from outside, by the share of the run that is done: so a run may be as long as a number of steps or as a number
-    of minutes. (Loshchilov & Hutter 2017; Radford et al. 2018, section 4.1.)
+    ``cosine`` falls from the end of the warm-up on (Loshchilov & Hutter 2017; Radford et al. 2018, section 4.1);
+    ``wsd``, warm-up, stable, decay, stays at the peak until the last 40 % and then falls in a line (Hu et al. 2024).
+    Set from outside, by the share of the run that is done: so a run may last a number of steps or of minutes.
     """
 
-    def __init__(self, optimizer: optim.MultiOptimizer, warmup: float = 0.02, final: float = 0.1):
+    def __init__(self, optimizer: optim.MultiOptimizer, kind: str = "cosine", warmup: float = 0.02, final: float = 0.1):
+        if kind not in SCHEDULES:
+            raise ValueError(f"the schedule must be one of {', '.join(SCHEDULES)}, not {kind!r}")
+        self.kind = kind
         self.optimizers = optimizer.optimizers
         self.peaks = [float(one.learning_rate.item()) for one in self.optimizers]
         self.warmup, self.final = warmup, final
@@ -60,8 +66,11 @@ class Schedule:
         """What the peaks are multiplied by when the share ``done`` (0 to 1) of the run is behind."""
         if done < self.warmup:
             return done / self.warmup
-        through = min(1.0, (done - self.warmup) / (1 - self.warmup))
-        return self.final + (1 - self.final) * 0.5 * (1 + cos(pi * through))
+        if self.kind == "wsd":
+            left = min(1.0, max(0.0, 1 - done) / WSD_DECAY)
+        else:
+            left = 0.5 * (1 + cos(pi * min(1.0, (done - self.warmup) / (1 - self.warmup))))
+        return self.final + (1 - self.final) * left
 
     def set(self, done: float) -> float:
         """Set the learning rates; returns AdamW's."""
