@@ -61,7 +61,7 @@ NICE = _words("nice lovely pretty fine wonderful great beautiful splendid charmi
 ROLES = {"sister": GIRLS, "brother": BOYS, "friend": NAMES, "cousin": NAMES, "neighbour": NAMES}
 
 MOST_PEOPLE = 3
-FEWEST_EVENTS, MOST_EVENTS = 4, 9  # each number as likely as the others; one more where the last is a question
+FEWEST_EVENTS, MOST_EVENTS = 4, 9  # each number about as likely as the others; a question is answered before the end
 
 Options = Sequence[str]
 Said = dict[str, str]  # slot -> the words that stand in it
