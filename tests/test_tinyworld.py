@@ -1,0 +1,509 @@
+"""tinyworld: what is told can be read, exactly once, with the probability it was told with; anything else breaks."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from math import log, sqrt
+from typing import Any, NamedTuple
+
+import pytest
+
+from mlx_gpt.text import tinyworld
+from mlx_gpt.text.tinyworld import (
+    BOYS,
+    FEWEST_EVENTS,
+    GIRLS,
+    LOOKS,
+    MOST_EVENTS,
+    NAMES,
+    PLACES,
+    RULES,
+    THINGS,
+    Reading,
+    Rule,
+    Said,
+    Scene,
+    after,
+    best_loss,
+    choices,
+    is_sentence,
+    options,
+    read_story,
+    sentences,
+    stories,
+    story,
+)
+
+N = 10_000
+
+
+@pytest.fixture(scope="module")
+def told() -> list[str]:
+    return stories(N, seed=0)
+
+
+@pytest.fixture(scope="module")
+def readings(told: list[str]) -> list[Reading]:
+    return [read_story(text) for text in told]
+
+
+class Step(NamedTuple):
+    """One sentence of a story: the scene before it, the rule, what stands in its slots."""
+
+    scene: Scene
+    rule: Rule
+    said: Said
+
+
+def steps(text: str) -> Iterator[Step]:
+    """A story taken apart with regular expressions: a second reader, which tries every rule and every slot."""
+    scene = Scene()
+    for sentence in sentences(text):
+        fitting = [(rule, said) for rule, _ in choices(scene) for said in _readings(rule, scene, sentence)]
+        assert len(fitting) == 1, f"{len(fitting)} ways to read {sentence!r}"
+        rule, said = fitting[0]
+        yield Step(scene, rule, said)
+        scene = after(scene, rule, said)
+    assert not choices(scene)
+
+
+def _readings(rule: Rule, scene: Scene, sentence: str) -> list[Said]:
+    literals = [re.escape(literal) for literal in rule.pieces[::2]]
+    found = re.fullmatch(r"(\w+)".join(literals), sentence)
+    said: Said = {}
+    for slot, word in zip(rule.pieces[1::2], found.groups() if found else (), strict=False):
+        if word not in options(scene, slot, said):
+            return []
+        said[slot] = word
+    return [said] if found else []
+
+
+@pytest.fixture(scope="module")
+def walked(told: list[str]) -> list[list[Step]]:
+    """The first three thousand stories, step by step."""
+    return [list(steps(text)) for text in told[:3000]]
+
+
+# Told -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_tells_the_same_stories_and_another_seed_others(told: list[str]) -> None:
+    assert stories(50, seed=0) == told[:50]  # and fewer stories are the first of more
+    assert not set(stories(50, seed=1)) & set(told)
+
+
+def test_the_world_has_at_least_300_word_forms(told: list[str]) -> None:
+    assert len({word.lower() for text in told for word in re.findall(r"\w+", text)}) >= 300
+
+
+def test_ten_thousand_stories_are_all_different_and_have_40_to_120_words(told: list[str]) -> None:
+    assert len(set(told)) == N
+    lengths = [len(text.split()) for text in told]
+    assert min(lengths) >= 40
+    assert max(lengths) <= 120
+
+
+# Every way through the rules --------------------------------------------------------------------------------------
+
+
+class Ways(NamedTuple):
+    """All stories that may follow a scene: how long in words, how many, and how many nats one of them takes."""
+
+    shortest: float
+    longest: float
+    count: float
+    entropy: float
+
+
+OVER = Ways(0, 0, 1, 0.0)
+
+
+def all_ways(scene: Scene, known: dict[Any, Ways]) -> Ways:
+    """Walk every way through the rules; scenes that differ only in names are one."""
+    if not choices(scene):
+        return OVER
+    key = _kind(scene)
+    if key not in known:
+        shortest, longest, count, entropy = float("inf"), 0.0, 0.0, 0.0
+        for rule, p in choices(scene):
+            words = len(rule.text.split())
+            entropy -= p * log(p)
+            for said, n, of in _kinds_of_saying(rule, scene, {}, rule.pieces[1::2]):
+                rest = all_ways(after(scene, rule, said), known)
+                shortest, longest = min(shortest, words + rest.shortest), max(longest, words + rest.longest)
+                count += n * rest.count
+                entropy += p * n / of * (log(of) + rest.entropy)
+        known[key] = Ways(shortest, longest, count, entropy)
+    return known[key]
+
+
+def _kind(scene: Scene) -> tuple:
+    people, places = [*scene.at, ""], list(dict.fromkeys([*scene.at.values(), scene.thing_place]))
+    at = tuple(places.index(place) for place in scene.at.values())
+    question = tuple(people.index(name) for name in scene.question)
+    thing = (people.index(scene.holder), places.index(scene.thing_place), bool(scene.gift[0]))
+    if scene.part == "event":  # from here on it matters whether "she" is somebody, no longer who
+        return scene.events, at, thing, question, bool(scene.subject)
+    return scene.part, at, thing, scene.subject in GIRLS
+
+
+def _kinds_of_saying(rule: Rule, scene: Scene, said: Said, slots: list[str]) -> Iterator[tuple[Said, int, int]]:
+    """One example of each kind of saying a rule, how many are of that kind, and how many there are of all kinds."""
+    if not slots:
+        yield said, 1, 1
+        return
+    known = [*scene.at, *scene.at.values(), scene.thing_place]
+    allowed = options(scene, slots[0], said)
+    kinds = Counter()
+    examples = {}
+    for option in allowed:
+        kind = option if option in known else (option in GIRLS, option in BOYS)
+        kinds[kind] += 1
+        examples[kind] = option
+    for kind, n in kinds.items():
+        for rest, m, of in _kinds_of_saying(rule, scene, {**said, slots[0]: examples[kind]}, slots[1:]):
+            yield rest, n * m, len(allowed) * of
+
+
+@pytest.fixture(scope="module")
+def ways() -> Ways:
+    return all_ways(replace(Scene()), {})
+
+
+def test_no_way_through_the_rules_is_shorter_than_40_or_longer_than_120_words(ways: Ways) -> None:
+    assert ways.shortest >= 40
+    assert ways.longest <= 120
+
+
+def test_there_are_more_than_a_million_million_stories(ways: Ways) -> None:
+    assert ways.count > 1e12
+
+
+def test_a_story_takes_as_many_nats_as_the_rules_say_on_average(ways: Ways, readings: list[Reading]) -> None:
+    nats = [-reading.log_prob for reading in readings]
+    mean = sum(nats) / N
+    deviation = sqrt(sum((one - mean) ** 2 for one in nats) / N)
+    assert abs(mean - ways.entropy) < 4 * deviation / sqrt(N)
+    assert 4 * deviation / sqrt(N) < 0.01 * ways.entropy
+
+
+# Read -------------------------------------------------------------------------------------------------------------
+
+
+def test_reading_inverts_telling_on_ten_thousand_stories(told: list[str], readings: list[Reading]) -> None:
+    assert [reading.broken for reading in readings if not reading.valid] == []
+    assert [reading.sentences for reading in readings] == [len(sentences(text)) for text in told]
+
+
+class Counting(random.Random):
+    """Sums the log-probabilities of what is drawn from it."""
+
+    log_prob = 0.0
+
+    def choices(self, population: Any, weights: Any = None, **options: Any) -> Any:
+        (drawn,) = super().choices(population, weights, **options)
+        self.log_prob += log(weights[population.index(drawn)] / sum(weights))
+        return [drawn]
+
+    def choice(self, seq: Any) -> Any:
+        self.log_prob -= log(len(seq))
+        return super().choice(seq)
+
+
+def test_the_probability_that_is_read_is_the_one_it_was_told_with() -> None:
+    for seed in range(2000):
+        rng = Counting(seed)
+        text = story(rng)
+        assert read_story(text).log_prob == pytest.approx(rng.log_prob, abs=1e-9)
+
+
+def test_no_story_can_be_read_in_two_ways(walked: list[list[Step]], told: list[str]) -> None:
+    # ``steps`` has asserted that each sentence fits one rule, in one way. It is the way the reader took:
+    for text, way in zip(told[:200], walked, strict=False):
+        assert " ".join(step.rule.text.format(**step.said) for step in way) == text
+
+
+def test_the_probabilities_of_what_may_come_next_sum_to_one_in_every_scene(walked: list[list[Step]]) -> None:
+    for step in (step for way in walked for step in way):
+        shares = [p for _, p in choices(step.scene)]
+        assert sum(shares) == pytest.approx(1)
+        assert min(shares) > 0
+        assert {step.rule.part for rule, _ in choices(step.scene)} <= {"event", "fact", step.rule.part}
+
+
+def test_what_may_stand_in_a_slot_is_never_nothing_and_never_the_same_word_twice(walked: list[list[Step]]) -> None:
+    for step in (step for way in walked for step in way):
+        for rule, _ in choices(step.scene):
+            said: Said = {}
+            for slot in rule.pieces[1::2]:
+                allowed = options(step.scene, slot, said)
+                assert allowed, f"nothing to say for {slot} in {rule.text}"
+                assert len(set(allowed)) == len(allowed)
+                assert set(allowed) <= set(tinyworld.WORDS[slot])
+                said[slot] = allowed[0]
+
+
+# Frequencies ------------------------------------------------------------------------------------------------------
+
+
+def surprise(drawn: list[tuple[Any, dict[Any, float]]]) -> dict[Any, float]:
+    """For each thing that could be drawn: how many standard deviations its count is from what was promised."""
+    seen: Counter = Counter(outcome for outcome, _ in drawn)
+    mean: dict[Any, float] = defaultdict(float)
+    variance: dict[Any, float] = defaultdict(float)
+    for _, promised in drawn:
+        for outcome, p in promised.items():
+            mean[outcome] += p
+            variance[outcome] += p * (1 - p)
+    return {outcome: (seen[outcome] - mean[outcome]) / sqrt(v) for outcome, v in variance.items() if v > 20}
+
+
+LIMIT = 4.5  # deviations: among a thousand counts, one further off comes about once in 150 seeds
+
+
+def rules_drawn(walked: list[list[Step]], wrong: Rule | None = None) -> list[tuple[str, dict[str, float]]]:
+    """Each rule that was taken, with what was promised; or what would be, if one rule had twice its weight."""
+    drawn = []
+    for step in (step for way in walked for step in way):
+        promised = {rule: p * (2 if rule is wrong else 1) for rule, p in choices(step.scene)}
+        mass = sum(promised.values())
+        drawn.append((step.rule.text, {rule.text: p / mass for rule, p in promised.items()}))
+    return drawn
+
+
+CHOSEN = [rule for rule in RULES if rule.part != "answer"]  # each question has just one answer
+
+
+def test_rules_come_as_often_as_their_probabilities_say(walked: list[list[Step]]) -> None:
+    found = surprise(rules_drawn(walked))
+    assert set(found) == {rule.text for rule in CHOSEN}
+    assert max(map(abs, found.values())) < LIMIT
+
+
+@pytest.mark.parametrize("rule", CHOSEN, ids=lambda rule: rule.text)
+def test_a_weight_twice_as_large_would_be_noticed(rule: Rule, walked: list[list[Step]]) -> None:
+    assert abs(surprise(rules_drawn(walked, wrong=rule))[rule.text]) > LIMIT
+
+
+def test_words_come_equally_often_in_every_slot(walked: list[list[Step]]) -> None:
+    drawn = []
+    for step in (step for way in walked for step in way):
+        said: Said = {}
+        for slot, word in step.said.items():
+            allowed = options(step.scene, slot, said)
+            promised = {(step.rule.text, slot, option): 1 / len(allowed) for option in allowed}
+            drawn.append(((step.rule.text, slot, word), promised))
+            said[slot] = word
+    found = surprise(drawn)
+    assert len(found) > 500
+    assert max(map(abs, found.values())) < LIMIT
+
+
+def share(outcomes: list[bool], promised: float) -> bool:
+    """Is the share of the true ones the promised one, to what chance allows?"""
+    deviation = sqrt(promised * (1 - promised) / len(outcomes))
+    return abs(sum(outcomes) / len(outcomes) - promised) <= LIMIT * deviation < 0.1
+
+
+def test_the_shares_that_the_rules_state_in_numbers_are_those_of_the_stories(walked: list[list[Step]]) -> None:
+    assert share([way[0].rule.text.startswith("One ") for way in walked], 3 / 4)
+    assert share([way[2].rule.text.startswith("{She} had") for way in walked], 2 / 3)
+    assert share([way[3].rule.text.endswith("in the {place}.") for way in walked], 2 / 3)
+    for events in range(FEWEST_EVENTS, MOST_EVENTS):  # after 4 of at most 9 events, a story ends with probability 1/6
+        could_end = [step for way in walked for step in way if _could_end(step.scene, events)]
+        assert share([step.rule.part == "fact" for step in could_end], 1 / (MOST_EVENTS + 1 - events))
+
+
+def _could_end(scene: Scene, events: int) -> bool:
+    return scene.part == "event" and scene.events == events and not scene.question[0]
+
+
+# Over twenty words and more ---------------------------------------------------------------------------------------
+
+KINDS = {  # slots in which the scene leaves one word only, and what else might be thought to stand there
+    "thing": (("the_thing",), THINGS),
+    "look": (("the_look",), LOOKS),
+    "place": (("here", "thing_place"), PLACES),
+    "name": (("holder", "giver", "receiver", "asked"), NAMES),
+}
+FAR = 20  # words
+
+
+class Recalled(NamedTuple):
+    """A word that had to be carried over ``distance`` words, and the same story with another word in its place."""
+
+    sentence: int
+    distance: int
+    spoiled: str
+
+
+def recalled(way: list[Step], slots: tuple[str, ...], words: tuple[str, ...], rng: random.Random) -> Iterator[Recalled]:
+    before: list[str] = []
+    texts = [step.rule.text.format(**step.said) for step in way]
+    for i, step in enumerate(way):
+        spoken = re.findall(r"\w+", texts[i])
+        for slot in set(slots) & set(step.said):
+            word = step.said[slot]
+            if len(options(step.scene, slot, step.said)) == 1 and word in before:
+                distance = before[::-1].index(word) + 1 + spoken.index(word)
+                other = rng.choice([one for one in words if one not in spoken])
+                spoiled = step.rule.text.format(**{**step.said, slot: other})
+                yield Recalled(i + 1, distance, " ".join([*texts[:i], spoiled, *texts[i + 1 :]]))
+        before += spoken
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_word_breaks_the_story_even_twenty_words_after_the_right_one(
+    kind: str, walked: list[list[Step]]
+) -> None:
+    rng = random.Random(0)
+    far = [found for way in walked[:1500] for found in recalled(way, *KINDS[kind], rng) if found.distance > FAR]
+    assert len(far) > 200
+    for found in far:
+        reading = read_story(found.spoiled)
+        assert reading.sentences == found.sentence - 1
+        assert reading.broken.startswith(f"sentence {found.sentence} does not follow: ")
+
+
+def test_most_stories_recall_something_over_more_than_twenty_words(walked: list[list[Step]]) -> None:
+    rng = random.Random(0)
+    far = [
+        any(found.distance > FAR for kind in KINDS.values() for found in recalled(way, *kind, rng))
+        for way in walked[:500]
+    ]
+    assert sum(far) / len(far) > 0.9
+
+
+def test_a_wrong_pronoun_breaks_the_story_in_its_sentence(told: list[str]) -> None:
+    wrong = {"She": "He", "He": "She", "Her": "His", "His": "Her"}
+    for text in told[:500]:
+        parts = sentences(text)
+        for i, sentence in enumerate(parts):
+            first, _, rest = sentence.partition(" ")
+            if first in wrong:
+                reading = read_story(" ".join([*parts[:i], f"{wrong[first]} {rest}", *parts[i + 1 :]]))
+                assert reading.broken.startswith(f"sentence {i + 1} ")
+
+
+# Where it breaks --------------------------------------------------------------------------------------------------
+
+TALE = (
+    "One sunny morning, Lily was in the garden. She was happy. She had a red ball. Her brother Tom was in the barn. "
+    'Lily took the ball to the barn. Lily gave the ball to Tom. "Thank you, Lily," said Tom. Tom was proud. '
+    "In the end, Tom had the red ball. Everyone went home glad."
+)
+
+
+def test_a_tale_told_by_hand_is_a_story_and_its_probability_is_the_product_of_its_choices() -> None:
+    reading = read_story(TALE)
+    assert reading.valid
+    assert reading.sentences == 10
+    first_four = 3 / 4 / (12 * 4 * 32 * 20) * 1 / 3 / 16 * 2 / 3 / (16 * 30) * 2 / 3 / (5 * 16 * 20)
+    start = read_story(" ".join(sentences(TALE)[:4]))
+    assert start.broken == "the story stops after 4 sentences"
+    assert start.log_prob == pytest.approx(log(first_four))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "sentence", "because"),
+    [
+        ("She was happy", "He was happy", 2, "does not follow: 'He was happy.' (Lily is in the garden)"),
+        ("She was happy", "She was happily", 2, "is not of this world: 'She was happily.'"),
+        ("Her brother Tom", "Her brother Anna", 4, "is not of this world: 'Her brother Anna was in the barn.'"),
+        ("Her brother Tom", "Her friend Lily", 4, "does not follow: 'Her friend Lily was in the barn.'"),
+        ("the ball to the barn", "the ball to the garden", 5, "does not follow"),  # she is there already
+        ("the ball to the barn", "the kite to the barn", 5, "does not follow"),
+        ("gave the ball to Tom", "gave the ball to Lily", 6, "is not of this world"),  # nobody gives to themselves
+        ("Tom was proud", "Anna was proud", 8, "does not follow: 'Anna was proud.' (Lily is in the barn, Tom is in"),
+        ("Tom had the red", "Lily had the red", 9, "the ball is with Tom, in the barn)"),
+        ("Tom had the red", "Tom had the blue", 9, "does not follow"),
+        (". Everyone", ".  Everyone", 10, ""),
+    ],
+)
+def test_a_broken_tale_is_told_by_its_first_wrong_sentence(right: str, wrong: str, sentence: int, because: str) -> None:
+    assert TALE.count(right) == 1
+    reading = read_story(TALE.replace(right, wrong))
+    assert not reading.valid
+    assert reading.sentences == sentence - 1
+    assert reading.broken.startswith(f"sentence {sentence} ")
+    assert because in reading.broken
+
+
+@pytest.mark.parametrize("ending", [" ", "\n", " Everyone went home glad.", "?"])
+def test_a_story_that_goes_on_is_broken(ending: str) -> None:
+    assert read_story(TALE + ending).broken == f"the story is over, but goes on: {(TALE + ending)[len(TALE) + 1 :]!r}"
+
+
+def test_a_story_that_stops_early_is_broken(told: list[str]) -> None:
+    for text in ["", *told[:100]]:
+        parts = sentences(text)
+        for n in range(len(parts)):
+            reading = read_story(" ".join(parts[:n]))
+            assert (reading.sentences, reading.broken) == (n, f"the story stops after {n} sentences")
+    assert not read_story(TALE[:-1]).valid
+
+
+# One sentence alone -----------------------------------------------------------------------------------------------
+
+
+def test_every_sentence_of_ten_thousand_stories_is_one_of_this_world(told: list[str]) -> None:
+    for text in told[::5]:
+        assert " ".join(sentences(text)) == text
+    everything = {sentence for text in told for sentence in sentences(text)}
+    assert [sentence for sentence in everything if not is_sentence(sentence)] == []
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "",
+        "Tom.",
+        "ball the gave Tom to Lily.",
+        "Her sister Tom was in the garden.",
+        "His brother Anna was there too.",
+        "She was a kind boy.",
+        "Tom gave the ball to Tom.",
+        '"Thank you, Lily," said Lily.',
+        '"Where are you, Tom?" asked Tom.',
+        "Tom and Tom were happy.",
+        "Tom gave the garden to Lily.",
+        "Tom was in the ball.",
+        "Tom went to the barn.",
+        "Tom was happy",
+        "Tom was happy. ",
+        " Tom was happy.",
+        "tom was happy.",
+        "Tom was happy. Tom was sad.",
+        "In the end, Tom had the ball.",
+        "In the end, Tom had the ball red.",
+    ],
+)
+def test_what_is_no_sentence_of_this_world_is_refused(sentence: str) -> None:
+    assert not is_sentence(sentence)
+
+
+def test_a_sentence_that_lacks_a_word_or_says_one_twice_is_refused(told: list[str]) -> None:
+    for sentence in {sentence for text in told[:100] for sentence in sentences(text)}:
+        words = sentence.split()
+        for i in range(len(words)):
+            assert not is_sentence(" ".join(words[:i] + words[i + 1 :]))
+            assert not is_sentence(" ".join([*words[: i + 1], *words[i:]]))
+
+
+# The best possible loss -------------------------------------------------------------------------------------------
+
+
+def test_the_best_possible_loss_is_what_the_stories_take_over_the_number_of_tokens(
+    told: list[str], readings: list[Reading]
+) -> None:
+    nats = -sum(reading.log_prob for reading in readings[:100])
+    assert best_loss(told[:100], n_tokens=8000) == pytest.approx(nats / 8000)
+
+
+def test_a_text_that_is_no_story_has_no_best_possible_loss() -> None:
+    with pytest.raises(ValueError, match="expected stories of tinyworld, but sentence 1 is not of this world"):
+        best_loss([TALE, "Once upon a time."], 100)
