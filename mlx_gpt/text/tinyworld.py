@@ -61,7 +61,7 @@ NICE = _words("nice lovely pretty fine wonderful great beautiful splendid charmi
 ROLES = {"sister": GIRLS, "brother": BOYS, "friend": NAMES, "cousin": NAMES, "neighbour": NAMES}
 
 MOST_PEOPLE = 3
-FEWEST_EVENTS, MOST_EVENTS = 4, 9  # each number about as likely as the others; a question is answered before the end
+FEWEST_EVENTS, MOST_EVENTS = 4, 8  # each number about as likely as the others; a question is answered before the end
 
 Options = Sequence[str]
 Said = dict[str, str]  # slot -> the words that stand in it
@@ -106,9 +106,9 @@ WORDS: dict[str, Options] = {
     **{"animal": ANIMALS, "passed": PASSED, "did": DID, "do": DO, "went": WENT, "role": tuple(ROLES)},
     **{"thing": THINGS, "the_thing": THINGS, "look": LOOKS, "the_look": LOOKS},
     **{"She": ("She", "He"), "Her": ("Her", "His"), "girl": ("girl", "boy")},
-    **dict.fromkeys(("place", "elsewhere", "busy", "here", "thing_place"), PLACES),
+    **dict.fromkeys(("place", "elsewhere", "busy", "thing_place", "subject_place", "asked_place"), PLACES),
     **dict.fromkeys(("hero", "friend", "new", "who", "other", "mover", "holder", "near", "finder"), NAMES),
-    **dict.fromkeys(("giver", "receiver", "asked", "answerer"), NAMES),
+    **dict.fromkeys(("giver", "receiver", "asked", "answerer", "local"), NAMES),
 }
 
 # ... and what the scene, and the slots further left, leave of it. All that is left is equally likely.
@@ -130,7 +130,9 @@ LEFT: dict[str, Callable[[Scene, Said], Options]] = {
     "answerer": lambda scene, said: scene.others(scene.question[0]),
     "elsewhere": lambda scene, said: [p for p in PLACES if p != scene.at[said.get("mover") or scene.holder]],
     "busy": lambda scene, said: list(dict.fromkeys(scene.at.values())),
-    "here": lambda scene, said: [scene.at[scene.question[1] or scene.holder]],
+    "local": lambda scene, said: [name for name, place in scene.at.items() if place == said["busy"]],
+    "subject_place": lambda scene, said: [scene.at[scene.subject]],
+    "asked_place": lambda scene, said: [scene.at[scene.question[1]]],
     "thing_place": lambda scene, said: [scene.thing_place],
     "the_thing": lambda scene, said: [scene.thing],
     "the_look": lambda scene, said: [scene.look],
@@ -159,10 +161,10 @@ def _goes(person: str, place: str) -> Callable[[Scene, Said], dict]:
 
 
 RULES = (
-    Rule("begin", "One {weather} {time}, {hero} was in the {place}.", 3, then=_goes("hero", "place"), about="hero"),
+    Rule("begin", "One {weather} {time}, {hero} went to the {place}.", 3, then=_goes("hero", "place"), about="hero"),
     Rule(
         "begin",
-        "It was a {weather} {time}, and {hero} was in the {place}.",
+        "It was a {weather} {time}, and {hero} ran to the {place}.",
         then=_goes("hero", "place"),
         about="hero",
     ),
@@ -178,11 +180,11 @@ RULES = (
     ),
     Rule(
         "thing",
-        "A {look} {thing} lay in the {place}.",
+        "Somebody took a {look} {thing} to the {place}.",
         then=lambda scene, said: {"look": said["look"], "thing": said["thing"], "lies_in": said["place"]},
         about="She",
     ),
-    Rule("friend", "{Her} {role} {friend} was in the {place}.", 2, then=_goes("friend", "place")),
+    Rule("friend", "{Her} {role} {friend} went to the {place}.", 2, then=_goes("friend", "place")),
     Rule(
         "friend",
         "{Her} {role} {friend} was there too.",
@@ -192,7 +194,7 @@ RULES = (
     Rule("event", "{mover} {went} {how} to the {elsewhere}.", 3, then=_goes("mover", "elsewhere"), about="mover"),
     Rule(
         "event",
-        "{holder} took the {the_thing} to the {elsewhere}.",
+        "{holder} took the {the_look} {the_thing} to the {elsewhere}.",
         2,
         when=lambda scene: scene.holder,
         then=_goes("holder", "elsewhere"),
@@ -200,7 +202,7 @@ RULES = (
     ),
     Rule(
         "event",
-        "{soon} {new} came to the {busy}.",
+        "{soon} {new} was in the {busy} too.",
         when=lambda scene: len(scene.at) < MOST_PEOPLE,
         then=_goes("new", "busy"),
         about="new",
@@ -208,7 +210,7 @@ RULES = (
     # Who has the thing
     Rule(
         "event",
-        "{holder} gave the {the_thing} to {near}.",
+        "{holder} gave the {the_look} {the_thing} to {near}.",
         5,
         when=lambda scene: scene.holder and scene.near(scene.holder),
         then=lambda scene, said: {"holder": said["near"], "gift": (said["holder"], said["near"])},
@@ -221,14 +223,14 @@ RULES = (
     ),
     Rule(
         "event",
-        "{holder} left the {the_thing} in the {here}.",
+        "{holder} left the {the_look} {the_thing} in the {thing_place}.",
         when=lambda scene: scene.holder,
-        then=lambda scene, said: {"holder": "", "lies_in": said["here"]},
+        then=lambda scene, said: {"holder": "", "lies_in": said["thing_place"]},
         about="holder",
     ),
     Rule(
         "event",
-        "{finder} found the {the_thing} in the {thing_place}.",
+        "{finder} found the {the_look} {the_thing} in the {thing_place}.",
         4,
         when=lambda scene: scene.near_thing() and not scene.holder,
         then=lambda scene, said: {"holder": said["finder"], "lies_in": ""},
@@ -236,15 +238,15 @@ RULES = (
     ),
     # What else happens
     Rule("event", "{who} was {feeling}.", about="who"),
-    Rule("event", "{She} {did} for a while.", 1.5, when=lambda scene: scene.subject, about="She"),
+    Rule("event", "{She} {did} in the {subject_place}.", 2, when=lambda scene: scene.subject, about="She"),
     Rule("event", "{She} ate a {taste} {food}.", when=lambda scene: scene.subject, about="She"),
     Rule("event", "A {size} {animal} {passed} past {who}."),
     # What somebody says
     Rule("event", '"What a {nice} {the_thing}!" said {who}.'),
-    Rule("event", '"Let us {do}," said {who}.'),
+    Rule("event", '"Let us {do} in the {busy}," said {local}.'),
     Rule(
         "event",
-        '"Where is the {the_thing}?" asked {mover}.',
+        '"Where is the {the_look} {the_thing}?" asked {mover}.',
         2,
         then=lambda scene, said: {"question": (said["mover"], "")},
     ),
@@ -263,7 +265,7 @@ RULES = (
         '"I have it in the {thing_place}," said {holder}.',
         when=lambda scene: not scene.question[1] and scene.holder,
     ),
-    Rule("answer", '"I am in the {here}," said {asked}.', when=lambda scene: scene.question[1]),
+    Rule("answer", '"I am in the {asked_place}," said {asked}.', when=lambda scene: scene.question[1]),
     # How it ends
     Rule("fact", "In the end, {holder} had the {the_look} {the_thing}.", when=lambda scene: scene.holder),
     Rule(
