@@ -99,7 +99,7 @@ def _endless_rows(stream: TokenStream, T: int, seed: int) -> Iterator[np.ndarray
     for epoch in count():
         rng = np.random.default_rng([seed, epoch])
         windows = Windows.over(stream, T, skip=int(rng.integers(min(T, last + 1))) if epoch else 0)
-        for start in rng.permutation(windows.starts[windows.starts <= last]):
+        for start in rng.permutation(np.minimum(windows.starts, last)):  # the text's end has no full window: step back
             # Half of the rows leave out the <|endoftext|> in front: a prompt will not have it either.
             start = min(start + rng.integers(2), last)
             yield stream.ids[start : start + T + 1]
