@@ -39,7 +39,7 @@ THINGS = _words(
     "whistle mirror feather pencil scarf lantern puzzle trumpet crown"
 )
 LOOKS = _words("red blue green yellow pink white black brown purple golden silver wooden new round heavy shiny")
-TRAITS = _words("kind brave clever quiet funny gentle shy honest cheerful curious careful lazy polite friendly")
+TRAITS = _words("kind brave clever quiet funny gentle shy loyal cheerful curious careful lazy polite friendly")
 FEELINGS = _words(
     "happy sad tired proud hungry glad excited sleepy calm cross worried surprised lonely merry bored thirsty"
 )
@@ -191,11 +191,11 @@ RULES = (
         then=lambda scene, said: {"at": {**scene.at, said["friend"]: scene.at[scene.subject]}},
     ),
     # Who goes where
-    Rule("event", "{mover} {went} {how} to the {elsewhere}.", 3, then=_goes("mover", "elsewhere"), about="mover"),
+    Rule("event", "{mover} {went} {how} to the {elsewhere}.", 4, then=_goes("mover", "elsewhere"), about="mover"),
     Rule(
         "event",
-        "{holder} took the {the_look} {the_thing} to the {elsewhere}.",
-        2,
+        "{holder} took that {the_look} {the_thing} to the {elsewhere}.",
+        3,
         when=lambda scene: scene.holder,
         then=_goes("holder", "elsewhere"),
         about="holder",
@@ -203,6 +203,7 @@ RULES = (
     Rule(
         "event",
         "{soon} {new} was in the {busy} too.",
+        2,
         when=lambda scene: len(scene.at) < MOST_PEOPLE,
         then=_goes("new", "busy"),
         about="new",
@@ -210,49 +211,51 @@ RULES = (
     # Who has the thing
     Rule(
         "event",
-        "{holder} gave the {the_look} {the_thing} to {near}.",
-        5,
+        "{holder} gave that {the_look} {the_thing} to {near}.",
+        8,
         when=lambda scene: scene.holder and scene.near(scene.holder),
         then=lambda scene, said: {"holder": said["near"], "gift": (said["holder"], said["near"])},
     ),
     Rule(
         "event",
         '"Thank you, {giver}," said {receiver}.',
-        5,
+        10,
         when=lambda scene: scene.gift[0],
     ),
     Rule(
         "event",
-        "{holder} left the {the_look} {the_thing} in the {thing_place}.",
+        "{holder} left that {the_look} {the_thing} in the {thing_place}.",
+        2,
         when=lambda scene: scene.holder,
         then=lambda scene, said: {"holder": "", "lies_in": said["thing_place"]},
         about="holder",
     ),
     Rule(
         "event",
-        "{finder} found the {the_look} {the_thing} in the {thing_place}.",
-        4,
+        "{finder} found that {the_look} {the_thing} in the {thing_place}.",
+        6,
         when=lambda scene: scene.near_thing() and not scene.holder,
         then=lambda scene, said: {"holder": said["finder"], "lies_in": ""},
         about="finder",
     ),
     # What else happens
     Rule("event", "{who} was {feeling}.", about="who"),
-    Rule("event", "{She} {did} in the {subject_place}.", 2, when=lambda scene: scene.subject, about="She"),
-    Rule("event", "{She} ate a {taste} {food}.", when=lambda scene: scene.subject, about="She"),
+    Rule("event", "{She} {did} in the {subject_place}.", 6, when=lambda scene: scene.subject, about="She"),
+    Rule("event", "{She} ate a {taste} {food}.", 2, when=lambda scene: scene.subject, about="She"),
     Rule("event", "A {size} {animal} {passed} past {who}."),
     # What somebody says
     Rule("event", '"What a {nice} {the_thing}!" said {who}.'),
-    Rule("event", '"Let us {do} in the {busy}," said {local}.'),
+    Rule("event", '"Let us {do} in the {busy}," said {local}.', 4),
     Rule(
         "event",
-        '"Where is the {the_look} {the_thing}?" asked {mover}.',
-        2,
+        '"Where is that {the_look} {the_thing}?" asked {mover}.',
+        4,
         then=lambda scene, said: {"question": (said["mover"], "")},
     ),
     Rule(
         "event",
         '"Where are you, {who}?" asked {other}.',
+        3,
         then=lambda scene, said: {"question": (said["other"], said["who"])},
     ),
     Rule(
@@ -267,10 +270,10 @@ RULES = (
     ),
     Rule("answer", '"I am in the {asked_place}," said {asked}.', when=lambda scene: scene.question[1]),
     # How it ends
-    Rule("fact", "In the end, {holder} had the {the_look} {the_thing}.", when=lambda scene: scene.holder),
+    Rule("fact", "In the end, {holder} had that {the_look} {the_thing}.", when=lambda scene: scene.holder),
     Rule(
         "fact",
-        "In the end, the {the_look} {the_thing} was in the {thing_place}.",
+        "In the end, that {the_look} {the_thing} was in the {thing_place}.",
         when=lambda scene: not scene.holder,
     ),
     Rule("end", "{who} and {other} were {feeling}."),
