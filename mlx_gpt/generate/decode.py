@@ -90,6 +90,8 @@ def generate_many(
     model.eval()
     cache = model.make_cache()
     left = min(max_tokens, model.config.n_positions - len(prompt) + 1)
+    if left < 1:
+        return [[] for _ in range(n)]
     token = sampler(model([list(prompt)] * n, cache)[:, -1])  # (n,)
     drawn = [np.array(token)]
     over = drawn[0] == stop_id
