@@ -39,7 +39,7 @@ N_LOOKS = 4  # evaluations on the way
 
 N_VAL_STORIES = 400
 EVAL_WINDOWS = 48
-BATCH_SIZE = 4
+BATCH_SIZE = 8
 
 
 class Size(NamedTuple):
@@ -50,8 +50,8 @@ class Size(NamedTuple):
 
 
 SIZES = (  # from small to large
-    Size(0, GPTConfig(n_positions=192, n_embd=64, n_layer=2, n_head=2)),
-    Size(3_000_000, GPTConfig(n_positions=192, n_embd=128, n_layer=3, n_head=4)),
+    Size(0, GPTConfig(n_positions=160, n_embd=64, n_layer=2, n_head=2)),
+    Size(3_000_000, GPTConfig(n_positions=160, n_embd=128, n_layer=3, n_head=4)),
 )
 
 
@@ -162,7 +162,7 @@ def _settings(model: GPT, speed: float, deadline: float, seed: int) -> TrainConf
         optimizer="muon",
         muon_embeddings=True,
         learning_rate=6e-3,
-        muon_learning_rate=0.02,
+        muon_learning_rate=0.03,
         schedule="wsd",
         final_learning_rate=0.02,
         beta2=0.99,
