@@ -91,7 +91,7 @@ class Generate:
     The continuation goes to stdout, everything else to stderr.
     """
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a folder, or a hub id such as openai-community/gpt2"""
     prompt: str = ""
     """the text to continue; nothing starts a new one"""

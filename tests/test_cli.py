@@ -1,0 +1,514 @@
+"""The command line: each verb does its work, and what goes wrong is one clear line that leaves nothing behind."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from rich.console import Console
+
+from mlx_gpt import cli, quickstart
+from mlx_gpt.cli import Generate, Quickstart, Train, main, parse
+from mlx_gpt.config import PRESETS, GPTConfig
+from mlx_gpt.generate.decode import generate
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.quickstart import Judgement, judge
+from mlx_gpt.store.folder import load, save
+from mlx_gpt.text import tinyworld
+from mlx_gpt.text.corpus import Corpus
+from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.train.loop import TrainConfig
+from mlx_gpt.train.run import prepare
+
+ROOT = Path(__file__).parent.parent
+SMALL = GPTConfig(vocab_size=257, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+TINY = shlex.split("--tokenizer bytes --n-positions 16 --n-embd 16 --n-layer 1 --n-head 2 --batch-size 2")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a sound model and a text."""
+    monkeypatch.chdir(tmp_path)
+    mx.random.seed(0)
+    save(GPT(SMALL), Tokenizer.bytes(), tmp_path / "model")
+    (tmp_path / "text.txt").write_text("".join(f"line {i} of a text\n" for i in range(100)))
+    return tmp_path
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """All that lies below a folder."""
+    paths = folder.rglob("*")
+    return {str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes() for path in paths}
+
+
+def in_a_process(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlx_gpt", *arguments],
+        cwd=cwd,
+        env=environment(**options.pop("env", {})),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        **options,
+    )
+
+
+def environment(**more: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
+    return own | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1"} | more
+
+
+def the_line(stderr: str) -> str:
+    """The one line that stands on stderr, without its beginning."""
+    assert "Traceback" not in stderr
+    (line,) = stderr.splitlines()
+    assert line.startswith("mlx-gpt: ")
+    return line.removeprefix("mlx-gpt: ")
+
+
+# What goes wrong --------------------------------------------------------------------------------------------------
+
+
+def nothing(here: Path) -> None:
+    pass
+
+
+def no_config(here: Path) -> None:
+    (here / "model/config.json").unlink()
+
+
+def other_config(here: Path) -> None:
+    config = json.loads((here / "model/config.json").read_text())
+    (here / "model/config.json").write_text(json.dumps(config | {"n_layer": 3}))
+
+
+def empty_weights(here: Path) -> None:
+    (here / "model/model.safetensors").write_bytes(b"")
+
+
+def cut_weights(here: Path) -> None:
+    file = here / "model/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def empty_text(here: Path) -> None:
+    (here / "text.txt").write_text("")
+
+
+def short_text(here: Path) -> None:
+    (here / "text.txt").write_text("too short")
+
+
+def earlier_run(here: Path) -> None:
+    (here / "run").mkdir()
+    (here / "run/metrics.jsonl").write_text("{}\n")
+
+
+TRAIN = ["train", "--data", "text.txt", "--out", "run", *TINY, "--steps", "2"]
+GENERATE = ["generate", "./model"]
+
+WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
+    # Outside: 1
+    (nothing, ["generate", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
+    (nothing, ["generate", "text.txt"], 1, "text.txt: expected a model folder, found a file; give the folder"),
+    (no_config, GENERATE, 1, "config.json: expected a settings file there, but it cannot be read"),
+    (other_config, GENERATE, 1, "h.2.ln_1.weight: expected shape (16,), found no such tensor (and 11 more like it)"),
+    (empty_weights, GENERATE, 1, "model.safetensors: expected a whole safetensors file, found 0 bytes"),
+    (cut_weights, GENERATE, 1, "bytes where its header promises"),
+    (nothing, ["train", "--data", "no.txt", "--out", "run"], 1, "no.txt: no such file or folder; the data is"),
+    (empty_text, TRAIN, 1, "text.txt: expected text, found nothing; give another file"),
+    (short_text, TRAIN, 1, "the text is shorter than one window: "),
+    (nothing, [*TRAIN, "--learning-rate", "1e30", "--steps", "5"], 1, "a lower --learning-rate (it was 1e+30)"),
+    (nothing, ["train", "--data", "text.txt", "--out", "text.txt/run", *TINY], 1, "text.txt/run: Not a directory"),
+    # Usage: 2
+    (nothing, [*TRAIN, "--preset", "huge"], 2, "unknown preset 'huge'; choose one of: gpt2, gpt2-medium, gpt2-large"),
+    (nothing, [*TRAIN, "--n-head", "3"], 2, "n_embd must be a multiple of n_head"),
+    (nothing, [*TRAIN, "--steps", "0"], 2, "--steps must be at least 1, not 0"),
+    (nothing, [*TRAIN, "--learning-rate", "-1"], 2, "--learning-rate must be above 0, not -1.0"),
+    (nothing, [*TRAIN, "--tokenizer", "words"], 2, "unknown tokenizer 'words'; choose gpt2, bytes, or bpe:N"),
+    (nothing, [*TRAIN, "--tokenizer", "bpe:9999"], 2, "the text is too small for a vocabulary of 9999 ids"),
+    (nothing, [*TRAIN, "--prompt", "a" * 16], 2, "the prompt is 16 tokens long and the model's context is 16"),
+    (earlier_run, TRAIN, 2, "--out run exists already; choose a new folder"),
+    (nothing, [*GENERATE, "--temperature", "-0.5"], 2, "temperature must be 0 (greedy) or above, not -0.5"),
+    (nothing, ["generate", "./nowhere", "--top-p", "2"], 2, "top-p must be above 0 and at most 1"),  # told first
+    (nothing, [*GENERATE, "--top-k", "-1"], 2, "top-k must be 0 (off) or a number of ids, not -1"),
+    (nothing, [*GENERATE, "--max-tokens", "-1"], 2, "max-tokens must be 0 or above, not -1"),
+    (nothing, [*GENERATE, "--seed", "-1"], 2, "seed must be 0 or above"),
+    (
+        nothing,
+        [*GENERATE, "--prompt", "a" * 32],
+        2,
+        "32 tokens long and the model's context is 32; shorten it to at most",
+    ),
+    (nothing, ["quickstart", "--minutes", "0"], 2, "--minutes must be between 0.2 and 1440, not 0"),
+    (nothing, ["quickstart", "--minutes", "nan"], 2, "--minutes must be between 0.2 and 1440, not nan"),
+    (nothing, ["quickstart", "--seed", "-1"], 2, "--seed must be 0 or above, not -1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "code", "message"), WRONG, ids=lambda part: getattr(part, "__name__", str(part)[:60])
+)
+def test_what_goes_wrong_is_one_clear_line_and_leaves_nothing(
+    prepare: Callable[[Path], None],
+    arguments: list[str],
+    code: int,
+    message: str,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prepare(here)
+    before = everything(here)
+    assert main(arguments) == code
+    assert message in the_line(capsys.readouterr().err)
+    left = everything(here)
+    if "1e30" in arguments:  # it began: the metrics until then are whole, and worth a look
+        assert left.pop("run/metrics.jsonl").endswith(b"}\n")
+        assert left.pop("run") == b""
+    assert left == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "train, generate, quickstart"),
+        (["walk"], "walk"),
+        (["train", "--out", "run"], "--data"),
+        (["generate"], "MODEL"),
+        ([*GENERATE, "--top", "3"], "--top"),
+        ([*TRAIN, "--n-layer", "few"], "few"),
+        ([*TRAIN, "--preset"], "--preset"),
+        ([*TRAIN, "--vocab-size", "300"], "--vocab-size"),  # the tokenizer decides
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_wrong_flags_are_told_in_readable_words(
+    arguments: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(here)
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    said = capsys.readouterr()
+    assert end.value.code == 2
+    assert told in said.err
+    assert "Traceback" not in said.err
+    assert "--help" in said.err
+    assert not said.out
+    assert everything(here) == before
+
+
+class _NotFound(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def empty_hub() -> Iterator[str]:
+    """A hub without any model."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NotFound)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (True, "ada/gpt: no such folder here, and from the hub: no such model on the hub; check the spelling"),
+        (False, "cannot be reached; connect to the internet, or give a folder"),
+    ],
+    ids=["no such model", "no network"],
+)
+def test_a_model_that_the_hub_does_not_give_is_told_in_one_line(
+    network: bool, message: str, empty_hub: str, tmp_path: Path
+) -> None:
+    endpoint = empty_hub if network else "http://127.0.0.1:9"  # the discard port: nobody listens
+    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "no_proxy": "127.0.0.1"}
+    run = in_a_process("generate", "ada/gpt", cwd=tmp_path, env=env)
+    assert run.returncode == 1
+    assert message in the_line(run.stderr)
+    assert not run.stdout
+    assert not [path for path in (tmp_path / "hub").rglob("*.json") if path.is_file()]
+
+
+def test_a_mistake_of_ours_is_not_called_a_wrong_usage(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Generate) -> None:
+        raise ValueError("deep inside")
+
+    monkeypatch.setattr(Generate, "__call__", broken)
+    with pytest.raises(ValueError, match="deep inside"):
+        main(GENERATE)
+
+
+# Generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_stdout_holds_the_continuation_and_nothing_else(here: Path) -> None:
+    model, tokenizer = load(here / "model")
+    text = "".join(generate(model, tokenizer, "The", max_tokens=12, temperature=1.0, top_k=50, seed=3))
+    flags = shlex.split("--prompt The --max-tokens 12 --temperature 1 --top-k 50 --seed 3")
+    run = in_a_process("generate", "model", *flags, cwd=here, encoding="utf-8")
+    assert run.stdout == text + "\n"
+    assert run.stderr == ""
+    assert run.returncode == 0
+
+
+def test_a_reader_who_leaves_is_no_error(here: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)  # as after `| head -1`, but surely before the first word
+    with subprocess.Popen(
+        [sys.executable, "-m", "mlx_gpt", *GENERATE],
+        cwd=here,
+        env=environment(),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        os.close(write)
+        assert process.communicate(timeout=100)[1] == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_ctrl_c_stops_in_one_line(here: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "mlx_gpt", *TRAIN, "--steps", "1000000"],
+        cwd=here,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        patience = time.monotonic() + 60
+        while not (here / "run/metrics.jsonl").exists() and time.monotonic() < patience:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=60)[1]
+    assert the_line(stderr.lstrip("\n")) == "stopped"
+    assert process.returncode == 130
+    assert sorted(path.name for path in (here / "run").iterdir()) == ["metrics.jsonl"]
+
+
+# Train ------------------------------------------------------------------------------------------------------------
+
+
+def test_train_and_generate_from_text_to_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--steps", "4", "--eval-every", "2", "--prompt", "line"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "    line" in said.out  # a sample during training
+    assert re.search(r"validation loss \d\.\d+ nats per token \(ln V 5\.549, unigram \d", said.out)
+    assert "next: mlx-gpt generate run" in said.out
+    assert {path.name for path in (here / "run").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+        "metrics.jsonl",
+        "loss.png",
+    }
+    assert load(here / "run")[0].config == GPTConfig(257, 16, 16, 1, 2)
+    assert main(["generate", "run", "--prompt", "line", "--seed", "0"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def architecture(*flags: str) -> GPTConfig:
+    verb = parse(["train", "--data", "x", "--out", "y", *flags])
+    assert isinstance(verb, Train)
+    return verb.model.config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_what_the_other_flags_change(preset: str) -> None:
+    assert architecture("--preset", preset) == PRESETS[preset]
+    assert architecture("--preset", preset, "--n-layer", "3") == GPTConfig.preset(preset, n_layer=3)
+    assert architecture("--n-layer", "3", f"--preset={preset}") == GPTConfig.preset(preset, n_layer=3)
+
+
+def test_without_a_preset_the_model_is_tiny() -> None:
+    assert architecture() == PRESETS["tiny"]
+    assert architecture("--n-embd", "64", "--embd-pdrop", "0.1") == GPTConfig.preset("tiny", n_embd=64, embd_pdrop=0.1)
+
+
+def test_every_setting_has_a_flag_and_the_preset_is_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--preset", "small", "--help"])
+    help_text = capsys.readouterr().out
+    assert end.value.code == 0
+    names = {field.name for kind in (GPTConfig, TrainConfig) for field in fields(kind)} - {"vocab_size"}
+    assert {name for name in names if f"--{name.replace('_', '-')} " not in help_text.replace(",", " ")} == set()
+    assert "--vocab-size" not in help_text
+    assert re.search(r"--n-embd INT\s+C, width of the residual stream \(default: 256\)", help_text)
+
+
+def test_flags_reach_the_settings() -> None:
+    verb = parse(["train", "--data", "x", "--out", "y", "--steps", "7", "--minutes", "2", "--optimizer", "muon"])
+    assert isinstance(verb, Train)
+    assert verb.config == TrainConfig(steps=7, minutes=2.0, optimizer="muon")
+    assert parse(["generate", "m", "--top-k", "3"]) == Generate("m", top_k=3)
+    assert parse(["quickstart"]) == Quickstart()
+
+
+# Starting ---------------------------------------------------------------------------------------------------------
+
+
+def test_help_answers_at_once_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(2):  # the better of two: the machine may be busy
+        started = time.perf_counter()
+        run = in_a_process("--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - started)
+        assert run.returncode == 0
+        assert "quickstart" in run.stdout
+    assert min(seconds) < 3  # a third of a second on a quiet machine
+    loaded = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mlx_gpt", "--help"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in loaded.stderr.splitlines()}
+    assert "mlx_gpt" in modules
+    assert not modules & {"matplotlib", "tokenizers", "huggingface_hub", "tiktoken", "torch", "transformers"}
+
+
+def test_the_installed_command_is_the_function_tested_here() -> None:
+    assert 'mlx-gpt = "mlx_gpt.cli:main"' in (ROOT / "pyproject.toml").read_text()
+    assert cli.main is main
+
+
+# Quickstart -------------------------------------------------------------------------------------------------------
+
+
+def test_quickstart_leaves_a_model_its_samples_and_a_table(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = TrainConfig(steps=4, batch_size=2, eval_every=2, eval_windows=2)
+    small = GPTConfig(n_positions=48, n_embd=16, n_layer=1, n_head=2)
+    monkeypatch.setattr(quickstart, "_settings", lambda *_: few)
+    monkeypatch.setattr(quickstart, "SIZES", (quickstart.Size(0, small),))
+    monkeypatch.setattr(quickstart, "_measure", lambda *_: 1000.0)
+    monkeypatch.setattr(quickstart, "N_VAL_STORIES", 20)
+    monkeypatch.setattr(quickstart, "judge", lambda model, tokenizer, seed: judge(model, tokenizer, seed, n=3))
+    assert main(["quickstart", "--minutes", "0.2"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    folder = here / "runs/quickstart"
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "loss.png",
+        "samples.md",
+    }
+    for name in ("ln V", "unigram", "bigram", "best possible", "sentences valid, of 3", "whole stories valid, of 3"):
+        assert name in said.out
+    for moment in ("before training", "at 50%", "after training"):
+        assert moment in said.out
+        assert f"- {moment}: " in (folder / "samples.md").read_text()
+    assert "mlx-gpt generate runs/quickstart" in said.out
+    load(folder)
+
+    before = everything(folder)
+    assert main(["quickstart", "--minutes", "0.2"]) == 0  # again: in a new folder
+    assert everything(folder) == before
+    assert (here / "runs/quickstart-2/model.safetensors").exists()
+    assert (here / "runs/quickstart-2/model.safetensors").read_bytes() == before["model.safetensors"]
+
+
+def test_a_run_takes_the_first_free_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for name in ("run", "run-2", "run-3"):
+        assert quickstart._free(out) == tmp_path / name
+        (tmp_path / name).mkdir()
+
+
+class Parrot:
+    """Tells what it is given, token by token, whatever it reads: a row of logits for each story."""
+
+    def __init__(self, stories: list[str], tokenizer: Tokenizer):
+        rows = [[*tokenizer.encode(story), tokenizer.eot_id] for story in stories]
+        longest = max(map(len, rows))
+        padded = [row + [tokenizer.eot_id] * (longest - len(row)) for row in rows]
+        self.columns = iter(zip(*padded, strict=True))
+        self.config = GPTConfig(n_positions=longest)
+
+    def eval(self) -> None:
+        pass
+
+    def make_cache(self) -> None:
+        return None
+
+    def __call__(self, tokens: Any, cache: None) -> mx.array:
+        said = mx.array(next(self.columns))[:, None]
+        return mx.where(mx.arange(257) == said, 0.0, -1e9)[:, None]  # (B, 1, V)
+
+
+def test_the_judge_counts_valid_stories_and_valid_sentences() -> None:
+    told = tinyworld.stories(3, seed=0)
+    wrong = "Tom was in the ball."
+    parrot: Any = Parrot([*told, wrong, ""], Tokenizer.bytes())
+    judgement = judge(parrot, Tokenizer.bytes(), seed=0, n=5)
+    assert judgement.stories == [*told, wrong, ""]
+    assert judgement.valid_stories == 3
+    assert judgement.valid_sentences == 3
+    assert [sentence for sentence, valid in judgement.sentences if not valid] == [wrong, ""]
+    assert all(
+        sentence in tinyworld.sentences(story)
+        for (sentence, _), story in zip(judgement.sentences[:3], told, strict=True)
+    )
+
+
+def test_the_table_goes_from_knowing_nothing_to_the_rules() -> None:
+    told = tinyworld.stories(30, seed=0)
+    material = prepare(Corpus("tinyworld", told[:20], told[20:]), "bytes")
+    judgement = Judgement(told[:2], [tinyworld.read_story(story) for story in told[:2]], [("x", False), ("y", True)])
+    result: Any = type("Result", (), {"val_loss": 1.25})
+    out = StringIO()
+    Console(file=out, width=100).print(quickstart._table(result, material, judgement))
+    lines = [line for line in out.getvalue().splitlines() if re.search(r"\d\.\d{3}", line)]
+    names = ["(ln V)", "(unigram", "(bigram", "this model", "(best possible)", "above the best"]
+    assert [name for name, line in zip(names, lines, strict=True) if name not in line] == []
+    values = [float(re.findall(r"\d\.\d{3}", line)[-1]) for line in lines]
+    assert values[:3] == pytest.approx(list(material.marks.values())[:3], abs=6e-4)
+    assert values[3] == 1.25
+    assert values[4] == pytest.approx(material.marks["best possible"], abs=6e-4)
+    assert values[5] == pytest.approx(1.25 - material.marks["best possible"], abs=1.1e-3)
+    assert re.search(r"sentences valid, of 2.* 1\b", out.getvalue())
+    assert re.search(r"whole stories valid, of 2.* 2\b", out.getvalue())
+
+
+def test_samples_tell_where_each_story_breaks(tmp_path: Path) -> None:
+    told = tinyworld.stories(1, seed=0)[0]
+    stories = [told, told[:-20]]
+    judgement = Judgement(stories, [tinyworld.read_story(story) for story in stories], [("It ran.", False)])
+    quickstart._write_samples(tmp_path / "samples.md", [("before", " x\n")], judgement)
+    text = (tmp_path / "samples.md").read_text()
+    assert "- before: x\n" in text
+    assert f"- {told}\n  - **valid**" in text
+    assert re.search(r"\*\*sentence \d+ is not of this world", text)
+    assert text.endswith("- It ran.\n")
