@@ -81,6 +81,7 @@ def _clock(seconds: float) -> str:
 def plot_loss(rows: Sequence[dict[str, Any]], marks: dict[str, float], path: Path, title: str) -> None:
     """Draw the losses over the tokens seen, with a line for each mark (name -> nats per token), as a PNG file."""
     from matplotlib.figure import Figure  # no pyplot: no window system, no global state
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -97,15 +98,16 @@ def plot_loss(rows: Sequence[dict[str, Any]], marks: dict[str, float], path: Pat
             f"{name} {loss:.2f}",
             (1, loss),
             xycoords=("axes fraction", "data"),
-            xytext=(-4, 3),
+            xytext=(-4, -10 if loss == min(marks.values()) else 3),  # the curve comes down to the lowest one
             textcoords="offset points",
             ha="right",
             fontsize=8,
             color="0.35",
         )
     axes.set(xlabel="tokens seen", ylabel="loss (nats per token)", title=title)
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1e6:g} M" if tokens else "0")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper center")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.9))
     figure.savefig(path, dpi=150)
