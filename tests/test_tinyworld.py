@@ -6,7 +6,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from math import log, sqrt
 from typing import Any, NamedTuple
 
@@ -15,14 +14,18 @@ import pytest
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.tinyworld import (
     BOYS,
+    FEELINGS,
     FEWEST_EVENTS,
     GIRLS,
     LOOKS,
     MOST_EVENTS,
     NAMES,
     PLACES,
+    ROLES,
     RULES,
     THINGS,
+    TIMES,
+    WEATHER,
     Reading,
     Rule,
     Said,
@@ -171,7 +174,7 @@ def _kinds_of_saying(rule: Rule, scene: Scene, said: Said, slots: list[str]) -> 
 
 @pytest.fixture(scope="module")
 def ways() -> Ways:
-    return all_ways(replace(Scene()), {})
+    return all_ways(Scene(), {})
 
 
 def test_no_way_through_the_rules_is_shorter_than_40_or_longer_than_120_words(ways: Ways) -> None:
@@ -398,20 +401,26 @@ def test_a_wrong_pronoun_breaks_the_story_in_its_sentence(told: list[str]) -> No
 # Where it breaks --------------------------------------------------------------------------------------------------
 
 TALE = (
-    "One sunny morning, Lily was in the garden. She was happy. She had a red ball. Her brother Tom was in the barn. "
-    'Lily took the ball to the barn. Lily gave the ball to Tom. "Thank you, Lily," said Tom. Tom was proud. '
-    "In the end, Tom had the red ball. Everyone went home glad."
+    "One sunny morning, Lily went to the garden. She was happy. She had a red ball. Her brother Tom went to the barn. "
+    'Lily took that red ball to the barn. Lily gave that red ball to Tom. "Thank you, Lily," said Tom. Tom was proud. '
+    "In the end, Tom had that red ball. Everyone went home glad."
 )
 
 
-def test_a_tale_told_by_hand_is_a_story_and_its_probability_is_the_product_of_its_choices() -> None:
+def test_a_tale_told_by_hand_is_a_story() -> None:
     reading = read_story(TALE)
     assert reading.valid
     assert reading.sentences == 10
-    first_four = 3 / 4 / (12 * 4 * 32 * 20) * 1 / 3 / 16 * 2 / 3 / (16 * 30) * 2 / 3 / (5 * 16 * 20)
-    start = read_story(" ".join(sentences(TALE)[:4]))
-    assert start.broken == "the story stops after 4 sentences"
-    assert start.log_prob == pytest.approx(log(first_four))
+
+
+def test_the_probability_of_a_tale_is_the_product_of_its_choices() -> None:
+    begin = 3 / 4 / (len(WEATHER) * len(TIMES) * len(NAMES) * len(PLACES))
+    who = 1 / 3 / len(FEELINGS)
+    thing = 2 / 3 / (len(LOOKS) * len(THINGS))
+    friend = 2 / 3 / (len(ROLES) * len(BOYS) * len(PLACES))
+    reading = read_story(" ".join(sentences(TALE)[:4]))
+    assert reading.broken == "the story stops after 4 sentences"
+    assert reading.log_prob == pytest.approx(log(begin * who * thing * friend))
 
 
 @pytest.mark.parametrize(
@@ -419,17 +428,17 @@ def test_a_tale_told_by_hand_is_a_story_and_its_probability_is_the_product_of_it
     [
         ("She was happy", "He was happy", 2, "does not follow: 'He was happy.' (Lily is in the garden)"),
         ("She was happy", "She was happily", 2, "is not of this world: 'She was happily.'"),
-        ("Her brother Tom", "Her brother Anna", 4, "is not of this world: 'Her brother Anna was in the barn.'"),
-        ("Her brother Tom", "Her friend Lily", 4, "does not follow: 'Her friend Lily was in the barn.'"),
-        ("the ball to the barn", "the ball to the garden", 5, "does not follow"),  # she is there already
-        ("the ball to the barn", "the kite to the barn", 5, "does not follow"),
-        ("took the ball to the barn", "left the ball in the garden", 6, "does not follow"),  # she has it no longer
-        (" Lily took the ball to the barn.", "", 5, "does not follow"),  # nobody gives from the garden to the barn
-        ("gave the ball to Tom", "gave the ball to Lily", 6, "is not of this world"),  # nobody gives to themselves
-        ("Tom was proud", "Anna was proud", 8, "does not follow: 'Anna was proud.' (Lily is in the barn, Tom is in"),
-        ("Tom had the red", "Lily had the red", 9, "the ball is with Tom, in the barn)"),
-        ("Tom had the red", "Tom had the blue", 9, "does not follow"),
-        (". Everyone", ".  Everyone", 10, ""),
+        ("Her brother Tom", "Her brother Anna", 4, "is not of this world: 'Her brother Anna went to the barn.'"),
+        ("Her brother Tom", "Her friend Lily", 4, "does not follow: 'Her friend Lily went to the barn.'"),
+        ("red ball to the barn", "red ball to the garden", 5, "does not follow"),  # she is there already
+        ("red ball to the barn", "red kite to the barn", 5, "does not follow"),
+        ("took that red ball to the barn", "left that red ball in the garden", 6, "does not follow"),  # she has it not
+        (" Lily took that red ball to the barn.", "", 5, "does not follow"),  # nobody gives from garden to barn
+        ("red ball to Tom", "red ball to Lily", 6, "is not of this world"),  # nobody gives to themselves
+        ("Tom was proud", "Anna was proud", 8, "does not follow: 'Anna was proud.' (Lily is in the barn, Tom is"),
+        ("Tom had that red", "Lily had that red", 9, "the ball is with Tom, in the barn)"),
+        ("Tom had that red", "Tom had that blue", 9, "does not follow"),
+        (". Everyone", ".  Everyone", 10, "does not follow: 'Everyone went home glad.'"),
     ],
 )
 def test_a_broken_tale_is_told_by_its_first_wrong_sentence(right: str, wrong: str, sentence: int, because: str) -> None:
@@ -458,10 +467,10 @@ def test_a_story_that_stops_early_is_broken(told: list[str]) -> None:
 # One sentence alone -----------------------------------------------------------------------------------------------
 
 
-def test_every_sentence_of_ten_thousand_stories_is_one_of_this_world(told: list[str]) -> None:
-    for text in told[::5]:
+def test_every_sentence_of_a_story_is_one_of_this_world(told: list[str]) -> None:
+    for text in told[:4000]:
         assert " ".join(sentences(text)) == text
-    everything = {sentence for text in told for sentence in sentences(text)}
+    everything = {sentence for text in told[:4000] for sentence in sentences(text)}
     assert [sentence for sentence in everything if not is_sentence(sentence)] == []
 
 
@@ -474,11 +483,11 @@ def test_every_sentence_of_ten_thousand_stories_is_one_of_this_world(told: list[
         "Her sister Tom was in the garden.",
         "His brother Anna was there too.",
         "She was a kind boy.",
-        "Tom gave the ball to Tom.",
+        "Tom gave that red ball to Tom.",
         '"Thank you, Lily," said Lily.',
         '"Where are you, Tom?" asked Tom.',
         "Tom and Tom were happy.",
-        "Tom gave the garden to Lily.",
+        "Tom gave that red garden to Lily.",
         "Tom was in the ball.",
         "Tom went to the barn.",
         "Tom was happy",
@@ -486,8 +495,8 @@ def test_every_sentence_of_ten_thousand_stories_is_one_of_this_world(told: list[
         " Tom was happy.",
         "tom was happy.",
         "Tom was happy. Tom was sad.",
-        "In the end, Tom had the ball.",
-        "In the end, Tom had the ball red.",
+        "In the end, Tom had that ball.",
+        "In the end, Tom had that ball red.",
     ],
 )
 def test_what_is_no_sentence_of_this_world_is_refused(sentence: str) -> None:
