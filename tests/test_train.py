@@ -278,7 +278,7 @@ def test_a_small_model_learns_one_batch_by_heart() -> None:
 # Validation
 
 
-@pytest.mark.parametrize(("n_windows", "batch_size"), [(0, 4), (0, 3), (5, 2), (1, 8)])
+@pytest.mark.parametrize(("n_windows", "batch_size"), [(0, 4), (0, 3), (6, 2), (7, 2), (1, 8)])
 def test_the_validation_loss_is_the_mean_over_the_counted_targets(
     material: Material, n_windows: int, batch_size: int
 ) -> None:
