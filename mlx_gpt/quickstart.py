@@ -32,7 +32,7 @@ from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.run import Material, Run, new_model, prepare, run
 from mlx_gpt.train.step import make_train_step
 
-PROMPT = "One sunny morning, Lily was in the garden."
+PROMPT = "One sunny morning, Lily went to the garden."
 TEMPERATURE = 0.8
 N_SAMPLES = 100
 N_LOOKS = 4  # evaluations on the way
@@ -51,7 +51,7 @@ class Size(NamedTuple):
 
 SIZES = (  # from small to large
     Size(0, GPTConfig(n_positions=160, n_embd=64, n_layer=2, n_head=2)),
-    Size(3_000_000, GPTConfig(n_positions=160, n_embd=128, n_layer=3, n_head=4)),
+    Size(2_500_000, GPTConfig(n_positions=160, n_embd=128, n_layer=3, n_head=4)),
 )
 
 
@@ -162,7 +162,7 @@ def _settings(model: GPT, speed: float, deadline: float, seed: int) -> TrainConf
         optimizer="muon",
         muon_embeddings=True,
         learning_rate=6e-3,
-        muon_learning_rate=0.03,
+        muon_learning_rate=0.02,
         schedule="wsd",
         final_learning_rate=0.02,
         beta2=0.99,
@@ -216,7 +216,7 @@ def _say_next(console: Console, result: Run) -> None:
     console.print(f"model {folder}   plot {result.plot}   samples {folder / 'samples.md'}\n", highlight=False)
     console.print("Next:", highlight=False)
     for command in (
-        f'mlx-gpt generate {folder} --prompt "One rainy day, Tom was in the forest."',
+        f'mlx-gpt generate {folder} --prompt "One rainy day, Tom went to the forest."',
         "mlx-gpt train --data shakespeare --out runs/shakespeare",
         "python examples/01_one_head.py",
     ):

@@ -401,9 +401,9 @@ def test_a_wrong_pronoun_breaks_the_story_in_its_sentence(told: list[str]) -> No
 # Where it breaks --------------------------------------------------------------------------------------------------
 
 TALE = (
-    "One sunny morning, Lily went to the garden. She was happy. She had a red ball. Her brother Tom went to the barn. "
-    'Lily took that red ball to the barn. Lily gave that red ball to Tom. "Thank you, Lily," said Tom. Tom was proud. '
-    "In the end, Tom had that red ball. Everyone went home glad."
+    "One sunny morning, Lily went to the garden. She was happy. Lily had a red ball. Her brother Tom went to the barn. "
+    'Lily took that red ball to the mill. Lily sent that red ball to Tom. "Thank you, Lily," said Tom. Tom was proud. '
+    "In the end, Tom had that red ball in the barn. Everyone went home glad."
 )
 
 
@@ -416,7 +416,7 @@ def test_a_tale_told_by_hand_is_a_story() -> None:
 def test_the_probability_of_a_tale_is_the_product_of_its_choices() -> None:
     begin = 3 / 4 / (len(WEATHER) * len(TIMES) * len(NAMES) * len(PLACES))
     who = 1 / 3 / len(FEELINGS)
-    thing = 2 / 3 / (len(LOOKS) * len(THINGS))
+    thing = 4 / 5 / (len(LOOKS) * len(THINGS))
     friend = 2 / 3 / (len(ROLES) * len(BOYS) * len(PLACES))
     reading = read_story(" ".join(sentences(TALE)[:4]))
     assert reading.broken == "the story stops after 4 sentences"
@@ -430,12 +430,12 @@ def test_the_probability_of_a_tale_is_the_product_of_its_choices() -> None:
         ("She was happy", "She was happily", 2, "is not of this world: 'She was happily.'"),
         ("Her brother Tom", "Her brother Anna", 4, "is not of this world: 'Her brother Anna went to the barn.'"),
         ("Her brother Tom", "Her friend Lily", 4, "does not follow: 'Her friend Lily went to the barn.'"),
-        ("red ball to the barn", "red ball to the garden", 5, "does not follow"),  # she is there already
-        ("red ball to the barn", "red kite to the barn", 5, "does not follow"),
-        ("took that red ball to the barn", "left that red ball in the garden", 6, "does not follow"),  # she has it not
-        (" Lily took that red ball to the barn.", "", 5, "does not follow"),  # nobody gives from garden to barn
-        ("red ball to Tom", "red ball to Lily", 6, "is not of this world"),  # nobody gives to themselves
-        ("Tom was proud", "Anna was proud", 8, "does not follow: 'Anna was proud.' (Lily is in the barn, Tom is"),
+        ("red ball to the mill", "red ball to the garden", 5, "does not follow"),  # she is there already
+        ("red ball to the mill", "red kite to the mill", 5, "does not follow"),
+        ("took that red ball to the mill", "left that red ball in the garden", 6, "does not follow"),  # she has it not
+        ("red ball to Tom", "red ball to Lily", 6, "is not of this world"),  # nobody sends to themselves
+        ("Tom was proud", "Anna was proud", 8, "does not follow: 'Anna was proud.' (Lily is in the mill, Tom is"),
+        ("ball in the barn", "ball in the mill", 9, "the ball is with Tom, in the barn)"),
         ("Tom had that red", "Lily had that red", 9, "the ball is with Tom, in the barn)"),
         ("Tom had that red", "Tom had that blue", 9, "does not follow"),
         (". Everyone", ".  Everyone", 10, "does not follow: 'Everyone went home glad.'"),
@@ -479,15 +479,15 @@ def test_every_sentence_of_a_story_is_one_of_this_world(told: list[str]) -> None
     [
         "",
         "Tom.",
-        "ball the gave Tom to Lily.",
-        "Her sister Tom was in the garden.",
-        "His brother Anna was there too.",
+        "ball the sent Tom to Lily.",
+        "Her sister Tom went to the garden.",
+        "His brother Anna was in the barn too.",
         "She was a kind boy.",
-        "Tom gave that red ball to Tom.",
+        "Tom sent that red ball to Tom.",
         '"Thank you, Lily," said Lily.',
         '"Where are you, Tom?" asked Tom.',
         "Tom and Tom were happy.",
-        "Tom gave that red garden to Lily.",
+        "Tom sent that red garden to Lily.",
         "Tom was in the ball.",
         "Tom went to the barn.",
         "Tom was happy",

@@ -1,6 +1,6 @@
 """tinyworld: a corpus of short stories whose best possible loss is known.
 
-A story is told by rules. Each rule is one sentence with slots, ``"{holder} gave the {thing} to {near}."``; the
+A story is told by rules. Each rule is one sentence with slots, ``"{holder} sent that {the_thing} to {receiver}."``; the
 scene (who is where, who has the thing, who was spoken of last) decides which rules may come next and what
 may stand in each slot. The same rules are read in three ways:
 
@@ -90,14 +90,6 @@ class Scene:
         """Everybody but this one."""
         return [person for person in self.at if person != name]
 
-    def near(self, name: str) -> Options:
-        """Everybody who is where this one is."""
-        return [person for person in self.others(name) if self.at[person] == self.at[name]]
-
-    def near_thing(self) -> Options:
-        """Everybody who is where the thing lies."""
-        return [person for person, place in self.at.items() if place == self.lies_in]
-
 
 # Slots: what can stand there at all ...
 WORDS: dict[str, Options] = {
@@ -106,9 +98,9 @@ WORDS: dict[str, Options] = {
     **{"animal": ANIMALS, "passed": PASSED, "did": DID, "do": DO, "went": WENT, "role": tuple(ROLES)},
     **{"thing": THINGS, "the_thing": THINGS, "look": LOOKS, "the_look": LOOKS},
     **{"She": ("She", "He"), "Her": ("Her", "His"), "girl": ("girl", "boy")},
-    **dict.fromkeys(("place", "elsewhere", "busy", "thing_place", "subject_place", "asked_place"), PLACES),
-    **dict.fromkeys(("hero", "friend", "new", "who", "other", "mover", "holder", "near", "finder"), NAMES),
-    **dict.fromkeys(("giver", "receiver", "asked", "answerer", "local"), NAMES),
+    **dict.fromkeys(("place", "elsewhere", "thing_place", "subject_place", "who_place", "asked_place"), PLACES),
+    **dict.fromkeys(("hero", "friend", "new", "who", "other", "mover", "holder", "finder", "she_named"), NAMES),
+    **dict.fromkeys(("giver", "receiver", "asked", "answerer"), NAMES),
 }
 
 # ... and what the scene, and the slots further left, leave of it. All that is left is equally likely.
@@ -122,15 +114,14 @@ LEFT: dict[str, Callable[[Scene, Said], Options]] = {
     "other": lambda scene, said: scene.others(said["who"]),
     "mover": lambda scene, said: scene.others(scene.holder),
     "holder": lambda scene, said: [scene.holder],
-    "near": lambda scene, said: scene.near(scene.holder),
-    "finder": lambda scene, said: scene.near_thing(),
+    "finder": lambda scene, said: list(scene.at),
+    "she_named": lambda scene, said: [scene.subject],
+    "who_place": lambda scene, said: [scene.at[said["who"]]],
     "giver": lambda scene, said: [scene.gift[0]],
-    "receiver": lambda scene, said: [scene.gift[1]],
+    "receiver": lambda scene, said: scene.others(scene.holder),
     "asked": lambda scene, said: [scene.question[1]],
     "answerer": lambda scene, said: scene.others(scene.question[0]),
     "elsewhere": lambda scene, said: [p for p in PLACES if p != scene.at[said.get("mover") or scene.holder]],
-    "busy": lambda scene, said: list(dict.fromkeys(scene.at.values())),
-    "local": lambda scene, said: [name for name, place in scene.at.items() if place == said["busy"]],
     "subject_place": lambda scene, said: [scene.at[scene.subject]],
     "asked_place": lambda scene, said: [scene.at[scene.question[1]]],
     "thing_place": lambda scene, said: [scene.thing_place],
@@ -152,7 +143,7 @@ class Rule:
 
     @cached_property
     def pieces(self) -> list[str]:
-        """Literal text and slot names in turn: ``["", "holder", " gave the ", "the_thing", ...]``."""
+        """Literal text and slot names in turn: ``["", "holder", " sent that ", "the_look", ...]``."""
         return re.split(r"\{(\w+)\}", self.text)
 
 
@@ -173,10 +164,10 @@ RULES = (
     Rule("who", "{She} wanted to {do}.", about="She"),
     Rule(
         "thing",
-        "{She} had a {look} {thing}.",
-        2,
-        then=lambda scene, said: {"look": said["look"], "thing": said["thing"], "holder": scene.subject},
-        about="She",
+        "{she_named} had a {look} {thing}.",
+        4,
+        then=lambda scene, said: {"look": said["look"], "thing": said["thing"], "holder": said["she_named"]},
+        about="she_named",
     ),
     Rule(
         "thing",
@@ -184,48 +175,49 @@ RULES = (
         then=lambda scene, said: {"look": said["look"], "thing": said["thing"], "lies_in": said["place"]},
         about="She",
     ),
-    Rule("friend", "{Her} {role} {friend} went to the {place}.", 2, then=_goes("friend", "place")),
+    Rule("friend", "{Her} {role} {friend} went to the {place}.", 2, then=_goes("friend", "place"), about="friend"),
     Rule(
         "friend",
-        "{Her} {role} {friend} was there too.",
-        then=lambda scene, said: {"at": {**scene.at, said["friend"]: scene.at[scene.subject]}},
+        "{Her} {role} {friend} was in the {subject_place} too.",
+        then=_goes("friend", "subject_place"),
+        about="friend",
     ),
     # Who goes where
-    Rule("event", "{mover} {went} {how} to the {elsewhere}.", 4, then=_goes("mover", "elsewhere"), about="mover"),
+    Rule("event", "{mover} {went} {how} to the {elsewhere}.", 5, then=_goes("mover", "elsewhere"), about="mover"),
     Rule(
         "event",
         "{holder} took that {the_look} {the_thing} to the {elsewhere}.",
-        3,
+        4,
         when=lambda scene: scene.holder,
         then=_goes("holder", "elsewhere"),
         about="holder",
     ),
     Rule(
         "event",
-        "{soon} {new} was in the {busy} too.",
+        "{soon} {new} went to the {place}.",
         2,
         when=lambda scene: len(scene.at) < MOST_PEOPLE,
-        then=_goes("new", "busy"),
+        then=_goes("new", "place"),
         about="new",
     ),
     # Who has the thing
     Rule(
         "event",
-        "{holder} gave that {the_look} {the_thing} to {near}.",
-        8,
-        when=lambda scene: scene.holder and scene.near(scene.holder),
-        then=lambda scene, said: {"holder": said["near"], "gift": (said["holder"], said["near"])},
+        "{holder} sent that {the_look} {the_thing} to {receiver}.",
+        4,
+        when=lambda scene: scene.holder,
+        then=lambda scene, said: {"holder": said["receiver"], "gift": (said["holder"], said["receiver"])},
     ),
     Rule(
         "event",
-        '"Thank you, {giver}," said {receiver}.',
-        10,
+        '"Thank you, {giver}," said {holder}.',
+        12,
         when=lambda scene: scene.gift[0],
     ),
     Rule(
         "event",
         "{holder} left that {the_look} {the_thing} in the {thing_place}.",
-        2,
+        1,
         when=lambda scene: scene.holder,
         then=lambda scene, said: {"holder": "", "lies_in": said["thing_place"]},
         about="holder",
@@ -233,23 +225,27 @@ RULES = (
     Rule(
         "event",
         "{finder} found that {the_look} {the_thing} in the {thing_place}.",
-        6,
-        when=lambda scene: scene.near_thing() and not scene.holder,
-        then=lambda scene, said: {"holder": said["finder"], "lies_in": ""},
+        8,
+        when=lambda scene: not scene.holder,
+        then=lambda scene, said: {
+            "holder": said["finder"],
+            "lies_in": "",
+            "at": {**scene.at, said["finder"]: said["thing_place"]},
+        },
         about="finder",
     ),
     # What else happens
-    Rule("event", "{who} was {feeling}.", about="who"),
+    Rule("event", "{who} was {feeling}.", 2, about="who"),
     Rule("event", "{She} {did} in the {subject_place}.", 6, when=lambda scene: scene.subject, about="She"),
     Rule("event", "{She} ate a {taste} {food}.", 2, when=lambda scene: scene.subject, about="She"),
     Rule("event", "A {size} {animal} {passed} past {who}."),
     # What somebody says
     Rule("event", '"What a {nice} {the_thing}!" said {who}.'),
-    Rule("event", '"Let us {do} in the {busy}," said {local}.', 4),
+    Rule("event", '{who} said, "Let us {do} in the {who_place}".', 4, about="who"),
     Rule(
         "event",
         '"Where is that {the_look} {the_thing}?" asked {mover}.',
-        4,
+        3,
         then=lambda scene, said: {"question": (said["mover"], "")},
     ),
     Rule(
@@ -260,17 +256,22 @@ RULES = (
     ),
     Rule(
         "answer",
-        '"It is in the {thing_place}," said {answerer}.',
+        '{answerer} said, "It is in the {thing_place}".',
         when=lambda scene: not scene.question[1] and not scene.holder,
     ),
     Rule(
         "answer",
-        '"I have it in the {thing_place}," said {holder}.',
+        '{holder} said, "I have it in the {thing_place}".',
         when=lambda scene: not scene.question[1] and scene.holder,
+        about="holder",
     ),
-    Rule("answer", '"I am in the {asked_place}," said {asked}.', when=lambda scene: scene.question[1]),
+    Rule("answer", '{asked} said, "I am in the {asked_place}".', when=lambda scene: scene.question[1], about="asked"),
     # How it ends
-    Rule("fact", "In the end, {holder} had that {the_look} {the_thing}.", when=lambda scene: scene.holder),
+    Rule(
+        "fact",
+        "In the end, {holder} had that {the_look} {the_thing} in the {thing_place}.",
+        when=lambda scene: scene.holder,
+    ),
     Rule(
         "fact",
         "In the end, that {the_look} {the_thing} was in the {thing_place}.",

@@ -26,11 +26,11 @@ def make_train_step(model: GPT, optimizer: optim.Optimizer, clip: float, batch_s
     is traced in train mode; put the model back into it after an evaluation.
     """
     model.train()
+    lanes = batch_lanes(batch_size)
     optimizer.init(model.trainable_parameters())
     state = [model.state, optimizer.state, mx.random.state]
     mx.eval(state)
     loss_and_gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))
-    lanes = batch_lanes(batch_size)
 
     @partial(mx.compile, inputs=state, outputs=state)
     def step(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
@@ -56,12 +56,15 @@ def batch_lanes(batch_size: int) -> list[mx.Stream]:
     """Streams over which the rows of a batch are spread.
 
     MLX's CPU backend runs each stream on one thread, so on a CPU every core gets an equal share of the rows; a GPU
-    takes the whole batch at once.
+    takes the whole batch at once. MLX orders a graph breadth first, but only up to a width that is less than a step of
+    this model: it would run the shares one after the other. So the width is raised, unless the environment sets it or
+    something has been evaluated before, when MLX has read it already.
     """
     device = mx.default_device()
     lanes = 1
     if device == mx.Device(mx.cpu):
         lanes = max(n for n in range(1, _cores() + 1) if batch_size % n == 0)
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "100")
     return [mx.default_stream(device)] + [mx.new_stream(device) for _ in range(lanes - 1)]
 
 
