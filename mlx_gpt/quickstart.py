@@ -51,7 +51,7 @@ class Size(NamedTuple):
 
 SIZES = (  # from small to large
     Size(0, GPTConfig(n_positions=160, n_embd=64, n_layer=2, n_head=2)),
-    Size(2_500_000, GPTConfig(n_positions=160, n_embd=128, n_layer=3, n_head=4)),
+    Size(2_500_000, GPTConfig(n_positions=160, n_embd=96, n_layer=3, n_head=3)),
 )
 
 
