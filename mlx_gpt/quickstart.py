@@ -33,12 +33,12 @@ from mlx_gpt.train.run import Material, Run, new_model, prepare, run
 from mlx_gpt.train.step import make_train_step
 
 PROMPT = "One sunny morning, Lily went to the garden."
-TEMPERATURE = 0.8
+TEMPERATURE = 0.7
 N_SAMPLES = 100
-N_LOOKS = 4  # evaluations on the way
+N_LOOKS = 3  # evaluations on the way
 
-N_VAL_STORIES = 400
-EVAL_WINDOWS = 48
+N_VAL_STORIES = 300
+EVAL_WINDOWS = 32
 BATCH_SIZE = 8
 
 
@@ -46,12 +46,13 @@ class Size(NamedTuple):
     """A model, and how many tokens it should be able to see before it is worth choosing."""
 
     tokens: int
+    muon_learning_rate: float
     architecture: GPTConfig
 
 
 SIZES = (  # from small to large
-    Size(0, GPTConfig(n_positions=160, n_embd=64, n_layer=2, n_head=2)),
-    Size(2_500_000, GPTConfig(n_positions=160, n_embd=96, n_layer=3, n_head=3)),
+    Size(0, 0.03, GPTConfig(n_positions=160, n_embd=64, n_layer=2, n_head=2)),
+    Size(2_500_000, 0.02, GPTConfig(n_positions=160, n_embd=96, n_layer=3, n_head=3)),
 )
 
 
@@ -69,8 +70,9 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     material = prepare(
         load_corpus("tinyworld", n_stories=n_stories, val_fraction=N_VAL_STORIES / n_stories, seed=seed), "bpe:768"
     )
-    model, speed = _choose_model(material, deadline, seed)
-    config = _settings(model, speed, deadline, seed)
+    size, speed = _choose_size(material, deadline)
+    config = _settings(size, speed, deadline, seed)
+    model = new_model(size.architecture, material, seed)
     console.print(
         f"{n_stories:,} stories, {material.train.n_tokens:,} tokens, vocabulary {material.tokenizer.vocab_size}; "
         f"{model.n_parameters:,} parameters; {config.minutes or 0:.1f} minutes of training at {speed:,.0f} tokens/s\n",
@@ -126,14 +128,13 @@ def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Ju
     )
 
 
-def _choose_model(material: Material, deadline: float, seed: int) -> tuple[GPT, float]:
+def _choose_size(material: Material, deadline: float) -> tuple[Size, float]:
     """The largest model that will see enough tokens before the deadline, and its measured speed in tokens/s."""
     for size in reversed(SIZES):
-        model = new_model(size.architecture, material, seed)
-        speed = _measure(model, material)
-        if size is SIZES[0] or speed * (deadline - time.perf_counter()) >= size.tokens:
+        speed = _measure(new_model(size.architecture, material, seed=0), material)
+        if speed * (deadline - time.perf_counter()) >= size.tokens:
             break
-    return new_model(size.architecture, material, seed), speed  # measuring has trained the other one
+    return size, speed
 
 
 def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
@@ -150,19 +151,20 @@ def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
     return n * BATCH_SIZE * T / (time.perf_counter() - started)
 
 
-def _settings(model: GPT, speed: float, deadline: float, seed: int) -> TrainConfig:
+def _settings(size: Size, speed: float, deadline: float, seed: int) -> TrainConfig:
     """What is left of the time, less what the evaluations and the samples at the end will take."""
-    looks = (N_LOOKS * EVAL_WINDOWS + N_VAL_STORIES) * model.config.n_positions  # tokens to look at, forward only
-    samples = 2 * N_SAMPLES * model.config.n_positions
-    seconds = deadline - time.perf_counter() - (looks + samples) / (2.5 * speed) - 3.0  # plot, files, table
-    steps = max(1.0, seconds * speed / (BATCH_SIZE * model.config.n_positions))
+    T = size.architecture.n_positions
+    looks = (N_LOOKS * EVAL_WINDOWS + N_VAL_STORIES) * T  # tokens to look at, forward only
+    samples = 2 * N_SAMPLES * T
+    seconds = deadline - time.perf_counter() - (looks + samples) / (1.5 * speed) - 4.0  # plot, files, table
+    steps = max(1.0, seconds * speed / (BATCH_SIZE * T))
     return TrainConfig(
         minutes=max(seconds, 1.0) / 60,
         batch_size=BATCH_SIZE,
         optimizer="muon",
         muon_embeddings=True,
         learning_rate=6e-3,
-        muon_learning_rate=0.02,
+        muon_learning_rate=size.muon_learning_rate,
         schedule="wsd",
         final_learning_rate=0.02,
         beta2=0.99,

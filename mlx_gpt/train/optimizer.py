@@ -9,6 +9,7 @@ import mlx.optimizers as optim
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd")
+MUON_ITERATIONS = 3  # of Newton-Schulz: as good as five on tinyworld, at three fifths of the cost
 WSD_DECAY = 0.4  # share of the run in which wsd decays
 
 
@@ -35,7 +36,7 @@ def make_optimizer(
     filters = [_is_matrix]
     if kind == "muon":
         inside = ("h.", "wte") if muon_embeddings else ("h.",)
-        groups.insert(0, optim.Muon(muon_learning_rate, momentum=0.95, weight_decay=0.0))
+        groups.insert(0, optim.Muon(muon_learning_rate, momentum=0.95, weight_decay=0.0, ns_steps=MUON_ITERATIONS))
         filters.insert(0, lambda path, weight: _is_matrix(path, weight) and path.startswith(inside))
     elif kind != "adamw":
         raise ValueError(f"the optimizer must be one of {', '.join(OPTIMIZERS)}, not {kind!r}")
