@@ -73,6 +73,7 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     size, speed = _choose_size(material, deadline)
     config = _settings(size, speed, deadline, seed)
     model = new_model(size.architecture, material, seed)
+    model.wpe.weight = sinusoids(*model.wpe.weight.shape)
     console.print(
         f"{n_stories:,} stories, {material.train.n_tokens:,} tokens, vocabulary {material.tokenizer.vocab_size}; "
         f"{model.n_parameters:,} parameters; {config.minutes or 0:.1f} minutes of training at {speed:,.0f} tokens/s\n",
@@ -126,6 +127,17 @@ def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Ju
         [tinyworld.read_story(story) for story in stories],
         [(sentence, tinyworld.is_sentence(sentence)) for sentence in sentences],
     )
+
+
+def sinusoids(n_positions: int, n_embd: int, scale: float = 0.05) -> mx.array:
+    """Position embeddings to start from, (T, C): neighbours look alike, so "the name just before" is soon found.
+
+    sin and cos of the position at wavelengths from 2 pi to 10000 * 2 pi, times ``scale`` (Vaswani et al. 2017, section
+    3.5); GPT-2 starts from noise. They are trained like any other weight.
+    """
+    frequencies = 10000.0 ** (-2 * mx.arange(n_embd // 2) / n_embd)  # (C/2,)
+    angles = mx.arange(n_positions)[:, None] * frequencies  # (T, C/2)
+    return scale * mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=1)
 
 
 def _choose_size(material: Material, deadline: float) -> tuple[Size, float]:
