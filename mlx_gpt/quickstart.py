@@ -47,12 +47,13 @@ class Size(NamedTuple):
 
     tokens: int
     muon_learning_rate: float
+    sinusoids: bool  # positions start as sinusoids: better in the end, but the first minutes are slower
     architecture: GPTConfig
 
 
 SIZES = (  # from small to large
-    Size(0, 0.03, GPTConfig(n_positions=160, n_embd=64, n_layer=2, n_head=2)),
-    Size(2_500_000, 0.02, GPTConfig(n_positions=160, n_embd=96, n_layer=3, n_head=3)),
+    Size(0, 0.03, False, GPTConfig(n_positions=160, n_embd=64, n_layer=2, n_head=2)),
+    Size(2_500_000, 0.02, True, GPTConfig(n_positions=160, n_embd=96, n_layer=3, n_head=3)),
 )
 
 
@@ -73,7 +74,8 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     size, speed = _choose_size(material, deadline)
     config = _settings(size, speed, deadline, seed)
     model = new_model(size.architecture, material, seed)
-    model.wpe.weight = sinusoids(*model.wpe.weight.shape)
+    if size.sinusoids:
+        model.wpe.weight = sinusoids(*model.wpe.weight.shape)
     console.print(
         f"{n_stories:,} stories, {material.train.n_tokens:,} tokens, vocabulary {material.tokenizer.vocab_size}; "
         f"{model.n_parameters:,} parameters; {config.minutes or 0:.1f} minutes of training at {speed:,.0f} tokens/s\n",
