@@ -40,6 +40,7 @@ N_LOOKS = 3  # evaluations on the way
 N_VAL_STORIES = 300
 EVAL_WINDOWS = 32
 BATCH_SIZE = 8
+MUON_ITERATIONS = 3  # as good here as five, at three fifths of their cost
 
 
 class Size(NamedTuple):
@@ -155,7 +156,12 @@ def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
     """Training speed in tokens/s: some real steps, after one that compiles."""
     T = model.config.n_positions
     batches = endless_batches(material.train, T, BATCH_SIZE, seed=0)
-    step, state = make_train_step(model, make_optimizer("muon", muon_embeddings=True), clip=1.0, batch_size=BATCH_SIZE)
+    step, state = make_train_step(
+        model,
+        make_optimizer("muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS),
+        clip=1.0,
+        batch_size=BATCH_SIZE,
+    )
     n, started = -1, 0.0
     while n < 1 or time.perf_counter() - started < seconds:
         x, y = next(batches)
@@ -177,6 +183,7 @@ def _settings(size: Size, speed: float, deadline: float, seed: int) -> TrainConf
         batch_size=BATCH_SIZE,
         optimizer="muon",
         muon_embeddings=True,
+        muon_iterations=MUON_ITERATIONS,
         learning_rate=6e-3,
         muon_learning_rate=size.muon_learning_rate,
         schedule="wsd",

@@ -28,6 +28,7 @@ class TrainConfig:
     learning_rate: float = 1e-3  # peak, of AdamW
     muon_learning_rate: float = 0.02  # peak, of Muon, where it is used
     muon_embeddings: bool = False  # the token embedding is Muon's too
+    muon_iterations: int = 5  # of Newton-Schulz in Muon; fewer are faster and less exact
     schedule: str = "cosine"  # or wsd: warm-up, stable, decay
     final_learning_rate: float = 0.1  # at the end, as a share of the peak
     warmup: float = 0.02  # share of the run
@@ -40,7 +41,7 @@ class TrainConfig:
     seed: int = 0  # of the weights, the order of the batches and dropout
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "muon_iterations"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("learning_rate", "muon_learning_rate", "grad_clip"):
@@ -105,6 +106,7 @@ def train(
         config.weight_decay,
         (config.beta1, config.beta2),
         config.muon_embeddings,
+        config.muon_iterations,
     )
     schedule = Schedule(optimizer, config.schedule, config.warmup, config.final_learning_rate)
     step, state = make_train_step(model, optimizer, config.grad_clip, config.batch_size)
