@@ -24,9 +24,10 @@ def make_optimizer(
     """AdamW with bias correction, its decay on matrices only: norms and biases have no reason to be small.
 
     With ``muon`` the matrices of the blocks take steps with all singular values nearly equal (Jordan et al. 2024), of
-    length ``muon_learning_rate``, by ``muon_iterations`` of Newton and Schulz; the rest stays with AdamW. ``muon_embeddings`` counts the token embedding among those
-    matrices: AdamW moves the rows of a small vocabulary together and drowns what tells one name from another, which
-    a head that copies names depends on. For a large vocabulary that is slow.
+    length ``muon_learning_rate``, by ``muon_iterations`` of Newton and Schulz; the rest stays with AdamW.
+    ``muon_embeddings`` counts the token embedding among those matrices: AdamW moves the rows of a small vocabulary
+    together and drowns what tells one name from another, which a head that copies names depends on. For a large
+    vocabulary that is slow.
     """
 
     def adamw(decay: float) -> optim.AdamW:
