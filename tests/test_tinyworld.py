@@ -148,7 +148,7 @@ def _kind(scene: Scene) -> tuple:
     people, places = [*scene.at, ""], list(dict.fromkeys([*scene.at.values(), scene.thing_place]))
     at = tuple(places.index(place) for place in scene.at.values())
     question = tuple(people.index(name) for name in scene.question)
-    thing = (people.index(scene.holder), places.index(scene.thing_place), bool(scene.gift[0]))
+    thing = (people.index(scene.holder), places.index(scene.thing_place), bool(scene.giver))
     if scene.part == "event":  # from here on it matters whether "she" is somebody, no longer who
         return scene.events, at, thing, question, bool(scene.subject)
     return scene.part, at, thing, scene.subject in GIRLS

@@ -79,7 +79,7 @@ class Scene:
     look: str = ""  # of the thing
     holder: str = ""  # who has the thing, or nobody
     lies_in: str = ""  # where it lies if nobody has it
-    gift: tuple[str, str] = ("", "")  # (giver, receiver), right after it was given
+    giver: str = ""  # who sent the thing, right after it was sent
     question: tuple[str, str] = ("", "")  # (who asks, who is asked, if only one), right after it was asked
 
     @property
@@ -117,7 +117,7 @@ LEFT: dict[str, Callable[[Scene, Said], Options]] = {
     "finder": lambda scene, said: list(scene.at),
     "she_named": lambda scene, said: [scene.subject],
     "who_place": lambda scene, said: [scene.at[said["who"]]],
-    "giver": lambda scene, said: [scene.gift[0]],
+    "giver": lambda scene, said: [scene.giver],
     "receiver": lambda scene, said: scene.others(scene.holder),
     "asked": lambda scene, said: [scene.question[1]],
     "answerer": lambda scene, said: scene.others(scene.question[0]),
@@ -206,13 +206,13 @@ RULES = (
         "{holder} sent that {the_look} {the_thing} to {receiver}.",
         4,
         when=lambda scene: scene.holder,
-        then=lambda scene, said: {"holder": said["receiver"], "gift": (said["holder"], said["receiver"])},
+        then=lambda scene, said: {"holder": said["receiver"], "giver": said["holder"]},
     ),
     Rule(
         "event",
         '"Thank you, {giver}," said {holder}.',
         12,
-        when=lambda scene: scene.gift[0],
+        when=lambda scene: scene.giver,
     ),
     Rule(
         "event",
@@ -309,7 +309,7 @@ def options(scene: Scene, slot: str, said: Said) -> Options:
 
 def after(scene: Scene, rule: Rule, said: Said) -> Scene:
     """The scene when this has been said."""
-    changes: dict = {"gift": ("", ""), "question": ("", ""), **rule.then(scene, said)}
+    changes: dict = {"giver": "", "question": ("", ""), **rule.then(scene, said)}
     changes["part"] = _NEXT_PART.get(rule.part, "event")
     changes["events"] = scene.events + (rule.part in ("event", "answer"))
     changes["subject"] = scene.subject if rule.about == "She" else said.get(rule.about, "")
