@@ -176,7 +176,7 @@ def _settings(size: Size, speed: float, deadline: float, seed: int) -> TrainConf
     T = size.architecture.n_positions
     looks = (N_LOOKS * EVAL_WINDOWS + N_VAL_STORIES) * T  # tokens to look at, forward only
     samples = 2 * N_SAMPLES * T
-    seconds = deadline - time.perf_counter() - (looks + samples) / (1.5 * speed) - 4.0  # plot, files, table
+    seconds = deadline - time.perf_counter() - (looks + samples) / (1.5 * speed) - 8.0  # plot, files, table
     steps = max(1.0, seconds * speed / (BATCH_SIZE * T))
     return TrainConfig(
         minutes=max(seconds, 1.0) / 60,
