@@ -48,7 +48,7 @@ class Size(NamedTuple):
 
     tokens: int
     muon_learning_rate: float
-    sinusoids: bool  # positions start as sinusoids: better in the end, but the first minutes are slower
+    sinusoids: bool  # positions start as sinusoids; in three minutes that was worse than noise
     architecture: GPTConfig
 
 
@@ -133,7 +133,7 @@ def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Ju
 
 
 def sinusoids(n_positions: int, n_embd: int, scale: float = 0.05) -> mx.array:
-    """Position embeddings to start from, (T, C): neighbours look alike, so "the name just before" is soon found.
+    """Position embeddings to start from, (T, C): neighbours look alike from the first step.
 
     sin and cos of the position at wavelengths from 2 pi to 10000 * 2 pi, times ``scale`` (Vaswani et al. 2017, section
     3.5); GPT-2 starts from noise. They are trained like any other weight.
