@@ -23,7 +23,7 @@ import pytest
 from rich.console import Console
 
 from mlx_gpt import cli, quickstart
-from mlx_gpt.cli import Generate, Quickstart, Train, main, parse
+from mlx_gpt.cli import main, parse
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.generate.decode import generate
 from mlx_gpt.model.gpt import GPT
@@ -34,6 +34,9 @@ from mlx_gpt.text.corpus import Corpus
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.loop import TrainConfig
 from mlx_gpt.train.run import prepare
+from mlx_gpt.verbs.generate import Generate
+from mlx_gpt.verbs.quickstart import Quickstart
+from mlx_gpt.verbs.train import Train
 
 ROOT = Path(__file__).parent.parent
 SMALL = GPTConfig(vocab_size=257, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)

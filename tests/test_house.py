@@ -31,6 +31,7 @@ FLOORS = [
     "train/run",
     "__init__",  # the front door
     "quickstart",
+    "verbs/*",
     "cli",
     "__main__",
 ]
