@@ -156,7 +156,7 @@ def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
     """Training speed in tokens/s: some real steps, after one that compiles."""
     T = model.config.n_positions
     batches = endless_batches(material.train, T, BATCH_SIZE, seed=0)
-    step, state = make_train_step(
+    step = make_train_step(
         model,
         make_optimizer("muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS),
         clip=1.0,
@@ -165,7 +165,7 @@ def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
     n, started = -1, 0.0
     while n < 1 or time.perf_counter() - started < seconds:
         x, y = next(batches)
-        mx.eval(step(mx.array(x), mx.array(y)), state)
+        mx.eval(step(mx.array(x), mx.array(y)), step.state)
         n += 1
         started = started or time.perf_counter()  # from the end of the first step
     return n * BATCH_SIZE * T / (time.perf_counter() - started)

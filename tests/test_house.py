@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     "errors",
     "text/vocab_files",
-    "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/report  generate/sampling",
+    "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/report  train/distributed  generate/sampling",
     "text/corpus  text/shards",
     "model/cache",
     "model/attention  model/mlp",

@@ -181,12 +181,12 @@ def test_a_new_learning_rate_is_seen_by_the_compiled_step() -> None:
     model = new_small()
     optimizer = make_optimizer()
     schedule = Schedule(optimizer, "cosine", warmup=0.5)
-    step, state = make_train_step(model, optimizer, clip=1.0, batch_size=4)
+    step = make_train_step(model, optimizer, clip=1.0, batch_size=4)
     schedule.set(0.5)
-    mx.eval(step(*batch()), state)
+    mx.eval(step(*batch()), step.state)
     before = weights(model)
     schedule.set(0.0)
-    mx.eval(step(*batch()), state)
+    mx.eval(step(*batch()), step.state)
     assert all((weight == before[name]).all() for name, weight in weights(model).items())
 
 
@@ -196,9 +196,9 @@ def test_a_new_learning_rate_is_seen_by_the_compiled_step() -> None:
 def one_step(model: GPT, clip: float = 1e9, optimizer: Any = None) -> tuple[float, float, dict[str, np.ndarray]]:
     """Loss, gradient norm and what a step with SGD of rate 1 subtracted: the gradient."""
     before = weights(model)
-    step, state = make_train_step(model, optimizer or optim.SGD(1.0), clip, batch_size=4)
+    step = make_train_step(model, optimizer or optim.SGD(1.0), clip, batch_size=4)
     loss, norm = step(*batch())
-    mx.eval(loss, norm, state)
+    mx.eval(loss, norm, step.state)
     return loss.item(), norm.item(), {name: before[name] - w for name, w in weights(model).items()}
 
 
@@ -254,11 +254,11 @@ def test_rows_are_spread_evenly_over_at_most_as_many_lanes_as_there_are_cores(
 def test_dropout_differs_from_step_to_step_and_repeats_with_the_seed() -> None:
     def losses() -> list[float]:
         model = new_small(replace(SMALL, embd_pdrop=0.5))
-        step, state = make_train_step(model, optim.SGD(0.0), clip=1.0, batch_size=4)
+        step = make_train_step(model, optim.SGD(0.0), clip=1.0, batch_size=4)
         found = []
         for _ in range(4):
             loss, _ = step(*batch())
-            mx.eval(loss, state)
+            mx.eval(loss, step.state)
             found.append(loss.item())
         return found
 
@@ -268,10 +268,10 @@ def test_dropout_differs_from_step_to_step_and_repeats_with_the_seed() -> None:
 
 def test_a_small_model_learns_one_batch_by_heart() -> None:
     model = new_small(replace(SMALL, n_embd=32))
-    step, state = make_train_step(model, make_optimizer(learning_rate=1e-2, weight_decay=0.0), 1.0, batch_size=4)
+    step = make_train_step(model, make_optimizer(learning_rate=1e-2, weight_decay=0.0), 1.0, batch_size=4)
     for _ in range(150):
         loss, _ = step(*batch())
-        mx.eval(loss, state)
+        mx.eval(loss, step.state)
     assert loss.item() < 0.05  # from ln 257 = 5.5
 
 

@@ -109,7 +109,7 @@ def train(
         config.muon_iterations,
     )
     schedule = Schedule(optimizer, config.schedule, config.warmup, config.final_learning_rate)
-    step, state = make_train_step(model, optimizer, config.grad_clip, config.batch_size)
+    step = make_train_step(model, optimizer, config.grad_clip, config.batch_size)
     eval_step = make_eval_step(model)
     clock = _Clock(config)
     n = 0
@@ -127,7 +127,7 @@ def train(
         learning_rate = schedule.set(clock.done(n + 1))
         x, y = next(batches)
         loss, norm = step(mx.array(x), mx.array(y))
-        mx.eval(loss, norm, state)
+        mx.eval(loss, norm, step.state)
         n += 1
         if not np.isfinite(loss.item()):
             raise MLXGPTError(

@@ -5,41 +5,85 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_map
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.loss import mean_loss, next_token_losses
 
-TrainStep = Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]
 EvalStep = Callable[[mx.array, mx.array, mx.array], mx.array]
 
 
-def make_train_step(model: GPT, optimizer: optim.Optimizer, clip: float, batch_size: int) -> tuple[TrainStep, list]:
-    """The compiled step ``(x, y) -> (loss, gradient norm before clipping)``, and the state it changes.
+class TrainStep:
+    """One optimizer step, compiled: ``step(x, y) -> (loss, gradient norm before clipping)``.
 
-    x, y: ids (B, T), always of the same shape (a new shape is a new trace). Weights, optimizer state and random
-    state go in and come out, so that nothing is frozen into the trace; evaluate them after each step. The step
-    is traced in train mode; put the model back into it after an evaluation.
+    x, y: ids (B, T), or (accumulate, B, T), always of the same shape (a new shape is a new trace). ``state`` is what a
+    step changes: weights, optimizer state and random state; evaluate it after each step. All of it goes into the
+    trace and comes out, so that nothing is frozen: but an optimizer's state is loaded before the step is made.
     """
-    model.train()
-    lanes = batch_lanes(batch_size)
-    optimizer.init(model.trainable_parameters())
-    state = [model.state, optimizer.state, mx.random.state]
-    mx.eval(state)
-    loss_and_gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))
 
-    @partial(mx.compile, inputs=state, outputs=state)
-    def step(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-        loss, gradient = _side_by_side(loss_and_gradient, lanes, x, y)
-        gradient, norm = optim.clip_grad_norm(gradient, clip)
-        optimizer.update(model, gradient)
+    def __init__(self, model: GPT, optimizer: optim.Optimizer, clip: float, batch_size: int, accumulate: int):
+        model.train()
+        self.model, self.optimizer, self.clip = model, optimizer, clip
+        self.accumulate = accumulate
+        self.lanes = batch_lanes(batch_size)
+        optimizer.init(model.trainable_parameters())
+        self.state = [model.state, optimizer.state, mx.random.state]
+        mx.eval(self.state)
+        self._loss_and_gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))
+        compiled = partial(mx.compile, inputs=self.state, outputs=self.state)
+        self._whole = compiled(lambda x, y: self._apply(*self._measure(x, y)))
+        self._micro = compiled(lambda x, y, total: tree_map(mx.add, total, self._measure(x, y)))
+        self._finish = compiled(lambda total: self._apply(*tree_map(lambda part: part * (1 / accumulate), total)))
+
+    def __call__(self, x: np.ndarray | mx.array, y: np.ndarray | mx.array) -> tuple[mx.array, mx.array]:
+        x, y = mx.array(x), mx.array(y)  # type: ignore[arg-type]
+        if self.accumulate == 1:
+            return self._whole(x, y)
+        total = (mx.array(0.0), tree_map(mx.zeros_like, self.model.trainable_parameters()))
+        for rows, targets in zip(x, y, strict=True):
+            total = self._micro(rows, targets, total)
+            mx.eval(total, self.state)  # or the graphs of all of them pile up
+        return self._finish(total)
+
+    def _measure(self, x: mx.array, y: mx.array) -> tuple[mx.array, Any]:
+        return _side_by_side(self._loss_and_gradient, self.lanes, x, y)
+
+    def _apply(self, loss: mx.array, gradient: Any) -> tuple[mx.array, mx.array]:
+        gradient, norm = optim.clip_grad_norm(gradient, self.clip)
+        self.optimizer.update(self.model, gradient)
         return loss, norm
 
-    return step, state
+
+def make_train_step(
+    model: GPT,
+    optimizer: optim.Optimizer,
+    clip: float,
+    batch_size: int,
+    *,
+    accumulate: int = 1,
+    dtype: str = "float32",
+    recompute: bool = False,
+    group: mx.distributed.Group | None = None,
+) -> TrainStep:
+    """The compiled step of a model in train mode; put it back into that mode after an evaluation."""
+    return TrainStep(model, optimizer, clip, batch_size, accumulate)
+
+
+def largest_gradient(model: GPT, x: np.ndarray | mx.array, y: np.ndarray | mx.array) -> tuple[str, float]:
+    """The weight whose gradient has the largest element, and that element's size; one that is no number is largest."""
+    ids, targets = mx.array(x), mx.array(y)  # type: ignore[arg-type]
+    _, gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))(
+        ids.reshape(-1, ids.shape[-1]), targets.reshape(-1, ids.shape[-1])
+    )
+    sizes = {name: float(mx.abs(g).max().item()) for name, g in tree_flatten(gradient)}
+    name = max(sizes, key=lambda name: np.nan_to_num(sizes[name], nan=np.inf))
+    return name, sizes[name]
 
 
 def make_eval_step(model: GPT) -> EvalStep:

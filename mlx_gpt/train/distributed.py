@@ -1,0 +1,29 @@
+"""Data parallel training: every process takes its own rows, and the gradients are averaged over all of them.
+
+``mlx.launch -n 2 -- mlx-gpt train ...`` starts the processes and tells each its rank; MLX finds the rest by itself.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def join() -> mx.distributed.Group | None:
+    """The processes that train together, or None where this one trains alone."""
+    group = mx.distributed.init()
+    return group if group.size() > 1 else None
+
+
+def rank(group: mx.distributed.Group | None) -> int:
+    """Which of them this process is: 0 to size - 1."""
+    return group.rank() if group else 0
+
+
+def size(group: mx.distributed.Group | None) -> int:
+    """How many processes train together."""
+    return group.size() if group else 1
+
+
+def is_main(group: mx.distributed.Group | None) -> bool:
+    """Whether this is the one process that writes files and speaks."""
+    return rank(group) == 0
