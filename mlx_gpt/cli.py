@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, subcommand
 from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.verbs.generate import Generate
 from mlx_gpt.verbs.quickstart import Quickstart
-from mlx_gpt.verbs.train import Train, defaults
+from mlx_gpt.verbs.train import Train, command_line
 
 Verb = OmitArgPrefixes[
     Annotated[Train, subcommand("train", prefix_name=False)]
@@ -24,7 +24,10 @@ Verb = OmitArgPrefixes[
 
 def parse(argv: Sequence[str]) -> Train | Generate | Quickstart:
     """The verb that a command line asks for, with all its settings. ``SystemExit`` after --help and for wrong flags."""
-    default: Any = defaults(argv) if argv[:1] == ["train"] else tyro.MISSING
+    default: Any = tyro.MISSING
+    if argv[:1] == ["train"]:
+        flags, default = command_line(argv[1:])
+        argv = ["train", *flags]
     description = "GPT-2 in MLX: train it, load it, let it talk."
     return tyro.cli(Verb, prog="mlx-gpt", args=argv, default=default, description=description)
 
@@ -43,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + 13  # as a shell says it: ended by SIGPIPE
     except OSError as error:  # a full disk, a folder that may not be written to
         return _say(f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(file=sys.stderr)  # behind the ^C
-        return _say("stopped", 128 + 2)
+        return _say(str(stop) or "stopped", 128 + 2)
     return 0
 
 

@@ -9,6 +9,10 @@ class ModelFolderError(MLXGPTError):
     """A model folder or hub repository that cannot be read as a GPT-2."""
 
 
+class CheckpointError(MLXGPTError):
+    """A checkpoint that cannot be written, or read as it was written."""
+
+
 class DataError(MLXGPTError):
     """Text that cannot be read or trained on."""
 

@@ -27,7 +27,7 @@ from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import load_corpus
 from mlx_gpt.text.shards import endless_batches
 from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.train.loop import TrainConfig
+from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.run import Material, Run, new_model, prepare, run
 from mlx_gpt.train.step import make_train_step
@@ -62,8 +62,8 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     """Train for ``minutes`` of wall time, everything included; leave a model folder, a plot and samples in ``out``."""
     if not 0.2 <= minutes <= 24 * 60:
         raise UsageError(f"--minutes must be between 0.2 and {24 * 60}, not {minutes:g}")
-    if seed < 0:
-        raise UsageError(f"--seed must be 0 or above, not {seed}")
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"--seed must be 0 or above and below 2^64, not {seed}")
     deadline = time.perf_counter() + 60 * minutes
     out = _free(out)
     console = Console()

@@ -1,5 +1,25 @@
-"""Settings that must stand before MLX is imported."""
+"""Settings that must stand before MLX is imported, and a folder to work in."""
 
 import os
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # products in full fp32 on M5 and CUDA too: tolerances here are fp32's
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from command_line import SMALL
+
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import save
+from mlx_gpt.text.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a sound model and a text."""
+    monkeypatch.chdir(tmp_path)
+    mx.random.seed(0)
+    save(GPT(SMALL), Tokenizer.bytes(), tmp_path / "model")
+    (tmp_path / "text.txt").write_text("".join(f"line {i} of a text\n" for i in range(100)))
+    return tmp_path

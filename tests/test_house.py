@@ -19,14 +19,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     "errors",
     "text/vocab_files",
-    "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/report  generate/sampling",
-    "text/corpus  text/shards  train/distributed",
+    "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/config  train/report  train/pace",
+    "text/corpus  text/shards  train/distributed  generate/sampling",
     "model/cache",
     "model/attention  model/mlp",
     "model/block",
     "model/gpt",
     "store/*",
-    "train/step  generate/decode  lens/*",
+    "train/step  train/validation  generate/decode  lens/*",
     "train/loop  check/*",
     "train/run",
     "__init__",  # the front door

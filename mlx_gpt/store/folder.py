@@ -136,7 +136,7 @@ def _staging(folder: Path) -> Iterator[Path]:
 def _move_in(names: list[str], staging: Path, folder: Path) -> None:
     """Replace the files of ``folder`` by those of ``staging``: all of them or, on an error, none."""
     for name in names:
-        _force_to_disk(staging / name)
+        force_to_disk(staging / name)
     earlier = staging / "earlier"
     earlier.mkdir()
     for name in names[:-1]:  # the last, the weights, is what the others wait for: once it has moved, nothing can fail
@@ -155,10 +155,11 @@ def _move_in(names: list[str], staging: Path, folder: Path) -> None:
     for pattern in LEFTOVERS:
         for leftover in folder.glob(pattern):
             leftover.unlink()
-    _force_to_disk(folder)
+    force_to_disk(folder)
 
 
-def _force_to_disk(path: Path) -> None:
+def force_to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,86 +1,28 @@
-"""The training loop: batches in, a trained model out, and a look at it now and then."""
+"""The training loop: batches in, a trained model out, and on the way a look at it and a copy of it now and then."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import islice
+from math import isfinite
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.checkpoint import Checkpoint, Keeper, Progress, random_keys, restore_optimizer, restore_random_key
 from mlx_gpt.text.shards import TokenStream, Windows, endless_batches
-from mlx_gpt.train.optimizer import OPTIMIZERS, SCHEDULES, Schedule, make_optimizer
+from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.distributed import rank, size
+from mlx_gpt.train.optimizer import Schedule, make_optimizer
+from mlx_gpt.train.pace import Clock, deferred_ctrl_c
 from mlx_gpt.train.report import Report
-from mlx_gpt.train.step import EvalStep, make_eval_step, make_train_step
+from mlx_gpt.train.step import largest_gradient, make_eval_step, make_train_step
+from mlx_gpt.train.validation import evaluate
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. The run ends after ``steps``, or after ``minutes`` where those are given."""
-
-    steps: int = 2000  # optimizer steps
-    minutes: float | None = None  # wall time, instead of steps
-    batch_size: int = 8  # B, sequences in a step
-    optimizer: str = "adamw"  # or muon
-    learning_rate: float = 1e-3  # peak, of AdamW
-    muon_learning_rate: float = 0.02  # peak, of Muon, where it is used
-    muon_embeddings: bool = False  # the token embedding is Muon's too
-    muon_iterations: int = 5  # of Newton-Schulz in Muon; fewer are faster and less exact
-    schedule: str = "cosine"  # or wsd: warm-up, stable, decay
-    final_learning_rate: float = 0.1  # at the end, as a share of the peak
-    warmup: float = 0.02  # share of the run
-    weight_decay: float = 0.1  # on matrices
-    beta1: float = 0.9
-    beta2: float = 0.95
-    grad_clip: float = 1.0  # largest norm of the gradient
-    eval_every: int = 250  # steps between validation losses; 0 is off
-    eval_windows: int = 64  # how many windows a validation loss looks at, the same ones each time; 0 is all
-    seed: int = 0  # of the weights, the order of the batches and dropout
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "muon_iterations"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("learning_rate", "muon_learning_rate", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{_flag(name)} must be above 0, not {getattr(self, name)}")
-        for name in ("weight_decay", "eval_every", "eval_windows", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{_flag(name)} must be 0 or above, not {getattr(self, name)}")
-        for name in ("warmup", "final_learning_rate", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{_flag(name)} must be in [0, 1), not {getattr(self, name)}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise UsageError(f"--minutes must be above 0, not {self.minutes}")
-        if self.optimizer not in OPTIMIZERS:
-            raise UsageError(f"--optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
-        if self.schedule not in SCHEDULES:
-            raise UsageError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def evaluate(model: GPT, step: EvalStep, windows: Windows, batch_size: int, n_windows: int = 0) -> float:
-    """The validation loss: mean nats per token over the counted targets of ``n_windows`` (0: all), evenly spread.
-
-    ``step`` is what ``make_eval_step(model)`` returned, to be made once for a run. Dropout is off meanwhile.
-    """
-    was_training = model.training
-    model.eval()
-    n = min(n_windows or len(windows), len(windows))
-    rows = np.linspace(0, len(windows) - 1, n).round().astype(int)
-    total, count = 0.0, 0
-    for i in range(0, n, batch_size):
-        x, y, counts = windows.batch(rows[i : i + batch_size])
-        total += float(step(mx.array(x), mx.array(y), mx.array(counts)).item())  # type: ignore[arg-type]
-        count += int(counts.sum())
-    model.train(was_training)
-    return total / count
+OnEval = Callable[[int, float], None]
 
 
 def train(
@@ -89,91 +31,250 @@ def train(
     val_stream: TokenStream,
     config: TrainConfig,
     report: Report,
-    on_eval: Callable[[int, float], None] | None = None,
+    on_eval: OnEval | None = None,
+    keeper: Keeper | None = None,
+    start: Checkpoint | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> float:
-    """Train the model in place; returns the last validation loss, over all of the validation text.
+    """Train the model in place; returns its last validation loss, over all of the validation text.
 
     ``on_eval(step, share done)`` is called after each evaluation, with the model in eval mode: the place to show
-    samples. Raises ``MLXGPTError`` when the loss is no longer a number.
+    samples. ``keeper`` is where checkpoints and the best model go; with it Ctrl-C ends the run after the step and a
+    checkpoint, and the model ends as the better of the best on the way and the last. ``start`` is the checkpoint to
+    go on from, whose model this is. Raises ``MLXGPTError`` when the loss is no longer a number.
     """
-    T = model.config.n_positions
-    windows = Windows.over(val_stream, min(T, val_stream.n_tokens))
-    batches = endless_batches(train_stream, T, config.batch_size, config.seed)
-    optimizer = make_optimizer(
-        config.optimizer,
-        config.learning_rate,
-        config.muon_learning_rate,
-        config.weight_decay,
-        (config.beta1, config.beta2),
-        config.muon_embeddings,
-        config.muon_iterations,
-    )
-    schedule = Schedule(optimizer, config.schedule, config.warmup, config.final_learning_rate)
-    step = make_train_step(model, optimizer, config.grad_clip, config.batch_size)
-    eval_step = make_eval_step(model)
-    clock = _Clock(config)
-    n = 0
-    while (done := clock.done(n)) < 1:
-        if config.eval_every and n and n % config.eval_every == 0:
-            clock.pause()
-            val_loss = evaluate(model, eval_step, windows, config.batch_size, config.eval_windows)
-            report.row(step=n, tokens=n * config.batch_size * T, val_loss=val_loss)
-            report.evaluated(done, clock.left(n))
-            if on_eval:
-                model.eval()
-                on_eval(n, done)
-                model.train()
-            clock.resume()
-        learning_rate = schedule.set(clock.done(n + 1))
-        x, y = next(batches)
-        loss, norm = step(mx.array(x), mx.array(y))
-        mx.eval(loss, norm, step.state)
-        n += 1
-        if not np.isfinite(loss.item()):
-            raise MLXGPTError(
-                f"the loss became {loss.item()} at step {n}; a lower --learning-rate (it was {config.learning_rate:g}) "
-                f"or a longer --warmup usually helps"
-            )
-        report.row(
-            step=n,
-            tokens=n * config.batch_size * T,
-            loss=loss.item(),
+    return Trainer(model, train_stream, val_stream, config, report, on_eval, keeper, start, group).run()
+
+
+class Batches:
+    """Batches that know how many of them have been drawn."""
+
+    def __init__(
+        self, stream: TokenStream, T: int, batch_size: int, seed: int, position: int = 0, rank: int = 0, size: int = 1
+    ):
+        Windows.over(stream, T)  # or it is too short
+        self.position = position
+        self._drawn = islice(endless_batches(stream, T, batch_size * size, seed), position, None)
+        self._part = slice(rank * batch_size, (rank + 1) * batch_size)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+        self.position += 1
+        x, y = next(self._drawn)
+        return x[self._part], y[self._part]
+
+
+class Pending(NamedTuple):
+    """A step that has been started: the arrays it will fill, and what it was given."""
+
+    step: int
+    measured: tuple[mx.array, mx.array]  # loss, norm of the gradient
+    stop: mx.array | None
+    learning_rate: float
+    batch: tuple[np.ndarray, np.ndarray]
+
+
+class Trainer:
+    """A training run: what ``train`` is given, set up before anything is written."""
+
+    def __init__(
+        self,
+        model: GPT,
+        train_stream: TokenStream,
+        val_stream: TokenStream,
+        config: TrainConfig,
+        report: Report,
+        on_eval: OnEval | None = None,
+        keeper: Keeper | None = None,
+        start: Checkpoint | None = None,
+        group: mx.distributed.Group | None = None,
+    ):
+        self.model, self.config, self.report, self.on_eval = model, config, report, on_eval
+        self.keeper, self.group = keeper, group
+        self.progress = start.progress if start else Progress()
+        T, B = model.config.n_positions, config.batch_size
+        self.windows = Windows.over(val_stream, min(T, val_stream.n_tokens))
+        self.batches = Batches(train_stream, T, B, config.seed, self.progress.position, rank(group), size(group))
+        self.tokens_per_step = size(group) * config.accumulate * B * T
+        n_steps = config.n_steps(self.tokens_per_step, train_stream.n_tokens)
+        if n_steps is None and group:
+            raise UsageError("--minutes is for one process, since each has its own clock; give --steps")
+        self.clock = Clock(n_steps, config.minutes, self.progress.seconds)
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            config.learning_rate,
+            config.muon_learning_rate,
+            config.weight_decay,
+            (config.beta1, config.beta2),
+            config.muon_embeddings,
+            config.muon_iterations,
+        )
+        self.schedule = Schedule(self.optimizer, config.schedule, config.warmup, config.final_learning_rate)
+        if start:
+            restore_optimizer(self.optimizer, model, start.optimizer)
+            restore_random_key(self.progress.random[rank(group)])
+        elif rank(group):  # the same weights everywhere, but not the same dropout
+            mx.random.seed((config.seed + rank(group)) % 2**64)
+        self.step = make_train_step(
+            model,
+            self.optimizer,
+            config.grad_clip,
+            B,
+            accumulate=config.accumulate,
+            dtype=config.dtype,
+            recompute=config.recompute,
+            group=group,
+        )
+        self.eval_step = make_eval_step(model)
+        self.pending: Pending | None = None
+        self.stop = False
+
+    def run(self) -> float:
+        """All steps from where the run stands, and then the validation loss."""
+        with deferred_ctrl_c(bool(self.keeper or self.group)) as self.asked:
+            if self.config.checkpoint_every and not self.progress.step:
+                self._keep()  # so that a run can be resumed from its first moment
+            while not self._finished():
+                self._next_step()
+                if self._is_due(self.config.eval_every) and not self._finished():
+                    self._look()
+                stop = self._stopped()
+                if stop or self._is_due(self.config.checkpoint_every):
+                    self._keep()
+                if stop:
+                    raise KeyboardInterrupt(self._how_to_go_on())
+        self._settle()
+        return self._finish()
+
+    def _finished(self) -> bool:
+        gave_up = 0 < self.config.patience <= self.progress.stale
+        return gave_up or self.clock.done(self.progress.step) >= 1
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.progress.step % every == 0
+
+    def _next_step(self) -> None:
+        """Start a step and, while it runs, write down the one before."""
+        learning_rate = self.schedule.set(self.clock.done(self.progress.step + 1))
+        batch = self._next_batch()
+        loss, norm = self.step(*batch)
+        stop = mx.distributed.all_sum(mx.array(int(self.asked())), group=self.group) if self.group else None
+        mx.async_eval(loss, norm, stop, self.step.state)
+        self._settle()
+        self.progress.step += 1
+        self.progress.tokens += self.tokens_per_step
+        self.progress.position = self.batches.position
+        self.pending = Pending(self.progress.step, (loss, norm), stop, learning_rate, batch)
+
+    def _next_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.config.accumulate == 1:
+            return next(self.batches)
+        xs, ys = zip(*islice(self.batches, self.config.accumulate), strict=True)
+        return np.stack(xs), np.stack(ys)  # (accumulate, B, T)
+
+    def _settle(self) -> None:
+        """Wait for the step that was started last, and write it down."""
+        if self.pending is None:
+            return
+        step, measured, stop, learning_rate, batch = self.pending
+        self.pending = None
+        loss, norm = (float(np.array(value)) for value in measured)
+        if not (isfinite(loss) and isfinite(norm)):
+            raise MLXGPTError(self._what_broke(step, loss, norm, batch))
+        self.stop = stop is not None and bool(stop.item())
+        tokens = step * self.tokens_per_step
+        self.report.row(
+            step=step,
+            tokens=tokens,
+            loss=loss,
             learning_rate=learning_rate,
-            grad_norm=norm.item(),
-            tokens_per_second=n * config.batch_size * T / clock.seconds(),
+            grad_norm=norm,
+            tokens_per_second=tokens / self.clock.seconds(),
             peak_memory_bytes=mx.get_peak_memory(),
         )
-        report.progress(clock.done(n), clock.left(n))
-    model.eval()
-    val_loss = evaluate(model, eval_step, windows, config.batch_size)
-    report.row(step=n, tokens=n * config.batch_size * T, val_loss=val_loss)
-    report.evaluated(1.0, 0.0)
-    return val_loss
+        self.report.progress(self.clock.done(step), self.clock.left(step))
 
+    def _stopped(self) -> bool:
+        """Whether Ctrl-C was pressed; in a group, once all have heard of it, so that all stop after the same step."""
+        return self.stop if self.group else self.asked()
 
-class _Clock:
-    """How much of the run is done: by steps, or by the time spent on steps."""
+    def _look(self) -> None:
+        """Measure the validation loss on some windows, keep the model if it is the best yet, and show samples."""
+        self._settle()
+        progress, n = self.progress, self.progress.step
+        with self.clock.paused():
+            val_loss = self._measure(self.config.eval_windows)
+            self._write_down(val_loss)
+            progress.stale += 1
+            if progress.best_val_loss is None or val_loss < progress.best_val_loss:
+                progress.best_val_loss, progress.best_step, progress.stale = val_loss, n, 0
+                if self.keeper:
+                    self.keeper.export(self.model)
+            self.report.evaluated(self.clock.done(n), self.clock.left(n))
+            if self.on_eval:
+                self.model.eval()
+                self.on_eval(n, self.clock.done(n))
+                self.model.train()
 
-    def __init__(self, config: TrainConfig):
-        self.config = config
-        self.started = time.perf_counter()
-        self.paused = 0.0
+    def _measure(self, n_windows: int = 0) -> float:
+        return evaluate(self.model, self.eval_step, self.windows, self.config.batch_size, n_windows, self.group)
 
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started - self.paused
+    def _write_down(self, val_loss: float) -> None:
+        self.report.row(step=self.progress.step, tokens=self.progress.tokens, val_loss=val_loss)
 
-    def pause(self) -> None:
-        self._since = time.perf_counter()
+    def _keep(self) -> None:
+        """Write a checkpoint, from which a run goes on with its next step."""
+        self._settle()
+        self.progress.rows = len(self.report.rows)
+        self.progress.seconds = self.clock.seconds()
+        self.progress.random = random_keys(self.group)
+        if self.keeper:
+            with self.clock.paused():
+                self.keeper.save(self.model, self.optimizer, self.progress)
 
-    def resume(self) -> None:
-        self.paused += time.perf_counter() - self._since
+    def _finish(self) -> float:
+        """Measure the last weights on all of the validation text; leave them, or the best on the way if better."""
+        self.model.eval()
+        val_loss = self._measure()
+        self._write_down(val_loss)
+        self.report.evaluated(1.0, 0.0)
+        best = self.progress.best_val_loss
+        beaten = best is None or self._measure(self.config.eval_windows) < best
+        if self.keeper:
+            if not beaten and (best_loss := self._try_best(val_loss)) < val_loss:
+                return best_loss
+            self.keeper.export(self.model)
+        return val_loss
 
-    def done(self, n: int) -> float:
-        if self.config.minutes is None:
-            return n / self.config.steps
-        return self.seconds() / (60 * self.config.minutes)
+    def _try_best(self, val_loss: float) -> float:
+        """The validation loss of the best model on the way, which the model becomes if it is below ``val_loss``."""
+        assert self.keeper
+        last = self.model.parameters()
+        self.model.update(self.keeper.best().parameters())
+        best_loss = evaluate(self.model, self.eval_step, self.windows, self.config.batch_size)
+        if best_loss < val_loss:
+            self.report.console.print(
+                f"the model is that of step {self.progress.best_step}: validation {best_loss:.4f}, "
+                f"and {val_loss:.4f} after the last step",
+                highlight=False,
+            )
+        else:
+            self.model.update(last)
+        return best_loss
 
-    def left(self, n: int) -> float:
-        """Seconds left, without evaluations."""
-        done = self.done(n)
-        return self.seconds() * (1 - done) / done if done else 0.0
+    def _how_to_go_on(self) -> str:
+        run = self.keeper.run if self.keeper else "RUN"
+        return f"stopped after step {self.progress.step}; go on with: mlx-gpt train --resume {run}"
+
+    def _what_broke(self, step: int, loss: float, norm: float, batch: tuple[np.ndarray, np.ndarray]) -> str:
+        what = f"the loss became {loss}" if not isfinite(loss) else f"the gradient's norm became {norm}"
+        name, value = largest_gradient(self.model, *batch)
+        half = "float16 ends at 65504, which --dtype bfloat16 does not; or " if self.config.dtype == "float16" else ""
+        kept = self.keeper.newest() if self.keeper else None
+        again = f"; to go on from the last checkpoint: --init {kept}, with that" if kept else ""
+        return (
+            f"{what} at step {step} (largest gradient: {name}, {value:g}); {half}a lower --learning-rate "
+            f"(it was {self.config.learning_rate:g}) or a longer --warmup usually helps{again}"
+        )

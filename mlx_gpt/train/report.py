@@ -39,7 +39,7 @@ class Report:
         """Keep one row of metrics and write it down at once."""
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self.folder / "metrics.jsonl").open("w", encoding="utf-8")
+            self._file = (self.folder / "metrics.jsonl").open("a" if self.rows else "w", encoding="utf-8")
         self.rows.append(values)
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.checkpoint import METRICS, Checkpoint, Keeper, load_checkpoint, newest_checkpoint
 from mlx_gpt.store.folder import save
+from mlx_gpt.store.run_file import RUN_FILE, Settings, differences, read_run_file, write_run_file
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import Corpus
 from mlx_gpt.text.shards import TokenStream, entropies
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
-from mlx_gpt.train.loop import TrainConfig, train
+from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.distributed import is_main
+from mlx_gpt.train.loop import OnEval, Trainer
 from mlx_gpt.train.report import Report, plot_loss
 
 if TYPE_CHECKING:
@@ -38,9 +43,10 @@ class Material:
     marks: dict[str, float]  # name -> nats per token, from the worst to the best
 
 
-def prepare(corpus: Corpus, tokenizer_spec: str) -> Material:
+def prepare(corpus: Corpus, tokenizer: str | Tokenizer) -> Material:
     """Learn or take a vocabulary, encode the text, and work out what to compare the loss with."""
-    tokenizer = make_tokenizer(tokenizer_spec, lambda: _beginning(corpus.train))
+    if isinstance(tokenizer, str):
+        tokenizer = make_tokenizer(tokenizer, lambda: _beginning(corpus.train))
     train_stream = TokenStream.from_documents(corpus.train, tokenizer)
     val_stream = TokenStream.from_documents(corpus.val, tokenizer)
     unigram, bigram = entropies(train_stream, tokenizer.vocab_size)
@@ -62,7 +68,7 @@ def _beginning(documents: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run leaves: the trained model, the folder it lies in, its last validation loss (nats per token)."""
+    """What a run leaves: the trained model, the folder it lies in, its validation loss (nats per token)."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -83,25 +89,60 @@ def run(
     config: TrainConfig,
     out: Path,
     console: Console,
-    on_eval: Callable[[int, float], None] | None = None,
+    on_eval: OnEval | None = None,
+    settings: Settings | None = None,
+    start: Checkpoint | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> Run:
     """Train, and leave in ``out`` a model folder, ``metrics.jsonl`` and ``loss.png``.
 
-    ``out`` must be new or empty (``UsageError``): nothing of an earlier run is ever overwritten.
+    ``out`` must be new or empty (``UsageError``): nothing of an earlier run is ever overwritten. With ``settings``, all
+    that it takes to repeat the run, they are written there as ``run.toml``, and checkpoints are kept. ``start`` is the
+    checkpoint of a run in ``out`` to go on from. In a ``group`` only the first process writes.
     """
-    check_new(out)
-    report = Report(out, console)
+    if start is None:
+        check_new(out)
+    keeper = Keeper(out, material.tokenizer, config.keep) if settings and is_main(group) else None
+    report = Report(out, console, _first_rows(out, start.progress.rows) if start else [])
     try:
-        val_loss = train(model, material.train, material.val, config, report, on_eval)
+        trainer = Trainer(model, material.train, material.val, config, report, on_eval, keeper, start, group)
+        if keeper and settings and not start:
+            out.mkdir(parents=True, exist_ok=True)
+            write_run_file(out, settings)
+        val_loss = trainer.run()
     finally:
         report.close()
-    save(model, material.tokenizer, out)
+    if keeper is None:
+        save(model, material.tokenizer, out)
     plot = out / "loss.png"
     plot_loss(report.rows, material.marks, plot, f"{material.corpus.name}: {model.n_parameters:,} parameters")
     return Run(model, material.tokenizer, out, val_loss, plot)
+
+
+def last_checkpoint(run: Path, settings: Settings, given: Collection[str], console: Console) -> Checkpoint:
+    """What a run goes on from. ``UsageError`` where one of the settings that are ``given`` is not the run's."""
+    of_the_run = read_run_file(run / RUN_FILE)
+    if found := differences(of_the_run, {name: value for name, value in settings.items() if name in given}):
+        raise UsageError(
+            f"--resume {run} goes on with its own settings, but: {'; '.join(found)}; leave them out, or start a new "
+            f"run from its model with --init {run}"
+        )
+    start = load_checkpoint(newest_checkpoint(run, console.print))
+    console.print(f"going on after step {start.progress.step}")
+    return start
 
 
 def check_new(out: Path) -> None:
     """``UsageError`` unless a run may be written there."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists already; choose a new folder, or remove it if you do not need it")
+
+
+def _first_rows(run: Path, n: int) -> list[dict[str, Any]]:
+    """The first n rows of a run's metrics; what was written after them is taken out of the file."""
+    file = run / METRICS
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:n] if file.exists() else []
+    partial = file.with_name(f".{METRICS}")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(file)
+    return [json.loads(line) for line in lines]

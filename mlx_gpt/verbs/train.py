@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Suppress, arg
 
 from mlx_gpt.config import PRESETS, GPTConfig
-from mlx_gpt.train.loop import TrainConfig
+from mlx_gpt.errors import UsageError
+from mlx_gpt.train.config import LENGTHS, STEPS, TrainConfig
+from mlx_gpt.verbs.flags import given, option, with_file
+
+if TYPE_CHECKING:
+    from mlx_gpt.model.gpt import GPT
+    from mlx_gpt.store.checkpoint import Checkpoint
+    from mlx_gpt.text.tokenizer import Tokenizer
+    from mlx_gpt.train.run import Material
 
 PRESET = "tiny"
+SCRATCH = "scratch"
+ARCHITECTURE = tuple(field.name for field in fields(GPTConfig) if field.name != "vocab_size")
+DROPOUT = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # not the weights' concern
+FILE_MAY_SET = {"data", "out", "init", "tokenizer", "preset", "prompt", *ARCHITECTURE}
+FILE_MAY_SET |= {field.name for field in fields(TrainConfig)}
+REPLACED = dict.fromkeys(LENGTHS, LENGTHS) | {"preset": ("preset", *ARCHITECTURE)}  # in a file, by this flag
 
 
 @dataclass(frozen=True)
@@ -24,9 +37,9 @@ class Architecture(GPTConfig):
     vocab_size: Suppress[int] = GPTConfig.vocab_size
 
     @classmethod
-    def like(cls, preset: str) -> Architecture:
-        """The flags with a preset's values for defaults."""
-        return cls(**asdict(GPTConfig.preset(preset)))
+    def of(cls, config: GPTConfig) -> Architecture:
+        """The flags with these values for defaults."""
+        return cls(**asdict(config))
 
     @property
     def config(self) -> GPTConfig:
@@ -35,55 +48,117 @@ class Architecture(GPTConfig):
 
 @dataclass(frozen=True)
 class Train:
-    """Train a GPT on a text of yours."""
+    """Train a GPT on a text of yours, go on training one, or go on with a run."""
 
     data: str
     """tinyworld, shakespeare, a text file, or a folder of .txt and .md files"""
     out: Path
     """where the model folder, metrics.jsonl and loss.png go: a new folder"""
+    resume: Path | None = None
+    """the folder of a run to go on with; nothing else is needed"""
+    config: Path | None = None
+    """a file of settings, such as the run.toml of a run; the flags given beside it win"""
+    init: str = SCRATCH
+    """scratch, or the folder or hub id of a model to start from, which brings its architecture and tokenizer"""
     tokenizer: str = "bpe:1024"
     """gpt2, bytes, or bpe:N: N ids learned from the text"""
     preset: Annotated[str, arg(help=f"the size that the flags below change: {', '.join(PRESETS)}")] = PRESET
     prompt: str = ""
     """what the samples during training continue"""
-    model: Annotated[Architecture, arg(name="")] = field(default_factory=lambda: Architecture.like(PRESET))
-    config: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
+    model: Annotated[Architecture, arg(name="")] = field(default_factory=lambda: Architecture.of(PRESETS[PRESET]))
+    training: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
+    given: Suppress[frozenset[str]] = frozenset()
+
+    def settings(self) -> dict[str, Any]:
+        """All that it takes to repeat the run, by the names of the flags."""
+        data = str(Path(self.data).expanduser().resolve()) if Path(self.data).expanduser().exists() else self.data
+        tokenizer = self.tokenizer if self.init == SCRATCH else None
+        own = {"data": data, "init": self.init, "tokenizer": tokenizer, "prompt": self.prompt}
+        architecture = {name: getattr(self.model, name) for name in ARCHITECTURE}
+        every = own | architecture | asdict(self.training)
+        if all(every[name] is None for name in LENGTHS):
+            every["steps"] = STEPS
+        return {name: value for name, value in every.items() if value is not None}
 
     def __call__(self) -> None:
         from rich.console import Console
 
         from mlx_gpt.generate.decode import generate
-        from mlx_gpt.text.corpus import load_corpus
-        from mlx_gpt.train.run import check_new, new_model, prepare, run
+        from mlx_gpt.train.distributed import is_main, join
+        from mlx_gpt.train.run import check_new, last_checkpoint, run
 
-        console = Console()
-        check_new(self.out)
-        material = prepare(load_corpus(self.data), self.tokenizer)
-        model = new_model(self.model.config, material, self.config.seed)
+        group = join()
+        console = Console(quiet=not is_main(group), highlight=False)
+        start = None
+        if self.resume:
+            start = last_checkpoint(self.resume, self.settings(), self.given, console)
+        else:
+            check_new(self.out)
+        model, material = self._prepare(start)
         console.print(
             f"{model.n_parameters:,} parameters, {material.train.n_tokens:,} tokens to train on, "
-            f"{material.val.n_tokens:,} to measure by, vocabulary {material.tokenizer.vocab_size}",
-            highlight=False,
+            f"{material.val.n_tokens:,} to measure by, vocabulary {material.tokenizer.vocab_size}"
         )
 
         generate(model, material.tokenizer, self.prompt)  # too long a prompt is told now, not halfway through
 
         def sample(step: int, done: float) -> None:
             text = "".join(generate(model, material.tokenizer, self.prompt, max_tokens=60))
-            console.print(
-                "    " + (self.prompt + text).replace("\n", "\n    "), style="cyan", markup=False, highlight=False
-            )
+            console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan", markup=False)
 
-        result = run(model, material, self.config, self.out, console, sample)
+        settings = replace(self, model=Architecture.of(model.config)).settings()
+        result = run(model, material, self.training, self.out, console, sample, settings, start, group)
         marks = ", ".join(f"{name} {loss:.3f}" for name, loss in material.marks.items())
-        console.print(f"validation loss {result.val_loss:.4f} nats per token ({marks})", highlight=False)
-        console.print(f"model and metrics: {result.folder}   plot: {result.plot}", highlight=False)
-        console.print(f'next: mlx-gpt generate {result.folder} --prompt "..."', highlight=False)
+        console.print(f"validation loss {result.val_loss:.4f} nats per token ({marks})")
+        console.print(f"model and metrics: {result.folder}   plot: {result.plot}")
+        console.print(f'next: mlx-gpt generate {result.folder} --prompt "..."')
+
+    def _prepare(self, start: Checkpoint | None) -> tuple[GPT, Material]:
+        """The model to train, of a checkpoint, of another model, or new, and the text in its tokens."""
+        import mlx.core as mx
+
+        from mlx_gpt.model.gpt import GPT
+        from mlx_gpt.store.folder import load
+        from mlx_gpt.text.corpus import load_corpus
+        from mlx_gpt.train.run import new_model, prepare
+
+        if start:
+            return start.model, prepare(load_corpus(self.data), start.tokenizer)
+        if self.init == SCRATCH:
+            material = prepare(load_corpus(self.data), self.tokenizer)
+            return new_model(self.model.config, material, self.training.seed), material
+        loaded, tokenizer = load(self.init)
+        self._refuse_contradictions(loaded.config, tokenizer)
+        mx.random.seed(self.training.seed)
+        dropout = {name: getattr(self.model, name) for name in DROPOUT if name in self.given}
+        model = GPT(replace(loaded.config, **dropout))
+        model.update(loaded.parameters())
+        return model, prepare(load_corpus(self.data), tokenizer)
+
+    def _refuse_contradictions(self, found: GPTConfig, tokenizer: Tokenizer) -> None:
+        """``UsageError`` where a flag asks for something else than the model to start from has."""
+        from mlx_gpt.text.tokenizer import make_tokenizer
+
+        names = {*ARCHITECTURE} if "preset" in self.given else self.given & {*ARCHITECTURE}
+        wrong = [
+            f"--{name.replace('_', '-')} {getattr(self.model, name)} (it has {getattr(found, name)})"
+            for name in ARCHITECTURE
+            if name in names - {*DROPOUT} and getattr(self.model, name) != getattr(found, name)
+        ]
+        if "tokenizer" in self.given:
+            learned = self.tokenizer.startswith("bpe:")
+            if learned or make_tokenizer(self.tokenizer, []).hash != tokenizer.hash:
+                wrong.append(f"--tokenizer {self.tokenizer} (it has its own)")
+        if wrong:
+            raise UsageError(f"--init {self.init} brings its architecture and tokenizer; leave out {', '.join(wrong)}")
 
 
-def defaults(argv: Sequence[str]) -> Train:
-    """What the flags default to: the preset is read first, since it decides the others."""
-    scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    scout.add_argument("--preset", nargs="?")
-    preset = scout.parse_known_args(argv)[0].preset or PRESET
-    return Train(data=tyro.MISSING, out=tyro.MISSING, preset=preset, model=Architecture.like(preset))
+def command_line(argv: Sequence[str]) -> tuple[list[str], Train]:
+    """The command line with the flags of the file that it names, and what its flags default to.
+
+    The preset is read first, since it decides other defaults.
+    """
+    argv = with_file(argv, FILE_MAY_SET, REPLACED)
+    preset = option(argv, "preset") or PRESET
+    model = Architecture.of(GPTConfig.preset(preset))
+    return argv, Train(data=tyro.MISSING, out=tyro.MISSING, preset=preset, model=model, given=given(argv))

@@ -1,0 +1,48 @@
+"""``run.toml``: every setting of a run, by the names of its flags, so that the run can be repeated and resumed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlx_gpt.errors import UsageError
+from mlx_gpt.store.folder import force_to_disk
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RUN_FILE = "run.toml"
+
+Settings = dict[str, Any]  # n_layer -> 4; what is None is left out
+
+
+def write_run_file(run: Path, settings: Settings) -> None:
+    """Write down the settings of a run, in its folder."""
+    import tomli_w
+
+    again = f"# repeat it with: mlx-gpt train --config {run / RUN_FILE} --out NEW\n"
+    file = run / RUN_FILE
+    file.write_text(again + tomli_w.dumps(settings), encoding="utf-8")
+    force_to_disk(file)
+
+
+def read_run_file(file: Path) -> Settings:
+    """The settings in a file; ``UsageError`` where there are none."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{file}: expected the settings of a run, but it cannot be read ({error.strerror})") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UsageError(f"{file}: expected settings as TOML, found something else ({error})") from error
+
+
+def differences(run: Settings, now: Settings) -> list[str]:
+    """What is set otherwise now than in the run: ``steps = 100 (the run has 200)``."""
+    return [
+        f"{name} = {now.get(name, 'not set')} (the run has {run.get(name, 'none')})"
+        for name in sorted(run.keys() | now.keys())
+        if run.get(name) != now.get(name)
+    ]
