@@ -78,7 +78,10 @@ class Keeper:
 
     def export(self, model: GPT) -> None:
         """Make this the run's model."""
-        save(model, self.tokenizer, self.run)
+        try:
+            save(model, self.tokenizer, self.run)
+        except ModelFolderError as error:
+            raise CheckpointError(f"{error}; then go on with: mlx-gpt train --resume {self.run}") from error
 
     def best(self) -> GPT:
         """The run's model."""
@@ -143,8 +146,8 @@ def newest_checkpoint(run: Path, say: Callable[[str], None]) -> Path:
 def check_checkpoint(folder: Path) -> None:
     """``CheckpointError`` unless every file is there and is the one that was written."""
     try:
-        lines = [line.split("  ", 1) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
-        sums = {name: digest for digest, name in lines}
+        lines = (folder / SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: expected {SUMS}, which cannot be read ({_reason(error)})") from error
     for name in sorted({CONFIG, WEIGHTS, OPTIMIZER, PROGRESS} | sums.keys()):
@@ -162,7 +165,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     state = mx.load(str(folder / OPTIMIZER))
     assert isinstance(state, dict)  # as a safetensors file always is
     mx.eval(state)  # now: its file may be removed later
-    progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    try:
+        progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder}: written by another version of mlx-gpt ({error}); resume it with that"
+        ) from error
     return Checkpoint(model, read_tokenizer(folder, model.config), state, progress)
 
 

@@ -113,6 +113,11 @@ class Trainer:
         )
         self.schedule = Schedule(self.optimizer, config.schedule, config.warmup, config.final_learning_rate)
         if start:
+            if len(self.progress.random) != size(group):
+                raise UsageError(
+                    f"the run was trained by {len(self.progress.random)} processes, and these are {size(group)}; "
+                    f"resume it with as many"
+                )
             restore_optimizer(self.optimizer, model, start.optimizer)
             restore_random_key(self.progress.random[rank(group)])
         elif rank(group):  # the same weights everywhere, but not the same dropout

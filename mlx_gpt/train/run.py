@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.errors import UsageError
+from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import METRICS, Checkpoint, Keeper, load_checkpoint, newest_checkpoint
 from mlx_gpt.store.folder import save
@@ -110,6 +112,8 @@ def run(
             out.mkdir(parents=True, exist_ok=True)
             write_run_file(out, settings)
         val_loss = trainer.run()
+    except OSError as error:
+        raise _stopped_by(error, out, keeper) from error
     finally:
         report.close()
     if keeper is None:
@@ -117,6 +121,12 @@ def run(
     plot = out / "loss.png"
     plot_loss(report.rows, material.marks, plot, f"{material.corpus.name}: {model.n_parameters:,} parameters")
     return Run(model, material.tokenizer, out, val_loss, plot)
+
+
+def _stopped_by(error: OSError, out: Path, keeper: Keeper | None) -> MLXGPTError:
+    kept = keeper.newest() if keeper else None
+    way_on = f"; {kept} is whole: make room, then go on with: mlx-gpt train --resume {out}" if kept else ""
+    return MLXGPTError(f"{error.filename or out}: cannot be written ({error.strerror}){way_on}")
 
 
 def last_checkpoint(run: Path, settings: Settings, given: Collection[str], console: Console) -> Checkpoint:
@@ -127,8 +137,8 @@ def last_checkpoint(run: Path, settings: Settings, given: Collection[str], conso
             f"--resume {run} goes on with its own settings, but: {'; '.join(found)}; leave them out, or start a new "
             f"run from its model with --init {run}"
         )
-    start = load_checkpoint(newest_checkpoint(run, console.print))
-    console.print(f"going on after step {start.progress.step}")
+    start = load_checkpoint(newest_checkpoint(run, partial(console.print, markup=False, soft_wrap=True)))
+    console.print(f"going on after step {start.progress.step}", highlight=False)
     return start
 
 
@@ -136,6 +146,10 @@ def check_new(out: Path) -> None:
     """``UsageError`` unless a run may be written there."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists already; choose a new folder, or remove it if you do not need it")
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is not a folder"
+        raise UsageError(f"--out {out}: nothing can be written there, since {there} {why}; choose another folder")
 
 
 def _first_rows(run: Path, n: int) -> list[dict[str, Any]]:
