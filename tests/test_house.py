@@ -19,8 +19,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     "errors",
     "text/vocab_files",
-    "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/config  train/report  train/pace",
-    "text/corpus  text/shards  train/distributed  generate/sampling",
+    "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/config  train/pace "
+    "train/report  train/panel  train/plot  train/trackers",
+    "text/corpus  text/shards  train/distributed  train/machine  train/memory  train/defaults  generate/sampling",
     "model/cache",
     "model/attention  model/mlp",
     "model/block",

@@ -1,113 +1,155 @@
-"""What a run says while it trains: a live line, ``metrics.jsonl`` and the plot of the loss."""
+"""What a run says while it trains: a live panel or plain lines, ``metrics.jsonl``, and whatever else keeps metrics."""
 
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mlx_gpt.train.panel import LivePanel, clock
+from mlx_gpt.train.plot import plot_loss as plot_loss  # moved; imported from here until nobody does any more
+from mlx_gpt.train.trackers import Tracker
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
+
+METRICS = "metrics.jsonl"
+REFRESHES = 3  # of the live panel, a second
+SILENCE = 30.0  # seconds: where there is no panel, a line is due after so long without one
 
 
 @dataclass
 class Report:
-    """Collects a run's metrics: in memory, in ``folder/metrics.jsonl`` and on the console's last line.
+    """Collects a run's metrics: in memory, in ``folder/metrics.jsonl``, on the console and in ``trackers``.
 
-    Rows have ``step``, ``tokens`` and, where measured, ``loss`` and ``val_loss`` (nats per token), ``learning_rate``,
-    ``grad_norm``, ``tokens_per_second``, ``peak_memory_bytes``. The folder is made for the first of them, so that a run
-    that cannot begin leaves nothing behind.
+    Rows have ``step``, ``tokens`` and, where measured, ``loss`` and ``val_loss`` (nats per token), ``bits_per_byte``,
+    ``learning_rate``, ``grad_norm``, ``tokens_per_second``, ``peak_memory_bytes``. The folder is made for the first of
+    them, so that a run that cannot begin leaves nothing behind. Without a folder nothing is written.
+
+    On a terminal a panel shows the newest numbers, drawn by a thread of its own, so that no step waits for it;
+    elsewhere a line is printed at each evaluation and whenever ``SILENCE`` has passed.
+
+    ``rows`` are those of an earlier part of the run, which ``folder/metrics.jsonl`` holds already (``keep_rows``).
+    ``tokens_per_byte``, of the validation text, gives each row with a ``val_loss`` its ``bits_per_byte``.
+    ``flops_per_token`` (``machine.training_flops``) and ``machine_flops`` (``machine.matrix_speed``, FLOP/s) give the
+    share of the machine's matrix speed that is in use.
     """
 
-    folder: Path
+    folder: Path | None
     console: Console
     rows: list[dict[str, Any]] = field(default_factory=list)
+    tokens_per_byte: float | None = None
+    flops_per_token: float | None = None
+    machine_flops: float | None = None
+    trackers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
         self._file: TextIO | None = None
-        self._status = self.console.status("starting: the first step compiles the model") if self._live else None
-        if self._status:
-            self._status.start()
+        self._panel = LivePanel(self.flops_per_token, self.machine_flops)
+        self._live: Live | None = None
+        self._spoke = time.monotonic()
+        self._latest: dict[str, Any] = {}
+        for row in self.rows:
+            self._note(row)
+        if self.console.is_terminal and not self.console.quiet:
+            from rich.live import Live
 
-    @property
-    def _live(self) -> bool:
-        return self.console.is_terminal
+            self._live = Live(self._panel, console=self.console, refresh_per_second=REFRESHES, transient=True)
+            self._live.start()
 
     def row(self, **values: Any) -> None:
-        """Keep one row of metrics and write it down at once."""
-        if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self.folder / "metrics.jsonl").open("a" if self.rows else "w", encoding="utf-8")
-        self.rows.append(values)
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Keep one row of metrics and write it down at once. Values that are no numbers (nan, inf) become null."""
+        row = {name: _plain(value) for name, value in values.items()}
+        if self.tokens_per_byte and row.get("val_loss") is not None:
+            row["bits_per_byte"] = bits_per_byte(row["val_loss"], self.tokens_per_byte)
+        self._write(json.dumps(row, allow_nan=False) + "\n")
+        self.rows.append(row)
+        self._note(row)
+        for tracker in self.trackers:
+            tracker.row(row)
 
     def progress(self, done: float, seconds_left: float) -> None:
-        """Show how far the run is, from the newest rows."""
-        if self._status:
-            self._status.update(self._line(done, seconds_left))
+        """Show how far the run is (0 to 1), beside the newest numbers."""
+        self._panel.done, self._panel.seconds_left = done, seconds_left
+        if not self._live and time.monotonic() - self._spoke > SILENCE:
+            self._say()
 
     def evaluated(self, done: float, seconds_left: float) -> None:
         """Say a line that stays: at each evaluation, on a terminal or not."""
-        self.console.print(self._line(done, seconds_left), highlight=False)
+        self._panel.done, self._panel.seconds_left = done, seconds_left
+        self._say()
 
     def close(self) -> None:
-        """End the live line and the file."""
-        if self._status:
-            self._status.stop()
+        """End the panel, the file and the trackers."""
+        if self._live:
+            self._live.stop()
         if self._file:
             self._file.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric."""
-        return next((row[name] for row in reversed(self.rows) if name in row), None)
+        return self._latest.get(name)
 
-    def _line(self, done: float, seconds_left: float) -> str:
-        loss, val_loss, speed = self.last("loss"), self.last("val_loss"), self.last("tokens_per_second")
-        parts = [f"{done:4.0%}", f"step {self.last('step') or 0}"]
+    def _write(self, line: str) -> None:
+        if self.folder is None:
+            return
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / METRICS).open("a" if self.rows else "w", encoding="utf-8")
+        self._file.write(line)
+        self._file.flush()
+
+    def _note(self, row: dict[str, Any]) -> None:
+        self._latest = self._panel.latest = {**self._latest, **row}
+        if row.get("loss") is not None:
+            self._panel.curve.add(row["loss"])
+
+    def _say(self) -> None:
+        self._spoke = time.monotonic()
+        self.console.print(self._line(), highlight=False, soft_wrap=True)
+
+    def _line(self) -> str:
+        loss, val_loss, bits = self.last("loss"), self.last("val_loss"), self.last("bits_per_byte")
+        speed = self.last("tokens_per_second")
+        parts = [f"{self._panel.done:4.0%}", f"step {self.last('step') or 0}"]
         parts += [f"loss {loss:.3f}"] if loss is not None else []
         parts += [f"validation {val_loss:.3f}"] if val_loss is not None else []
+        parts += [f"{bits:.3f} bits/byte"] if bits is not None else []
         parts += [f"{speed:,.0f} tokens/s"] if speed is not None else []
-        return " · ".join([*parts, f"{_clock(seconds_left)} left"])
+        return " · ".join([*parts, f"{clock(self._panel.seconds_left)} left"])
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(max(0, round(seconds)), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+def bits_per_byte(val_loss: float, tokens_per_byte: float) -> float:
+    """The loss in a unit that does not depend on the tokenizer: nats per token -> bits per byte of UTF-8 text."""
+    return val_loss * tokens_per_byte / log(2)
 
 
-def plot_loss(rows: Sequence[dict[str, Any]], marks: dict[str, float], path: Path, title: str) -> None:
-    """Draw the losses over the tokens seen, with a line for each mark (name -> nats per token), as a PNG file."""
-    from matplotlib.figure import Figure  # no pyplot: no window system, no global state
-    from matplotlib.ticker import EngFormatter
+def keep_rows(folder: Path, n: int) -> list[dict[str, Any]]:
+    """The first ``n`` rows of ``folder/metrics.jsonl``; what follows them is taken out of the file, all at once.
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    styles: dict[str, dict[str, Any]] = {
-        "loss": {"label": "training", "color": "0.75", "linewidth": 0.8},
-        "val_loss": {"label": "validation", "color": "tab:blue", "marker": "o", "markersize": 3.5},
-    }
-    for name, style in styles.items():
-        points = [(row["tokens"], row[name]) for row in rows if name in row]
-        axes.plot([tokens for tokens, _ in points], [loss for _, loss in points], **style)
-    for name, loss in marks.items():
-        axes.axhline(loss, color="0.4", linewidth=0.8, linestyle=":")
-        axes.annotate(
-            f"{name} {loss:.2f}",
-            (1, loss),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, -10 if loss == min(marks.values()) else 3),  # the curve comes down to the lowest one
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color="0.35",
-        )
-    axes.set(xlabel="tokens seen", ylabel="loss (nats per token)", title=title)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.9))
-    figure.savefig(path, dpi=150)
+    What a run wrote after its last checkpoint is not part of the run that goes on from there.
+    """
+    file = folder / METRICS
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:n] if file.exists() else []
+    partial = file.with_name(f".{METRICS}")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.writelines(lines)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+    return [json.loads(line) for line in lines]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: NumPy's and MLX's numbers as Python's; nan and the infinities as None."""
+    if not isinstance(value, (bool, int, float, str, type(None))):
+        value = value.item()
+    return None if isinstance(value, float) and not isfinite(value) else value

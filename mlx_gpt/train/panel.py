@@ -1,0 +1,148 @@
+"""The live panel of a run. It is drawn by rich's own thread; the training loop only leaves its newest numbers here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from math import isfinite
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 96  # columns at most: further apart, labels and numbers are hard to read together
+BLOCKS = "▁▂▃▄▅▆▇█"
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+class Curve:
+    """A curve of any length in bounded memory: means over equally many values each, at most ``n`` of them.
+
+    When it is full, neighbours become one, and from then on each mean is over twice as many values.
+    """
+
+    def __init__(self, n: int = 256):
+        self.n, self.stride = n, 1
+        self.means: list[float] = []
+        self._sum, self._count = 0.0, 0
+
+    def add(self, value: float) -> None:
+        """The next value; one that is no number is left out."""
+        if not isfinite(value):
+            return
+        self._sum, self._count = self._sum + value, self._count + 1
+        if self._count < self.stride:
+            return
+        self.means.append(self._sum / self._count)
+        self._sum, self._count = 0.0, 0
+        if len(self.means) == self.n:
+            self.means = [(a + b) / 2 for a, b in zip(self.means[::2], self.means[1::2], strict=True)]
+            self.stride *= 2
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """A curve in at most ``width`` characters, from its lowest value to its highest after the steep first tenth."""
+    if not values or width < 1:
+        return ""
+    n = min(width, len(values))
+    edges = [round(i * len(values) / n) for i in range(n + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means[n // 10 :])
+    steps = [(mean - low) / (high - low) if high > low else 0.0 for mean in means]
+    return "".join(BLOCKS[min(len(BLOCKS) - 1, int(step * len(BLOCKS)))] for step in steps)
+
+
+class LivePanel:
+    """What ``rich.live.Live`` draws. All state is replaced whole, never changed in place while it may be drawn."""
+
+    def __init__(self, flops_per_token: float | None = None, machine_flops: float | None = None) -> None:
+        self.flops_per_token, self.machine_flops = flops_per_token, machine_flops
+        self.latest: Mapping[str, Any] = {}
+        self.curve = Curve()
+        self.done, self.seconds_left = 0.0, 0.0
+
+    def __rich__(self) -> RenderableType:
+        if "loss" not in self.latest:
+            return Text("starting: the first step compiles the model", style="dim")
+        body = Group(self._progress(), self._numbers(), self._spark())
+        return Panel(body, title="training", title_align="left", border_style="dim", width=WIDTH)
+
+    def _progress(self) -> RenderableType:
+        line = Table.grid(padding=(0, 2), expand=True)
+        line.add_column(ratio=1)
+        line.add_column(justify="right", no_wrap=True)
+        bar = ProgressBar(total=1.0, completed=min(1.0, self.done), style="dim", complete_style="cyan")
+        left = f"{clock(self.seconds_left)} left"
+        line.add_row(bar, Text(f"{self.done:4.0%}   step {self.latest['step']:,}   {left}", style="bold"))
+        return line
+
+    def _numbers(self) -> RenderableType:
+        cells = list(self._cells())
+        grid = Table.grid(padding=(0, 1), expand=True)
+        for _ in range(3):
+            grid.add_column(style="dim", no_wrap=True)
+            grid.add_column(justify="right", no_wrap=True, ratio=1)
+            grid.add_column(width=1)  # air
+        for row in zip(cells[::3], cells[1::3], cells[2::3], strict=True):
+            grid.add_row(*(text for label, value in row for text in (label, value, "")))
+        return grid
+
+    def _cells(self) -> list[tuple[str, str]]:
+        get = self.latest.get
+        return [
+            ("loss", shown(get("loss"), ".4f")),
+            ("validation loss", shown(get("val_loss"), ".4f")),
+            ("bits per byte", shown(get("bits_per_byte"), ".4f")),
+            ("learning rate", shown(get("learning_rate"), ".2e")),
+            ("gradient norm", shown(get("grad_norm"), ".3g")),
+            ("tokens/s", shown(get("tokens_per_second"), ",.0f")),
+            ("tokens", shown(get("tokens"), ",d")),
+            ("matrix speed", shown(self._share(), ".0%")),
+            ("peak memory", size(get("peak_memory_bytes"))),
+        ]
+
+    def _share(self) -> float | None:
+        """Of the floating-point operations that this machine was measured to do in matrix products, those in use."""
+        speed = self.latest.get("tokens_per_second")
+        if speed is None or not self.flops_per_token or not self.machine_flops:
+            return None
+        return float(speed * self.flops_per_token / self.machine_flops)
+
+    def _spark(self) -> RenderableType:
+        return Sparkline(self.curve.means)
+
+
+class Sparkline:
+    """The curve of the loss, as wide as there is room for."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        yield Text(sparkline(self.values, options.max_width), style="cyan", no_wrap=True)
+
+
+def shown(value: Any, how: str) -> str:
+    """A number in a format, or a dash where it has not been measured."""
+    return "–" if value is None else format(value, how)
+
+
+def size(n_bytes: float | None) -> str:
+    """Bytes for people, in powers of 1000: 2_000_000 -> ``2.0 MB``."""
+    if n_bytes is None:
+        return "–"
+    for factor, prefix in PREFIXES:
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.3g} {prefix}B"
+    return f"{n_bytes:.0f} B"
+
+
+def clock(seconds: float) -> str:
+    """61 -> ``1:01``; 3661 -> ``1:01:01``; a week and more in days."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    if minutes >= 7 * 24 * 60:
+        return f"{minutes / (24 * 60):.0f} days"
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
