@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from math import log
@@ -105,17 +106,18 @@ def run(
     if start is None:
         check_new(out)
     keeper = Keeper(out, material.tokenizer, config.keep) if settings and is_main(group) else None
-    report = Report(out, console, _first_rows(out, start.progress.rows) if start else [])
+    report = Report(out, console)
     try:
-        trainer = Trainer(model, material.train, material.val, config, report, on_eval, keeper, start, group)
-        if keeper and settings and not start:
-            out.mkdir(parents=True, exist_ok=True)
-            write_run_file(out, settings)
-        val_loss = trainer.run()
+        with closing(report):
+            if start:
+                report.rows = _first_rows(out, start.progress.rows)
+            trainer = Trainer(model, material.train, material.val, config, report, on_eval, keeper, start, group)
+            if keeper and settings and not start:
+                out.mkdir(parents=True, exist_ok=True)
+                write_run_file(out, settings)
+            val_loss = trainer.run()
     except OSError as error:
         raise _stopped_by(error, out, keeper) from error
-    finally:
-        report.close()
     if keeper is None:
         save(model, material.tokenizer, out)
     plot = out / "loss.png"
@@ -157,6 +159,9 @@ def _first_rows(run: Path, n: int) -> list[dict[str, Any]]:
     file = run / METRICS
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:n] if file.exists() else []
     partial = file.with_name(f".{METRICS}")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(file)
+    try:
+        partial.write_text("".join(lines), encoding="utf-8")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
     return [json.loads(line) for line in lines]
