@@ -332,7 +332,7 @@ def test_metrics_have_the_promised_names_and_true_values(material: Material, tmp
     steps, looks = [row for row in rows if "loss" in row], [row for row in rows if "val_loss" in row]
     measured = ["step", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_bytes"]
     assert [list(row) for row in steps] == [measured] * 6
-    assert [list(row) for row in looks] == [["step", "tokens", "val_loss"]] * 2
+    assert [list(row) for row in looks] == [["step", "tokens", "val_loss", "bits_per_byte"]] * 2
     assert [row["step"] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]
     assert [row["tokens"] for row in steps] == [n * 4 * 16 for n in range(1, 7)]
     assert looks[-1]["val_loss"] == result.val_loss

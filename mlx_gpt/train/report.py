@@ -140,11 +140,14 @@ def keep_rows(folder: Path, n: int) -> list[dict[str, Any]]:
     file = folder / METRICS
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:n] if file.exists() else []
     partial = file.with_name(f".{METRICS}")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.writelines(lines)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.writelines(lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
     return [json.loads(line) for line in lines]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection
 from contextlib import closing
@@ -17,7 +16,7 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.checkpoint import METRICS, Checkpoint, Keeper, load_checkpoint, newest_checkpoint
+from mlx_gpt.store.checkpoint import Checkpoint, Keeper, load_checkpoint, newest_checkpoint
 from mlx_gpt.store.folder import save
 from mlx_gpt.store.run_file import RUN_FILE, Settings, differences, read_run_file, write_run_file
 from mlx_gpt.text import tinyworld
@@ -27,7 +26,10 @@ from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import is_main
 from mlx_gpt.train.loop import OnEval, Trainer
-from mlx_gpt.train.report import Report, plot_loss
+from mlx_gpt.train.machine import matrix_speed, training_flops
+from mlx_gpt.train.plot import plot_loss
+from mlx_gpt.train.report import Report, keep_rows
+from mlx_gpt.train.trackers import open_tracker
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +46,7 @@ class Material:
     train: TokenStream
     val: TokenStream
     marks: dict[str, float]  # name -> nats per token, from the worst to the best
+    tokens_per_byte: float  # of the validation text
 
 
 def prepare(corpus: Corpus, tokenizer: str | Tokenizer) -> Material:
@@ -56,7 +59,8 @@ def prepare(corpus: Corpus, tokenizer: str | Tokenizer) -> Material:
     marks = {"ln V": log(tokenizer.vocab_size), "unigram": unigram, "bigram": bigram}
     if corpus.name == "tinyworld":
         marks["best possible"] = tinyworld.best_loss(corpus.val, val_stream.n_tokens)
-    return Material(corpus, tokenizer, train_stream, val_stream, marks)
+    n_bytes = sum(len(document.encode()) for document in corpus.val)
+    return Material(corpus, tokenizer, train_stream, val_stream, marks, val_stream.n_tokens / n_bytes)
 
 
 def _beginning(documents: list[str]) -> list[str]:
@@ -96,33 +100,50 @@ def run(
     settings: Settings | None = None,
     start: Checkpoint | None = None,
     group: mx.distributed.Group | None = None,
+    report_to: str = "",
 ) -> Run:
     """Train, and leave in ``out`` a model folder, ``metrics.jsonl`` and ``loss.png``.
 
     ``out`` must be new or empty (``UsageError``): nothing of an earlier run is ever overwritten. With ``settings``, all
     that it takes to repeat the run, they are written there as ``run.toml``, and checkpoints are kept. ``start`` is the
-    checkpoint of a run in ``out`` to go on from. In a ``group`` only the first process writes.
+    checkpoint of a run in ``out`` to go on from. In a ``group`` only the first process writes. ``report_to`` names a
+    tracker that gets the metrics too.
     """
     if start is None:
         check_new(out)
     keeper = Keeper(out, material.tokenizer, config.keep) if settings and is_main(group) else None
-    report = Report(out, console)
     try:
-        with closing(report):
-            if start:
-                report.rows = _first_rows(out, start.progress.rows)
+        rows = keep_rows(out, start.progress.rows) if start and is_main(group) else []
+        with closing(_report(out if is_main(group) else None, console, rows, model, material)) as report:
             trainer = Trainer(model, material.train, material.val, config, report, on_eval, keeper, start, group)
             if keeper and settings and not start:
                 out.mkdir(parents=True, exist_ok=True)
                 write_run_file(out, settings)
+            if report_to and is_main(group):
+                report.trackers = [open_tracker(report_to, out, settings or {})]
             val_loss = trainer.run()
     except OSError as error:
         raise _stopped_by(error, out, keeper) from error
-    if keeper is None:
-        save(model, material.tokenizer, out)
     plot = out / "loss.png"
-    plot_loss(report.rows, material.marks, plot, f"{material.corpus.name}: {model.n_parameters:,} parameters")
+    if is_main(group):
+        if keeper is None:
+            save(model, material.tokenizer, out)
+        plot_loss(report.rows, material.marks, plot, f"{material.corpus.name}: {model.n_parameters:,} parameters")
     return Run(model, material.tokenizer, out, val_loss, plot)
+
+
+def _report(
+    folder: Path | None, console: Console, rows: list[dict[str, Any]], model: GPT, material: Material
+) -> Report:
+    speed = matrix_speed() if console.is_terminal and not console.quiet else None  # only the panel shows its share
+    return Report(
+        folder,
+        console,
+        rows,
+        tokens_per_byte=material.tokens_per_byte,
+        flops_per_token=training_flops(model.config),
+        machine_flops=speed,
+    )
 
 
 def _stopped_by(error: OSError, out: Path, keeper: Keeper | None) -> MLXGPTError:
@@ -152,16 +173,3 @@ def check_new(out: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "may not be written to" if there.is_dir() else "is not a folder"
         raise UsageError(f"--out {out}: nothing can be written there, since {there} {why}; choose another folder")
-
-
-def _first_rows(run: Path, n: int) -> list[dict[str, Any]]:
-    """The first n rows of a run's metrics; what was written after them is taken out of the file."""
-    file = run / METRICS
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:n] if file.exists() else []
-    partial = file.with_name(f".{METRICS}")
-    try:
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    return [json.loads(line) for line in lines]

@@ -25,7 +25,7 @@ PRESET = "tiny"
 SCRATCH = "scratch"
 ARCHITECTURE = tuple(field.name for field in fields(GPTConfig) if field.name != "vocab_size")
 DROPOUT = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # not the weights' concern
-FILE_MAY_SET = {"data", "out", "init", "tokenizer", "preset", "prompt", *ARCHITECTURE}
+FILE_MAY_SET = {"data", "out", "init", "tokenizer", "preset", "prompt", "report_to", *ARCHITECTURE}
 FILE_MAY_SET |= {field.name for field in fields(TrainConfig)}
 REPLACED = dict.fromkeys(LENGTHS, LENGTHS) | {"preset": ("preset", *ARCHITECTURE)}  # in a file, by this flag
 
@@ -65,6 +65,8 @@ class Train:
     preset: Annotated[str, arg(help=f"the size that the flags below change: {', '.join(PRESETS)}")] = PRESET
     prompt: str = ""
     """what the samples during training continue"""
+    report_to: str = ""
+    """tensorboard or wandb: metrics go there too, where it is installed"""
     model: Annotated[Architecture, arg(name="")] = field(default_factory=lambda: Architecture.of(PRESETS[PRESET]))
     training: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
     given: Suppress[frozenset[str]] = frozenset()
@@ -74,6 +76,7 @@ class Train:
         data = str(Path(self.data).expanduser().resolve()) if Path(self.data).expanduser().exists() else self.data
         tokenizer = self.tokenizer if self.init == SCRATCH else None
         own = {"data": data, "init": self.init, "tokenizer": tokenizer, "prompt": self.prompt}
+        own |= {"report_to": self.report_to or None}
         architecture = {name: getattr(self.model, name) for name in ARCHITECTURE}
         every = own | architecture | asdict(self.training)
         if all(every[name] is None for name in LENGTHS):
@@ -107,7 +110,7 @@ class Train:
             console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan", markup=False)
 
         settings = replace(self, model=Architecture.of(model.config)).settings()
-        result = run(model, material, self.training, self.out, console, sample, settings, start, group)
+        result = run(model, material, self.training, self.out, console, sample, settings, start, group, self.report_to)
         marks = ", ".join(f"{name} {loss:.3f}" for name, loss in material.marks.items())
         console.print(f"validation loss {result.val_loss:.4f} nats per token ({marks})")
         console.print(f"model and metrics: {result.folder}   plot: {result.plot}")
