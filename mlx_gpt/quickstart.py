@@ -158,7 +158,7 @@ def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
     batches = endless_batches(material.train, T, BATCH_SIZE, seed=0)
     step = make_train_step(
         model,
-        make_optimizer("muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS),
+        make_optimizer("muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS, n_head=model.config.n_head),
         clip=1.0,
         batch_size=BATCH_SIZE,
     )

@@ -29,7 +29,7 @@ from mlx_gpt.train import step as step_module
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import train
 from mlx_gpt.train.loss import mean_loss, next_token_losses
-from mlx_gpt.train.optimizer import Schedule, make_optimizer
+from mlx_gpt.train.optimizer import Schedule, StackedMuon, make_optimizer, orthogonalized
 from mlx_gpt.train.report import Report
 from mlx_gpt.train.run import Material, new_model, prepare, run
 from mlx_gpt.train.step import make_eval_step, make_train_step
@@ -137,7 +137,8 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     rng = np.random.default_rng(0)
     model = new_small()
     before = weights(model)
-    optimizer = make_optimizer("muon", learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0)
+    heads = model.config.n_head
+    optimizer = make_optimizer("muon", learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, n_head=heads)
     optimizer.init(model.trainable_parameters())
     gradient = {name: rng.normal(size=w.shape).astype(np.float32) for name, w in before.items()}
     model_gradient = nn.utils.tree_unflatten([(name, mx.array(g)) for name, g in gradient.items()])
@@ -145,10 +146,34 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     for name, weight in weights(model).items():
         change = weight - before[name]
         if name.startswith("h.") and weight.ndim == 2:  # singular values all near one length: not the gradient's own
-            lengths = np.linalg.svd(change, compute_uv=False)
-            assert lengths.max() / lengths.min() < 3
+            parts = np.split(change, 3 * heads) if name.endswith("attn.c_attn.weight") else [change]
+            for part in parts:
+                lengths = np.linalg.svd(part, compute_uv=False)
+                assert lengths.max() / lengths.min() < 3
         else:  # AdamW's first step goes the same way along every coordinate
             np.testing.assert_allclose(change, -0.01 * np.sign(gradient[name]), rtol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_orthogonalizing_keeps_the_singular_vectors(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    u, _, v = np.linalg.svd(x, full_matrices=False)
+    lengths = u.T @ np.array(orthogonalized(mx.array(x), 5)) @ v.T
+    np.testing.assert_allclose(lengths - np.diag(np.diag(lengths)), 0, atol=1e-4)
+    assert np.diag(lengths).min() > 0.6
+    assert np.diag(lengths).max() < 1.3
+
+
+def test_a_small_gradient_moves_its_head_as_far_as_a_large_one() -> None:
+    rng = np.random.default_rng(0)
+    large, small = rng.normal(size=(2, 4, 8))
+    optimizer = StackedMuon(0.1, 2, momentum=0.95, weight_decay=0.0, ns_steps=5)
+    weight = {"w": mx.zeros((8, 8))}
+    optimizer.init(weight)
+    gradient = np.concatenate([large, 1e-3 * small]).astype(np.float32)
+    step = np.array(optimizer.apply_gradients({"w": mx.array(gradient)}, weight)["w"])
+    lengths = [np.linalg.svd(part, compute_uv=False) for part in np.split(step, 2)]
+    assert all(0.06 < length < 0.13 for part in lengths for length in part)
 
 
 # The schedule
@@ -176,7 +201,9 @@ def test_wsd_stays_at_the_peak_and_falls_in_a_line_at_the_end() -> None:
 def test_the_schedule_scales_every_learning_rate_and_tells_adamws() -> None:
     optimizer = make_optimizer("muon", learning_rate=0.01, muon_learning_rate=0.04)
     assert Schedule(optimizer, "cosine", warmup=0.5).set(0.25) == pytest.approx(0.005)
-    assert [float(one.learning_rate.item()) for one in optimizer.optimizers] == pytest.approx([0.02, 0.005, 0.005])
+    assert [float(one.learning_rate.item()) for one in optimizer.optimizers] == pytest.approx(
+        [0.02, 0.02, 0.005, 0.005]
+    )
 
 
 def test_a_new_learning_rate_is_seen_by_the_compiled_step() -> None:

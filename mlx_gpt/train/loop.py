@@ -110,6 +110,7 @@ class Trainer:
             (config.beta1, config.beta2),
             config.muon_embeddings,
             config.muon_iterations,
+            model.config.n_head,
         )
         self.schedule = Schedule(self.optimizer, config.schedule, config.warmup, config.final_learning_rate)
         if start:
