@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.cache import KVCache
+from mlx_gpt.model.dropout import Dropout
 
 
 def attention_scores(q: mx.array, k: mx.array, scale: float) -> mx.array:
@@ -107,8 +108,8 @@ class MultiHeadAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.attn_pdrop = config.attn_pdrop
-        self.attn_dropout = nn.Dropout(config.attn_pdrop)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        self.attn_dropout = Dropout(config.attn_pdrop)
+        self.resid_dropout = Dropout(config.resid_pdrop)
 
     def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
         """(B, T, C) -> (B, T, C); with a cache the T tokens also see the ones before them."""

@@ -14,6 +14,7 @@ from mlx.utils import tree_map_with_path, tree_reduce
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.cache import KVCache
+from mlx_gpt.model.dropout import Dropout
 
 
 class GPT(nn.Module):
@@ -27,7 +28,7 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop = Dropout(config.embd_pdrop)
         self.h = [Block(config, layer) for layer in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         if not config.tie_word_embeddings:
@@ -45,17 +46,25 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Any, cache: list[KVCache] | None = None) -> mx.array:
         """The residual stream after the final norm, before the head: ids (B, T) -> (B, T, C)."""
-        tokens = as_ids(tokens, self.config.vocab_size)
-        positions = self._positions(tokens.shape[1], cache)
-        x = self.wte(tokens) + self.wpe(positions)  # what it is, plus where it stands: (B, T, C)
-        x = self.drop(x)
+        x = self.embed(tokens, cache)
         for i, block in enumerate(self.h):
             x = block(x, None if cache is None else cache[i])
         return self.ln_f(x)
 
+    def embed(self, tokens: Any, cache: list[KVCache] | None = None) -> mx.array:
+        """What enters the first block: ids (B, T) -> (B, T, C)."""
+        tokens = as_ids(tokens, self.config.vocab_size)
+        positions = self._positions(tokens.shape[1], cache)
+        return self.drop(self.wte(tokens) + self.wpe(positions))  # what it is, plus where it stands
+
     def logits(self, x: mx.array) -> mx.array:
         """Compare each position with every token's embedding: (B, T, C) -> (B, T, V)."""
         return self.wte.as_linear(x) if self.config.tie_word_embeddings else self.lm_head(x)
+
+    @property
+    def head_weight(self) -> mx.array:
+        """What positions are compared with: (V, C)."""
+        return self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def make_cache(self) -> list[KVCache]:
         """An empty cache for every layer."""

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.model.dropout import Dropout
 
 
 def gelu_new(x: mx.array) -> mx.array:
@@ -34,7 +35,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, config.inner_dim)
         self.c_proj = nn.Linear(config.inner_dim, config.n_embd)
         self.activation = ACTIVATION[config.activation_function]
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.dropout = Dropout(config.resid_pdrop)
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, T, C) -> (B, T, C)."""

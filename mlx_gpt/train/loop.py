@@ -141,17 +141,17 @@ class Trainer:
         """All steps from where the run stands, and then the validation loss."""
         with deferred_ctrl_c(bool(self.keeper or self.group)) as self.asked:
             if self.config.checkpoint_every and not self.progress.step:
-                self._keep()  # so that a run can be resumed from its first moment
+                self.keep()  # so that a run can be resumed from its first moment
             while not self._finished():
-                self._next_step()
+                self.advance()
                 if self._is_due(self.config.eval_every) and not self._finished():
-                    self._look()
+                    self.look()
                 stop = self._stopped()
                 if stop or self._is_due(self.config.checkpoint_every):
-                    self._keep()
+                    self.keep()
                 if stop:
                     raise KeyboardInterrupt(self._how_to_go_on())
-        self._settle()
+        self.settle()
         return self._finish()
 
     def _finished(self) -> bool:
@@ -161,14 +161,14 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0
 
-    def _next_step(self) -> None:
+    def advance(self) -> None:
         """Start a step and, while it runs, write down the one before."""
         learning_rate = self.schedule.set(self.clock.done(self.progress.step + 1))
         batch = self._next_batch()
         loss, norm = self.step(*batch)
         stop = mx.distributed.all_sum(mx.array(int(self.asked())), group=self.group) if self.group else None
         mx.async_eval(loss, norm, stop, self.step.state)
-        self._settle()
+        self.settle()
         self.progress.step += 1
         self.progress.tokens += self.tokens_per_step
         self.progress.position = self.batches.position
@@ -180,7 +180,7 @@ class Trainer:
         xs, ys = zip(*islice(self.batches, self.config.accumulate), strict=True)
         return np.stack(xs), np.stack(ys)  # (accumulate, B, T)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Wait for the step that was started last, and write it down."""
         if self.pending is None:
             return
@@ -206,9 +206,9 @@ class Trainer:
         """Whether Ctrl-C was pressed; in a group, once all have heard of it, so that all stop after the same step."""
         return self.stop if self.group else self.asked()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Measure the validation loss on some windows, keep the model if it is the best yet, and show samples."""
-        self._settle()
+        self.settle()
         progress, n = self.progress, self.progress.step
         with self.clock.paused():
             val_loss = self._measure(self.config.eval_windows)
@@ -230,9 +230,9 @@ class Trainer:
     def _write_down(self, val_loss: float) -> None:
         self.report.row(step=self.progress.step, tokens=self.progress.tokens, val_loss=val_loss)
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
         """Write a checkpoint, from which a run goes on with its next step."""
-        self._settle()
+        self.settle()
         self.progress.rows = len(self.report.rows)
         self.progress.seconds = self.clock.seconds()
         self.progress.random = random_keys(self.group)

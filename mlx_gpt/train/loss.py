@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
+
+ROWS = 256  # positions whose logits are in memory at once, where the loss goes in chunks
+LARGE = 1 << 24  # logits: from 64 MiB on, chunks save memory and cost no time that one could measure
 
 
 def next_token_losses(logits: mx.array, targets: mx.array) -> mx.array:
@@ -14,3 +19,40 @@ def next_token_losses(logits: mx.array, targets: mx.array) -> mx.array:
 def mean_loss(logits: mx.array, targets: mx.array) -> mx.array:
     """The mean over all positions, in nats per token: what training lowers. A model that knows nothing has ln V."""
     return next_token_losses(logits, targets).mean()
+
+
+def chunked_mean_loss(x: mx.array, head: mx.array, targets: mx.array, rows: int = ROWS) -> mx.array:
+    """``mean_loss(x @ head.T, targets)`` with the logits of only ``rows`` positions in memory at a time.
+
+    x (B, T, C), the residual stream after the final norm; head (V, C); targets (B, T) -> nats per token. Also the
+    gradients are made on the way forward, chunk by chunk, since they need the same logits: d loss / d logits is the
+    model's probabilities, less one at the target.
+    """
+    flat, wanted = x.reshape(-1, x.shape[-1]), targets.reshape(-1, 1)  # (N, C), (N, 1)
+
+    @mx.custom_function
+    def total_loss(flat: mx.array, head: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        total, d_head = mx.array(0.0), mx.zeros(head.shape)
+        d_flat: list[mx.array] = []
+        for i in range(0, len(flat), rows):
+            # One chunk after the other, or all their logits would be alive at once.
+            chunk, target = mx.depends([flat[i : i + rows], wanted[i : i + rows]], [d_head, total, *d_flat[-1:]])
+            logits = (chunk @ head.T).astype(mx.float32)  # (rows, V)
+            logits = logits - logits.max(axis=-1, keepdims=True)
+            odds = mx.exp(logits)
+            of_all = odds.sum(axis=-1, keepdims=True)
+            total = total + (mx.log(of_all) - mx.take_along_axis(logits, target, axis=-1)).sum()
+            d_logits = odds / of_all - (mx.arange(logits.shape[-1]) == target)
+            d_logits = d_logits.astype(flat.dtype)
+            d_flat.append(d_logits @ head)
+            d_head = d_head + d_logits.T @ chunk
+        return total, mx.concatenate(d_flat), d_head.astype(head.dtype)
+
+    @total_loss.vjp
+    def scaled(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
+        _, d_flat, d_head = outputs
+        scale = cotangents[0]
+        return (d_flat * scale).astype(d_flat.dtype), (d_head * scale).astype(d_head.dtype)
+
+    outputs: Any = total_loss(flat, head)
+    return outputs[0] / len(flat)

@@ -14,7 +14,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.train.loss import mean_loss, next_token_losses
+from mlx_gpt.train.loss import LARGE, chunked_mean_loss, mean_loss, next_token_losses
+from mlx_gpt.train.recompute import hidden_recomputed
 
 EvalStep = Callable[[mx.array, mx.array, mx.array], mx.array]
 
@@ -27,22 +28,32 @@ class TrainStep:
     trace and comes out, so that nothing is frozen: but an optimizer's state is loaded before the step is made.
     """
 
-    def __init__(self, model: GPT, optimizer: optim.Optimizer, clip: float, batch_size: int, accumulate: int):
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: optim.Optimizer,
+        clip: float,
+        batch_size: int,
+        accumulate: int,
+        dtype: mx.Dtype,
+        recompute: bool,
+        group: mx.distributed.Group | None,
+    ):
         model.train()
         self.model, self.optimizer, self.clip = model, optimizer, clip
-        self.accumulate = accumulate
+        self.accumulate, self.dtype, self.recompute, self.group = accumulate, dtype, recompute, group
         self.lanes = batch_lanes(batch_size)
         optimizer.init(model.trainable_parameters())
         self.state = [model.state, optimizer.state, mx.random.state]
         mx.eval(self.state)
-        self._loss_and_gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))
+        self._scaled_loss_and_gradient = nn.value_and_grad(model, self._scaled_loss)
         compiled = partial(mx.compile, inputs=self.state, outputs=self.state)
         self._whole = compiled(lambda x, y: self._apply(*self._measure(x, y)))
         self._micro = compiled(lambda x, y, total: tree_map(mx.add, total, self._measure(x, y)))
-        self._finish = compiled(lambda total: self._apply(*tree_map(lambda part: part * (1 / accumulate), total)))
+        self._finish = compiled(lambda total: self._apply(*_scaled(total, 1 / accumulate)))
 
     def __call__(self, x: np.ndarray | mx.array, y: np.ndarray | mx.array) -> tuple[mx.array, mx.array]:
-        x, y = mx.array(x), mx.array(y)  # type: ignore[arg-type]
+        x, y = mx.array(x), mx.array(y)
         if self.accumulate == 1:
             return self._whole(x, y)
         total = (mx.array(0.0), tree_map(mx.zeros_like, self.model.trainable_parameters()))
@@ -52,9 +63,41 @@ class TrainStep:
         return self._finish(total)
 
     def _measure(self, x: mx.array, y: mx.array) -> tuple[mx.array, Any]:
-        return _side_by_side(self._loss_and_gradient, self.lanes, x, y)
+        """Loss and gradient over the rows of this process. The mean over equal shares is the mean over all."""
+        results = []
+        shares = zip(self.lanes, mx.split(x, len(self.lanes)), mx.split(y, len(self.lanes)), strict=True)
+        for stream, rows, targets in shares:
+            with mx.stream(stream):
+                results.append(self._loss_and_gradient(rows, targets))
+        if len(results) == 1:
+            return results[0]
+        return _scaled(tree_map(lambda *parts: sum(parts[1:], parts[0]), *results), 1 / len(results))
+
+    def _loss_and_gradient(self, x: mx.array, y: mx.array) -> tuple[mx.array, Any]:
+        masters = self.model.trainable_parameters()
+        result = self._scaled_loss_and_gradient(x, y)
+        self.model.update(masters)  # the loss has left its own copies in the model
+        return _scaled(result, 1 / self._scale(y))
+
+    def _scaled_loss(self, x: mx.array, y: mx.array) -> mx.array:
+        model = self.model
+        if self.dtype != mx.float32:  # the cast is part of the loss, so its gradient comes back in float32
+            model.update(tree_map(lambda weight: weight.astype(self.dtype), model.trainable_parameters()))
+        hidden = hidden_recomputed(model, x) if self.recompute else model.hidden(x)
+        if y.size * model.config.vocab_size >= LARGE:
+            loss = chunked_mean_loss(hidden, model.head_weight, y)
+        else:
+            loss = mean_loss(model.logits(hidden), y)
+        return loss * self._scale(y)
+
+    def _scale(self, y: mx.array) -> int:
+        # float16 has no gradients below 6e-8: the sum over all targets, not the mean, goes through it.
+        return y.size if self.dtype == mx.float16 else 1
 
     def _apply(self, loss: mx.array, gradient: Any) -> tuple[mx.array, mx.array]:
+        if self.group is not None:
+            loss = mx.distributed.all_sum(loss, group=self.group) / self.group.size()
+            gradient = nn.average_gradients(gradient, group=self.group)
         gradient, norm = optim.clip_grad_norm(gradient, self.clip)
         self.optimizer.update(self.model, gradient)
         return loss, norm
@@ -71,17 +114,27 @@ def make_train_step(
     recompute: bool = False,
     group: mx.distributed.Group | None = None,
 ) -> TrainStep:
-    """The compiled step of a model in train mode; put it back into that mode after an evaluation."""
-    return TrainStep(model, optimizer, clip, batch_size, accumulate)
+    """The compiled step of a model in train mode; put it back into that mode after an evaluation.
+
+    The gradient of ``accumulate`` batches is averaged before it is clipped and applied, and over the processes of
+    ``group``. ``dtype`` is what is computed in: float32, bfloat16 or float16; the weights and their gradients stay
+    float32. ``recompute`` computes what is inside a block again on the way back, instead of keeping it.
+    """
+    return TrainStep(model, optimizer, clip, batch_size, accumulate, getattr(mx, dtype), recompute, group)
+
+
+def _scaled(tree: Any, factor: float) -> Any:
+    return tree if factor == 1 else tree_map(lambda part: part * factor, tree)
 
 
 def largest_gradient(model: GPT, x: np.ndarray | mx.array, y: np.ndarray | mx.array) -> tuple[str, float]:
     """The weight whose gradient has the largest element, and that element's size; one that is no number is largest."""
-    ids, targets = mx.array(x), mx.array(y)  # type: ignore[arg-type]
+    ids, targets = mx.array(x), mx.array(y)
     _, gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))(
         ids.reshape(-1, ids.shape[-1]), targets.reshape(-1, ids.shape[-1])
     )
-    sizes = {name: float(mx.abs(g).max().item()) for name, g in tree_flatten(gradient)}
+    gradients: dict[str, mx.array] = dict(tree_flatten(gradient))
+    sizes = {name: float(np.abs(np.array(part)).max()) for name, part in gradients.items()}
     name = max(sizes, key=lambda name: np.nan_to_num(sizes[name], nan=np.inf))
     return name, sizes[name]
 
@@ -114,14 +167,3 @@ def batch_lanes(batch_size: int) -> list[mx.Stream]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _side_by_side(loss_and_gradient: Callable, lanes: list[mx.Stream], x: mx.array, y: mx.array) -> tuple:
-    # The mean over equal shares is the mean over the batch, for the loss and for the gradient.
-    results = []
-    for stream, rows, targets in zip(lanes, mx.split(x, len(lanes)), mx.split(y, len(lanes)), strict=True):
-        with mx.stream(stream):
-            results.append(loss_and_gradient(rows, targets))
-    if len(results) == 1:
-        return results[0]
-    return tree_map(lambda *parts: sum(parts[1:], parts[0]) * (1 / len(parts)), *results)
