@@ -429,6 +429,28 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_clear_line(material: Mater
     assert all(np.isfinite(row["loss"]) for row in rows_of(tmp_path / "run") if "loss" in row)
 
 
+def test_an_overflow_in_float16_is_told_with_the_gradient_that_was_too_large(
+    material: Material, tmp_path: Path
+) -> None:
+    told = (
+        r"the (loss|gradient's norm) became (nan|inf) at step 1 \(largest gradient: [\w.]+, [\d.e+]+\); float16 ends at "
+        r"65504, which --dtype bfloat16 does not; or a lower --learning-rate"
+    )
+    with pytest.raises(MLXGPTError, match=told):
+        trained(material, tmp_path / "run", replace(QUICK, dtype="float16"), initializer_range=1e3)
+
+
+def test_a_step_whose_loss_is_no_number_spares_the_weights() -> None:
+    model = new_small(replace(SMALL, initializer_range=1e3))
+    step = make_train_step(model, make_optimizer(), clip=1.0, batch_size=4, dtype="float16")
+    before = weights(model)
+    loss, _ = step(*batch())
+    mx.eval(loss, step.state)
+    assert not np.isfinite(loss.item())
+    after = weights(model)
+    assert all(np.allclose(after[name], before[name], rtol=1e-3) for name in before)  # but for their decay
+
+
 def test_a_folder_that_exists_is_refused_and_untouched(material: Material, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"exists already; choose a new folder"):

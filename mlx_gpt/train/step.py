@@ -99,6 +99,8 @@ class TrainStep:
             loss = mx.distributed.all_sum(loss, group=self.group) / self.group.size()
             gradient = nn.average_gradients(gradient, group=self.group)
         gradient, norm = optim.clip_grad_norm(gradient, self.clip)
+        sound = mx.isfinite(loss) & mx.isfinite(norm)  # else the weights would be lost, and with them the reason
+        gradient = tree_map(lambda part: mx.where(sound, part, 0), gradient)
         self.optimizer.update(self.model, gradient)
         return loss, norm
 
@@ -128,14 +130,17 @@ def _scaled(tree: Any, factor: float) -> Any:
 
 
 def largest_gradient(model: GPT, x: np.ndarray | mx.array, y: np.ndarray | mx.array) -> tuple[str, float]:
-    """The weight whose gradient has the largest element, and that element's size; one that is no number is largest."""
+    """The weight whose gradient has the largest element, and that element's size, computed in float32.
+
+    One that is no number is largest; of several the one nearest to the loss, since the others have it from there.
+    """
     ids, targets = mx.array(x), mx.array(y)
     _, gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))(
         ids.reshape(-1, ids.shape[-1]), targets.reshape(-1, ids.shape[-1])
     )
     gradients: dict[str, mx.array] = dict(tree_flatten(gradient))
     sizes = {name: float(np.abs(np.array(part)).max()) for name, part in gradients.items()}
-    name = max(sizes, key=lambda name: np.nan_to_num(sizes[name], nan=np.inf))
+    name = max(reversed(sizes), key=lambda name: np.nan_to_num(sizes[name], nan=np.inf))
     return name, sizes[name]
 
 
