@@ -433,8 +433,8 @@ def test_an_overflow_in_float16_is_told_with_the_gradient_that_was_too_large(
     material: Material, tmp_path: Path
 ) -> None:
     told = (
-        r"the (loss|gradient's norm) became (nan|inf) at step 1 \(largest gradient: [\w.]+, [\d.e+]+\); float16 ends at "
-        r"65504, which --dtype bfloat16 does not; or a lower --learning-rate"
+        r"the (loss|gradient's norm) became (nan|inf) at step 1 \(largest gradient: [\w.]+, [\d.e+]+\); float16 ends "
+        r"at 65504, which --dtype bfloat16 does not; or a lower --learning-rate"
     )
     with pytest.raises(MLXGPTError, match=told):
         trained(material, tmp_path / "run", replace(QUICK, dtype="float16"), initializer_range=1e3)

@@ -271,8 +271,8 @@ class Trainer:
         return best_loss
 
     def _how_to_go_on(self) -> str:
-        run = self.keeper.run if self.keeper else "RUN"
-        return f"stopped after step {self.progress.step}; go on with: mlx-gpt train --resume {run}"
+        way_on = f"; go on with: mlx-gpt train --resume {self.keeper.run}" if self.keeper else ""
+        return f"stopped after step {self.progress.step}{way_on}"
 
     def _what_broke(self, step: int, loss: float, norm: float, batch: tuple[np.ndarray, np.ndarray]) -> str:
         what = f"the loss became {loss}" if not isfinite(loss) else f"the gradient's norm became {norm}"

@@ -109,7 +109,7 @@ def run(
     checkpoint of a run in ``out`` to go on from. In a ``group`` only the first process writes. ``report_to`` names a
     tracker that gets the metrics too.
     """
-    if start is None:
+    if start is None and is_main(group):
         check_new(out)
     keeper = Keeper(out, material.tokenizer, config.keep) if settings and is_main(group) else None
     try:

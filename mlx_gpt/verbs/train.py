@@ -95,7 +95,7 @@ class Train:
         start = None
         if self.resume:
             start = last_checkpoint(self.resume, self.settings(), self.given, console)
-        else:
+        elif is_main(group):
             check_new(self.out)
         model, material = self._prepare(start)
         console.print(
