@@ -16,8 +16,8 @@ from mlx_gpt.text.tokenizer import Tokenizer
 class TokenStream:
     """Documents as one row of ids, ``<|endoftext|>`` before each and after the last.
 
-    ``ids`` (N,) int32; ``starts`` (documents + 1,) the positions of the ``<|endoftext|>``: document i is
-    ``ids[starts[i] + 1 : starts[i + 1]]``.
+    ``ids`` (N,) integers, in memory or mapped from a file; ``starts`` (documents + 1,) the positions of the
+    ``<|endoftext|>``: document i is ``ids[starts[i] + 1 : starts[i + 1]]``.
     """
 
     ids: np.ndarray
@@ -82,6 +82,7 @@ class Windows:
         """
         steps = np.arange(self.T + 1)
         ids = self.stream.ids[np.minimum(self.starts[rows, None] + steps, len(self.stream.ids) - 1)]
+        ids = ids.astype(np.int32, copy=False)
         return ids[:, :-1], ids[:, 1:], steps[:-1] < self.counted[rows, None]
 
 
@@ -89,7 +90,7 @@ def endless_batches(stream: TokenStream, T: int, batch_size: int, seed: int) -> 
     """Training batches without end: x, y (B, T) int32, with y[:, :-1] == x[:, 1:]."""
     rows = _endless_rows(stream, T, seed)
     while True:
-        batch = np.stack(list(islice(rows, batch_size)))
+        batch = np.stack(list(islice(rows, batch_size))).astype(np.int32, copy=False)
         yield batch[:, :-1], batch[:, 1:]
 
 

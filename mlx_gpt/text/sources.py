@@ -1,0 +1,217 @@
+"""Text as it streams in: files, folders, globs and named corpora, in pieces that fit in memory however long it is.
+
+A document is a whole ``.txt`` or ``.md`` file, or what stands between two ``<|endoftext|>`` in it, a line of ``.jsonl``
+(field ``text``), or a row of ``.parquet`` (column ``text``).
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import random
+import re
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlx_gpt.errors import DataError
+from mlx_gpt.text.corpus import TEXT_FILES, tiny_shakespeare
+from mlx_gpt.text.vocab_files import EOT
+
+RECORD_FILES = (".jsonl", ".parquet")  # many documents in one
+PIECE = 1 << 18  # bytes of a text file that are read at once
+TORN = 0.1  # a file with a larger share of bytes that are no UTF-8 is no text
+HUB = {  # named corpora on the Hugging Face hub: repository, file
+    "tinystories": ("roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt"),
+    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample/10BT/000_00000.parquet"),
+}
+# Where a text may be cut without changing its tokens: before one white space between two characters that are none.
+# GPT-2's pattern never takes such a space together with what stands before it. (Other spaces count as characters here.)
+SEAM = re.compile(rb"(?<=[^\0- \x7f])[ \n](?=[^\0- \x7f])")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text, whether a document starts with it, and whether it is to be measured by instead of trained on."""
+
+    text: str
+    starts: bool
+    val: bool
+
+
+@dataclass
+class Sources:
+    """Files to read, and what was found out while reading them. ``pieces`` may be asked for more than once."""
+
+    files: list[Path]
+    val_fraction: float
+    seed: int
+    hashes: dict[str, str] = field(default_factory=dict)  # file -> sha256, of those that were read to the end
+    replaced: int = 0  # bytes that are no UTF-8 and became U+FFFD
+
+    def pieces(self) -> Iterator[Piece]:
+        """All the text, file by file. Raises ``DataError`` for what is no text and what has vanished."""
+        self.replaced = 0
+        drawn, cut = self._plan()
+        for number, path in enumerate(self.files):
+            try:
+                if path.suffix == ".parquet":
+                    yield from self._records(number, _parquet(path), path)
+                elif path.suffix == ".jsonl":
+                    yield from self._records(number, _lines(path), path)
+                else:
+                    yield from self._text(path, 0 if number in drawn else cut.get(number))
+            except OSError as error:
+                raise DataError(
+                    f"{path}: cannot be read ({error.strerror or error}); bring it back, or leave it out"
+                ) from error
+
+    def _plan(self) -> tuple[set[int], dict[int, int]]:
+        """Which text files are to measure by, or else from which byte on each of them is.
+
+        Whole files, drawn by the seed, where that comes to at least half of the share; else the end of every file.
+        """
+        try:
+            sizes = {i: path.stat().st_size for i, path in enumerate(self.files) if path.suffix not in RECORD_FILES}
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror}); leave it out") from error
+        room = left = self.val_fraction * sum(sizes.values())
+        drawn: set[int] = set()
+        for i in random.Random(self.seed).sample(sorted(sizes), len(sizes)):
+            if 0 < sizes[i] <= left:
+                drawn.add(i)
+                left -= sizes[i]
+        if drawn and left <= room / 2:
+            return drawn, {}
+        return set(), {i: round(size * (1 - self.val_fraction)) for i, size in sizes.items()}
+
+    def _text(self, path: Path, cut: int | None) -> Iterator[Piece]:
+        """A text file in pieces; from byte ``cut`` on, at the next seam, it is to measure by."""
+        sha, rest, position, already = hashlib.sha256(), b"", 0, self.replaced
+        starts, val = True, cut == 0
+        with path.open("rb") as file:
+            while data := file.read(PIECE):
+                sha.update(data)
+                if not position and b"\0" in data[:8192]:
+                    raise DataError(f"{path}: expected text, found a binary file (it has zero bytes); leave it out")
+                position += len(data)
+                rest += data
+                if cut and not val and position >= cut:
+                    before, rest = _at_seam(rest, len(rest) - (position - cut), anyway=True)
+                    yield from self._documents(before, starts, val)
+                    starts, val = True, True
+                text, rest = _at_seam(rest, len(rest) - 256)  # the last bytes may be half of a character or word
+                starts = yield from self._documents(text, starts, val)
+        yield from self._documents(rest, starts, val)
+        torn = self.replaced - already
+        if torn > TORN * max(position, 1):
+            raise DataError(f"{path}: expected UTF-8 text, but {torn} of {position} bytes are not; leave it out")
+        self.hashes[str(path)] = sha.hexdigest()
+
+    def _documents(self, data: bytes, starts: bool, val: bool) -> Generator[Piece, None, bool]:
+        """The documents in a stretch of a file; returns whether what follows starts another one."""
+        text = data.decode("utf-8", errors="replace")
+        self.replaced += text.count("\ufffd") - data.count("\ufffd".encode())
+        if starts:
+            text = text.removeprefix("\ufeff")
+        for i, part in enumerate(text.replace("\r\n", "\n").split(EOT)):
+            starts = starts or i > 0
+            part = part.lstrip("\n") if i else part
+            if part:
+                yield Piece(part, starts, val)
+                starts = False
+        return starts
+
+    def _records(self, number: int, records: Iterator[str], path: Path) -> Iterator[Piece]:
+        """Each record by its own lot, so that none has to wait for the others to be counted."""
+        for i, text in enumerate(records):
+            if text:
+                lot = random.Random(f"{self.seed} {number} {i}").random()
+                yield Piece(text, True, lot < self.val_fraction)
+        self.hashes[str(path)] = _sha256(path)
+
+
+def find_sources(names: Sequence[str], val_fraction: float, seed: int) -> Sources:
+    """The files that names stand for: files, folders, globs, named corpora. ``DataError`` where there are none."""
+    return Sources([file for name in names for file in _files(name)], val_fraction, seed)
+
+
+def _files(name: str) -> list[Path]:
+    if name == "shakespeare":
+        return [tiny_shakespeare()]
+    if name in HUB:
+        return [_from_hub(name)]
+    path = Path(name).expanduser()
+    kinds = (*TEXT_FILES, *RECORD_FILES)
+    if path.is_dir():
+        below = sorted(file.relative_to(path) for file in path.rglob("*"))
+        shown = [file for file in below if not any(part.startswith(".") for part in file.parts)]
+        found = [path / file for file in shown if file.suffix in kinds and (path / file).is_file()]
+    else:
+        found = [path] if path.exists() else [Path(file) for file in sorted(glob.glob(str(path), recursive=True))]
+    if not found:
+        raise DataError(
+            f"{name}: expected text, found no such file, folder or glob, or no {', '.join(kinds)} files in it; named "
+            f"corpora are shakespeare, {', '.join(HUB)}"
+        )
+    return found
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repository, file = HUB[name]
+    try:
+        return Path(hf_hub_download(repository, file, repo_type="dataset"))
+    except OSError as error:  # no network, not found, a cut connection: the client's errors are all of this kind
+        raise DataError(
+            f"{name}: {file} of {repository} could not be fetched from the hub ({type(error).__name__}); try again, or "
+            f"download it by hand and give its path"
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    text = json.loads(line)["text"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(
+                        f'{path}, line {number}: expected {{"text": "..."}}, found {line[:40]!r}; mend or remove it'
+                    ) from error
+                yield str(text)
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise DataError(f"{path}: reading .parquet needs pyarrow: pip install 'mlx-gpt[parquet]'") from error
+    try:
+        for batch in ParquetFile(path).iter_batches(batch_size=1024, columns=["text"]):
+            yield from (text or "" for text in batch.column(0).to_pylist())
+    except (ArrowException, ValueError, IndexError) as error:
+        raise DataError(f"{path}: expected a parquet file with a column text ({error}); leave it out") from error
+
+
+def _at_seam(data: bytes, about: int, anyway: bool = False) -> tuple[bytes, bytes]:
+    """Cut at the last seam before position ``about``. Where there is none, nothing is taken yet, or cut ``anyway``."""
+    near = max(0, about - 4096)
+    seams = [found.start() for found in SEAM.finditer(data, near, max(0, about))]
+    at = seams[-1] if seams else 0
+    if not seams and (anyway or len(data) > 8 * PIECE):
+        at = about
+        while at < len(data) and data[at] & 0xC0 == 0x80:  # inside a character
+            at -= 1
+    return data[:at], data[at:]
+
+
+def _sha256(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(PIECE):
+            sha.update(data)
+    return sha.hexdigest()
