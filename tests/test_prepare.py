@@ -273,15 +273,16 @@ def test_killed_it_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of one process is read from /proc")
 def test_memory_stays_flat_however_long_the_text(tmp_path: Path) -> None:
     measure = (
-        "import re, sys, mlx_gpt.text.prepare as p; from mlx_gpt.cli import main; p.BATCH = 1 << 18; main(sys.argv[1:]); "
+        "import re, sys, mlx_gpt.text.prepare as p; from mlx_gpt.cli import main; "
+        "p.BATCH = 1 << 18; main(sys.argv[1:]); "
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
     text = " ".join(told(2000)) + "\n"
     peaks = []
-    for times in (2, 12):  # 0.9 and 5.4 MB
+    for times in (2, 22):  # 0.9 and 9.9 MB
         (tmp_path / "t.txt").write_text(text * times)
         out = tmp_path / f"out{times}"
         command = [sys.executable, "-c", measure, "prepare", str(tmp_path / "t.txt"), "--tokenizer", "bytes"]
         run = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)
         peaks.append(int(run.stdout.split()[-1]))
-    assert peaks[1] < peaks[0] + 3_000  # kB, where the text has grown by 4.5 MB and its ids by 9
+    assert peaks[1] < peaks[0] + 4_500  # kB: half of what the text has grown by
