@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from mlx_gpt.errors import MLXGPTError
+
 
 def join() -> mx.distributed.Group | None:
     """The processes that train together, or None where this one trains alone."""
-    group = mx.distributed.init()
+    try:
+        group = mx.distributed.init()
+    except RuntimeError as error:
+        raise MLXGPTError(
+            f"expected the other processes of this training, but they cannot be reached ({error}); start all of them, "
+            f"with the same hosts"
+        ) from error
     return group if group.size() > 1 else None
 
 

@@ -124,6 +124,10 @@ def run(
             val_loss = trainer.run()
     except OSError as error:
         raise _stopped_by(error, out, keeper) from error
+    except RuntimeError as error:
+        if group is None:
+            raise
+        raise MLXGPTError(f"this process lost the others it trains with ({error}); look at what they said") from error
     plot = out / "loss.png"
     if is_main(group):
         if keeper is None:
