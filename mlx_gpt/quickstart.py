@@ -21,7 +21,6 @@ from rich.table import Table
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.decode import generate, generate_many
-from mlx_gpt.generate.sampling import make_sampler
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import load_corpus
@@ -120,10 +119,8 @@ class Judgement:
 
 def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Judgement:
     """Let the model tell n stories from nothing; read each, and one sentence of each, taken by lot."""
-    mx.random.seed(seed)
-    sampler = make_sampler(TEMPERATURE, vocab_size=tokenizer.vocab_size)
-    rows = generate_many(model, [tokenizer.eot_id], n, sampler, model.config.n_positions, tokenizer.eot_id)
-    stories = [tokenizer.decode(row) for row in rows]
+    longest = model.config.n_positions
+    stories = generate_many(model, tokenizer, [""] * n, max_tokens=longest, temperature=TEMPERATURE, seed=seed)
     rng = random.Random(seed)
     sentences = [rng.choice(tinyworld.sentences(story) or [""]) for story in stories]
     return Judgement(

@@ -21,14 +21,14 @@ FLOORS = [
     "text/vocab_files",
     "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/config  train/pace "
     "train/report  train/panel  train/plot  train/trackers",
-    "text/corpus  text/shards  train/distributed  train/machine  train/memory  train/defaults  generate/sampling",
+    "text/corpus  text/shards  train/distributed  train/machine  train/memory  train/defaults  generate/settings  generate/sampling",
     "model/cache  model/dropout",
     "model/attention  model/mlp",
     "model/block",
     "model/gpt",
     "store/*",
     "train/recompute",
-    "train/step  train/validation  generate/decode  lens/*",
+    "train/step  train/validation  generate/*  lens/*",
     "train/loop  check/*",
     "train/run",
     "__init__",  # the front door

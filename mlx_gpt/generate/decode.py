@@ -1,104 +1,155 @@
-"""Let the model talk: the prompt in one pass, then one token at a time."""
+"""Let the model talk: the prompts in one pass, then a token at a time, the next on its way while the last is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.sampling import Sampler, make_sampler
+from mlx_gpt.generate.decoder import Decoder, side_by_side
+from mlx_gpt.generate.figures import Figures
+from mlx_gpt.generate.keys import key_at, row_keys
+from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
+from mlx_gpt.generate.settings import SLIDE, Settings
+from mlx_gpt.generate.writer import Piece, Token, Writer
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
 
-def generate(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: str = "",
-    *,
-    max_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-) -> Iterator[str]:
+def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **settings: Any) -> Iterator[str]:
     """Continue a prompt: yields the continuation piece by piece, whole characters only, without the prompt.
 
-    Ends at ``<|endoftext|>``, after ``max_tokens`` tokens, or where the context (``n_positions``) is full. An empty
-    prompt starts a new text. Raises ``UsageError`` for a prompt that does not fit and for settings out of range.
+    ``settings`` are the fields of ``Settings``: ``temperature=0.7, top_p=0.9, stop=("\\n",), max_tokens=100``. Ends at
+    ``<|endoftext|>``, at a stop string, after ``max_tokens`` or where the context (``n_positions``) is full. An empty
+    prompt starts a new text. Raises ``UsageError`` for a prompt that does not fit and for settings that make no sense.
     """
-    if max_tokens < 0:
-        raise UsageError(f"max-tokens must be 0 or above, not {max_tokens}")
-    if seed is not None and not 0 <= seed < 2**64:
-        raise UsageError(f"seed must be 0 or above (and under 2^64), not {seed}")
-    sampler = make_sampler(temperature, top_k, top_p, vocab_size=tokenizer.vocab_size)
-    ids = tokenizer.encode(prompt) or [tokenizer.eot_id]
-    if len(ids) >= model.config.n_positions:
+    generation = Generation(model, tokenizer, [tokenizer.encode(prompt)], Settings(**settings))
+    return (piece.text for _, piece in generation if piece.text)
+
+
+def generate_tokens(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], **settings: Any) -> Iterator[int]:
+    """The same in ids: those after the prompt's, one by one; the one that ends the text is not among them."""
+    generation = Generation(model, tokenizer, [prompt], Settings(**settings))
+    return (piece.token.id for _, piece in generation if piece.token)
+
+
+def generate_many(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], **settings: Any) -> list[str]:
+    """The continuations of several prompts, computed side by side; each is what it would be alone."""
+    texts = [""] * len(prompts)
+    if prompts:
+        ids = [tokenizer.encode(prompt) for prompt in prompts]
+        for row, piece in Generation(model, tokenizer, ids, Settings(**settings)):
+            texts[row] += piece.text
+    return texts
+
+
+class Generation:
+    """The continuations of prompts, given as ids, side by side: iterate over it, once, for (row, piece).
+
+    Then ``reasons`` says why each row ended, and ``figures`` how long it took. Raises ``UsageError`` as above, before
+    anything is computed; and on the way where the rules leave no token to say.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], settings: Settings):
+        rows = [list(prompt) or [tokenizer.eot_id] for prompt in prompts]
+        if settings.context == SLIDE and len({len(row) for row in rows}) > 1:
+            raise UsageError("--context slide needs prompts of one length; take them one after the other")
+        limits = [_limit(len(row), model.config.n_positions, settings) for row in rows]
+        self.settings = settings
+        self.sampler = Sampler(settings, tokenizer, model.config.vocab_size)
+        self.decoder = Decoder(model, settings.cache_bits)
+        self.prompts = side_by_side(rows, model.config.vocab_size)
+        self.limits = mx.array(limits)
+        self.n_steps = max(limits)
+        self.keys = row_keys(settings.seed, len(rows))
+        self.writers = [Writer(tokenizer, settings, limit) for limit in limits]
+        self.figures = Figures(model, sum(map(len, rows)))
+
+    @property
+    def reasons(self) -> list[str | None]:
+        return [writer.reason for writer in self.writers]
+
+    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+        self.figures.start()
+        steps = self._steps()
+        try:
+            while not all(self.reasons):
+                tokens = next(steps)
+                self.figures.count(self.reasons.count(None))
+                for row, (writer, token) in enumerate(zip(self.writers, tokens, strict=True)):
+                    if token.id == NOTHING and not writer.reason:
+                        raise self.sampler.nothing_left()
+                    for piece in writer.push(token):
+                        yield row, piece
+        finally:
+            steps.close()
+
+    def _steps(self) -> Generator[list[Token], None, None]:
+        """The tokens of all rows, step by step. While one is on its way to the reader, the next is being computed."""
+        said = Said(self.prompts, self.limits[:, None])
+        logits = self.decoder.prefill(self.prompts)
+        waiting: list[mx.array] = []
+        try:
+            for n in range(self.n_steps):
+                chosen = self._choose(logits, said)
+                mx.async_eval(chosen)
+                if waiting:
+                    yield as_tokens(waiting)
+                waiting = chosen
+                said = said.then(chosen[0][:, None])
+                if n + 1 < self.n_steps:
+                    logits = self._go_on(said, chosen[0])
+            yield as_tokens(waiting)
+        finally:
+            mx.eval(waiting)  # nothing is left on its way when the program ends
+
+    def _choose(self, logits: mx.array, said: Said) -> list[mx.array]:
+        """The next ids, (B,), and where they were asked for their log-probabilities and the most probable ids'."""
+        ids = self.sampler(logits, said, key_at(self.keys, said.n_new))
+        return [ids] if self.settings.logprobs is None else [ids, *logprobs(logits, ids, self.settings.logprobs)]
+
+    def _go_on(self, said: Said, ids: mx.array) -> mx.array:
+        """Logits after one more token; where the context is full, after the last half of it, read anew: (B, V)."""
+        P = self.decoder.model.config.n_positions
+        if self.settings.context == SLIDE and self.decoder.offset == P:
+            return self.decoder.prefill(said.ids[:, -(P // 2) :])
+        return self.decoder.step(mx.maximum(ids, 0)[:, None])[:, -1]
+
+
+def logprobs(logits: mx.array, ids: mx.array, n: int) -> list[mx.array]:
+    """The log-probabilities of the ids, (B,), and the n most probable ids with theirs, (B, n) each; in nats.
+
+    The n come in no order.
+    """
+    logits = logits.astype(mx.float32)
+    logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    n = min(n, logp.shape[-1])
+    top = mx.argpartition(-logp, kth=max(n - 1, 0), axis=-1)[:, :n]
+    chosen = mx.take_along_axis(logp, mx.maximum(ids, 0)[:, None], axis=-1)
+    return [chosen[:, 0], top, mx.take_along_axis(logp, top, axis=-1)]
+
+
+def as_tokens(chosen: list[mx.array]) -> list[Token]:
+    """The choice of a step for each row, out of MLX; waits until it has been computed."""
+    ids, *rest = (np.array(array) for array in chosen)
+    if not rest:
+        return [Token(int(token_id)) for token_id in ids]
+    logprob, top, values = rest
+    return [
+        Token(int(ids[row]), float(logprob[row]), tuple((int(top[row, i]), float(values[row, i])) for i in order))
+        for row, order in enumerate(np.argsort(-values, axis=-1))
+    ]
+
+
+def _limit(length: int, n_positions: int, settings: Settings) -> int:
+    """How many tokens may follow a prompt of this length; ``UsageError`` where none fits."""
+    if length >= n_positions:
         raise UsageError(
-            f"the prompt is {len(ids)} tokens long and the model's context is {model.config.n_positions}; "
-            f"shorten it to at most {model.config.n_positions - 1}, so that there is room for an answer"
+            f"the prompt is {length} tokens long and the model's context is {n_positions}; "
+            f"shorten it to at most {n_positions - 1}, so that there is room for an answer"
         )
-    if seed is not None:
-        mx.random.seed(seed)
-    return _text(generate_tokens(model, ids, sampler, max_tokens, stop_id=tokenizer.eot_id), tokenizer)
-
-
-def _text(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
-    stream = tokenizer.stream()
-    for token_id in ids:
-        if piece := stream.push(token_id):
-            yield piece
-    if piece := stream.flush():
-        yield piece
-
-
-def generate_tokens(
-    model: GPT, prompt: Sequence[int], sampler: Sampler, max_tokens: int, stop_id: int | None = None
-) -> Iterator[int]:
-    """The ids after the prompt, one by one; ``stop_id`` ends them and is not among them.
-
-    The model is put into eval mode. While one id is on its way to the reader, the next is already being computed.
-    """
-    model.eval()
-    cache = model.make_cache()
-    room = model.config.n_positions - len(prompt) + 1  # the last id may be sampled at the last position
-    left = min(max_tokens, room)
-    if left < 1:
-        return
-    token = sampler(model([list(prompt)], cache)[:, -1])  # (1,)
-    mx.async_eval(token)
-    while True:
-        left -= 1
-        if left:  # queue the next step before waiting for this one
-            following = sampler(model(token[:, None], cache)[:, -1])
-            mx.async_eval(following)
-        token_id = int(token.item())  # type: ignore[arg-type]
-        if token_id == stop_id:
-            return
-        yield token_id
-        if not left:
-            return
-        token = following
-
-
-def generate_many(
-    model: GPT, prompt: Sequence[int], n: int, sampler: Sampler, max_tokens: int, stop_id: int
-) -> list[list[int]]:
-    """n continuations of one prompt side by side, each cut before its ``stop_id``."""
-    model.eval()
-    cache = model.make_cache()
-    left = min(max_tokens, model.config.n_positions - len(prompt) + 1)
-    if left < 1:
-        return [[] for _ in range(n)]
-    token = sampler(model([list(prompt)] * n, cache)[:, -1])  # (n,)
-    drawn = [np.array(token)]
-    over = drawn[0] == stop_id
-    while len(drawn) < left and not over.all():
-        token = sampler(model(token[:, None], cache)[:, -1])
-        drawn.append(np.array(token))
-        over |= drawn[-1] == stop_id
-    rows = np.stack(drawn, axis=1)  # (n, tokens)
-    ends = [np.flatnonzero(row == stop_id) for row in rows]
-    return [row[: end[0] if end.size else None].tolist() for row, end in zip(rows, ends, strict=True)]
+    room = n_positions - length + 1  # the last may be drawn at the last position and is not looked at
+    return settings.max_tokens if settings.context == SLIDE else min(settings.max_tokens, room)

@@ -114,12 +114,13 @@ class MultiHeadAttention(nn.Module):
     def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
         """(B, T, C) -> (B, T, C); with a cache the T tokens also see the ones before them."""
         q, k, v = (split_heads(part, self.n_head) for part in mx.split(self.c_attn(x), 3, axis=-1))  # (B, H, T, D)
+        mask: mx.array | str = "causal"
         if cache is not None:
-            k, v = cache.extend(k, v)  # (B, H, S, D)
+            k, v, mask = cache.extend(k, v)  # (B, H, S, D) twice; the cache knows which tokens there are to see
         if self.training and self.attn_pdrop > 0:
             moved = self._attend_with_dropout(q, k, v)
         else:
-            moved = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask="causal")  # (B, H, T, D)
+            moved = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)  # (B, H, T, D)
         return self.resid_dropout(self.c_proj(merge_heads(moved)))  # (B, T, C)
 
     def _attend_with_dropout(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:

@@ -76,13 +76,15 @@ class GPT(nn.Module):
         return tree_reduce(lambda total, weight: total + weight.size, self.parameters(), 0)
 
     def _positions(self, T: int, cache: list[KVCache] | None) -> mx.array:
-        start = cache[0].offset if cache else 0
-        if start + T > self.config.n_positions:
+        if cache and not cache[0].is_plain:
+            return cache[0].positions(T)
+        end = T + int(cache[0].offset) if cache else T
+        if end > self.config.n_positions:
             raise ValueError(
-                f"the model has {self.config.n_positions} positions, but the sequence is {start + T} tokens long; "
+                f"the model has {self.config.n_positions} positions, but the sequence is {end} tokens long; "
                 f"shorten it or train with a larger n_positions"
             )
-        return mx.arange(start, start + T)
+        return mx.arange(end - T, end)
 
 
 def initial_weights(parameters: dict, config: GPTConfig) -> dict:

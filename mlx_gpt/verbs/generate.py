@@ -32,10 +32,12 @@ class Generate:
 
     def __call__(self) -> None:
         from mlx_gpt.generate.decode import generate
-        from mlx_gpt.generate.sampling import make_sampler
+        from mlx_gpt.generate.settings import Settings
         from mlx_gpt.store.folder import load
 
-        make_sampler(self.temperature, self.top_k, self.top_p)  # complain before the weights are read
+        Settings(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, max_tokens=self.max_tokens, seed=self.seed
+        )
         model, tokenizer = load(self.model)
         for piece in generate(
             model,

@@ -1,0 +1,98 @@
+"""A model at work: rows of tokens in, the logits of what may come next out, with a cache of what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_gpt.errors import UsageError
+from mlx_gpt.model.cache import KVCache, Packed
+from mlx_gpt.model.gpt import GPT, checked_ids
+
+NO_TOKEN = -1  # stands before the shorter rows of a batch
+
+
+class Decoder:
+    """Reads prompts in one pass, then goes on by a compiled step of fixed shapes. For B rows side by side.
+
+    Puts the model into eval mode and takes its weights as they are now: after further training make a new one.
+    ``bits`` keeps the cache in half precision (16) or quantized (8, 4).
+    """
+
+    def __init__(self, model: GPT, bits: int | None = None):
+        D = model.config.head_dim
+        if bits in (8, 4) and D % 32:
+            raise UsageError(f"cache-bits {bits} needs heads whose width is a multiple of 32, and this model's is {D}")
+        self.model = model.eval()
+        self.bits = bits
+        self.padding = mx.zeros((0,), mx.int32)  # slots at the beginning of each row that hold no token: (B,)
+        self.cache: list[KVCache] = []
+        self._compiled = mx.compile(self._advance)
+
+    @property
+    def offset(self) -> int:
+        """How many slots are in use: the length of the longest row."""
+        return int(self.cache[0].offset) if self.cache else 0
+
+    def prefill(self, rows: mx.array) -> mx.array:
+        """Read the rows ``side_by_side`` in one pass, forgetting what was before: (B, L) -> logits (B, V)."""
+        is_padding = rows == NO_TOKEN
+        self.padding = mx.sum(is_padding, axis=1).astype(mx.int32)
+        padding = self.padding if mx.any(is_padding).item() else None
+        self.cache = [KVCache(self.model.config.n_positions, self.bits, padding) for _ in self.model.h]
+        return self.read(mx.maximum(rows, 0))
+
+    def read(self, tokens: mx.array) -> mx.array:
+        """Go on with T tokens in every row, in one pass: (B, T) -> the logits after the last, (B, V)."""
+        last = self.model.hidden(tokens, self.cache)[:, -1:]
+        return self.model.logits(last)[:, 0]
+
+    def step(self, tokens: mx.array) -> mx.array:
+        """The same by the compiled step, with the logits after each token: (B, T) -> (B, T, V)."""
+        T, start = tokens.shape[1], self.offset
+        for layer in self.cache:
+            layer.grow(start + T)
+        kept = [(layer.keys, layer.values) for layer in self.cache]
+        logits, kept = self._compiled(tokens, mx.array(start), self.padding, kept)
+        for layer, (keys, values) in zip(self.cache, kept, strict=True):
+            layer.keys, layer.values, layer.offset = keys, values, start + T
+        return logits
+
+    def _advance(
+        self, tokens: mx.array, offset: mx.array, padding: mx.array, kept: list[tuple[Packed, Packed]]
+    ) -> tuple[mx.array, list[tuple[Packed, Packed]]]:
+        cache = []
+        for keys, values in kept:
+            layer = KVCache(self.model.config.n_positions, self.bits, padding)
+            layer.offset, layer.keys, layer.values = offset, keys, values
+            cache.append(layer)
+        logits = self.model(tokens, cache)
+        return logits, [(layer.keys, layer.values) for layer in cache]
+
+    def rewind(self, n: int) -> None:
+        """Forget the last n tokens of every row."""
+        for layer in self.cache:
+            layer.offset -= n
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only, which may occur twice."""
+        chosen = mx.array(rows)
+        self.padding = self.padding[chosen]
+        for layer in self.cache:
+            layer.keys = tuple(part[chosen] for part in layer.keys)
+            layer.values = tuple(part[chosen] for part in layer.values)
+            layer.padding = None if layer.padding is None else self.padding
+
+    def arrays(self) -> list[mx.array]:
+        """What the last step left, to be evaluated with its logits."""
+        return [part for layer in self.cache for part in (*layer.keys, *layer.values)]
+
+
+def side_by_side(rows: Sequence[Sequence[int]], vocab_size: int) -> mx.array:
+    """Rows of any lengths as one array (B, L), ``NO_TOKEN`` before the shorter ones. ``ValueError`` for wrong ids."""
+    L = max(map(len, rows))
+    for row in rows:
+        checked_ids(row, vocab_size)
+    return mx.array(np.array([[NO_TOKEN] * (L - len(row)) + list(row) for row in rows], dtype=np.int32))

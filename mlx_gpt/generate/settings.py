@@ -1,0 +1,97 @@
+"""How a text is to be continued: one frozen dataclass, checked once. The flags of ``mlx-gpt generate`` are its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf, isfinite, isnan
+
+from tyro.conf import UseAppendAction
+
+from mlx_gpt.errors import UsageError
+
+STOP, SLIDE = "stop", "slide"
+CACHE_BITS = (16, 8, 4)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every rule and limit of a generation. Raises ``UsageError`` (a ``ValueError``) on what cannot work.
+
+    The rules are applied in the order of the fields from ``logit_bias`` on, which is that of transformers.
+    """
+
+    max_tokens: int = 200
+    """how long the continuation may be"""
+    seed: int | None = None
+    """the same seed gives the same text"""
+    context: str = STOP
+    """when the model's context is full: stop, or slide, that is encode its last half anew and go on"""
+    stop: UseAppendAction[tuple[str, ...]] = ()
+    """end before this text; may be given several times"""
+    cache_bits: int | None = None
+    """keep the cache in half precision (16) or quantized (8, 4): less memory"""
+    logprobs: int | None = None
+    """give each token's probability, and those of the N most probable"""
+
+    logit_bias: UseAppendAction[Mapping[int, float]] = field(default_factory=dict)
+    """ID BIAS: what to add to the logit of a token; -inf forbids it; may be given several times"""
+    repetition_penalty: float = 1.0
+    """above 1, what the text holds already becomes less probable, the prompt included; 1 is off"""
+    frequency_penalty: float = 0.0
+    """take this off a token's logit each time that it is said; 0 is off"""
+    presence_penalty: float = 0.0
+    """take this off a token's logit once it has been said; 0 is off"""
+    no_repeat_ngram: int = 0
+    """say no run of N tokens twice; 0 is off"""
+    ban: UseAppendAction[tuple[str, ...]] = ()
+    """a word never to say; may be given several times"""
+    min_tokens: int = 0
+    """the text may not end before it has so many tokens"""
+    force: UseAppendAction[tuple[str, ...]] = ()
+    """a word that must be said before the text ends; may be given several times"""
+    temperature: float = 0.8
+    """0 takes the most probable token, 1 draws from the model's own distribution"""
+    top_k: int = 0
+    """draw only from the K most probable tokens; 0 is off"""
+    top_p: float = 1.0
+    """draw only from the most probable tokens that together have this probability; 1 is off"""
+    min_p: float = 0.0
+    """draw only from tokens at least this many times as probable as the most probable; 0 is off"""
+    typical_p: float = 1.0
+    """draw only from tokens that surprise as much as is typical, that together have this probability; 1 is off"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "min_tokens"):
+            self._require(name, self._is_count(name), "0 or above")
+        self._require("seed", self.seed is None or 0 <= self.seed < 2**64, "0 or above (and under 2^64)")
+        self._require("cache_bits", self.cache_bits in (None, *CACHE_BITS), "16 (half precision), 8 or 4 (quantized)")
+        self._require("logprobs", self.logprobs is None or self._is_count("logprobs"), "0 or above")
+        self._require("context", self.context in (STOP, SLIDE), f"{STOP} or {SLIDE}")
+        self._require(
+            "temperature", 0 <= self.temperature < inf, "0 (greedy) or above", "; 1 is the model's own distribution"
+        )
+        self._require("top_k", self._is_count("top_k"), "0 (off) or a number of ids")
+        for name in ("top_p", "typical_p"):
+            self._require(name, 0 < getattr(self, name) <= 1, "above 0 and at most 1 (off)")
+        self._require("min_p", 0 <= self.min_p <= 1, "at least 0 (off) and at most 1")
+        self._require("repetition_penalty", 0 < self.repetition_penalty < inf, "above 0; 1 is off")
+        for name in ("frequency_penalty", "presence_penalty"):
+            self._require(name, isfinite(getattr(self, name)), "a number; 0 is off")
+        self._require("no_repeat_ngram", self._is_count("no_repeat_ngram"), "0 (off) or a number of tokens")
+        for name in ("stop", "ban", "force"):
+            texts = getattr(self, name)
+            self._require(name, not isinstance(texts, str) and all(texts), "texts of at least one character")
+        for token_id, bias in self.logit_bias.items():
+            if isnan(bias) or bias == inf:
+                raise UsageError(f"logit-bias of id {token_id} must be a number or -inf (never), not {bias}")
+        if self.min_tokens > self.max_tokens:
+            raise UsageError(f"min-tokens {self.min_tokens} is more than max-tokens {self.max_tokens}")
+
+    def _is_count(self, name: str) -> bool:
+        value = getattr(self, name)
+        return isinstance(value, int) and value >= 0
+
+    def _require(self, name: str, holds: bool, expected: str, remark: str = "") -> None:
+        if not holds:
+            raise UsageError(f"{name.replace('_', '-')} must be {expected}, not {getattr(self, name)!r}{remark}")
