@@ -27,8 +27,9 @@ from mlx_gpt.text.corpus import load_corpus
 from mlx_gpt.text.shards import endless_batches
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.optimizer import make_optimizer
-from mlx_gpt.train.run import Material, Run, new_model, prepare, run
+from mlx_gpt.train.run import Run, new_model, run
 from mlx_gpt.train.step import make_train_step
 
 PROMPT = "One sunny morning, Lily went to the garden."

@@ -18,8 +18,8 @@ TRAIN = ["train", "--data", "text.txt", "--out", "run", *TINY, "--steps", "2"]
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """All that lies below a folder."""
-    paths = folder.rglob("*")
+    """All that lies below a folder, but for what is cached."""
+    paths = [path for path in folder.rglob("*") if path.relative_to(folder).parts[0] != "cache"]
     return {str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes() for path in paths}
 
 

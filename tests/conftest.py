@@ -19,6 +19,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with a sound model and a text."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     mx.random.seed(0)
     save(GPT(SMALL), Tokenizer.bytes(), tmp_path / "model")
     (tmp_path / "text.txt").write_text("".join(f"line {i} of a text\n" for i in range(100)))

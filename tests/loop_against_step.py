@@ -25,9 +25,10 @@ from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import Corpus
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import Trainer
+from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.report import Report
-from mlx_gpt.train.run import Material, new_model, prepare
+from mlx_gpt.train.run import new_model
 from mlx_gpt.train.step import make_train_step
 
 NANO = GPTConfig.preset("tiny", n_positions=64)

@@ -32,7 +32,7 @@ from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import Corpus
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.run import prepare
+from mlx_gpt.train.material import prepare
 from mlx_gpt.verbs.generate import Generate
 from mlx_gpt.verbs.quickstart import Quickstart
 

@@ -21,7 +21,8 @@ FLOORS = [
     "text/vocab_files",
     "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/config  train/pace "
     "train/report  train/panel  train/plot  train/trackers",
-    "text/corpus  text/shards  train/distributed  train/machine  train/memory  train/defaults  generate/settings  generate/sampling",
+    "text/corpus  text/shards  text/sources  text/prepare "
+    "train/distributed  train/machine  train/memory  train/defaults  generate/settings  generate/sampling",
     "model/cache  model/dropout",
     "model/attention  model/mlp",
     "model/block",
@@ -29,7 +30,7 @@ FLOORS = [
     "store/*",
     "train/recompute",
     "train/step  train/validation  generate/*  lens/*",
-    "train/loop  check/*",
+    "train/loop  train/material  check/*",
     "train/run",
     "__init__",  # the front door
     "quickstart",

@@ -22,10 +22,9 @@ from mlx_gpt.cli import main
 from mlx_gpt.store import folder
 from mlx_gpt.store.checkpoint import Keeper, list_checkpoints
 from mlx_gpt.store.folder import load
-from mlx_gpt.text.corpus import load_corpus
 from mlx_gpt.text.shards import Windows
 from mlx_gpt.train import loop, pace
-from mlx_gpt.train.run import prepare
+from mlx_gpt.train.material import find_material
 from mlx_gpt.train.step import make_eval_step
 from mlx_gpt.train.validation import evaluate
 
@@ -164,7 +163,7 @@ def test_ctrl_c_in_a_terminal_says_how_to_go_on(here: Path) -> None:
 
 def full_loss(folder: Path, text: Path) -> float:
     model, tokenizer = load(folder)
-    material = prepare(load_corpus(str(text)), tokenizer)
+    material = find_material(str(text), tokenizer)
     windows = Windows.over(material.val, model.config.n_positions)
     return evaluate(model, make_eval_step(model), windows, 4)
 

@@ -29,9 +29,10 @@ from mlx_gpt.train import step as step_module
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import train
 from mlx_gpt.train.loss import mean_loss, next_token_losses
+from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.optimizer import Schedule, StackedMuon, make_optimizer, orthogonalized
 from mlx_gpt.train.report import Report
-from mlx_gpt.train.run import Material, new_model, prepare, run
+from mlx_gpt.train.run import new_model, run
 from mlx_gpt.train.step import make_eval_step, make_train_step
 from mlx_gpt.train.validation import evaluate
 

@@ -46,6 +46,7 @@ class Progress:
     best_step: int = 0
     stale: int = 0  # evaluations since the best
     rows: int = 0  # of metrics.jsonl
+    data: str = ""  # hash of the text in its tokens
     random: list[list[int]] = field(default_factory=list)  # MLX's key, of each process
 
 

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import mlx.core as mx
 
 from mlx_gpt.errors import MLXGPTError
@@ -35,3 +38,29 @@ def size(group: mx.distributed.Group | None) -> int:
 def is_main(group: mx.distributed.Group | None) -> bool:
     """Whether this is the one process that writes files and speaks."""
     return rank(group) == 0
+
+
+@contextmanager
+def peers(group: mx.distributed.Group | None) -> Iterator[None]:
+    """In here, to lose the others is one clear line: ``MLXGPTError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if group is None:
+            raise
+        raise MLXGPTError(f"this process lost the others it trains with ({error}); look at what they said") from error
+
+
+@contextmanager
+def main_first(group: mx.distributed.Group | None) -> Iterator[None]:
+    """What is in here the first process does alone, then the others: it may fill a cache that they share."""
+    if group and not is_main(group):
+        wait_for_all(group)
+    yield
+    if group and is_main(group):
+        wait_for_all(group)
+
+
+def wait_for_all(group: mx.distributed.Group) -> None:
+    """Until every process has come here."""
+    mx.eval(mx.distributed.all_sum(mx.array(1), group=group))

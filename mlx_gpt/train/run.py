@@ -7,7 +7,6 @@ from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,58 +18,18 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint, Keeper, load_checkpoint, newest_checkpoint
 from mlx_gpt.store.folder import save
 from mlx_gpt.store.run_file import RUN_FILE, Settings, differences, read_run_file, write_run_file
-from mlx_gpt.text import tinyworld
-from mlx_gpt.text.corpus import Corpus
-from mlx_gpt.text.shards import TokenStream, entropies
-from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
+from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import is_main
 from mlx_gpt.train.loop import OnEval, Trainer
 from mlx_gpt.train.machine import matrix_speed, training_flops
+from mlx_gpt.train.material import Material
 from mlx_gpt.train.plot import plot_loss
 from mlx_gpt.train.report import Report, keep_rows
 from mlx_gpt.train.trackers import open_tracker
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-TOKENIZER_SAMPLE = 5_000_000  # characters of the training text that a new vocabulary is learned from
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run trains on: the text as ids, and what a loss on it may be compared with."""
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-    train: TokenStream
-    val: TokenStream
-    marks: dict[str, float]  # name -> nats per token, from the worst to the best
-    tokens_per_byte: float  # of the validation text
-
-
-def prepare(corpus: Corpus, tokenizer: str | Tokenizer) -> Material:
-    """Learn or take a vocabulary, encode the text, and work out what to compare the loss with."""
-    if isinstance(tokenizer, str):
-        tokenizer = make_tokenizer(tokenizer, lambda: _beginning(corpus.train))
-    train_stream = TokenStream.from_documents(corpus.train, tokenizer)
-    val_stream = TokenStream.from_documents(corpus.val, tokenizer)
-    unigram, bigram = entropies(train_stream, tokenizer.vocab_size)
-    marks = {"ln V": log(tokenizer.vocab_size), "unigram": unigram, "bigram": bigram}
-    if corpus.name == "tinyworld":
-        marks["best possible"] = tinyworld.best_loss(corpus.val, val_stream.n_tokens)
-    n_bytes = sum(len(document.encode()) for document in corpus.val)
-    return Material(corpus, tokenizer, train_stream, val_stream, marks, val_stream.n_tokens / n_bytes)
-
-
-def _beginning(documents: list[str]) -> list[str]:
-    taken, length = [], 0
-    for document in documents:
-        taken.append(document[: TOKENIZER_SAMPLE - length])
-        length += len(taken[-1])
-        if length >= TOKENIZER_SAMPLE:
-            break
-    return taken
 
 
 @dataclass(frozen=True)
@@ -111,11 +70,14 @@ def run(
     """
     if start is None and is_main(group):
         check_new(out)
+    if start and start.progress.data != material.hash:
+        raise UsageError(f"{out}: the text is not the one that the run began with; bring it back, or start a new run")
     keeper = Keeper(out, material.tokenizer, config.keep) if settings and is_main(group) else None
     try:
         rows = keep_rows(out, start.progress.rows) if start and is_main(group) else []
         with closing(_report(out if is_main(group) else None, console, rows, model, material)) as report:
             trainer = Trainer(model, material.train, material.val, config, report, on_eval, keeper, start, group)
+            trainer.progress.data = material.hash
             if keeper and settings and not start:
                 out.mkdir(parents=True, exist_ok=True)
                 write_run_file(out, settings)
@@ -124,15 +86,11 @@ def run(
             val_loss = trainer.run()
     except OSError as error:
         raise _stopped_by(error, out, keeper) from error
-    except RuntimeError as error:
-        if group is None:
-            raise
-        raise MLXGPTError(f"this process lost the others it trains with ({error}); look at what they said") from error
     plot = out / "loss.png"
     if is_main(group):
         if keeper is None:
             save(model, material.tokenizer, out)
-        plot_loss(report.rows, material.marks, plot, f"{material.corpus.name}: {model.n_parameters:,} parameters")
+        plot_loss(report.rows, material.marks, plot, f"{material.name}: {model.n_parameters:,} parameters")
     return Run(model, material.tokenizer, out, val_loss, plot)
 
 

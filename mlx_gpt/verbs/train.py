@@ -16,10 +16,13 @@ from mlx_gpt.train.config import LENGTHS, STEPS, TrainConfig
 from mlx_gpt.verbs.flags import given, option, with_file
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+    from rich.console import Console
+
     from mlx_gpt.model.gpt import GPT
     from mlx_gpt.store.checkpoint import Checkpoint
     from mlx_gpt.text.tokenizer import Tokenizer
-    from mlx_gpt.train.run import Material
+    from mlx_gpt.train.material import Material
 
 PRESET = "tiny"
 SCRATCH = "scratch"
@@ -51,7 +54,7 @@ class Train:
     """Train a GPT on a text of yours, go on training one, or go on with a run."""
 
     data: str
-    """tinyworld, shakespeare, a text file, or a folder of .txt and .md files"""
+    """a file, folder or glob of .txt, .md, .jsonl or .parquet; what mlx-gpt prepare made; tinyworld, shakespeare ..."""
     out: Path
     """where the model folder, metrics.jsonl and loss.png go: a new folder"""
     resume: Path | None = None
@@ -60,8 +63,8 @@ class Train:
     """a file of settings, such as the run.toml of a run; the flags given beside it win"""
     init: str = SCRATCH
     """scratch, or the folder or hub id of a model to start from, which brings its architecture and tokenizer"""
-    tokenizer: str = "bpe:1024"
-    """gpt2, bytes, or bpe:N: N ids learned from the text"""
+    tokenizer: str | None = None
+    """gpt2, bytes, or bpe:N: N ids learned from the text; bpe:1024 if nothing else has one"""
     preset: Annotated[str, arg(help=f"the size that the flags below change: {', '.join(PRESETS)}")] = PRESET
     prompt: str = ""
     """what the samples during training continue"""
@@ -74,8 +77,7 @@ class Train:
     def settings(self) -> dict[str, Any]:
         """All that it takes to repeat the run, by the names of the flags."""
         data = str(Path(self.data).expanduser().resolve()) if Path(self.data).expanduser().exists() else self.data
-        tokenizer = self.tokenizer if self.init == SCRATCH else None
-        own = {"data": data, "init": self.init, "tokenizer": tokenizer, "prompt": self.prompt}
+        own = {"data": data, "init": self.init, "tokenizer": self.tokenizer, "prompt": self.prompt}
         own |= {"report_to": self.report_to or None}
         architecture = {name: getattr(self.model, name) for name in ARCHITECTURE}
         every = own | architecture | asdict(self.training)
@@ -84,20 +86,27 @@ class Train:
         return {name: value for name, value in every.items() if value is not None}
 
     def __call__(self) -> None:
+        from mlx_gpt.train.distributed import join, peers
+
+        group = join()
+        with peers(group):
+            self._train(group)
+
+    def _train(self, group: mx.distributed.Group | None) -> None:
         from rich.console import Console
 
         from mlx_gpt.generate.decode import generate
-        from mlx_gpt.train.distributed import is_main, join
+        from mlx_gpt.train.distributed import is_main, main_first
         from mlx_gpt.train.run import check_new, last_checkpoint, run
 
-        group = join()
         console = Console(quiet=not is_main(group), highlight=False)
         start = None
         if self.resume:
             start = last_checkpoint(self.resume, self.settings(), self.given, console)
         elif is_main(group):
             check_new(self.out)
-        model, material = self._prepare(start)
+        with main_first(group):
+            model, material = self._prepare(start, console)
         console.print(
             f"{model.n_parameters:,} parameters, {material.train.n_tokens:,} tokens to train on, "
             f"{material.val.n_tokens:,} to measure by, vocabulary {material.tokenizer.vocab_size}"
@@ -116,19 +125,18 @@ class Train:
         console.print(f"model and metrics: {result.folder}   plot: {result.plot}")
         console.print(f'next: mlx-gpt generate {result.folder} --prompt "..."')
 
-    def _prepare(self, start: Checkpoint | None) -> tuple[GPT, Material]:
+    def _prepare(self, start: Checkpoint | None, console: Console) -> tuple[GPT, Material]:
         """The model to train, of a checkpoint, of another model, or new, and the text in its tokens."""
         import mlx.core as mx
 
         from mlx_gpt.model.gpt import GPT
         from mlx_gpt.store.folder import load
-        from mlx_gpt.text.corpus import load_corpus
-        from mlx_gpt.train.run import new_model, prepare
+        from mlx_gpt.train.run import new_model
 
         if start:
-            return start.model, prepare(load_corpus(self.data), start.tokenizer)
+            return start.model, self._material(self.tokenizer if self.init == SCRATCH else start.tokenizer, console)
         if self.init == SCRATCH:
-            material = prepare(load_corpus(self.data), self.tokenizer)
+            material = self._material(self.tokenizer, console)
             return new_model(self.model.config, material, self.training.seed), material
         loaded, tokenizer = load(self.init)
         self._refuse_contradictions(loaded.config, tokenizer)
@@ -136,7 +144,15 @@ class Train:
         dropout = {name: getattr(self.model, name) for name in DROPOUT if name in self.given}
         model = GPT(replace(loaded.config, **dropout))
         model.update(loaded.parameters())
-        return model, prepare(load_corpus(self.data), tokenizer)
+        return model, self._material(tokenizer, console)
+
+    def _material(self, tokenizer: Tokenizer | str | None, console: Console) -> Material:
+        from mlx_gpt.train.material import find_material
+
+        with console.status("reading the text") as status:
+            return find_material(
+                self.data, tokenizer, lambda n: status.update(f"reading the text: {n / 1e6:,.0f} MB are tokens")
+            )
 
     def _refuse_contradictions(self, found: GPTConfig, tokenizer: Tokenizer) -> None:
         """``UsageError`` where a flag asks for something else than the model to start from has."""
@@ -148,7 +164,7 @@ class Train:
             for name in ARCHITECTURE
             if name in names - {*DROPOUT} and getattr(self.model, name) != getattr(found, name)
         ]
-        if "tokenizer" in self.given:
+        if self.tokenizer:
             learned = self.tokenizer.startswith("bpe:")
             if learned or make_tokenizer(self.tokenizer, []).hash != tokenizer.hash:
                 wrong.append(f"--tokenizer {self.tokenizer} (it has its own)")
