@@ -110,7 +110,7 @@ def test_what_goes_wrong_is_one_clear_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "train, generate, quickstart"),
+        ([], "train, generate, "),
         (["walk"], "walk"),
         (["generate"], "MODEL"),
         ([*GENERATE, "--top", "3"], "--top"),
