@@ -286,6 +286,19 @@ def test_another_configuration_is_refused_and_the_differences_are_listed(
     assert everything(stopped) == before
 
 
+def test_another_text_is_refused(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = everything(stopped)
+    text = stopped.parent / "text.txt"
+    told = text.read_text()
+    text.write_text(told.replace("line 7", "line 8"))
+    assert main(["train", "--resume", "run"]) == 2
+    assert the_line(capsys.readouterr().err).startswith("run: the text is not the one that the run began with; bring")
+    assert everything(stopped) == before
+    text.write_text(told)  # the same words, only written later
+    assert main(["train", "--resume", "run"]) == 0
+    assert_same_run(stopped, stopped.parent / "whole")
+
+
 def test_the_same_configuration_may_be_said_again(stopped: Path) -> None:
     assert main(["train", "--resume", "run", "--steps", "24", "--n-layer", "1", "--data", "text.txt"]) == 0
     assert_same_run(stopped, stopped.parent / "whole")
