@@ -89,7 +89,9 @@ def test_a_run_that_is_stopped_and_resumed_again_and_again_equals_one_that_was_n
     assert_same_run(here / "run", here / "whole")
 
 
-def test_a_second_ctrl_c_stops_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_stops_at_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     looked = []
 
     def look(*_: Any) -> float:
@@ -102,7 +104,9 @@ def test_a_second_ctrl_c_stops_at_once(here: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loop, "evaluate", look)
     assert main([*RUN, "--out", "run", "--steps", "24"]) == 130
     assert looked == ["after the first"]
-    assert newest(here / "run") == "step-4"  # the evaluation was at step 5: no other checkpoint was made
+    told = "stopped at once; go on from run/checkpoints/step-4, which is whole, with: mlx-gpt train --resume run"
+    assert the_line(capsys.readouterr().err.lstrip("\n")) == told
+    assert newest(here / "run") == "step-4"  # though it was at the evaluation of step 5
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -195,9 +199,10 @@ def test_the_best_model_is_what_is_left_and_patience_ends_the_run(
 
 def test_the_last_model_is_what_is_left_where_it_is_the_best_or_nothing_was_measured(here: Path) -> None:
     for name, every in (("measured", "5"), ("unmeasured", "0")):
-        assert main([*RUN, "--steps", "24", "--eval-every", every, "--out", name]) == 0
+        assert main([*RUN, "--steps", "23", "--eval-every", every, "--out", name]) == 0
         last = rows(here / name)[-1]
-        assert last["step"] == 24
+        assert last["step"] == 23
+        assert newest(here / name) == "step-23"  # if the last look is interrupted, no step is lost
         assert full_loss(here / name, here / "text.txt") == pytest.approx(last["val_loss"], rel=1e-6)
 
 
@@ -331,14 +336,17 @@ def limited(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+TOO_LARGE = "run: cannot be written (File too large); make room, then go on from run/checkpoints/step-10, which is"
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [
         (
             "the first rows",
-            "run: cannot be written (File too large); run/checkpoints/step-10 is whole: make room, then",
+            TOO_LARGE,
         ),
-        ("a row", "run: cannot be written (File too large); run/checkpoints/step-10 is whole: make room, then go on"),
+        ("a row", TOO_LARGE),
         ("a checkpoint", "run/checkpoints/step-12 could not be saved ("),
     ],
 )
@@ -350,7 +358,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_it_is_as_it_was(what: str
     assert run.returncode == 1
     line = the_line(run.stderr)
     assert told in line
-    assert line.endswith("go on with: mlx-gpt train --resume run")
+    assert line.endswith("with: mlx-gpt train --resume run")
     after = everything(stopped)
     assert {name for name in before | after if before.get(name) != after.get(name)} <= {"metrics.jsonl"}
     assert main(["train", "--resume", "run"]) == 0

@@ -27,7 +27,7 @@ from mlx_gpt.text.shards import Windows, endless_batches
 from mlx_gpt.train import pace
 from mlx_gpt.train import step as step_module
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.loop import train
+from mlx_gpt.train.loop import Trainer
 from mlx_gpt.train.loss import mean_loss, next_token_losses
 from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.optimizer import Schedule, StackedMuon, make_optimizer, orthogonalized
@@ -415,7 +415,7 @@ def test_samples_are_shown_in_eval_mode_and_training_goes_on(material: Material,
         seen.append((step, done, model.training))
 
     report = Report(tmp_path, quiet())
-    train(model, material.train, material.val, QUICK, report, look)
+    Trainer(model, material.train, material.val, QUICK, report, look).run()
     report.close()
     assert seen == [(3, 0.5, False)]
     assert report.rows[-1]["step"] == 6

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 
 from mlx_gpt.errors import MLXGPTError, UsageError
@@ -23,27 +24,6 @@ from mlx_gpt.train.step import largest_gradient, make_eval_step, make_train_step
 from mlx_gpt.train.validation import evaluate
 
 OnEval = Callable[[int, float], None]
-
-
-def train(
-    model: GPT,
-    train_stream: TokenStream,
-    val_stream: TokenStream,
-    config: TrainConfig,
-    report: Report,
-    on_eval: OnEval | None = None,
-    keeper: Keeper | None = None,
-    start: Checkpoint | None = None,
-    group: mx.distributed.Group | None = None,
-) -> float:
-    """Train the model in place; returns its last validation loss, over all of the validation text.
-
-    ``on_eval(step, share done)`` is called after each evaluation, with the model in eval mode: the place to show
-    samples. ``keeper`` is where checkpoints and the best model go; with it Ctrl-C ends the run after the step and a
-    checkpoint, and the model ends as the better of the best on the way and the last. ``start`` is the checkpoint to
-    go on from, whose model this is. Raises ``MLXGPTError`` when the loss is no longer a number.
-    """
-    return Trainer(model, train_stream, val_stream, config, report, on_eval, keeper, start, group).run()
 
 
 class Batches:
@@ -77,7 +57,13 @@ class Pending(NamedTuple):
 
 
 class Trainer:
-    """A training run: what ``train`` is given, set up before anything is written."""
+    """A training run. All is set up, and what cannot work is refused, before anything is written.
+
+    ``on_eval(step, share done)`` is called after each evaluation, with the model in eval mode: the place to show
+    samples. ``keeper`` is where checkpoints and the best model go; with it Ctrl-C ends the run after the step and a
+    checkpoint, and the model ends as the better of the best on the way and the last. ``start`` is the checkpoint to
+    go on from, whose model this is. In a ``group`` every process has its own rows of a batch.
+    """
 
     def __init__(
         self,
@@ -102,27 +88,9 @@ class Trainer:
         if n_steps is None and group:
             raise UsageError("--minutes is for one process, since each has its own clock; give --steps")
         self.clock = Clock(n_steps, config.minutes, self.progress.seconds)
-        self.optimizer = make_optimizer(
-            config.optimizer,
-            config.learning_rate,
-            config.muon_learning_rate,
-            config.weight_decay,
-            (config.beta1, config.beta2),
-            config.muon_embeddings,
-            config.muon_iterations,
-            model.config.n_head,
-        )
+        self.optimizer = _optimizer(config, model.config.n_head)
         self.schedule = Schedule(self.optimizer, config.schedule, config.warmup, config.final_learning_rate)
-        if start:
-            if len(self.progress.random) != size(group):
-                raise UsageError(
-                    f"the run was trained by {len(self.progress.random)} processes, and these are {size(group)}; "
-                    f"resume it with as many"
-                )
-            restore_optimizer(self.optimizer, model, start.optimizer)
-            restore_random_key(self.progress.random[rank(group)])
-        elif rank(group):  # the same weights everywhere, but not the same dropout
-            mx.random.seed((config.seed + rank(group)) % 2**64)
+        self._set_state(start)
         self.step = make_train_step(
             model,
             self.optimizer,
@@ -135,10 +103,29 @@ class Trainer:
         )
         self.eval_step = make_eval_step(model)
         self.pending: Pending | None = None
-        self.stop = False
+        self.asked: Callable[[], bool] = lambda: False  # whether Ctrl-C was pressed
+        self.stop = False  # whether it was in any process of the group
+
+    def _set_state(self, start: Checkpoint | None) -> None:
+        """Optimizer and random state, before the step is compiled."""
+        me, all_of_us = rank(self.group), size(self.group)
+        if start is None:
+            if me:  # the same weights everywhere, but not the same dropout
+                mx.random.seed((self.config.seed + me) % 2**64)
+            return
+        if len(start.progress.random) != all_of_us:
+            raise UsageError(
+                f"the run was trained by {len(start.progress.random)} processes, and these are {all_of_us}; "
+                f"resume it with as many"
+            )
+        restore_optimizer(self.optimizer, self.model, start.optimizer)
+        restore_random_key(start.progress.random[me])
 
     def run(self) -> float:
-        """All steps from where the run stands, and then the validation loss."""
+        """All steps from where the run stands; returns the validation loss, over all of the text, of what is left.
+
+        Raises ``MLXGPTError`` when the loss is no longer a number, ``KeyboardInterrupt`` after Ctrl-C.
+        """
         with deferred_ctrl_c(bool(self.keeper or self.group)) as self.asked:
             if self.config.checkpoint_every and not self.progress.step:
                 self.keep()  # so that a run can be resumed from its first moment
@@ -146,8 +133,8 @@ class Trainer:
                 self.advance()
                 if self._is_due(self.config.eval_every) and not self._finished():
                     self.look()
-                stop = self._stopped()
-                if stop or self._is_due(self.config.checkpoint_every):
+                stop, last = self._stopped(), self._finished() and self.config.checkpoint_every
+                if stop or last or self._is_due(self.config.checkpoint_every):
                     self.keep()
                 if stop:
                     raise KeyboardInterrupt(self._how_to_go_on())
@@ -284,3 +271,16 @@ class Trainer:
             f"{what} at step {step} (largest gradient: {name}, {value:g}); {half}a lower --learning-rate "
             f"(it was {self.config.learning_rate:g}) or a longer --warmup usually helps{again}"
         )
+
+
+def _optimizer(config: TrainConfig, n_head: int) -> optim.MultiOptimizer:
+    return make_optimizer(
+        config.optimizer,
+        config.learning_rate,
+        config.muon_learning_rate,
+        config.weight_decay,
+        (config.beta1, config.beta2),
+        config.muon_embeddings,
+        config.muon_iterations,
+        n_head,
+    )

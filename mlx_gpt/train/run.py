@@ -86,6 +86,10 @@ def run(
             val_loss = trainer.run()
     except OSError as error:
         raise _stopped_by(error, out, keeper) from error
+    except KeyboardInterrupt as stop:
+        if stop.args or not keeper or not keeper.newest():
+            raise
+        raise KeyboardInterrupt(f"stopped at once; {_go_on(keeper)}") from None
     plot = out / "loss.png"
     if is_main(group):
         if keeper is None:
@@ -109,9 +113,12 @@ def _report(
 
 
 def _stopped_by(error: OSError, out: Path, keeper: Keeper | None) -> MLXGPTError:
-    kept = keeper.newest() if keeper else None
-    way_on = f"; {kept} is whole: make room, then go on with: mlx-gpt train --resume {out}" if kept else ""
+    way_on = f"; make room, then {_go_on(keeper)}" if keeper and keeper.newest() else ""
     return MLXGPTError(f"{error.filename or out}: cannot be written ({error.strerror}){way_on}")
+
+
+def _go_on(keeper: Keeper) -> str:
+    return f"go on from {keeper.newest()}, which is whole, with: mlx-gpt train --resume {keeper.run}"
 
 
 def last_checkpoint(run: Path, settings: Settings, given: Collection[str], console: Console) -> Checkpoint:
