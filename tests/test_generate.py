@@ -1,9 +1,9 @@
-"""Generation: each sampling rule keeps what it promises, and the cached, streamed path says what the plain one says."""
+"""Generation: the cached, compiled, streamed path says what the plain one says; text comes whole and ends where it should."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+import gc
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,163 +15,20 @@ from hypothesis import strategies as st
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.decode import generate, generate_many, generate_tokens
-from mlx_gpt.generate.sampling import greedy, keep_top_k, keep_top_p, keep_vocabulary, make_sampler
+from mlx_gpt.generate.decode import Generation, generate, generate_tokens
+from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.writer import Token, Writer, showable
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes()
-EOT = TOKENIZER.eot_id
+END = TOKENIZER.eot_id
 SMALL = GPTConfig(vocab_size=257, n_positions=24, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
-P = np.array([0.05, 0.4, 0.1, 0.3, 0.15])  # probabilities of five ids; by rank: 1, 3, 4, 2, 0
-
-
-def logits_of(*rows: Any) -> mx.array:
-    return mx.array(np.log(np.stack(rows)).astype(np.float32))
-
-
-def kept(logits: mx.array) -> list[set[int]]:
-    return [set(np.flatnonzero(row > -np.inf).tolist()) for row in np.array(logits)]
 
 
 def new_model(config: GPTConfig = SMALL, seed: int = 0) -> GPT:
     mx.random.seed(seed)
     return GPT(config).eval()
-
-
-# Sampling rules
-
-
-def test_top_k_keeps_the_k_most_probable_and_no_other() -> None:
-    logits = logits_of(P, P[::-1])
-    assert kept(keep_top_k(logits, 1)) == [{1}, {3}]
-    assert kept(keep_top_k(logits, 3)) == [{1, 3, 4}, {3, 1, 0}]
-    assert kept(keep_top_k(logits, 5)) == kept(keep_top_k(logits, 99)) == [set(range(5))] * 2
-    assert mx.array_equal(keep_top_k(logits, 5), logits)
-
-
-def test_top_k_keeps_those_as_probable_as_the_kth() -> None:
-    assert kept(keep_top_k(logits_of([0.1, 0.3, 0.3, 0.3]), 2)) == [{1, 2, 3}]
-
-
-@pytest.mark.parametrize(
-    ("p", "nucleus"),
-    [
-        (1e-9, {1}),  # the first always stays
-        (0.39, {1}),
-        (0.41, {1, 3}),  # 0.4 does not reach it, 0.7 does
-        (0.69, {1, 3}),
-        (0.71, {1, 3, 4}),
-        (0.86, {1, 3, 4, 2}),
-        (0.96, {0, 1, 2, 3, 4}),
-    ],
-)
-def test_top_p_keeps_the_fewest_that_reach_p(p: float, nucleus: set[int]) -> None:
-    assert kept(keep_top_p(logits_of(P, P[::-1]), p)) == [nucleus, {4 - i for i in nucleus}]
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0.01, 0.99))
-@settings(max_examples=60, deadline=None)
-def test_rules_keep_as_few_as_they_may_of_any_distribution(seed: int, k: int, p: float) -> None:
-    logits = np.random.default_rng(seed).normal(size=(1, 12)).astype(np.float32) * 3
-    probabilities = np.exp(logits[0].astype(np.float64))
-    probabilities /= probabilities.sum()
-    order = np.argsort(-logits[0])
-    assert kept(keep_top_k(mx.array(logits), k)) == [set(order[:k].tolist())]
-    sums = np.cumsum(probabilities[order])
-    if np.abs(sums - p).min() > 1e-5:  # where rounding does not decide
-        assert kept(keep_top_p(mx.array(logits), p)) == [set(order[: np.searchsorted(sums, p) + 1].tolist())]
-
-
-def test_rules_leave_what_they_keep_as_it_was() -> None:
-    logits = logits_of(P)
-    for ruled in (keep_top_k(logits, 3), keep_top_p(logits, 0.8), keep_vocabulary(logits, 4)):
-        same = np.array(ruled == logits)[0]
-        assert set(np.flatnonzero(same).tolist()) == kept(ruled)[0]
-
-
-def test_ids_beyond_the_vocabulary_are_forbidden() -> None:
-    assert kept(keep_vocabulary(logits_of(P), 3)) == [{0, 1, 2}]
-
-
-# Drawing
-
-
-def drawn(sampler: Callable[[mx.array], mx.array], p: Any = P, n: int = 10_000, seed: int = 0) -> np.ndarray:
-    mx.random.seed(seed)
-    return np.bincount(np.array(sampler(mx.broadcast_to(logits_of(p), (n, len(p))))), minlength=len(p))
-
-
-def chi_square(counts: np.ndarray, p: Any) -> float:
-    expected = counts.sum() * np.asarray(p)
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
-LIMIT = 23.5  # chi-square with 4 degrees of freedom is larger once in ten thousand
-
-
-def normal(p: Any) -> Any:
-    return np.asarray(p) / np.sum(p)
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, P),
-        ({"temperature": 0.5}, normal(P**2)),
-        ({"temperature": 2.0}, normal(P**0.5)),
-        ({"top_k": 3}, normal([0, 0.4, 0, 0.3, 0.15])),
-        ({"top_p": 0.8}, normal([0, 0.4, 0, 0.3, 0.15])),
-        ({"vocab_size": 3}, normal([0.05, 0.4, 0.1, 0, 0])),
-        ({"vocab_size": 4, "temperature": 0.5, "top_k": 2}, normal([0, 0.16, 0, 0.09, 0])),
-    ],
-    ids=str,
-)
-def test_ten_thousand_draws_follow_the_distribution(settings: dict[str, Any], expected: np.ndarray) -> None:
-    counts = drawn(make_sampler(**settings))
-    possible = np.asarray(expected) > 0
-    assert counts[~possible].sum() == 0  # what is forbidden is never drawn
-    assert chi_square(counts[possible], expected[possible]) < LIMIT
-    assert chi_square(counts, P) > LIMIT or not settings  # and the test can tell
-
-
-def test_temperature_comes_before_top_p_and_top_k_before_top_p() -> None:
-    # At temperature 0.5 the probabilities are P², in shares .525 .295 .074 .033 .008: 0.8 takes two. At 1 it would
-    # take three.
-    assert set(np.flatnonzero(drawn(make_sampler(0.5, top_p=0.8)))) == {1, 3}
-    # Of the two most probable, 0.4 and 0.3, the first has 0.57 of what is left, which reaches 0.5.
-    assert set(np.flatnonzero(drawn(make_sampler(top_k=2, top_p=0.5)))) == {1}
-    # The vocabulary comes first: of ids 0 to 2 the two most probable are 1 and 2.
-    assert set(np.flatnonzero(drawn(make_sampler(top_k=2, vocab_size=3)))) == {1, 2}
-
-
-def test_temperature_0_takes_the_most_probable_and_draws_nothing() -> None:
-    mx.random.seed(0)
-    before = mx.array(mx.random.state[0])
-    assert make_sampler(0.0)(logits_of(P, P[::-1])).tolist() == [1, 3] == greedy(logits_of(P, P[::-1])).tolist()
-    assert make_sampler(0.0, vocab_size=1)(logits_of(P)).tolist() == [0]
-    assert mx.array_equal(mx.random.state[0], before)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"temperature": -1.0}, r"temperature must be 0 \(greedy\) or above, not -1.0"),
-        ({"temperature": float("nan")}, "temperature must be"),
-        ({"temperature": float("inf")}, "temperature must be"),
-        ({"top_k": -1}, r"top-k must be 0 \(off\) or a number of ids, not -1"),
-        ({"top_p": 0.0}, r"top-p must be above 0 and at most 1 \(off\), not 0.0"),
-        ({"top_p": 1.1}, "top-p must be above 0"),
-        ({"top_p": float("nan")}, "top-p must be above 0"),
-    ],
-    ids=str,
-)
-def test_a_setting_that_makes_no_sense_is_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        make_sampler(**settings)
-
-
-# Token by token
 
 
 def continued(model: GPT, prompt: list[int], n: int) -> list[int]:
@@ -182,152 +39,293 @@ def continued(model: GPT, prompt: list[int], n: int) -> list[int]:
     return ids[len(prompt) :]
 
 
+def until_end(ids: list[int]) -> list[int]:
+    return ids[: ids.index(END)] if END in ids else ids
+
+
+def said(model: GPT, prompt: list[int], n: int, **more: Any) -> list[int]:
+    return list(generate_tokens(model, TOKENIZER, prompt, max_tokens=n, temperature=0, **more))
+
+
+# Token by token -------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("prompt", [[65], [65, 66, 67], list(range(20))])
 def test_the_cached_continuation_is_the_uncached_one(prompt: list[int]) -> None:
     model = new_model()
     n = 24 - len(prompt) + 1
     by_hand = continued(model, prompt, n)
     assert len(set(by_hand)) > 2  # a model that repeats one token would prove little
-    assert list(generate_tokens(model, prompt, greedy, max_tokens=n)) == by_hand
-    assert list(generate_tokens(model, prompt, greedy, max_tokens=3)) == by_hand[:3]
+    assert END not in by_hand
+    assert said(model, prompt, n) == by_hand
+    assert said(model, prompt, 3) == by_hand[:3]
+
+
+@pytest.mark.parametrize("growth", [1, 5, 8])
+def test_a_cache_that_grows_on_the_way_changes_nothing(growth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_gpt.model.cache.GROWTH", growth)
+    model = new_model()
+    assert said(model, [65], 24) == continued(model, [65], 24)
 
 
 def test_generation_ends_where_the_context_is_full() -> None:
     model = new_model()
-    for length in (1, 23, 24):
-        ids = list(generate_tokens(model, [65] * length, greedy, max_tokens=1000))
-        assert len(ids) == 24 - length + 1  # the last one is drawn at the last position and is not looked at
-    assert list(generate_tokens(model, [65], greedy, max_tokens=0)) == []
+    for length in (1, 22, 23):
+        run = Generation(model, TOKENIZER, [[65] * length], Settings(temperature=0, max_tokens=1000))
+        assert len(list(run)) == 24 - length + 1  # the last one is drawn at the last position and is not looked at
+        assert run.reasons == ["context"]
+    assert said(model, [65], 0) == []
 
 
-def test_the_stop_id_ends_the_text_and_is_not_part_of_it() -> None:
+def test_beyond_the_context_the_last_half_is_read_anew() -> None:
+    model = new_model()
+    ids = [65, 66, 67]
+    while len(ids) < 3 + 60:
+        window = ids if len(ids) <= 24 else ids[-(12 + (len(ids) - 25) % 13) :]  # 12 read anew, then up to 24
+        ids.append(int(mx.argmax(model([window])[0, -1]).item()))
+    assert said(model, ids[:3], 60, context="slide") == ids[3:]
+    assert said(model, ids[:3], 60) == ids[3 : 3 + 22]
+
+
+def test_no_position_is_ever_past_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, looked_at = new_model(), []
+    positions = model._positions
+
+    def spy(T: int, cache: Any) -> mx.array:
+        found = positions(T, cache)
+        if isinstance(cache[0].offset, int):  # outside of the compiled step, where values can be looked at
+            looked_at.extend(np.array(found).ravel().tolist())
+        return found
+
+    monkeypatch.setattr(GPT, "_positions", lambda self, T, cache: spy(T, cache))
+    said(model, [65], 100, context="slide")
+    assert max(looked_at) < 24
+    assert len(looked_at) > 1 + 5 * 12
+
+
+def test_the_mark_of_the_end_ends_the_text_and_is_not_part_of_it() -> None:
     model = new_model()
     whole = continued(model, [65], 10)
-    stop = whole[4]
-    assert list(generate_tokens(model, [65], greedy, 10, stop_id=stop)) == whole[: whole.index(stop)]
+    other = Tokenizer({token: i for token, i in TOKENIZER.ranks.items() if i != whole[4]}, {"<|endoftext|>": whole[4]})
+    run = Generation(model, other, [[65]], Settings(temperature=0, max_tokens=10))
+    assert [piece.token.id for _, piece in run if piece.token] == whole[: whole.index(whole[4])]
+    assert run.reasons == ["end"]
 
 
-def test_generation_is_without_dropout() -> None:
+def test_generation_is_without_dropout_and_takes_the_weights_of_the_moment() -> None:
     model = new_model(replace(SMALL, embd_pdrop=0.5, resid_pdrop=0.5))
     by_hand = continued(model, [65], 8)
     model.train()
-    assert list(generate_tokens(model, [65], greedy, 8)) == by_hand
-    model.train()
-    assert generate_many(model, [65], 2, greedy, 8, stop_id=-1) == [by_hand] * 2
+    assert said(model, [65], 8) == by_hand
+    model.update(new_model(seed=1).parameters())  # as further training would
+    assert said(model, [65], 8) == continued(model, [65], 8) != by_hand
 
 
-# Side by side
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_smaller_cache_is_smaller_and_nearly_as_good(bits: int) -> None:
+    config = replace(SMALL, n_embd=64, n_positions=64, initializer_range=0.1)
+    model = new_model(config)
+    prompt = list(range(40))
+
+    def logits_and_size(bits: int | None) -> tuple[np.ndarray, int]:
+        run = Generation(model, TOKENIZER, [prompt], Settings(cache_bits=bits))
+        run.decoder.prefill(run.prompts)
+        logits = run.decoder.step(mx.array([[7]]))[:, -1]
+        kept = [part for layer in run.decoder.cache for part in (*layer.keys, *layer.values)]
+        return np.array(logits), sum(part.nbytes for part in kept)
+
+    exact, full = logits_and_size(None)
+    found, size = logits_and_size(bits)
+    assert size == full * {16: 1 / 2, 8: (8 + 2) / 32, 4: (4 + 2) / 32}[bits]  # of 32 numbers, a scale and a bias
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert 0 < error < {16: 1e-3, 8: 1e-2, 4: 0.1}[bits]
 
 
-def test_rows_side_by_side_are_those_drawn_one_at_a_time() -> None:
+def test_a_quantized_cache_needs_heads_of_a_fitting_width() -> None:
+    with pytest.raises(
+        UsageError, match="cache-bits 8 needs heads whose width is a multiple of 32, .* this model's is 8"
+    ):
+        generate(new_model(), TOKENIZER, "a", cache_bits=8)
+
+
+def test_what_is_left_unread_costs_nothing_and_leaves_nothing_on_its_way() -> None:
     model = new_model()
-    alone = list(generate_tokens(model, [65, 66], greedy, 15))
-    assert generate_many(model, [65, 66], 3, greedy, 15, stop_id=-1) == [alone] * 3
-    assert generate_many(model, [65, 66], 1, greedy, 1000, stop_id=-1) == [continued(model, [65, 66], 23)]
-    assert generate_many(model, [65, 66], 2, greedy, 0, stop_id=-1) == [[], []]
+    pieces = generate(model, TOKENIZER, "a", temperature=0)
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    gc.collect()
+    assert said(model, [65], 5) == continued(model, [65], 5)
 
 
-def test_each_row_side_by_side_ends_at_its_own_stop_id() -> None:
-    model, rows = new_model(), [[5, 6, EOT, 7, 8], [EOT, 1, 2, 3, 4], [1, 2, 3, 4, 5]]
-    said = iter(mx.array(column) for column in zip(*rows, strict=True))
-    assert generate_many(model, [65], 3, lambda logits: next(said), 5, EOT) == [[5, 6], [], [1, 2, 3, 4, 5]]
+# How probable ---------------------------------------------------------------------------------------------------------
 
 
-def test_side_by_side_ends_as_soon_as_every_row_has_ended() -> None:
-    calls = []
-
-    def sampler(logits: mx.array) -> mx.array:
-        calls.append(logits.shape)
-        return mx.array([EOT, len(calls)] if len(calls) < 3 else [7, EOT])
-
-    assert generate_many(new_model(), [65], 2, sampler, 20, EOT) == [[], [1, 2]]
-    assert calls == [(2, 257)] * 3
-
-
-def test_rows_side_by_side_differ_when_they_are_drawn() -> None:
-    mx.random.seed(0)
-    rows = generate_many(new_model(), [65], 8, make_sampler(1.0), 10, stop_id=-1)
-    assert len({tuple(row) for row in rows}) > 1
-
-
-# Text
-
-
-class Says:
-    """A model that says one id after the other, whatever it reads."""
-
-    def __init__(self, ids: list[int], n_positions: int = 100):
-        self.config = replace(SMALL, n_positions=n_positions)
-        self.ids = iter(ids)
-
-    def eval(self) -> None:
-        pass
-
-    def make_cache(self) -> None:
-        return None
-
-    def __call__(self, tokens: Any, cache: None) -> mx.array:
-        return mx.where(mx.arange(257) == next(self.ids, 0), 0.0, -100.0)[None, None]  # (1, 1, V)
+def test_each_token_comes_with_its_probability_and_the_most_probable_ones() -> None:
+    model = new_model()
+    run = Generation(
+        model, TOKENIZER, [[65, 66]], Settings(max_tokens=8, logprobs=3, temperature=2.0, top_k=20, seed=1)
+    )
+    tokens = [piece.token for _, piece in run if piece.token]
+    ids = [65, 66]
+    for token in tokens:
+        logits = np.array(model([ids])[0, -1]).astype(np.float64)
+        logp = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()  # the model's own, before any rule
+        assert token.logprob == pytest.approx(logp[token.id], abs=1e-4)
+        best = np.argsort(-logp)[:3]
+        assert [i for i, _ in token.top] == best.tolist()
+        assert [value for _, value in token.top] == pytest.approx(logp[best], abs=1e-4)
+        ids.append(token.id)
+    plain = Generation(model, TOKENIZER, [[65, 66]], Settings(max_tokens=8, temperature=2.0, top_k=20, seed=1))
+    assert [piece.token.id for _, piece in plain if piece.token] == ids[2:]  # to look changes nothing
+    assert Settings(logprobs=0) != Settings()
 
 
-def pieces_said(text: bytes, **settings: Any) -> list[str]:
-    model: Any = Says([TOKENIZER.ranks[bytes([b])] for b in text] + [EOT])
-    return list(generate(model, TOKENIZER, "x", temperature=0, **settings))
+@pytest.mark.parametrize("n", [0, 257, 1000])
+def test_any_number_of_alternatives(n: int) -> None:
+    run = Generation(new_model(), TOKENIZER, [[65]], Settings(max_tokens=2, logprobs=n))
+    assert [len(piece.token.top) for _, piece in run if piece.token] == [min(n, 257)] * 2
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def written(ids: Iterable[int], limit: int = 1000, **given: Any) -> tuple[list[str], str | None]:
+    """The pieces of text that a writer makes of these ids, and why it ended."""
+    writer = Writer(TOKENIZER, Settings(max_tokens=1000, **given), limit)
+    pieces = [piece.text for i in ids for piece in writer.push(Token(i))]
+    return [text for text in pieces if text], writer.reason
+
+
+def bytes_of(text: bytes) -> list[int]:
+    return [TOKENIZER.ranks[bytes([b])] for b in text]
 
 
 def test_a_stream_yields_whole_characters_only() -> None:
-    assert pieces_said("aé🙂中!".encode()) == ["a", "é", "🙂", "中", "!"]
+    assert written([*bytes_of("aé🙂中!".encode()), END, 65]) == (["a", "é", "🙂", "中", "!"], "end")
 
 
 def test_a_character_that_is_cut_off_is_marked() -> None:
-    assert pieces_said("a🙂".encode()[:-1]) == ["a", "\ufffd"]
-    assert pieces_said("a🙂".encode(), max_tokens=3) == ["a", "\ufffd"]
-    assert pieces_said(b"a\xffb") == ["a", "\ufffd", "b"]
+    assert written([*bytes_of("a🙂".encode()[:-1]), END]) == (["a", "\ufffd"], "end")
+    assert written(bytes_of("a🙂".encode()), limit=3) == (["a", "\ufffd"], "context")
+    assert written([*bytes_of(b"a\xffb"), END])[0] == ["a", "\ufffd", "b"]
 
 
-def test_text_ends_at_the_mark_and_the_mark_is_not_in_it() -> None:
-    assert "".join(pieces_said(b"The end.")) == "The end."
+WORDS = Tokenizer.train(["the cat sat. the cat ran. the dog sat.\n\n"] * 9, 270)
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "shown"),
+    [
+        ("the cat sat. the dog", (" dog",), "the cat sat. the"),
+        ("the cat sat. the dog", ("t. th",), "the cat sa"),  # begins and ends inside of tokens
+        ("the cat sat. the dog", ("the",), ""),
+        ("the cat sat. the dog", ("dogs", "doggy"), "the cat sat. the dog"),  # only begun: shown in the end
+        ("the cat sat. the dog", ("cat sat", "sat"), "the "),
+        ("aaab", ("aab",), "a"),
+        ("aé🙂b", ("🙂",), "aé"),
+        ("aé🙂b", ("\ufffd",), "aé🙂b"),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, WORDS], ids=["bytes", "words"])
+def test_text_ends_before_a_stop_string_wherever_tokens_end(
+    tokenizer: Tokenizer, text: str, stops: tuple[str, ...], shown: str
+) -> None:
+    writer = Writer(tokenizer, Settings(stop=stops), 200)
+    pieces: list[str] = []
+    for i in [*tokenizer.encode(text), tokenizer.eot_id]:
+        pieces += [piece.text for piece in writer.push(Token(i))]
+        assert shown.startswith("".join(pieces))  # at no moment more than in the end
+    assert "".join(pieces) == shown
+    assert writer.reason == ("end" if shown == text else "stop")
+
+
+@given(st.text("ab", max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), st.data())
+@settings(max_examples=300, deadline=None)
+def test_what_is_shown_holds_no_stop_string_however_the_text_comes(text: str, stops: list[str], data: Any) -> None:
+    held, shown, rest, found = "", "", text, False
+    while rest and not found:
+        n = data.draw(st.integers(1, len(rest)))
+        held, rest = held + rest[:n], rest[n:]
+        free, found = showable(held, stops)
+        shown, held = shown + held[:free], held[free:]
+        assert not any(stop in shown for stop in stops)
+        assert text.startswith(shown + held)
+    assert found == any(stop in text for stop in stops)
+    assert not found or any(held.startswith(stop) for stop in stops)
+
+
+def test_several_tokens_may_wait_and_come_with_their_own_text() -> None:
+    writer = Writer(WORDS, Settings(stop=("cat sat on",)), 200)
+    ids = WORDS.encode("the cat sat. the")
+    pieces = [piece for i in ids for piece in writer.push(Token(i))] + writer.push(Token(WORDS.eot_id))
+    assert [piece.token.id for piece in pieces if piece.token] == ids
+    assert [piece.text for piece in pieces] == [WORDS.decode([i]) for i in ids]
 
 
 def test_the_pieces_are_the_text_of_the_continuation() -> None:
     model = new_model()
-    ids = continued(model, TOKENIZER.encode("ab"), 22)
-    ids = ids[: ids.index(EOT)] if EOT in ids else ids
+    ids = until_end(continued(model, TOKENIZER.encode("ab"), 22))
     assert "".join(generate(model, TOKENIZER, "ab", temperature=0)) == TOKENIZER.decode(ids)
 
 
 def test_an_empty_prompt_starts_a_new_text() -> None:
     model = new_model()
-    ids = continued(model, [EOT], 10)
-    ids = ids[: ids.index(EOT)] if EOT in ids else ids
+    ids = until_end(continued(model, [END], 10))
     assert "".join(generate(model, TOKENIZER, "", max_tokens=10, temperature=0)) == TOKENIZER.decode(ids)
+
+
+def test_the_mark_written_in_a_prompt_is_text() -> None:
+    model = new_model(replace(SMALL, n_positions=64))
+    ids = [TOKENIZER.ranks[bytes([b])] for b in b"<|endoftext|>"]
+    assert "".join(generate(model, TOKENIZER, "<|endoftext|>", temperature=0, max_tokens=20)) == TOKENIZER.decode(
+        until_end(continued(model, ids, 20))
+    )
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_said() -> None:
     model = new_model(replace(SMALL, vocab_size=600))  # padded: more than half of the ids mean nothing
-    for seed in range(20):
-        "".join(generate(model, TOKENIZER, "a", temperature=2.0, seed=seed))  # to decode one would be a ValueError
-    mx.random.seed(0)
-    unruly = Counter(id >= 257 for row in generate_many(model, [65], 8, make_sampler(2.0), 20, -1) for id in row)
-    assert unruly[True] > 20  # the model wants to
+    wished = np.array(mx.argmax(model([[i] for i in range(200)])[:, -1], axis=-1))
+    assert (wished >= 257).sum() > 20  # the model wants to
+    for seed in range(10):
+        assert max(generate_tokens(model, TOKENIZER, [65], temperature=2.0, seed=seed), default=0) < 257
 
 
 def test_the_same_seed_says_the_same_and_another_something_else() -> None:
     model = new_model()
-    said = ["".join(generate(model, TOKENIZER, "a", temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
-    assert said[0] == said[1] != said[2]
+    texts = ["".join(generate(model, TOKENIZER, "a", temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_longer_than_the_context_is_told_with_both_lengths_before_anything_is_said() -> None:
     model = new_model()
-    with pytest.raises(
-        UsageError, match="the prompt is 24 tokens long and the model's context is 24; shorten it to at"
-    ):
-        generate(model, TOKENIZER, "a" * 24)
+    for context in ("stop", "slide"):
+        with pytest.raises(UsageError, match="the prompt is 24 tokens long and the model's context is 24; shorten it"):
+            generate(model, TOKENIZER, "a" * 24, context=context)
     assert len(TOKENIZER.encode("".join(generate(model, TOKENIZER, "a" * 23, temperature=0)))) <= 2
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"max_tokens": -1}, "max-tokens"), ({"seed": -1}, "seed")])
-def test_settings_are_checked_before_anything_is_said(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=f"{message} must be 0 or above.*not -1"):
-        generate(new_model(), TOKENIZER, "a", **settings)
+@pytest.mark.parametrize("given", [{"max_tokens": -1}, {"seed": -1}, {"top_p": 2}, {"logit_bias": {999: 1}}], ids=str)
+def test_settings_are_checked_before_anything_is_said(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="-1|2|999"):
+        generate(new_model(), TOKENIZER, "a", **given)
+
+
+def test_ids_that_the_model_lacks_are_refused() -> None:
+    with pytest.raises(ValueError, match="between 0 and 256"):
+        generate_tokens(new_model(), TOKENIZER, [257])
+
+
+def test_rules_that_leave_nothing_to_say_are_named_when_it_comes_to_that() -> None:
+    forever: dict[str, Any] = {
+        "no_repeat_ngram": 1,
+        "min_tokens": 300,
+        "max_tokens": 300,
+        "context": "slide",
+    }  # of 257 ids
+    said: list[int] = []
+    with pytest.raises(UsageError, match="no token is left to say: --no-repeat-ngram and --min-tokens forbid all"):
+        said.extend(generate_tokens(new_model(), TOKENIZER, [65], **forever))
+    assert sorted(said) == [i for i in range(256) if i != 65]  # all the others have been said
