@@ -17,7 +17,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import pytest
 from command_line import ROOT, environment, everything, in_a_process, the_line
 from rich.console import Console
@@ -293,32 +292,12 @@ def test_a_run_takes_the_first_free_folder(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
 
 
-class Parrot:
-    """Tells what it is given, token by token, whatever it reads: a row of logits for each story."""
-
-    def __init__(self, stories: list[str], tokenizer: Tokenizer):
-        rows = [[*tokenizer.encode(story), tokenizer.eot_id] for story in stories]
-        longest = max(map(len, rows))
-        padded = [row + [tokenizer.eot_id] * (longest - len(row)) for row in rows]
-        self.columns = iter(zip(*padded, strict=True))
-        self.config = GPTConfig(n_positions=longest)
-
-    def eval(self) -> None:
-        pass
-
-    def make_cache(self) -> None:
-        return None
-
-    def __call__(self, tokens: Any, cache: None) -> mx.array:
-        said = mx.array(next(self.columns))[:, None]
-        return mx.where(mx.arange(257) == said, 0.0, -1e9)[:, None]  # (B, 1, V)
-
-
-def test_the_judge_counts_valid_stories_and_valid_sentences() -> None:
+def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = None
     told = tinyworld.stories(3, seed=0)
     wrong = "Tom was in the ball."
-    parrot: Any = Parrot([*told, wrong, ""], Tokenizer.bytes())
-    judgement = judge(parrot, Tokenizer.bytes(), seed=0, n=5)
+    monkeypatch.setattr(quickstart, "generate_many", lambda *_, **__: [*told, wrong, ""])
+    judgement = judge(model, Tokenizer.bytes(), seed=0, n=5)
     assert judgement.stories == [*told, wrong, ""]
     assert judgement.valid_stories == 3
     assert judgement.valid_sentences == 3

@@ -425,15 +425,8 @@ RULES: list[tuple[dict[str, Any], dict[str, Any]]] = [  # our settings and their
     ({"ban": ("ab", "c")}, {"bad_words_ids": [TOKENIZER.encode(word) for word in ("ab", " ab", "c", " c")]}),
     ({"min_tokens": 4}, {"min_new_tokens": 4}),
 ]
-TOGETHER: list[tuple[int, ...]] = [(0, 2, 3), (0, 3, 4), (1, 2, 5), (1, 2, 3, 4, 5), (6, 9, 0, 3)]
-    (0, 2, 3),
-    (0, 3, 4),
-    (1, 2, 5),
-    (1, 2, 3, 4, 5),
-    (6, 9, 0, 3),
-    (11, 6, 12, 13, 1, 4),
-]
-COMBINATIONS = [(i,) for i in range(len(RULES))] + [*TOGETHER, (11, 6, 12, 13, 1, 4)]
+TOGETHER = [(0, 2, 3), (0, 3, 4), (1, 2, 5), (1, 2, 3, 4, 5), (6, 9, 0, 3), (11, 6, 12, 13, 1, 4)]
+COMBINATIONS: list[tuple[int, ...]] = [*((i,) for i in range(len(RULES))), *TOGETHER]
 
 
 @pytest.mark.parity
