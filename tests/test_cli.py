@@ -293,7 +293,7 @@ def test_a_run_takes_the_first_free_folder(tmp_path: Path) -> None:
 
 
 def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    model: Any = None
+    model: Any = type("Model", (), {"config": GPTConfig(n_positions=9)})
     told = tinyworld.stories(3, seed=0)
     wrong = "Tom was in the ball."
     monkeypatch.setattr(quickstart, "generate_many", lambda *_, **__: [*told, wrong, ""])
