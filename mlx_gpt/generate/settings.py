@@ -1,4 +1,4 @@
-"""How a text is to be continued: one frozen dataclass, checked once. The flags of ``mlx-gpt generate`` are its fields."""
+"""How a text is to be continued: one frozen dataclass, checked once."""
 
 from __future__ import annotations
 
