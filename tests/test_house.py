@@ -21,7 +21,7 @@ FLOORS = [
     "text/vocab_files",
     "config  text/tokenizer  text/tinyworld  train/loss  train/optimizer  train/config  train/pace "
     "train/report  train/panel  train/plot  train/trackers",
-    "text/corpus  text/shards  text/sources  text/prepare "
+    "text/corpus  text/shards  text/batches  text/sources  text/prepare "
     "train/distributed  train/machine  train/memory  train/defaults  generate/settings  generate/sampling",
     "model/cache  model/dropout",
     "model/attention  model/mlp",

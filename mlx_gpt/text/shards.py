@@ -58,11 +58,7 @@ class Windows:
     @classmethod
     def over(cls, stream: TokenStream, T: int, skip: int = 0) -> Windows:
         """Cut a stream into windows, from position ``skip`` on (another cut for another epoch)."""
-        if stream.n_tokens < T:
-            raise DataError(
-                f"the text is shorter than one window: {stream.n_tokens} tokens, and a window (n_positions) is {T}; "
-                f"give more text or a smaller n_positions"
-            )
+        check_length(stream, T)
         starts, counted, position = [], [], skip
         while position < stream.n_tokens:
             last = stream.starts[np.searchsorted(stream.starts, position + T, "right") - 1]
@@ -86,24 +82,35 @@ class Windows:
         return ids[:, :-1], ids[:, 1:], steps[:-1] < self.counted[rows, None]
 
 
-def endless_batches(stream: TokenStream, T: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Training batches without end: x, y (B, T) int32, with y[:, :-1] == x[:, 1:]."""
-    rows = _endless_rows(stream, T, seed)
+def check_length(stream: TokenStream, T: int) -> None:
+    """``DataError`` for a text shorter than one window."""
+    if stream.n_tokens < T:
+        raise DataError(
+            f"the text is shorter than one window: {stream.n_tokens} tokens, and a window (n_positions) is {T}; "
+            f"give more text or a smaller n_positions"
+        )
+
+
+def endless_batches(
+    stream: TokenStream, T: int, batch_size: int, seed: int, skip: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Training batches without end: x, y (B, T) int32, with y[:, :-1] == x[:, 1:]. The first ``skip`` are left out."""
+    starts = islice(_endless_starts(stream, T, seed), skip * batch_size, None)
     while True:
-        batch = np.stack(list(islice(rows, batch_size))).astype(np.int32, copy=False)
+        rows = [stream.ids[start : start + T + 1] for start in islice(starts, batch_size)]
+        batch = np.stack(rows).astype(np.int32, copy=False)
         yield batch[:, :-1], batch[:, 1:]
 
 
-def _endless_rows(stream: TokenStream, T: int, seed: int) -> Iterator[np.ndarray]:
-    """T + 1 ids at a time: every window of an epoch once, in an order drawn from the seed and the epoch."""
+def _endless_starts(stream: TokenStream, T: int, seed: int) -> Iterator[int]:
+    """Where rows of T + 1 ids start: every window of an epoch once, in an order drawn from the seed and the epoch."""
     last = len(stream.ids) - (T + 1)  # where a row can start at the latest
     for epoch in count():
         rng = np.random.default_rng([seed, epoch])
         windows = Windows.over(stream, T, skip=int(rng.integers(min(T, last + 1))) if epoch else 0)
         for start in rng.permutation(np.minimum(windows.starts, last)):  # the text's end has no full window: step back
             # Half of the rows leave out the <|endoftext|> in front: a prompt will not have it either.
-            start = min(start + rng.integers(2), last)
-            yield stream.ids[start : start + T + 1]
+            yield min(start + rng.integers(2), last)
 
 
 def entropies(stream: TokenStream, vocab_size: int) -> tuple[float, float]:

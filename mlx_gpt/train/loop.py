@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from math import isfinite
 from typing import NamedTuple
@@ -14,7 +15,8 @@ import numpy as np
 from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint, Keeper, Progress, random_keys, restore_optimizer, restore_random_key
-from mlx_gpt.text.shards import TokenStream, Windows, endless_batches
+from mlx_gpt.text.batches import Batches
+from mlx_gpt.text.shards import TokenStream, Windows
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import rank, size
 from mlx_gpt.train.optimizer import Schedule, make_optimizer
@@ -24,26 +26,6 @@ from mlx_gpt.train.step import largest_gradient, make_eval_step, make_train_step
 from mlx_gpt.train.validation import evaluate
 
 OnEval = Callable[[int, float], None]
-
-
-class Batches:
-    """Batches that know how many of them have been drawn."""
-
-    def __init__(
-        self, stream: TokenStream, T: int, batch_size: int, seed: int, position: int = 0, rank: int = 0, size: int = 1
-    ):
-        Windows.over(stream, T)  # or it is too short
-        self.position = position
-        self._drawn = islice(endless_batches(stream, T, batch_size * size, seed), position, None)
-        self._part = slice(rank * batch_size, (rank + 1) * batch_size)
-
-    def __iter__(self) -> Batches:
-        return self
-
-    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
-        self.position += 1
-        x, y = next(self._drawn)
-        return x[self._part], y[self._part]
 
 
 class Pending(NamedTuple):
@@ -126,7 +108,7 @@ class Trainer:
 
         Raises ``MLXGPTError`` when the loss is no longer a number, ``KeyboardInterrupt`` after Ctrl-C.
         """
-        with deferred_ctrl_c(bool(self.keeper or self.group)) as self.asked:
+        with closing(self.batches), deferred_ctrl_c(bool(self.keeper or self.group)) as self.asked:
             if self.config.checkpoint_every and not self.progress.step:
                 self.keep()  # so that a run can be resumed from its first moment
             while not self._finished():
