@@ -15,7 +15,11 @@ STEPS = 2000  # where none of them does
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. One of ``steps``, ``tokens``, ``epochs`` and ``minutes`` says how long."""
+    """How to train. One of ``steps``, ``tokens``, ``epochs`` and ``minutes`` says how long.
+
+    With ``minutes`` the learning rate follows the clock: such a run cannot be repeated to the bit, and one that is
+    resumed goes on with the time that it has left.
+    """
 
     steps: int | None = None  # optimizer steps; 2000 where nothing says how long
     tokens: int | None = None  # to see, instead of steps
