@@ -101,7 +101,7 @@ def test_of_any_distribution_the_right_ids_are_kept(seed: int, k: int, p: float)
 
 def test_rules_leave_what_they_keep_as_it_was() -> None:
     logits = logits_of(P)
-    for ruled in (
+    for found in (
         sampling.keep_top_k(logits, 3),
         sampling.keep_top_p(logits, 0.8),
         sampling.keep_min_p(logits, 0.5),
@@ -110,9 +110,9 @@ def test_rules_leave_what_they_keep_as_it_was() -> None:
         sampling.block_ngrams(logits, ids_of([3, 1, 3]), 2),
         sampling.ban_sequences(logits, ids_of([3]), [[2], [3, 4], [1, 0]]),
     ):
-        same = np.array(ruled == logits)[0]
+        same = np.array(found == logits)[0]
         assert 0 < same.sum() < 5
-        assert set(np.flatnonzero(same).tolist()) == kept(ruled)[0]
+        assert set(np.flatnonzero(same).tolist()) == kept(found)[0]
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-30, 0.01, 0.5, 2.0, 1e30])
@@ -162,8 +162,8 @@ def forced(sequences: list[list[int]], n: int, wish: Callable[[list[int]], int])
     said: list[int] = []
     for left in range(n, 0, -1):
         new = mx.zeros((1, 0), mx.int32) if not said else ids_of(said)
-        ruled = sampling.force_sequences(mx.zeros((1, 10)), new, sequences, 9, mx.array([[left]]))
-        (allowed,) = kept(ruled)
+        found = sampling.force_sequences(mx.zeros((1, 10)), new, sequences, 9, mx.array([[left]]))
+        (allowed,) = kept(found)
         said.append(wish(said) if wish(said) in allowed else min(allowed))
         if said[-1] == 9:
             break
@@ -190,15 +190,23 @@ def test_a_word_begun_by_chance_is_completed() -> None:
 
 
 def said_of(*rows: Sequence[int], left: int = 100) -> Said:
-    return Said(ids_of(*rows), mx.full((len(rows), 1), left))
+    return Said(ids_of(*rows), mx.full((len(rows),), left))
+
+
+def ruled(sampler: Sampler, logits: mx.array, said: Said) -> mx.array:
+    return sampler.rule(logits, sampler.inputs(said, row_keys(0, logits.shape[0])), said)
+
+
+def chosen(sampler: Sampler, logits: mx.array, said: Said) -> mx.array:
+    return sampler.choose(logits, sampler.inputs(said, row_keys(0, logits.shape[0])), said)
 
 
 def distribution(given: dict[str, Any], p: Any = None) -> np.ndarray:
     """What a sampler draws from after a prompt of no interest, of the ids of the byte tokenizer that P speaks of."""
     logits = np.full((1, 257), -100, dtype=np.float32)
     logits[0, :5] = np.log(P if p is None else p)
-    ruled = Sampler(Settings(**{"temperature": 1.0} | given), TOKENIZER, 257).rule(mx.array(logits), said_of([7]))
-    return np.array(mx.softmax(ruled, axis=-1))[0, :5]
+    sampler = Sampler(Settings(**{"temperature": 1.0} | given), TOKENIZER, 257)
+    return np.array(mx.softmax(ruled(sampler, mx.array(logits), said_of([7])), axis=-1))[0, :5]
 
 
 @pytest.mark.parametrize(
@@ -228,27 +236,27 @@ def test_the_rules_in_their_order_by_hand(given: dict[str, Any], expected: np.nd
 def test_ids_that_the_tokenizer_lacks_are_never_drawn() -> None:
     padded = mx.zeros((1, 300))
     sampler = Sampler(Settings(temperature=1.0), TOKENIZER, 300)
-    assert kept(sampler.rule(padded, said_of([0]))) == [set(range(257))]
+    assert kept(ruled(sampler, padded, said_of([0]))) == [set(range(257))]
     holes = Tokenizer(TOKENIZER.ranks, {"<|endoftext|>": 280})  # nothing has the ids from 256 to 279
     sampler = Sampler(Settings(temperature=0), holes, 300)
-    assert kept(sampler.rule(padded, said_of([0]))) == [{*range(256), 280}]
+    assert kept(ruled(sampler, padded, said_of([0]))) == [{*range(256), 280}]
     favoured = mx.where(mx.arange(300) == 299, 50.0, 0.0)[None]
-    assert sampler(favoured, said_of([0]), row_keys(0, 1)).item() < 256
+    assert chosen(sampler, favoured, said_of([0])).item() < 256
 
 
 def test_a_banned_word_is_banned_with_a_space_before_it_too() -> None:
     a, b = TOKENIZER.encode("ab")
     sampler = Sampler(Settings(ban=("ab", "b")), TOKENIZER, 257)
-    assert kept(sampler.rule(mx.zeros((1, 257)), said_of([a]))) == [set(range(257)) - {b}]
+    assert kept(ruled(sampler, mx.zeros((1, 257)), said_of([a]))) == [set(range(257)) - {b}]
     space = Tokenizer({**TOKENIZER.ranks, b" b": 257}, TOKENIZER.specials)
     sampler = Sampler(Settings(ban=("b",)), space, 258)
-    assert kept(sampler.rule(mx.zeros((1, 258)), said_of([a]))) == [set(range(258)) - {b, 257}]
+    assert kept(ruled(sampler, mx.zeros((1, 258)), said_of([a]))) == [set(range(258)) - {b, 257}]
 
 
 def test_the_end_is_held_back_until_there_are_enough_tokens() -> None:
     sampler, said = Sampler(Settings(min_tokens=2), TOKENIZER, 257), said_of([5, 6, 7])
     for n in range(3):
-        (allowed,) = kept(sampler.rule(mx.zeros((1, 257)), said))
+        (allowed,) = kept(ruled(sampler, mx.zeros((1, 257)), said))
         assert (END in allowed) == (n == 2)
         said = said.then(ids_of([1]))
 
@@ -257,8 +265,8 @@ def test_the_prompt_counts_as_repeated_but_not_as_said() -> None:
     logits, said = mx.full((1, 257), 8.0), said_of([5]).then(ids_of([6]))
 
     def penalized(**given: float) -> set[int]:
-        ruled = Sampler(Settings(temperature=1.0, **given), TOKENIZER, 257).rule(logits, said)  # type: ignore[arg-type]
-        return set(np.flatnonzero(np.array(ruled[0]) < 8).tolist())
+        sampler = Sampler(Settings(temperature=1.0, **given), TOKENIZER, 257)  # type: ignore[arg-type]
+        return set(np.flatnonzero(np.array(ruled(sampler, logits, said)[0]) < 8).tolist())
 
     assert penalized(repetition_penalty=2.0) == {5, 6}
     assert penalized(presence_penalty=2.0) == penalized(frequency_penalty=2.0) == {6}
@@ -283,7 +291,7 @@ def test_rules_that_forbid_every_id_draw_nothing_and_are_named(
 ) -> None:
     choice = Settings(temperature=temperature, top_p=0.9, min_p=0.1, typical_p=0.9, top_k=5, **given)
     sampler = Sampler(choice, TOKENIZER, 257)
-    assert sampler(mx.zeros((1, 257)), said_of([0]), row_keys(0, 1)).item() == NOTHING
+    assert chosen(sampler, mx.zeros((1, 257)), said_of([0])).item() == NOTHING
     assert f"no token is left to say: {names} all" in str(sampler.nothing_left())
 
 
@@ -373,8 +381,8 @@ def test_what_is_forbidden_is_never_drawn() -> None:
     logits = np.full((10_000, 257), -100, dtype=np.float32)
     logits[:, :5] = np.log(P)
     sampler = Sampler(Settings(temperature=1.0, top_k=3, logit_bias={1: -inf}), TOKENIZER, 257)
-    said = Said(mx.zeros((10_000, 1), mx.int32), mx.full((10_000, 1), 9))
-    counts = counted(sampler(mx.array(logits), said, row_keys(0, 10_000)))
+    said = Said(mx.zeros((10_000, 1), mx.int32), mx.full((10_000,), 9))
+    counts = counted(chosen(sampler, mx.array(logits), said))
     assert set(np.flatnonzero(counts)) == {2, 3, 4}
     assert chi_square(counts[2:5], normal(P[2:5])) < LIMIT
 
@@ -399,7 +407,7 @@ def test_temperature_0_takes_the_most_probable_and_draws_nothing() -> None:
     before = mx.array(mx.random.state[0])
     sampler = Sampler(Settings(temperature=0, top_k=5), TOKENIZER, 257)
     logits = mx.random.normal((3, 257), key=mx.random.key(1))
-    assert sampler(logits, said_of([0], [0], [0]), row_keys(0, 3)).tolist() == mx.argmax(logits, axis=-1).tolist()
+    assert chosen(sampler, logits, said_of([0], [0], [0])).tolist() == mx.argmax(logits, axis=-1).tolist()
     assert mx.array_equal(mx.random.state[0], before)
 
 
@@ -454,7 +462,7 @@ def test_the_probabilities_are_those_of_transformers(chosen: tuple[int, ...]) ->
     sampler = Sampler(Settings(**{"temperature": 1.0} | ours), TOKENIZER, 257)
     said, alive, changed = said_of(*[prompt] * 4), np.ones(4, dtype=bool), False
     for n, (logits, scores) in enumerate(zip(out.logits, out.scores, strict=True)):
-        found = np.array(mx.softmax(sampler.rule(mx.array(logits.numpy()), said), axis=-1))
+        found = np.array(mx.softmax(ruled(sampler, mx.array(logits.numpy()), said), axis=-1))
         expected = scores.double().softmax(-1).numpy()
         assert np.abs(found - expected)[alive].max() < 1e-6, f"token {n}"
         changed |= np.abs(expected - logits.double().softmax(-1).numpy()).max() > 1e-4

@@ -11,7 +11,7 @@ import numpy as np
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.decoder import Decoder, side_by_side
 from mlx_gpt.generate.figures import Figures
-from mlx_gpt.generate.keys import key_at, row_keys
+from mlx_gpt.generate.keys import row_keys
 from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
 from mlx_gpt.generate.settings import SLIDE, Settings
 from mlx_gpt.generate.writer import Piece, Token, Writer
@@ -89,34 +89,36 @@ class Generation:
 
     def _steps(self) -> Generator[list[Token], None, None]:
         """The tokens of all rows, step by step. While one is on its way to the reader, the next is being computed."""
-        said = Said(self.prompts, self.limits[:, None])
-        logits = self.decoder.prefill(self.prompts)
+        said = Said(self.prompts, self.limits)
         waiting: list[mx.array] = []
         try:
             for n in range(self.n_steps):
-                chosen = self._choose(logits, said)
+                ids, logits = (
+                    self._next(said, waiting[0]) if n else self._choose(self.decoder.prefill(self.prompts), said)
+                )
+                chosen = (
+                    [ids] if self.settings.logprobs is None else [ids, *logprobs(logits, ids, self.settings.logprobs)]
+                )
                 mx.async_eval(chosen)
+                said.add(ids)
                 if waiting:
                     yield as_tokens(waiting)
                 waiting = chosen
-                said = said.then(chosen[0][:, None])
-                if n + 1 < self.n_steps:
-                    logits = self._go_on(said, chosen[0])
             yield as_tokens(waiting)
         finally:
             mx.eval(waiting)  # nothing is left on its way when the program ends
 
-    def _choose(self, logits: mx.array, said: Said) -> list[mx.array]:
-        """The next ids, (B,), and where they were asked for their log-probabilities and the most probable ids'."""
-        ids = self.sampler(logits, said, key_at(self.keys, said.n_new))
-        return [ids] if self.settings.logprobs is None else [ids, *logprobs(logits, ids, self.settings.logprobs)]
-
-    def _go_on(self, said: Said, ids: mx.array) -> mx.array:
-        """Logits after one more token; where the context is full, after the last half of it, read anew: (B, V)."""
+    def _next(self, said: Said, ids: mx.array) -> tuple[mx.array, mx.array]:
+        """The ids after one token more, (B,), and the logits that they were chosen by, (B, V)."""
         P = self.decoder.model.config.n_positions
         if self.settings.context == SLIDE and self.decoder.offset == P:
-            return self.decoder.prefill(said.ids[:, -(P // 2) :])
-        return self.decoder.step(mx.maximum(ids, 0)[:, None])[:, -1]
+            return self._choose(self.decoder.prefill(said.ids[:, -(P // 2) :]), said)
+        if self.sampler.looks_back:
+            return self._choose(self.decoder.step(ids[:, None])[:, -1], said)
+        return self.decoder.turn(ids, self.sampler.choose, self.sampler.inputs(said, self.keys))
+
+    def _choose(self, logits: mx.array, said: Said) -> tuple[mx.array, mx.array]:
+        return self.sampler.choose(logits, self.sampler.inputs(said, self.keys), said), logits
 
 
 def logprobs(logits: mx.array, ids: mx.array, n: int) -> list[mx.array]:

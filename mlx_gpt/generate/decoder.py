@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.errors import UsageError
+from mlx_gpt.generate.products import for_few_rows
 from mlx_gpt.model.cache import KVCache, Packed
 from mlx_gpt.model.gpt import GPT, checked_ids
+
+Inputs = dict[str, mx.array]
+Choose = Callable[[mx.array, Inputs], mx.array]  # logits (B, V) and what else it depends on -> ids (B,)
+Kept = list[tuple[Packed, Packed]]  # keys and values of every layer
 
 NO_TOKEN = -1  # stands before the shorter rows of a batch
 
 
 class Decoder:
-    """Reads prompts in one pass, then goes on by a compiled step of fixed shapes. For B rows side by side.
+    """Reads prompts in one pass, then goes on by compiled steps of fixed shapes. For B rows side by side.
 
     Puts the model into eval mode and takes its weights as they are now: after further training make a new one.
     ``bits`` keeps the cache in half precision (16) or quantized (8, 4).
@@ -29,7 +36,8 @@ class Decoder:
         self.bits = bits
         self.padding = mx.zeros((0,), mx.int32)  # slots at the beginning of each row that hold no token: (B,)
         self.cache: list[KVCache] = []
-        self._compiled = mx.compile(self._advance)
+        self._few_rows = for_few_rows(model)
+        self._compiled: dict[Choose | None, Callable] = {}
 
     @property
     def offset(self) -> int:
@@ -50,26 +58,43 @@ class Decoder:
         return self.model.logits(last)[:, 0]
 
     def step(self, tokens: mx.array) -> mx.array:
-        """The same by the compiled step, with the logits after each token: (B, T) -> (B, T, V)."""
-        T, start = tokens.shape[1], self.offset
-        for layer in self.cache:
-            layer.grow(start + T)
+        """The same by a compiled step, with the logits after each token: (B, T) -> (B, T, V)."""
+        return self._run(None, tokens, {})
+
+    def turn(self, ids: mx.array, choose: Choose, inputs: Inputs) -> tuple[mx.array, mx.array]:
+        """One token more in every row and the choice of the next, ``choose(logits, inputs)``, in one compiled step.
+
+        (B,) -> the next ids, (B,), and the logits that they were chosen by, (B, V).
+        """
+        return self._run(choose, ids[:, None], inputs)
+
+    def _run(self, choose: Choose | None, tokens: mx.array, inputs: Inputs) -> Any:
+        start, end = self.offset, self.offset + tokens.shape[1]
+        if end > self.cache[0].n_slots:
+            for layer in self.cache:
+                layer.grow(end)
+        if choose not in self._compiled:
+            self._compiled[choose] = mx.compile(partial(self._advance, choose))
         kept = [(layer.keys, layer.values) for layer in self.cache]
-        logits, kept = self._compiled(tokens, mx.array(start), self.padding, kept)
-        for layer, (keys, values) in zip(self.cache, kept, strict=True):
-            layer.keys, layer.values, layer.offset = keys, values, start + T
-        return logits
+        result, kept = self._compiled[choose](tokens, inputs, mx.array(start), self.padding, kept)
+        for layer, (layer.keys, layer.values) in zip(self.cache, kept, strict=True):
+            layer.offset = end
+        return result
 
     def _advance(
-        self, tokens: mx.array, offset: mx.array, padding: mx.array, kept: list[tuple[Packed, Packed]]
-    ) -> tuple[mx.array, list[tuple[Packed, Packed]]]:
-        cache = []
+        self, choose: Choose | None, tokens: mx.array, inputs: Inputs, offset: mx.array, padding: mx.array, kept: Kept
+    ) -> tuple[Any, Kept]:
+        """What is compiled: a function of arrays, of which the cache is one of the results."""
+        cache: list[KVCache] = []
         for keys, values in kept:
             layer = KVCache(self.model.config.n_positions, self.bits, padding)
             layer.offset, layer.keys, layer.values = offset, keys, values
+            layer.mask = cache[0].mask if cache else layer.make_mask(tokens.shape[1])
             cache.append(layer)
-        logits = self.model(tokens, cache)
-        return logits, [(layer.keys, layer.values) for layer in cache]
+        result = logits = self._few_rows(mx.maximum(tokens, 0), cache)
+        if choose:
+            result = choose(logits[:, -1], inputs), logits[:, -1]
+        return result, [(layer.keys, layer.values) for layer in cache]
 
     def rewind(self, n: int) -> None:
         """Forget the last n tokens of every row."""
@@ -84,10 +109,6 @@ class Decoder:
             layer.keys = tuple(part[chosen] for part in layer.keys)
             layer.values = tuple(part[chosen] for part in layer.values)
             layer.padding = None if layer.padding is None else self.padding
-
-    def arrays(self) -> list[mx.array]:
-        """What the last step left, to be evaluated with its logits."""
-        return [part for layer in self.cache for part in (*layer.keys, *layer.values)]
 
 
 def side_by_side(rows: Sequence[Sequence[int]], vocab_size: int) -> mx.array:

@@ -9,6 +9,8 @@ import numpy as np
 
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate import sampling
+from mlx_gpt.generate.decoder import Inputs
+from mlx_gpt.generate.keys import key_at
 from mlx_gpt.generate.settings import Settings
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -18,31 +20,41 @@ NOTHING = -1  # drawn where the rules forbid every id
 class Said:
     """The text so far, for the rules that look back: ``ids`` (B, L), and of them ``new``, what came after the prompt.
 
-    Shorter rows begin with -1. ``left`` (B, 1) is the number of tokens that may still come.
+    Shorter prompts begin with -1. ``limits`` (B,) is how many tokens each row may say, ``left`` (B, 1) how many more.
     """
 
-    def __init__(self, prompt: mx.array, left: mx.array):
-        self.left = left
+    def __init__(self, prompt: mx.array, limits: mx.array):
+        self.limits = limits
         self.n_new = 0
         self._n_prompt = prompt.shape[1]
         self._parts = [prompt]
 
+    def add(self, tokens: mx.array) -> None:
+        """Put tokens at the end: one for each row, (B,), or T of them, (B, T)."""
+        self._parts.append(tokens)
+        self.n_new += tokens.shape[1] if tokens.ndim == 2 else 1
+
     def then(self, tokens: mx.array) -> Said:
-        """The text with T tokens more, (B, T)."""
-        longer = Said(self._parts[0], self.left - tokens.shape[1])
-        longer.n_new, longer._n_prompt = self.n_new + tokens.shape[1], self._n_prompt
-        longer._parts = [*self._parts, tokens.astype(mx.int32)]
+        """What would be said with these tokens more."""
+        longer = Said(self._parts[0], self.limits)
+        longer.n_new, longer._n_prompt, longer._parts = self.n_new, self._n_prompt, list(self._parts)
+        longer.add(tokens)
         return longer
 
     @property
     def ids(self) -> mx.array:
         if len(self._parts) > 1:  # put together when a rule asks, and only then
-            self._parts = [mx.concatenate(self._parts, axis=1)]
+            B = self.limits.shape[0]
+            self._parts = [mx.concatenate([part.reshape(B, -1) for part in self._parts], axis=1)]
         return self._parts[0]
 
     @property
     def new(self) -> mx.array:
         return self.ids[:, self._n_prompt :]
+
+    @property
+    def left(self) -> mx.array:
+        return (self.limits - self.n_new)[:, None]
 
 
 class Sampler:
@@ -57,39 +69,54 @@ class Sampler:
         self.end_id = tokenizer.eot_id
         known = np.zeros(vocab_size, dtype=bool)
         known[[*tokenizer.ranks.values(), *tokenizer.specials.values()]] = True
-        self._known = None if known.all() else mx.array(known)
-        self._bias = _bias(settings, known) if settings.logit_bias else None
+        self._offset = sampling.keep_ids(mx.zeros((vocab_size,)), mx.array(known))
+        if settings.logit_bias:
+            self._offset = sampling.add_bias(self._offset, _bias(settings, known))
+        self._shifts = bool(not known.all() or settings.logit_bias or settings.min_tokens)
         self._banned = [ids for word in settings.ban for ids in (tokenizer.encode(word), tokenizer.encode(" " + word))]
         self._forced = [tokenizer.encode(" " + word.removeprefix(" ")) for word in settings.force]
         self._refuse_contradictions()
+        penalties = (settings.repetition_penalty != 1, settings.frequency_penalty, settings.presence_penalty)
+        self.looks_back = any((*penalties, settings.no_repeat_ngram, self._banned, self._forced))
+        numbers = ("temperature", "top_p", "min_p", "typical_p") if settings.temperature else ()
+        self._numbers = {name: mx.array(getattr(settings, name)) for name in numbers}
 
-    def __call__(self, logits: mx.array, said: Said, keys: mx.array) -> mx.array:
+    def inputs(self, said: Said, keys: mx.array) -> Inputs:
+        """The arrays that the choice after ``said`` depends on, besides the logits: for a compiled step."""
+        inputs = dict(self._numbers)
+        if self.settings.temperature:
+            inputs["keys"] = key_at(keys, said.n_new)
+        if self._shifts:
+            short = said.n_new < self.settings.min_tokens
+            inputs["offset"] = sampling.forbid(self._offset, self.end_id) if short else self._offset
+        return inputs
+
+    def choose(self, logits: mx.array, inputs: Inputs, said: Said | None = None) -> mx.array:
         """The next id of each row, ``NOTHING`` where all are forbidden: (B, V) -> (B,), int32.
 
-        Each row draws by its own key, (B, 2).
+        A pure function of arrays, unless the rules look back: then it needs what was ``said``.
         """
-        logits = self.rule(logits, said)
-        ids = sampling.draw(logits, keys) if self.settings.temperature else sampling.greedy(logits)
+        logits = self.rule(logits, inputs, said)
+        ids = sampling.draw(logits, inputs["keys"]) if self.settings.temperature else sampling.greedy(logits)
         if not self._forbidding():
             return ids.astype(mx.int32)
         return mx.where(mx.max(logits, axis=-1) > -mx.inf, ids.astype(mx.int32), NOTHING)
 
-    def rule(self, logits: mx.array, said: Said) -> mx.array:
+    def rule(self, logits: mx.array, inputs: Inputs, said: Said | None = None) -> mx.array:
         """The logits after every rule; their softmax is what is drawn from.
 
-        The order is that of transformers (``generation/utils.py``, ``_get_logits_processor``). Temperature 0 takes
-        the most probable id, and what narrows the choice further would not change it.
+        The order is that of transformers (``generation/utils.py``, ``_get_logits_processor``).
         """
-        logits = self.what_may_be_said(logits, said)
-        return self.which_of_the_probable(logits) if self.settings.temperature else logits
+        if self._shifts:
+            logits = logits + inputs["offset"]  # the vocabulary, the bias, the end while the text is too short
+        if self.looks_back:
+            assert said is not None
+            logits = self._look_back(logits, said)
+        return self._narrow(logits, inputs) if self.settings.temperature else logits
 
-    def what_may_be_said(self, logits: mx.array, said: Said) -> mx.array:
-        """The rules before temperature: they forbid, or change what is probable."""
+    def _look_back(self, logits: mx.array, said: Said) -> mx.array:
+        """The rules that depend on the text so far."""
         given = self.settings
-        if self._known is not None:
-            logits = sampling.keep_ids(logits, self._known)
-        if self._bias is not None:
-            logits = sampling.add_bias(logits, self._bias)
         if given.repetition_penalty != 1:
             logits = sampling.penalize_repetition(logits, said.ids, given.repetition_penalty)
         if given.frequency_penalty:
@@ -100,25 +127,23 @@ class Sampler:
             logits = sampling.block_ngrams(logits, said.ids, given.no_repeat_ngram)
         if self._banned:
             logits = sampling.ban_sequences(logits, said.ids, self._banned)
-        if said.n_new < given.min_tokens:
-            logits = sampling.forbid(logits, self.end_id)
         if self._forced:
             logits = sampling.force_sequences(logits, said.new, self._forced, self.end_id, said.left)
         return logits
 
-    def which_of_the_probable(self, logits: mx.array) -> mx.array:
-        """Temperature, and the rules after it: they leave the improbable out."""
+    def _narrow(self, logits: mx.array, inputs: Inputs) -> mx.array:
+        """Temperature, and the rules that then leave the improbable out."""
         given = self.settings
         if given.temperature != 1:
-            logits = sampling.with_temperature(logits, given.temperature)
+            logits = sampling.with_temperature(logits, inputs["temperature"])
         if given.top_k:
             logits = sampling.keep_top_k(logits, given.top_k)
         if given.top_p < 1:
-            logits = sampling.keep_top_p(logits, given.top_p)
+            logits = sampling.keep_top_p(logits, inputs["top_p"])
         if given.min_p:
-            logits = sampling.keep_min_p(logits, given.min_p)
+            logits = sampling.keep_min_p(logits, inputs["min_p"])
         if given.typical_p < 1:
-            logits = sampling.keep_typical(logits, given.typical_p)
+            logits = sampling.keep_typical(logits, inputs["typical_p"])
         return logits
 
     def nothing_left(self) -> UsageError:

@@ -8,9 +8,10 @@ are, so that the softmax over the rest renormalises by itself. Some also look at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log
 
 import mlx.core as mx
+
+Number = float | mx.array  # in a compiled function an array, so that another value needs no other kernel
 
 # Before temperature: what may be said at all.
 
@@ -124,12 +125,12 @@ def next_of(ids: mx.array, sequence: Sequence[int]) -> mx.array:
 # Temperature and what comes after it: which of the probable ones.
 
 
-def with_temperature(logits: mx.array, temperature: float) -> mx.array:
+def with_temperature(logits: mx.array, temperature: Number) -> mx.array:
     """Below 1 the probable become more probable, above 1 all become more alike: logits divided by it.
 
     The highest becomes 0 first, so that nothing overflows at the lowest temperatures.
     """
-    return (logits - mx.max(logits, axis=-1, keepdims=True)) * min(1 / temperature, 1e38)
+    return (logits - mx.max(logits, axis=-1, keepdims=True)) / mx.maximum(temperature, 1e-30)
 
 
 def keep_top_k(logits: mx.array, k: int) -> mx.array:
@@ -139,7 +140,7 @@ def keep_top_k(logits: mx.array, k: int) -> mx.array:
     return mx.where(logits < kth, -mx.inf, logits)
 
 
-def keep_top_p(logits: mx.array, p: float) -> mx.array:
+def keep_top_p(logits: mx.array, p: Number) -> mx.array:
     """Keep the nucleus: the fewest most probable ids whose probabilities sum to at least p (Holtzman et al. 2020).
 
     Those as probable as the last of them stay too.
@@ -150,12 +151,12 @@ def keep_top_p(logits: mx.array, p: float) -> mx.array:
     return mx.where(logits < last, -mx.inf, logits)
 
 
-def keep_min_p(logits: mx.array, p: float) -> mx.array:
+def keep_min_p(logits: mx.array, p: Number) -> mx.array:
     """Keep the ids that are at least p times as probable as the most probable one (Nguyen et al. 2024)."""
-    return mx.where(logits < mx.max(logits, axis=-1, keepdims=True) + log(p), -mx.inf, logits)
+    return mx.where(logits < mx.max(logits, axis=-1, keepdims=True) + mx.log(mx.array(p)), -mx.inf, logits)
 
 
-def keep_typical(logits: mx.array, p: float) -> mx.array:
+def keep_typical(logits: mx.array, p: Number) -> mx.array:
     """Keep the ids whose surprise -log p is nearest to the entropy, until they sum to p (Meister et al. 2023)."""
     surprise = mx.logsumexp(logits, axis=-1, keepdims=True) - logits
     probabilities = mx.exp(-surprise)

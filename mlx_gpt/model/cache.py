@@ -14,13 +14,15 @@ class KVCache:
 
     ``offset`` counts the slots in use; the next token takes that one. It is an int or, inside a compiled step, where no
     shape may change, an array. ``padding`` (B,) says how many slots at the beginning of each row hold no token, where
-    rows of different lengths stand side by side. ``bits`` keeps less: 16 half precision, 8 and 4 quantized.
+    rows of different lengths stand side by side. ``bits`` keeps less: 16 half precision, 8 and 4 quantized. ``mask`` is
+    set where all layers share one.
     """
 
     def __init__(self, n_positions: int, bits: int | None = None, padding: mx.array | None = None):
         self.n_positions = n_positions
         self.bits = bits
         self.padding = padding
+        self.mask: mx.array | str | None = None
         self.offset: int | mx.array = 0
         self.keys: Packed = ()
         self.values: Packed = ()
@@ -28,13 +30,27 @@ class KVCache:
     def extend(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array | str]:
         """Append the keys and values of T new tokens, (B, H, T, D) each: all of them, (B, H, S, D), and the mask."""
         T, start = k.shape[2], self.offset
-        self.offset = start + T
         if isinstance(start, int):
             self._keep_room(start + T, k, v)
+        mask = self.make_mask(T) if self.mask is None else self.mask
         self.keys = self._write(self.keys, k, start)
         self.values = self._write(self.values, v, start)
-        S = start + T if isinstance(start, int) else self.n_slots
-        return self._read(self.keys, S, k.dtype), self._read(self.values, S, v.dtype), self._mask(start, T, S)
+        self.offset = start + T
+        S = self.offset if isinstance(self.offset, int) else self.n_slots
+        return self._read(self.keys, S, k.dtype), self._read(self.values, S, v.dtype), mask
+
+    def make_mask(self, T: int) -> mx.array | str:
+        """Who may see whom, once T tokens more are there: True where slot j holds a token, and none of the future.
+
+        (T, S), or (B, 1, T, S) with padding. A padding slot sees itself, so that its softmax is over something.
+        """
+        if self.is_plain:
+            return "causal"
+        S = self.offset + T if isinstance(self.offset, int) else self.n_slots
+        queries, keys = self.offset + mx.arange(T)[:, None], mx.arange(S)
+        if self.padding is None:
+            return keys <= queries
+        return ((keys <= queries) & (keys >= self.padding[:, None, None, None])) | (keys == queries)
 
     def positions(self, T: int) -> mx.array:
         """Where the next T tokens stand in their texts: (T,), or (B, T) with padding.
@@ -67,18 +83,6 @@ class KVCache:
         if not self.keys:
             self.keys, self.values = self._pack(k[:, :, :0]), self._pack(v[:, :, :0])
         self.grow(n)
-
-    def _mask(self, start: int | mx.array, T: int, S: int) -> mx.array | str:
-        """Who may see whom: True where slot j holds a token, and none of the future, for the query in slot start + i.
-
-        (T, S), or (B, 1, T, S) with padding. A padding slot sees itself, so that its softmax is over something.
-        """
-        if self.is_plain:
-            return "causal"
-        queries, keys = start + mx.arange(T)[:, None], mx.arange(S)
-        if self.padding is None:
-            return keys <= queries
-        return ((keys <= queries) & (keys >= self.padding[:, None, None, None])) | (keys == queries)
 
     def _write(self, kept: Packed, new: mx.array, start: int | mx.array) -> Packed:
         place = mx.array(start).reshape(1)
