@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from command_line import TRAIN, everything, the_line
+from command_line import TINY, TRAIN, everything, the_line
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.config import PRESETS, GPTConfig
@@ -45,6 +45,7 @@ def settings(text: str) -> Callable[[Path], None]:
     return settings
 
 
+SIZE = TINY[2:]  # without the tokenizer
 NO_DATA = ["train", "--data", "no.txt", "--out", "run"]
 FROM_FILE = [*TRAIN, "--config", "my.toml"]
 
@@ -248,6 +249,43 @@ def test_every_setting_is_written_into_the_run_folder(here: Path) -> None:
     assert verb.training == TrainConfig(steps=2, batch_size=2, optimizer="muon", eval_every=0)
     assert verb.model.config == GPTConfig(50257, 16, 16, 1, 2, embd_pdrop=0.1)
     assert verb.data == str(here / "text.txt")  # from wherever it is repeated
+
+
+def test_what_is_written_holds_from_anywhere_and_says_nothing_twice(here: Path) -> None:
+    (here / "texts").mkdir()
+    for i in range(9):
+        (here / f"texts/{i}.txt").write_text(f"the {i}th text of nine is short, as texts are " * 40)
+    assert (
+        main(["train", "--data", "texts/*.txt", "--tokenizer", "bpe:280", "--out", "run", *SIZE, "--epochs", "0.01"])
+        == 0
+    )
+    written = read_run_file(here / "run/run.toml")
+    assert written["data"] == str(here / "texts/*.txt")
+    assert "steps" not in written
+    assert written["epochs"] == 0.01
+    flags = ["--init", "run", "--steps", "1", "--batch-size", "2"]
+    assert main(["train", "--data", "texts", "--out", "tuned", *flags]) == 0
+    written = read_run_file(here / "tuned/run.toml")
+    assert written["init"] == str(here / "run")
+    assert "tokenizer" not in written  # the model's
+
+
+def test_a_prepared_text_has_its_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "text.txt", "--tokenizer", "bytes", "--out", "ids"]) == 0
+    train = ["train", "--data", "ids", *SIZE, "--steps", "2"]
+    assert main([*train, "--out", "run"]) == 0
+    assert main([*train, "--out", "same", "--tokenizer", "bytes"]) == 0
+    assert (here / "run/metrics.jsonl").exists()
+    assert "tokenizer" not in read_run_file(here / "run/run.toml")
+    capsys.readouterr()
+    assert main([*train, "--out", "other", "--tokenizer", "bpe:300"]) == 1
+    assert "the text was prepared with a vocabulary of 257 ids, not bpe:300" in the_line(capsys.readouterr().err)
+    (here / "other.txt").write_text("a text with other words, so that it has other pairs " * 9)
+    assert main(["prepare", "other.txt", "--tokenizer", "bpe:259", "--val-fraction", "0.5", "--out", "others"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--data", "others", "--init", "model", "--out", "other"]) == 1
+    assert "the text was prepared with another tokenizer" in the_line(capsys.readouterr().err)
+    assert not (here / "other").exists()
 
 
 # Starting from a model --------------------------------------------------------------------------------------------

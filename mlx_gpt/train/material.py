@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
-from mlx_gpt.errors import DataError
+from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import Corpus, load_corpus
 from mlx_gpt.text.prepare import Prepared, Progress, cached, check_tokenizer, is_prepared, open_prepared
@@ -16,7 +16,6 @@ from mlx_gpt.text.shards import TokenStream, entropies
 from mlx_gpt.text.sources import find_sources
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 
-TOKENIZER = "bpe:1024"  # where nobody asks for another
 TOKENIZER_SAMPLE = 5_000_000  # characters of the training text that a new vocabulary is learned from
 MARKS_SAMPLE = 10_000_000  # ids of the training text that are counted
 VAL_FRACTION = 0.1
@@ -38,19 +37,20 @@ class Material:
 def find_material(data: str, tokenizer: str | Tokenizer | None, progress: Progress | None = None) -> Material:
     """The text that ``data`` names: ``tinyworld``, a folder from ``mlx-gpt prepare``, or what that takes.
 
-    What is not prepared yet is prepared in the user's cache, once. A prepared folder has its tokenizer; where one is
-    asked for it must be that one (``DataError``).
+    What is not prepared yet is prepared in the user's cache, once, and needs a ``tokenizer``. A prepared folder has its
+    own; where one is asked for it must be that one (``DataError``).
     """
-    if data == "tinyworld":
-        return prepare(load_corpus(data), tokenizer or TOKENIZER)
     folder = Path(data).expanduser()
-    if not is_prepared(folder):
-        sources = find_sources([data], VAL_FRACTION, seed=0)
-        return _material(data, cached(sources, tokenizer or TOKENIZER, progress))
-    found = open_prepared(folder)
-    if tokenizer:
-        _check_tokenizer(found, tokenizer)
-    return _material(data, found)
+    if is_prepared(folder):
+        found = open_prepared(folder)
+        if tokenizer:
+            _check_tokenizer(found, tokenizer)
+        return _material(data, found)
+    if tokenizer is None:
+        raise UsageError(f"--data {data} needs a --tokenizer: gpt2, bytes, or bpe:N")
+    if data == "tinyworld":
+        return prepare(load_corpus(data), tokenizer)
+    return _material(data, cached(find_sources([data], VAL_FRACTION, seed=0), tokenizer, progress))
 
 
 def prepare(corpus: Corpus, tokenizer: str | Tokenizer) -> Material:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PRESET = "tiny"
 SCRATCH = "scratch"
+TOKENIZER = "bpe:1024"
 ARCHITECTURE = tuple(field.name for field in fields(GPTConfig) if field.name != "vocab_size")
 DROPOUT = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # not the weights' concern
 FILE_MAY_SET = {"data", "out", "init", "tokenizer", "preset", "prompt", "report_to", *ARCHITECTURE}
@@ -64,7 +66,7 @@ class Train:
     init: str = SCRATCH
     """scratch, or the folder or hub id of a model to start from, which brings its architecture and tokenizer"""
     tokenizer: str | None = None
-    """gpt2, bytes, or bpe:N: N ids learned from the text; bpe:1024 if nothing else has one"""
+    """gpt2, bytes, or bpe:N: N ids learned from the text; bpe:1024 where data and model have none"""
     preset: Annotated[str, arg(help=f"the size that the flags below change: {', '.join(PRESETS)}")] = PRESET
     prompt: str = ""
     """what the samples during training continue"""
@@ -76,9 +78,8 @@ class Train:
 
     def settings(self) -> dict[str, Any]:
         """All that it takes to repeat the run, by the names of the flags."""
-        data = str(Path(self.data).expanduser().resolve()) if Path(self.data).expanduser().exists() else self.data
-        own = {"data": data, "init": self.init, "tokenizer": self.tokenizer, "prompt": self.prompt}
-        own |= {"report_to": self.report_to or None}
+        own = {"data": _from_anywhere(self.data), "init": _from_anywhere(self.init), "tokenizer": self.tokenizer}
+        own |= {"prompt": self.prompt, "report_to": self.report_to or None}
         architecture = {name: getattr(self.model, name) for name in ARCHITECTURE}
         every = own | architecture | asdict(self.training)
         if all(every[name] is None for name in LENGTHS):
@@ -118,8 +119,11 @@ class Train:
             text = "".join(generate(model, material.tokenizer, self.prompt, max_tokens=60))
             console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan", markup=False)
 
-        settings = replace(self, model=Architecture.of(model.config)).settings()
-        result = run(model, material, self.training, self.out, console, sample, settings, start, group, self.report_to)
+        used = replace(self, model=Architecture.of(model.config), tokenizer=self._tokenizer())
+        look = sample if is_main(group) else None
+        result = run(
+            model, material, self.training, self.out, console, look, used.settings(), start, group, self.report_to
+        )
         marks = ", ".join(f"{name} {loss:.3f}" for name, loss in material.marks.items())
         console.print(f"validation loss {result.val_loss:.4f} nats per token ({marks})")
         console.print(f"model and metrics: {result.folder}   plot: {result.plot}")
@@ -134,9 +138,9 @@ class Train:
         from mlx_gpt.train.run import new_model
 
         if start:
-            return start.model, self._material(self.tokenizer if self.init == SCRATCH else start.tokenizer, console)
+            return start.model, self._material(self._tokenizer() or start.tokenizer, console)
         if self.init == SCRATCH:
-            material = self._material(self.tokenizer, console)
+            material = self._material(self._tokenizer(), console)
             return new_model(self.model.config, material, self.training.seed), material
         loaded, tokenizer = load(self.init)
         self._refuse_contradictions(loaded.config, tokenizer)
@@ -145,6 +149,13 @@ class Train:
         model = GPT(replace(loaded.config, **dropout))
         model.update(loaded.parameters())
         return model, self._material(tokenizer, console)
+
+    def _tokenizer(self) -> str | None:
+        """The tokenizer to make: none where the text or the model to start from has one."""
+        from mlx_gpt.text.prepare import is_prepared
+
+        has_one = self.init != SCRATCH or is_prepared(Path(self.data).expanduser())
+        return self.tokenizer or (None if has_one else TOKENIZER)
 
     def _material(self, tokenizer: Tokenizer | str | None, console: Console) -> Material:
         from mlx_gpt.train.material import find_material
@@ -170,6 +181,12 @@ class Train:
                 wrong.append(f"--tokenizer {self.tokenizer} (it has its own)")
         if wrong:
             raise UsageError(f"--init {self.init} brings its architecture and tokenizer; leave out {', '.join(wrong)}")
+
+
+def _from_anywhere(name: str) -> str:
+    """The name of a file, folder or glob such that it does not depend on the working directory; others as they are."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() or glob.has_magic(name) else name
 
 
 def command_line(argv: Sequence[str]) -> tuple[list[str], Train]:
