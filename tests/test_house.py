@@ -27,6 +27,7 @@ FLOORS = [
     "model/attention  model/mlp",
     "model/block",
     "model/gpt",
+    "model/quantize",
     "store/*",
     "train/recompute",
     "train/step  train/validation  generate/*  lens/*",

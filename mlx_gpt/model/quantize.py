@@ -1,0 +1,33 @@
+"""Smaller weights: groups of 32 or 64 neighbours in a row share a scale and an offset, and keep 8 or 4 bits each."""
+
+from __future__ import annotations
+
+import mlx.nn as nn
+
+from mlx_gpt.errors import UsageError
+from mlx_gpt.model.gpt import GPT
+
+QUANTIZED_BITS = (8, 4)
+
+
+def quantize(model: GPT, bits: int, group_size: int = 64) -> GPT:
+    """Quantize the matrices of a model, in place: every product and the token embedding, tied head included.
+
+    The position embedding stays as it is: it is small, and only added. Raises ``UsageError`` where the widths are no
+    multiples of the group.
+    """
+    if bits not in QUANTIZED_BITS:
+        raise UsageError(f"weights can be quantized to 8 or 4 bits, not {bits}")
+    C, inner = model.config.n_embd, model.config.inner_dim
+    if C % group_size or inner % group_size:
+        raise UsageError(
+            f"weights are quantized in groups of {group_size}, but this model's widths are {C} and {inner}; "
+            f"they must be multiples of it"
+        )
+    nn.quantize(model, group_size, bits, class_predicate=quantizable)
+    return model
+
+
+def quantizable(path: str, module: nn.Module) -> bool:
+    """Whether ``quantize`` changes the module of this name."""
+    return hasattr(module, "to_quantized") and path != "wpe"
