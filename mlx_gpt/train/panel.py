@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+COLUMN = 26  # characters that a label and its number need
 WIDTH = 96  # columns at most: further apart, labels and numbers are hard to read together
 BLOCKS = "▁▂▃▄▅▆▇█"
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -24,7 +25,7 @@ class Curve:
     When it is full, neighbours become one, and from then on each mean is over twice as many values.
     """
 
-    def __init__(self, n: int = 256):
+    def __init__(self, n: int = 512):
         self.n, self.stride = n, 1
         self.means: list[float] = []
         self._sum, self._count = 0.0, 0
@@ -44,15 +45,18 @@ class Curve:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """A curve in at most ``width`` characters, from its lowest value to its highest after the steep first tenth."""
+    """A curve in at most ``width`` characters, from its lowest value to the highest after the steep first tenth.
+
+    The heights are square roots, so that one still sees the slope where a loss has become flat.
+    """
     if not values or width < 1:
         return ""
     n = min(width, len(values))
     edges = [round(i * len(values) / n) for i in range(n + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(means), max(means[n // 10 :])
-    steps = [(mean - low) / (high - low) if high > low else 0.0 for mean in means]
-    return "".join(BLOCKS[min(len(BLOCKS) - 1, int(step * len(BLOCKS)))] for step in steps)
+    heights = [sqrt(min(1.0, (mean - low) / (high - low))) if high > low else 0.0 for mean in means]
+    return "".join(BLOCKS[round(height * (len(BLOCKS) - 1))] for height in heights)
 
 
 class LivePanel:
@@ -64,11 +68,13 @@ class LivePanel:
         self.curve = Curve()
         self.done, self.seconds_left = 0.0, 0.0
 
-    def __rich__(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if "loss" not in self.latest:
-            return Text("starting: the first step compiles the model", style="dim")
-        body = Group(self._progress(), self._numbers(), self._spark())
-        return Panel(body, title="training", title_align="left", border_style="dim", width=WIDTH)
+            yield Text("starting: the first step compiles the model", style="dim")
+            return
+        width = min(WIDTH, options.max_width)
+        body = Group(self._progress(), self._numbers(columns=min(3, max(1, width // COLUMN))), self._spark())
+        yield Panel(body, title="training", title_align="left", border_style="dim", width=width)
 
     def _progress(self) -> RenderableType:
         line = Table.grid(padding=(0, 2), expand=True)
@@ -79,15 +85,15 @@ class LivePanel:
         line.add_row(bar, Text(f"{self.done:4.0%}   step {self.latest['step']:,}   {left}", style="bold"))
         return line
 
-    def _numbers(self) -> RenderableType:
-        cells = list(self._cells())
+    def _numbers(self, columns: int) -> RenderableType:
         grid = Table.grid(padding=(0, 1), expand=True)
-        for _ in range(3):
+        for _ in range(columns):
             grid.add_column(style="dim", no_wrap=True)
             grid.add_column(justify="right", no_wrap=True, ratio=1)
             grid.add_column(width=1)  # air
-        for row in zip(cells[::3], cells[1::3], cells[2::3], strict=True):
-            grid.add_row(*(text for label, value in row for text in (label, value, "")))
+        cells = self._cells()
+        for i in range(0, len(cells), columns):
+            grid.add_row(*[text for label, value in cells[i : i + columns] for text in (label, value, "")][:-1])
         return grid
 
     def _cells(self) -> list[tuple[str, str]]:
@@ -99,9 +105,9 @@ class LivePanel:
             ("learning rate", shown(get("learning_rate"), ".2e")),
             ("gradient norm", shown(get("grad_norm"), ".3g")),
             ("tokens/s", shown(get("tokens_per_second"), ",.0f")),
-            ("tokens", shown(get("tokens"), ",d")),
-            ("matrix speed", shown(self._share(), ".0%")),
-            ("peak memory", size(get("peak_memory_bytes"))),
+            ("tokens", short(get("tokens"))),
+            ("of matrix speed", shown(self._share(), ".0%")),
+            ("peak memory", short(get("peak_memory_bytes"), "B")),
         ]
 
     def _share(self) -> float | None:
@@ -112,7 +118,11 @@ class LivePanel:
         return float(speed * self.flops_per_token / self.machine_flops)
 
     def _spark(self) -> RenderableType:
-        return Sparkline(self.curve.means)
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(style="dim")
+        line.add_column(ratio=1)
+        line.add_row("loss", Sparkline(self.curve.means))
+        return line
 
 
 class Sparkline:
@@ -121,7 +131,7 @@ class Sparkline:
     def __init__(self, values: list[float]) -> None:
         self.values = values
 
-    def __rich_console__(self, console: Any, options: Any) -> Any:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(sparkline(self.values, options.max_width), style="cyan", no_wrap=True)
 
 
@@ -130,14 +140,12 @@ def shown(value: Any, how: str) -> str:
     return "–" if value is None else format(value, how)
 
 
-def size(n_bytes: float | None) -> str:
-    """Bytes for people, in powers of 1000: 2_000_000 -> ``2.0 MB``."""
-    if n_bytes is None:
+def short(value: float | None, unit: str = "") -> str:
+    """A large number for people, in powers of 1000, or a dash: 2_000_000 bytes -> ``2.00 MB``."""
+    if value is None:
         return "–"
-    for factor, prefix in PREFIXES:
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.3g} {prefix}B"
-    return f"{n_bytes:.0f} B"
+    factor, prefix = next(((factor, prefix) for factor, prefix in PREFIXES if value >= factor), (1.0, ""))
+    return f"{value / factor:.2f} {prefix}{unit}" if factor > 1 else f"{value:.0f} {unit}".rstrip()
 
 
 def clock(seconds: float) -> str:

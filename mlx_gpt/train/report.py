@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlx_gpt.train.panel import LivePanel, clock
-from mlx_gpt.train.plot import plot_loss as plot_loss  # moved; imported from here until nobody does any more
 from mlx_gpt.train.trackers import Tracker
 
 if TYPE_CHECKING:
@@ -21,6 +20,12 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 REFRESHES = 3  # of the live panel, a second
+SAID = {
+    "loss": "loss {:.3f}",
+    "val_loss": "validation {:.3f}",
+    "bits_per_byte": "{:.3f} bits/byte",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}
 SILENCE = 30.0  # seconds: where there is no panel, a line is due after so long without one
 
 
@@ -78,12 +83,12 @@ class Report:
         """Show how far the run is (0 to 1), beside the newest numbers."""
         self._panel.done, self._panel.seconds_left = done, seconds_left
         if not self._live and time.monotonic() - self._spoke > SILENCE:
-            self._say()
+            self._say("loss", "tokens_per_second")
 
     def evaluated(self, done: float, seconds_left: float) -> None:
         """Say a line that stays: at each evaluation, on a terminal or not."""
         self._panel.done, self._panel.seconds_left = done, seconds_left
-        self._say()
+        self._say("loss", "val_loss", "bits_per_byte", *([] if self._live else ["tokens_per_second"]))
 
     def close(self) -> None:
         """End the panel, the file and the trackers."""
@@ -93,10 +98,6 @@ class Report:
             self._file.close()
         for tracker in self.trackers:
             tracker.close()
-
-    def last(self, name: str) -> float | None:
-        """The newest value of a metric."""
-        return self._latest.get(name)
 
     def _write(self, line: str) -> None:
         if self.folder is None:
@@ -112,19 +113,13 @@ class Report:
         if row.get("loss") is not None:
             self._panel.curve.add(row["loss"])
 
-    def _say(self) -> None:
+    def _say(self, *names: str) -> None:
+        """A line of the newest numbers; what the panel shows anyway, it leaves out."""
         self._spoke = time.monotonic()
-        self.console.print(self._line(), highlight=False, soft_wrap=True)
-
-    def _line(self) -> str:
-        loss, val_loss, bits = self.last("loss"), self.last("val_loss"), self.last("bits_per_byte")
-        speed = self.last("tokens_per_second")
-        parts = [f"{self._panel.done:4.0%}", f"step {self.last('step') or 0}"]
-        parts += [f"loss {loss:.3f}"] if loss is not None else []
-        parts += [f"validation {val_loss:.3f}"] if val_loss is not None else []
-        parts += [f"{bits:.3f} bits/byte"] if bits is not None else []
-        parts += [f"{speed:,.0f} tokens/s"] if speed is not None else []
-        return " · ".join([*parts, f"{clock(self._panel.seconds_left)} left"])
+        parts = [f"{self._panel.done:4.0%}", f"step {self._latest.get('step', 0):,}"]
+        parts += [SAID[name].format(self._latest[name]) for name in names if self._latest.get(name) is not None]
+        parts += [] if self._live else [f"{clock(self._panel.seconds_left)} left"]
+        self.console.print(" · ".join(parts), highlight=False, soft_wrap=True)
 
 
 def bits_per_byte(val_loss: float, tokens_per_byte: float) -> float:
