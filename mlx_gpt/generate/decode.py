@@ -14,25 +14,32 @@ from mlx_gpt.generate.figures import Figures
 from mlx_gpt.generate.keys import row_keys
 from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
 from mlx_gpt.generate.settings import SLIDE, Settings
+from mlx_gpt.generate.speculative import Draft, DraftModel, PromptLookup, speculate
 from mlx_gpt.generate.writer import Piece, Token, Writer
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
+LOOKUP = "lookup"
 
-def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **settings: Any) -> Iterator[str]:
+
+def generate(
+    model: GPT, tokenizer: Tokenizer, prompt: str = "", *, draft: GPT | str | None = None, **settings: Any
+) -> Iterator[str]:
     """Continue a prompt: yields the continuation piece by piece, whole characters only, without the prompt.
 
     ``settings`` are the fields of ``Settings``: ``temperature=0.7, top_p=0.9, stop=("\\n",), max_tokens=100``. Ends at
     ``<|endoftext|>``, at a stop string, after ``max_tokens`` or where the context (``n_positions``) is full. An empty
     prompt starts a new text. Raises ``UsageError`` for a prompt that does not fit and for settings that make no sense.
     """
-    generation = Generation(model, tokenizer, [tokenizer.encode(prompt)], Settings(**settings))
+    generation = Generation(model, tokenizer, [tokenizer.encode(prompt)], Settings(**settings), draft)
     return (piece.text for _, piece in generation if piece.text)
 
 
-def generate_tokens(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], **settings: Any) -> Iterator[int]:
+def generate_tokens(
+    model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], *, draft: GPT | str | None = None, **settings: Any
+) -> Iterator[int]:
     """The same in ids: those after the prompt's, one by one; the one that ends the text is not among them."""
-    generation = Generation(model, tokenizer, [prompt], Settings(**settings))
+    generation = Generation(model, tokenizer, [prompt], Settings(**settings), draft)
     return (piece.token.id for _, piece in generation if piece.token)
 
 
@@ -50,10 +57,18 @@ class Generation:
     """The continuations of prompts, given as ids, side by side: iterate over it, once, for (row, piece).
 
     Then ``reasons`` says why each row ended, and ``figures`` how long it took. Raises ``UsageError`` as above, before
-    anything is computed; and on the way where the rules leave no token to say.
+    anything is computed; and on the way where the rules leave no token to say. ``draft``, for one prompt, is a smaller
+    model that guesses ahead, or ``LOOKUP``: the text so far does.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], settings: Settings):
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Sequence[int]],
+        settings: Settings,
+        draft: GPT | str | None = None,
+    ):
         rows = [list(prompt) or [tokenizer.eot_id] for prompt in prompts]
         if settings.context == SLIDE and len({len(row) for row in rows}) > 1:
             raise UsageError("--context slide needs prompts of one length; take them one after the other")
@@ -61,6 +76,7 @@ class Generation:
         self.settings = settings
         self.sampler = Sampler(settings, tokenizer, model.config.vocab_size)
         self.decoder = Decoder(model, settings.cache_bits)
+        self.draft = _draft(draft, settings, tokenizer, len(rows))
         self.prompts = side_by_side(rows, model.config.vocab_size)
         self.limits = mx.array(limits)
         self.n_steps = max(limits)
@@ -74,20 +90,31 @@ class Generation:
 
     def __iter__(self) -> Iterator[tuple[int, Piece]]:
         self.figures.start()
-        steps = self._steps()
+        steps = self._guessed_steps(self.draft) if self.draft else self._steps()
         try:
             while not all(self.reasons):
-                tokens = next(steps)
-                self.figures.count(self.reasons.count(None))
-                for row, (writer, token) in enumerate(zip(self.writers, tokens, strict=True)):
-                    if token.id == NOTHING and not writer.reason:
-                        raise self.sampler.nothing_left()
-                    for piece in writer.push(token):
-                        yield row, piece
+                rows = next(steps)
+                self.figures.count(
+                    sum(len(tokens) for tokens, reason in zip(rows, self.reasons, strict=True) if not reason)
+                )
+                for row, tokens in enumerate(rows):
+                    for token in tokens:
+                        yield from ((row, piece) for piece in self._write(row, token))
         finally:
             steps.close()
 
-    def _steps(self) -> Generator[list[Token], None, None]:
+    def _write(self, row: int, token: Token) -> list[Piece]:
+        if token.id == NOTHING and not self.writers[row].reason:
+            raise self.sampler.nothing_left()
+        return self.writers[row].push(token)
+
+    def _guessed_steps(self, draft: Draft) -> Generator[list[list[Token]], None, None]:
+        """The tokens of the one row, several at each step."""
+        said, slide = Said(self.prompts, self.limits), self.settings.context == SLIDE
+        for ids, logits in speculate(self.decoder, self.sampler, said, self.keys, draft, self.settings.guesses, slide):
+            yield [as_tokens(self._looked_at(mx.array(ids), logits))]
+
+    def _steps(self) -> Generator[list[list[Token]], None, None]:
         """The tokens of all rows, step by step. While one is on its way to the reader, the next is being computed."""
         said = Said(self.prompts, self.limits)
         waiting: list[mx.array] = []
@@ -96,17 +123,19 @@ class Generation:
                 ids, logits = (
                     self._next(said, waiting[0]) if n else self._choose(self.decoder.prefill(self.prompts), said)
                 )
-                chosen = (
-                    [ids] if self.settings.logprobs is None else [ids, *logprobs(logits, ids, self.settings.logprobs)]
-                )
+                chosen = self._looked_at(ids, logits)
                 mx.async_eval(chosen)
                 said.add(ids)
                 if waiting:
-                    yield as_tokens(waiting)
+                    yield [[token] for token in as_tokens(waiting)]
                 waiting = chosen
-            yield as_tokens(waiting)
+            yield [[token] for token in as_tokens(waiting)]
         finally:
             mx.eval(waiting)  # nothing is left on its way when the program ends
+
+    def _looked_at(self, ids: mx.array, logits: mx.array) -> list[mx.array]:
+        """The ids, (N,), and where it was asked for, their log-probabilities and the most probable ids'."""
+        return [ids] if self.settings.logprobs is None else [ids, *logprobs(logits, ids, self.settings.logprobs)]
 
     def _next(self, said: Said, ids: mx.array) -> tuple[mx.array, mx.array]:
         """The ids after one token more, (B,), and the logits that they were chosen by, (B, V)."""
@@ -155,3 +184,19 @@ def _limit(length: int, n_positions: int, settings: Settings) -> int:
         )
     room = n_positions - length + 1  # the last may be drawn at the last position and is not looked at
     return settings.max_tokens if settings.context == SLIDE else min(settings.max_tokens, room)
+
+
+def _draft(draft: GPT | str | None, settings: Settings, tokenizer: Tokenizer, n_rows: int) -> Draft | None:
+    """What guesses ahead; ``UsageError`` where it cannot."""
+    if draft is None:
+        return None
+    if n_rows > 1:
+        raise UsageError("a draft guesses for one prompt at a time; take them one after the other")
+    if isinstance(draft, str):
+        return PromptLookup()
+    if draft.config.vocab_size < tokenizer.vocab_size:
+        raise UsageError(
+            f"the draft model has {draft.config.vocab_size} ids and the tokenizer {tokenizer.vocab_size}: it speaks "
+            f"another vocabulary; take a smaller model with the same tokenizer"
+        )
+    return DraftModel(draft, Sampler(settings, tokenizer, draft.config.vocab_size))

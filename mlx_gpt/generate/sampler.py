@@ -67,6 +67,7 @@ class Sampler:
     def __init__(self, settings: Settings, tokenizer: Tokenizer, vocab_size: int):
         self.settings = settings
         self.end_id = tokenizer.eot_id
+        self.vocab_size = tokenizer.vocab_size
         known = np.zeros(vocab_size, dtype=bool)
         known[[*tokenizer.ranks.values(), *tokenizer.specials.values()]] = True
         self._offset = sampling.keep_ids(mx.zeros((vocab_size,)), mx.array(known))

@@ -31,6 +31,8 @@ class Settings:
     """end before this text; may be given several times"""
     cache_bits: int | None = None
     """keep the cache in half precision (16) or quantized (8, 4): less memory"""
+    guesses: int = 4
+    """how many tokens a draft guesses ahead"""
     logprobs: int | None = None
     """give each token's probability, and those of the N most probable"""
 
@@ -66,6 +68,7 @@ class Settings:
             self._require(name, self._is_count(name), "0 or above")
         self._require("seed", self.seed is None or 0 <= self.seed < 2**64, "0 or above (and under 2^64)")
         self._require("cache_bits", self.cache_bits in (None, *CACHE_BITS), "16 (half precision), 8 or 4 (quantized)")
+        self._require("guesses", self._is_count("guesses") and self.guesses > 0, "1 or above")
         self._require("logprobs", self.logprobs is None or self._is_count("logprobs"), "0 or above")
         self._require("context", self.context in (STOP, SLIDE), f"{STOP} or {SLIDE}")
         self._require(
