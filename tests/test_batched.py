@@ -136,7 +136,7 @@ def test_rows_can_be_kept_left_out_and_doubled(model: GPT) -> None:
 
 
 def test_to_slide_rows_must_be_of_one_length(model: GPT) -> None:
-    with pytest.raises(UsageError, match="--context slide needs prompts of one length"):
+    with pytest.raises(UsageError, match="need prompts of one length"):
         generate_many(model, TOKENIZER, ["a", "bc"], context="slide")
     slid = generate_many(model, TOKENIZER, ["ab", "bc"], context="slide", temperature=0, max_tokens=70)
     assert slid == [alone(model, p, context="slide", temperature=0, max_tokens=70) for p in ("ab", "bc")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.decoder import Decoder, side_by_side
 from mlx_gpt.generate.figures import Figures
 from mlx_gpt.generate.keys import row_keys
+from mlx_gpt.generate.prompt_cache import PromptCache
 from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
 from mlx_gpt.generate.settings import SLIDE, Settings
 from mlx_gpt.generate.speculative import Draft, DraftModel, PromptLookup, speculate
@@ -58,7 +60,8 @@ class Generation:
 
     Then ``reasons`` says why each row ended, and ``figures`` how long it took. Raises ``UsageError`` as above, before
     anything is computed; and on the way where the rules leave no token to say. ``draft``, for one prompt, is a smaller
-    model that guesses ahead, or ``LOOKUP``: the text so far does.
+    model that guesses ahead, or ``LOOKUP``: the text so far does. ``before`` is a text that has been read, and stands
+    before every prompt.
     """
 
     def __init__(
@@ -68,14 +71,21 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         settings: Settings,
         draft: GPT | str | None = None,
+        before: PromptCache | None = None,
     ):
+        if before:
+            settings = replace(settings, cache_bits=before.bits)
+            prompts = [[*before.ids, *prompt] for prompt in prompts]
         rows = [list(prompt) or [tokenizer.eot_id] for prompt in prompts]
-        if settings.context == SLIDE and len({len(row) for row in rows}) > 1:
-            raise UsageError("--context slide needs prompts of one length; take them one after the other")
+        if (before or settings.context == SLIDE) and len({len(row) for row in rows}) > 1:
+            raise UsageError(
+                "--context slide and --prompt-cache need prompts of one length; take them one after the other"
+            )
         limits = [_limit(len(row), model.config.n_positions, settings) for row in rows]
         self.settings = settings
         self.sampler = Sampler(settings, tokenizer, model.config.vocab_size)
         self.decoder = Decoder(model, settings.cache_bits)
+        self.before = before
         self.draft = _draft(draft, settings, tokenizer, len(rows))
         self.prompts = side_by_side(rows, model.config.vocab_size)
         self.limits = mx.array(limits)
@@ -83,6 +93,7 @@ class Generation:
         self.keys = row_keys(settings.seed, len(rows))
         self.writers = [Writer(tokenizer, settings, limit) for limit in limits]
         self.figures = Figures(model, sum(map(len, rows)))
+        self._first: mx.array | None = None
 
     @property
     def reasons(self) -> list[str | None]:
@@ -103,6 +114,17 @@ class Generation:
         finally:
             steps.close()
 
+    def read_prompt(self) -> mx.array:
+        """Logits after the prompts, (B, V); read once, before the first token or when somebody asks."""
+        if self._first is None:
+            known = min(len(self.before.ids), self.prompts.shape[1] - 1) if self.before else 0
+            self._first = (
+                self.decoder.resume(self.before.kept, known, self.prompts)
+                if self.before and known
+                else self.decoder.prefill(self.prompts)
+            )
+        return self._first
+
     def _write(self, row: int, token: Token) -> list[Piece]:
         if token.id == NOTHING and not self.writers[row].reason:
             raise self.sampler.nothing_left()
@@ -110,8 +132,8 @@ class Generation:
 
     def _guessed_steps(self, draft: Draft) -> Generator[list[list[Token]], None, None]:
         """The tokens of the one row, several at each step."""
-        said, slide = Said(self.prompts, self.limits), self.settings.context == SLIDE
-        for ids, logits in speculate(self.decoder, self.sampler, said, self.keys, draft, self.settings.guesses, slide):
+        said = Said(self.prompts, self.limits)
+        for ids, logits in speculate(self.decoder, self.sampler, draft, said, self.read_prompt(), self.keys):
             yield [as_tokens(self._looked_at(mx.array(ids), logits))]
 
     def _steps(self) -> Generator[list[list[Token]], None, None]:
@@ -120,9 +142,7 @@ class Generation:
         waiting: list[mx.array] = []
         try:
             for n in range(self.n_steps):
-                ids, logits = (
-                    self._next(said, waiting[0]) if n else self._choose(self.decoder.prefill(self.prompts), said)
-                )
+                ids, logits = self._next(said, waiting[0]) if n else self._choose(self.read_prompt(), said)
                 chosen = self._looked_at(ids, logits)
                 mx.async_eval(chosen)
                 said.add(ids)

@@ -52,6 +52,16 @@ class Decoder:
         self.cache = [KVCache(self.model.config.n_positions, self.bits, padding) for _ in self.model.h]
         return self.read(mx.maximum(rows, 0))
 
+    def resume(self, kept: Kept, n: int, rows: mx.array) -> mx.array:
+        """The same where keys and values of the first n tokens are ``kept``, of one row, and all begin with them."""
+        B = rows.shape[0]
+        self.padding = mx.zeros((B,), mx.int32)
+        self.cache = [KVCache(self.model.config.n_positions, self.bits) for _ in self.model.h]
+        for layer, parts in zip(self.cache, kept, strict=True):
+            layer.keys, layer.values = (tuple(mx.repeat(x[:, :, :n], B, axis=0) for x in part) for part in parts)
+            layer.offset = n
+        return self.read(rows[:, n:])
+
     def read(self, tokens: mx.array) -> mx.array:
         """Go on with T tokens in every row, in one pass: (B, T) -> the logits after the last, (B, V)."""
         last = self.model.hidden(tokens, self.cache)[:, -1:]

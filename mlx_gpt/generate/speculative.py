@@ -15,6 +15,7 @@ from mlx_gpt.generate.decoder import Decoder
 from mlx_gpt.generate.keys import key_at
 from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
 from mlx_gpt.generate.sampling import draw, greedy
+from mlx_gpt.generate.settings import SLIDE
 from mlx_gpt.model.gpt import GPT
 
 GUESS, ACCEPT, CORRECT = 0, 1, 2  # what a key is used for
@@ -89,14 +90,14 @@ class DraftModel:
 
 
 def speculate(
-    decoder: Decoder, sampler: Sampler, said: Said, keys: mx.array, draft: Draft, n: int, slide: bool
+    decoder: Decoder, sampler: Sampler, draft: Draft, said: Said, logits: mx.array, keys: mx.array
 ) -> Iterator[tuple[list[int], mx.array]]:
     """The ids that follow the prompt in ``said``, some at each step of the model, and the logits of each, (ids, V).
 
-    ``n`` are guessed at a time. It ends where the context is full; or, to ``slide``, reads its last half anew.
+    The decoder has read the prompt, and ``logits`` (1, V) are what the model says after it. Ends where the context is
+    full, unless it is to slide: then its last half is read anew.
     """
-    P = decoder.model.config.n_positions
-    logits = decoder.prefill(said.ids)  # (1, V)
+    P, n, slide = decoder.model.config.n_positions, sampler.settings.guesses, sampler.settings.context == SLIDE
     while True:
         ids = sampler.choose(logits, sampler.inputs(said, keys), said)  # (1,)
         said.add(ids)

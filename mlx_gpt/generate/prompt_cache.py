@@ -1,0 +1,87 @@
+"""A prompt that has been read, kept on disk: its ids, and the keys and values that the model made of it.
+
+The file is safetensors. It belongs to one model, weights and all, and is refused for any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_gpt.errors import ModelFolderError, UsageError
+from mlx_gpt.generate.decoder import Decoder, Kept
+from mlx_gpt.model.cache import Packed
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.tensors import check_safetensors
+
+KIND = "mlx_gpt prompt cache"
+
+
+class PromptCache(NamedTuple):
+    """What a text left in a model: its ids, and of each layer the keys and values, one row, in ``bits`` each."""
+
+    ids: list[int]
+    kept: Kept
+    bits: int | None
+
+
+def save_prompt_cache(file: str | os.PathLike[str], decoder: Decoder, ids: list[int]) -> None:
+    """Keep what the first row of a decoder made of the text that it began with, ``ids``; a whole file or none.
+
+    Raises ``OSError`` where it cannot be written.
+    """
+    file, n = Path(file), len(ids)
+    arrays = {"ids": mx.array(ids)}
+    for i, layer in enumerate(decoder.cache):
+        for name, parts in (("keys", layer.keys), ("values", layer.values)):
+            arrays |= {f"h.{i}.{name}.{j}": mx.contiguous(part[:1, :, :n]) for j, part in enumerate(parts)}
+    metadata = {"kind": KIND, "model": fingerprint(decoder.model), "bits": str(decoder.bits or "")}
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=file.parent) as staging:
+        whole = Path(staging) / "cache.safetensors"
+        try:
+            mx.save_safetensors(str(whole), arrays, metadata=metadata)
+        except RuntimeError as error:
+            raise OSError(None, str(error), str(file)) from error
+        check_safetensors(whole)  # a full disk may not have been reported
+        os.replace(whole, file)
+
+
+def load_prompt_cache(file: str | os.PathLike[str], model: GPT) -> PromptCache:
+    """What ``save_prompt_cache`` kept. ``UsageError`` if it was another model's, ``ModelFolderError`` if damaged."""
+    file = Path(file)
+    check_safetensors(file)
+    try:
+        found: Any = mx.load(str(file), format="safetensors", return_metadata=True)
+        mx.eval(found[0])
+    except RuntimeError as error:
+        raise ModelFolderError(f"{file}: expected a prompt cache, found a file MLX refuses ({error})") from error
+    arrays, metadata = found
+    if metadata.get("kind") != KIND:
+        raise UsageError(f"{file}: expected what --save-prompt-cache wrote, found another safetensors file")
+    if metadata["model"] != fingerprint(model):
+        raise UsageError(f"{file}: this prompt was read by another model; read it anew with --save-prompt-cache")
+    layers = range(model.config.n_layer)
+    kept = [(_numbered(arrays, f"h.{i}.keys."), _numbered(arrays, f"h.{i}.values.")) for i in layers]
+    return PromptCache(arrays["ids"].tolist(), kept, int(metadata["bits"]) if metadata["bits"] else None)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """What identifies a model: the sha256, in hex, of its settings and of every weight, to the bit."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    for name, weight in weights.items():
+        digest.update(f"{name} {weight.dtype} {weight.shape}".encode())
+        digest.update(np.array(mx.contiguous(weight).view(mx.uint8)).data)
+    return digest.hexdigest()
+
+
+def _numbered(arrays: dict[str, mx.array], prefix: str) -> Packed:
+    return tuple(arrays[name] for name in sorted(arrays) if name.startswith(prefix))
