@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.errors import UsageError
+from mlx_gpt.generate.beam import beam_search
 from mlx_gpt.generate.decoder import Decoder, side_by_side
 from mlx_gpt.generate.figures import Figures
 from mlx_gpt.generate.keys import row_keys
@@ -82,6 +83,12 @@ class Generation:
                 "--context slide and --prompt-cache need prompts of one length; take them one after the other"
             )
         limits = [_limit(len(row), model.config.n_positions, settings) for row in rows]
+        if settings.beams > 1 and (
+            len(rows) > 1 or draft or settings.context == SLIDE or settings.logprobs is not None
+        ):
+            raise UsageError("beam search is for one prompt, without a draft, --context slide or --logprobs")
+        if settings.beams > 1:
+            settings = replace(settings, temperature=0)  # nothing is drawn
         self.settings = settings
         self.sampler = Sampler(settings, tokenizer, model.config.vocab_size)
         self.decoder = Decoder(model, settings.cache_bits)
@@ -101,7 +108,7 @@ class Generation:
 
     def __iter__(self) -> Iterator[tuple[int, Piece]]:
         self.figures.start()
-        steps = self._guessed_steps(self.draft) if self.draft else self._steps()
+        steps = self._found() if self.settings.beams > 1 else self._guessed(self.draft) if self.draft else self._steps()
         try:
             while not all(self.reasons):
                 rows = next(steps)
@@ -130,7 +137,12 @@ class Generation:
             raise self.sampler.nothing_left()
         return self.writers[row].push(token)
 
-    def _guessed_steps(self, draft: Draft) -> Generator[list[list[Token]], None, None]:
+    def _found(self) -> Generator[list[list[Token]], None, None]:
+        """The tokens of the one row, all at once: the best text of a beam search."""
+        beams = beam_search(self.decoder, self.sampler, self.prompts, self.read_prompt(), self.n_steps)
+        yield [[Token(i) for i in (beams[0].ids if beams else [NOTHING])]]
+
+    def _guessed(self, draft: Draft) -> Generator[list[list[Token]], None, None]:
         """The tokens of the one row, several at each step."""
         said = Said(self.prompts, self.limits)
         for ids, logits in speculate(self.decoder, self.sampler, draft, said, self.read_prompt(), self.keys):

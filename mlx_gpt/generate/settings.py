@@ -31,6 +31,10 @@ class Settings:
     """end before this text; may be given several times"""
     cache_bits: int | None = None
     """keep the cache in half precision (16) or quantized (8, 4): less memory"""
+    beams: int = 1
+    """above 1, search the most probable text with so many beams, instead of drawing one"""
+    length_penalty: float = 1.0
+    """in beam search, divide log-probabilities by this power of the length: above 1 favours long texts"""
     guesses: int = 4
     """how many tokens a draft guesses ahead"""
     logprobs: int | None = None
@@ -68,6 +72,8 @@ class Settings:
             self._require(name, self._is_count(name), "0 or above")
         self._require("seed", self.seed is None or 0 <= self.seed < 2**64, "0 or above (and under 2^64)")
         self._require("cache_bits", self.cache_bits in (None, *CACHE_BITS), "16 (half precision), 8 or 4 (quantized)")
+        self._require("beams", self._is_count("beams") and self.beams > 0, "1 (off) or above")
+        self._require("length_penalty", isfinite(self.length_penalty), "a number")
         self._require("guesses", self._is_count("guesses") and self.guesses > 0, "1 or above")
         self._require("logprobs", self.logprobs is None or self._is_count("logprobs"), "0 or above")
         self._require("context", self.context in (STOP, SLIDE), f"{STOP} or {SLIDE}")
