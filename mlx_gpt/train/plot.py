@@ -40,7 +40,7 @@ def plot_loss(rows: Rows, marks: Mapping[str, float], path: Path, title: str) ->
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.93))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.93), framealpha=1, edgecolor="none")
     figure.savefig(path, dpi=150)
 
 

@@ -58,7 +58,10 @@ class WandB:
         except ImportError as error:
             raise UsageError(_missing("wandb", "wandb")) from error
         folder.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(project="mlx-gpt", name=folder.name, dir=str(folder), config=dict(settings))
+        try:
+            self._run = wandb.init(project="mlx-gpt", name=folder.name, dir=str(folder), config=dict(settings))
+        except wandb.errors.Error as error:  # nobody is logged in, or no network
+            raise UsageError(f"--report-to wandb: {error}") from error
 
     def row(self, row: Mapping[str, Any]) -> None:
         self._run.log(_measured(row), step=row["step"])
