@@ -1,76 +1,119 @@
-"""How far are we, and how far is transformers, from the truth? At GPT-2 124M's shape, in float32, against float64.
+"""How far are we, and how far is transformers, from the truth? At the shapes of GPT-2's four sizes, in float32.
 
-Run with the parity extra: ``python tests/parity_at_gpt2_size.py``. No real weights can be had offline, so these are
-random: N(0, 0.02) as GPT-2 starts, and N(0, 0.1), about as wide as it ends.
+Run with the parity extra: ``python tests/parity_at_gpt2_size.py [gpt2 gpt2-medium gpt2-large gpt2-xl]``; gpt2 alone if
+none is named. No real weights can be had offline, so these are random: N(0, 0.02) as GPT-2 starts, and N(0, 0.1),
+about as wide as it ends. The truth is the float64 forward pass of ``mlx_gpt/check/reference.py``; xl takes 17 GB.
 
 On Linux the MLX wheel brings the reference BLAS, which sums a product term by term: over 3072 terms that is four
-times the rounding of a BLAS that sums in blocks. So the script also says how the products alone compare.
+times the rounding of a BLAS that sums in blocks. So the script also says how the products alone compare, and how ours
+would if each were summed in blocks of ``BLOCK`` terms.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import torch
-from reference_numpy import gpt2
-from transformers import GPT2Config, GPT2Model
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from mlx_gpt.check.reference import gpt2
+from mlx_gpt.check.source import Source
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.convert import from_hub, hub_shapes
+from mlx_gpt.store.convert import hub_shapes
+from mlx_gpt.store.folder import read_model
+from mlx_gpt.store.settings import config_json
 
-CONFIG = GPTConfig()  # 124M
+TOKENS = {"gpt2": (2, 32), "gpt2-medium": (2, 32), "gpt2-large": (1, 32), "gpt2-xl": (1, 16)}
+BLOCK = 256
 
 
-def random_weights(std: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Hub tensors in GPT-2's shape, every one random: N(0, std), the scales of norms around 1."""
+def write_random_weights(folder: Path, config: GPTConfig, std: float, rng: np.random.Generator) -> None:
+    """A folder in GPT-2's shape, every tensor random: N(0, std), the scales of norms around 1."""
     weights = {}
-    for name, shape in hub_shapes(CONFIG).items():
+    for name, shape in hub_shapes(config).items():
         mean = 1 if len(shape) == 1 and name.endswith("weight") else 0
-        weights[name] = rng.normal(mean, std, shape).astype(np.float32)
-    return weights
+        weights[name] = mx.array(rng.standard_normal(shape, np.float32) * np.float32(std) + np.float32(mean))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
+    (folder / "config.json").write_text(config_json(config, 50256, mx.float32))
 
 
-def our_logits(weights: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-    model = GPT(CONFIG).eval()
-    model.load_weights(list(from_hub({name: mx.array(weight) for name, weight in weights.items()}, CONFIG).items()))
-    return np.array(model(ids))
+def our_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
+    return np.array(read_model(folder)(ids))
 
 
-def their_logits(weights: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-    model = GPT2Model(GPT2Config(attn_implementation="eager")).eval()
-    model.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
+def our_logits_in_blocks(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """The same, with every product summed in blocks of its inner dimension."""
+    model = read_model(folder)
+    for block in model.h:
+        block.attn.c_attn, block.attn.c_proj = InBlocks(block.attn.c_attn), InBlocks(block.attn.c_proj)
+        block.mlp.c_fc, block.mlp.c_proj = InBlocks(block.mlp.c_fc), InBlocks(block.mlp.c_proj)
+    x = model.hidden(ids)
+    return np.array(in_blocks(x, model.wte.weight))
+
+
+class InBlocks(nn.Module):
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return in_blocks(x, self.weight) + self.bias
+
+
+def in_blocks(x: mx.array, weight: mx.array) -> mx.array:
+    """x @ weight.T, the partial products of ``BLOCK`` terms added pair by pair."""
+    parts = [x[..., i : i + BLOCK] @ weight[:, i : i + BLOCK].T for i in range(0, x.shape[-1], BLOCK)]
+    while len(parts) > 1:
+        parts = [sum(parts[i + 1 : i + 2], parts[i]) for i in range(0, len(parts), 2)]
+    return parts[0]
+
+
+def their_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
+    model = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     with torch.no_grad():
-        return (model(torch.from_numpy(ids)).last_hidden_state @ model.wte.weight.T).numpy()
+        return model(torch.from_numpy(ids)).logits.numpy()
 
 
-def product_ratio(rng: np.random.Generator) -> float:
-    """Rounding of a product over 3072 terms in MLX, as a multiple of that in torch (root mean square)."""
-    x, w = (rng.normal(0, 1, shape).astype(np.float32) for shape in [(64, 3072), (3072, 768)])
+def product_ratio(rng: np.random.Generator, K: int) -> float:
+    """Rounding of a product over K terms in MLX, as a multiple of that in torch (root mean square)."""
+    x, w = (rng.normal(0, 1, shape).astype(np.float32) for shape in [(64, K), (K, 768)])
     exact = x.astype(np.float64) @ w.astype(np.float64)
     ours, theirs = np.array(mx.array(x) @ mx.array(w)), (torch.from_numpy(x) @ torch.from_numpy(w)).numpy()
     return float(np.sqrt(((ours - exact) ** 2).mean() / ((theirs - exact) ** 2).mean()))
 
 
-def measure(std: float) -> dict[str, Any]:
-    """The largest errors of the logits of 2 x 32 tokens."""
-    rng = np.random.default_rng(0)
-    weights, ids = random_weights(std, rng), rng.integers(0, CONFIG.vocab_size, (2, 32))
-    exact, _ = gpt2(weights, {"n_layer": CONFIG.n_layer, "n_head": CONFIG.n_head}, ids)
-    ours, theirs = (float(np.abs(f(weights, ids) - exact).max()) for f in (our_logits, their_logits))
+def measure(name: str, std: float) -> dict[str, Any]:
+    """The largest errors of the logits of a few tokens."""
+    config, rng = GPTConfig.preset(name), np.random.default_rng(0)
+    ids = rng.integers(0, config.vocab_size, TOKENS[name])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_random_weights(folder, config, std, rng)
+        exact = np.stack([gpt2(Source(folder), row) for row in ids])
+        ours, in_blocks, theirs = (
+            float(np.abs(f(folder, ids) - exact).max()) for f in (our_logits, our_logits_in_blocks, their_logits)
+        )
     return {
+        "size": name,
         "std": std,
+        "tokens": list(ids.shape),
         "largest_logit": float(np.abs(exact).max()),
         "ours": ours,
         "theirs": theirs,
         "ratio": ours / theirs,
-        "product_ratio": product_ratio(rng),
+        "ratio_in_blocks": in_blocks / theirs,
+        "product_ratio": product_ratio(rng, config.inner_dim),
     }
 
 
 if __name__ == "__main__":
-    for std in (0.02, 0.1):
-        print(json.dumps(measure(std)))
+    for name in sys.argv[1:] or ["gpt2"]:
+        for std in (0.02, 0.1):
+            print(json.dumps(measure(name, std)), flush=True)

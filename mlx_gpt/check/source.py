@@ -23,6 +23,7 @@ NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has n
 DEFAULTS = {"n_layer": 12, "n_head": 12, "n_positions": 1024, "layer_norm_epsilon": 1e-5}
 DEFAULTS |= {"activation_function": "gelu_new", "tie_word_embeddings": True}
 DEFAULTS |= {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+BUFFERS = ("attn.bias", "attn.masked_bias")  # the causal mask, which older files carry along
 ALIASES = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}
 
 
@@ -73,9 +74,8 @@ class Source:
     def block(self, layer: int, dtype: Any = np.float64) -> dict[str, np.ndarray]:
         """The tensors of one block by their names inside it: ``ln_1.weight``, ``attn.c_attn.weight``, ..."""
         prefix = f"h.{layer}."
-        buffers = ("attn.bias", "attn.masked_bias")  # the causal mask, which older files carry along
-        names = [name for name in self.tensors if name.startswith(prefix) and not name.endswith(buffers)]
-        return {name.removeprefix(prefix): self.read(name, dtype) for name in names}
+        names = [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
+        return {name: self.read(prefix + name, dtype) for name in names if name not in BUFFERS}
 
     @property
     def head(self) -> str:
