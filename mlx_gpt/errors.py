@@ -23,3 +23,7 @@ class UsageError(MLXGPTError, ValueError):
 
 class TokenizerError(MLXGPTError):
     """A vocabulary that cannot be read, fetched or saved."""
+
+
+class VerificationError(MLXGPTError):
+    """A model that does not compute what its files say."""

@@ -1,1 +1,1 @@
-"""Are the numbers right? Read in this order: ``source``, ``reference``, ``layers``; then ``verify``, which asks them all."""
+"""Are the numbers right? Read in this order: ``source``, ``reference``, ``layers``; then ``verify``, which asks all."""

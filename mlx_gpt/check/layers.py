@@ -62,6 +62,7 @@ def by_token(x: Array) -> Array:
 class Comparison:
     """What a prompt has shown: every tensor, then the logits as the model gives them when it is simply called."""
 
+    n_tokens: int
     tensors: list[Difference]
     logits: Difference
 
@@ -89,7 +90,8 @@ def compare(model: GPT, source: Source, ids: Array) -> Comparison:
     exact = reference.head(x, source)
     look("", of_head(model, mx.array(start)), exact, reference.head(start, source, np.float32))
     end_to_end = reference.head(twin, source, np.float32)["logits"]
-    return Comparison(tensors, difference("logits", model(ids[None])[0], exact["logits"], end_to_end))
+    whole = difference("logits", model(ids[None])[0], exact["logits"], end_to_end)
+    return Comparison(len(ids), tensors, whole)
 
 
 def of_block(block: Block, x: mx.array) -> dict[str, mx.array]:
@@ -97,9 +99,10 @@ def of_block(block: Block, x: mx.array) -> dict[str, mx.array]:
     attn, mlp, T = block.attn, block.mlp, len(x)
     x = x[None]
     ln_1 = block.ln_1(x)
+    heard = attn(ln_1)
     q, k, v = (split_heads(part, attn.n_head) for part in mx.split(attn.c_attn(ln_1), 3, axis=-1))
     pattern = attention_pattern(attention_scores(q, k, attn.scale), causal_mask(T, T))
-    resid_mid = x + attn(ln_1)
+    resid_mid = x + heard
     ln_2 = block.ln_2(resid_mid)
     c_fc = mlp.c_fc(ln_2)
     tensors = {
@@ -109,7 +112,7 @@ def of_block(block: Block, x: mx.array) -> dict[str, mx.array]:
         "attn.v": v,
         "attn.pattern": pattern,
         "attn.moved": weighted_values(pattern, v),
-        "attn.c_proj": attn(ln_1),
+        "attn.c_proj": heard,
         "resid_mid": resid_mid,
         "ln_2": ln_2,
         "mlp.c_fc": c_fc,

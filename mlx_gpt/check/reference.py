@@ -103,4 +103,4 @@ def gelu_new(x: Array) -> Array:
 
 def gelu(x: Array) -> Array:
     """The exact GELU: x times the share of a normal distribution that lies below x."""
-    return 0.5 * x * (1 + np.frompyfunc(erf, 1, 1)(x / sqrt(2)).astype(x.dtype))
+    return 0.5 * x * (1 + np.asarray(np.frompyfunc(erf, 1, 1)(x / sqrt(2)), x.dtype))

@@ -20,9 +20,10 @@ from mlx_gpt.errors import ModelFolderError
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16
 
 # What config.json may leave out (transformers, GPT2Config), and what else it may call it.
-DEFAULTS = {"n_layer": 12, "n_head": 12, "n_positions": 1024, "layer_norm_epsilon": 1e-5}
+DEFAULTS: dict[str, Any] = {"n_layer": 12, "n_head": 12, "n_positions": 1024, "layer_norm_epsilon": 1e-5}
 DEFAULTS |= {"activation_function": "gelu_new", "tie_word_embeddings": True}
 DEFAULTS |= {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # (in, out)
 BUFFERS = ("attn.bias", "attn.masked_bias")  # the causal mask, which older files carry along
 ALIASES = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}
 

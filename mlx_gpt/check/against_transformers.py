@@ -1,0 +1,117 @@
+"""The same model in ``transformers``, where it is installed: logits, a greedy continuation, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_gpt.check.layers import by_token
+from mlx_gpt.check.reference import Array
+from mlx_gpt.check.result import Check, measured, skipped
+from mlx_gpt.check.source import CONV1D, Source
+from mlx_gpt.generate.decode import generate_tokens
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.train.loss import mean_loss
+
+GRADIENTS = 1e-4
+CONTINUED = 32  # tokens
+
+
+def check_against_transformers(
+    model: GPT, tokenizer: Tokenizer, source: Source, ids: Array, tolerance: float
+) -> Iterator[Check]:
+    """``ids`` (T,) are what to compare on; ``tolerance`` is what logits may be off from the truth, relative."""
+    if not (find_spec("torch") and find_spec("transformers")):
+        yield skipped("against transformers", "not installed: pip install 'mlx-gpt[parity]'")
+        return
+    try:
+        theirs = their_model(source)
+    except Exception as error:  # whatever another library makes of the folder
+        line = (str(error).splitlines() or [""])[0]
+        yield Check("against transformers", None, None, False, f"it cannot open the folder: {line}")
+        return
+    yield logits(model, theirs, ids, tolerance)
+    yield greedy(model, tokenizer, theirs, ids, tolerance)
+    yield gradients(model, theirs, ids)
+
+
+def their_model(source: Source) -> Any:
+    import torch
+    from transformers import GPT2LMHeadModel
+    from transformers import logging as talk
+
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    model = GPT2LMHeadModel.from_pretrained(source.folder, attn_implementation="eager", dtype=torch.float32)
+    return model.eval()
+
+
+def their_logits(theirs: Any, ids: Any) -> Array:
+    """Ids (T,) -> logits (T, V)."""
+    import torch
+
+    with torch.no_grad():
+        return theirs(torch.tensor(np.asarray(ids)[None], dtype=torch.int64)).logits[0].double().numpy()
+
+
+def logits(model: GPT, theirs: Any, ids: Array, tolerance: float) -> Check:
+    """Two roundings lie between them, theirs and ours, so twice the tolerance."""
+    expected = their_logits(theirs, ids)
+    off = by_token(np.array(model(ids[None])[0], np.float64) - expected)
+    relative = off / by_token(expected)
+    remark = f"relative; {off.max():.1e} absolute"
+    return measured(f"transformers: logits, {len(ids)} tokens", relative.max(), 2 * tolerance, remark)
+
+
+def greedy(model: GPT, tokenizer: Tokenizer, theirs: Any, ids: Array, tolerance: float) -> Check:
+    """Token by token the same, but where two tokens are so nearly as probable that rounding chooses."""
+    import torch
+
+    what = f"transformers: greedy, {CONTINUED} tokens"
+    prompt = ids[: max(1, model.config.n_positions - CONTINUED)]
+    ours = list(generate_tokens(model, tokenizer, prompt.tolist(), temperature=0, max_tokens=CONTINUED))
+    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max(1, len(ours)), "pad_token_id": 0}
+    settings |= {"eos_token_id": None, "bos_token_id": None}
+    if padding := list(range(tokenizer.vocab_size, model.config.vocab_size)):
+        settings["suppress_tokens"] = padding
+    batch = torch.tensor(prompt[None], dtype=torch.int64)
+    mask = torch.ones_like(batch)
+    said = theirs.generate(batch, attention_mask=mask, **settings)[0, len(prompt) :].tolist()[: len(ours)]
+    wrong = next((i for i, (a, b) in enumerate(zip(ours, said, strict=False)) if a != b), None)
+    if wrong is None:
+        return measured(what, 0, 0, f"{tokenizer.decode(ours[:8])!r}…")
+    last = their_logits(theirs, [*prompt, *ours[:wrong]])[-1]
+    gap = (last[said[wrong]] - last[ours[wrong]]) / np.abs(last).max()
+    remark = f"token {wrong + 1} is {ours[wrong]}, theirs {said[wrong]}; how much less probable ours is, in logits"
+    return measured(what, gap, 2 * tolerance, remark)
+
+
+def gradients(model: GPT, theirs: Any, ids: Array) -> Check:
+    """Of the loss, parameter by parameter: the largest difference, relative to the parameter's largest gradient.
+
+    Measured: 2e-6 to 1e-5 at most ...
+    """
+    import torch
+
+    if len(ids) < 2:
+        return skipped("transformers: gradients", "the model has one position, and no loss")
+    x, y = mx.array(ids[None, :-1]), mx.array(ids[None, 1:])
+    _, tree = nn.value_and_grad(model, lambda: mean_loss(model(x), y))()
+    found: dict[str, mx.array] = dict(tree_flatten(tree))
+    batch = torch.tensor(ids, dtype=torch.int64)
+    theirs.zero_grad()
+    torch.nn.functional.cross_entropy(theirs(batch[None, :-1]).logits[0], batch[1:]).backward()
+    expected = {name.removeprefix("transformer."): p.grad.numpy() for name, p in theirs.named_parameters()}
+    off = {}
+    for name, part in found.items():
+        exact = expected[name].T if name.endswith(CONV1D) else expected[name]
+        off[name] = np.abs(np.array(part) - exact).max() / (np.abs(exact).max() or 1)
+    worst = max(off, key=lambda name: np.nan_to_num(off[name], nan=np.inf))
+    return measured("transformers: gradients", off[worst], GRADIENTS, f"relative; worst in {worst}")
