@@ -23,8 +23,8 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TEXT = (
-    "Every evening the keeper of the lighthouse counted the ships that came home. On the third of May she counted 1,204 "
-    "steps instead, up and down again: the lamp was dark, and nobody had told her why. “It’s only a fuse,” said Jonas."
+    "Every evening the keeper of the lighthouse counted the ships that came home. On the third of May she counted "
+    "1,204 steps instead, up and down again: the lamp was dark, and nobody knew why. “It’s only a fuse,” said Jonas."
 )
 
 
@@ -85,7 +85,8 @@ def report(what: str, comparison: Comparison) -> Iterator[Check]:
 def check_weights(model: GPT, source: Source) -> Iterator[Check]:
     """Every parameter bit for bit as the files have it, every number a number, and the head tied or not as they say."""
     differ, broken = [], []
-    for name, weight in tree_flatten(model.parameters()):
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    for name, weight in parameters.items():
         stored = source.read(name, np.float32) if name in source.tensors else np.zeros(0)
         if not np.array_equal(np.array(weight), stored.T if name.endswith(CONV1D) else stored, equal_nan=True):
             differ.append(name)
@@ -110,10 +111,9 @@ def check_structure(model: GPT, tokenizer: Tokenizer, source: Source, ids: Array
     yield measured("a change of the future, seen before it", seen, 0, "absolute")
 
     cache = model.make_cache()
-    parts = [
-        np.array(model(part[None], cache)[0]) for part in (ids[:half], *np.split(ids[half:], T - half)) if len(part)
-    ]
-    yield measured("cached, against all at once", _relative(np.concatenate(parts), whole), tolerance, "relative")
+    steps = [step for step in (ids[:half], *np.split(ids[half:], T - half)) if len(step)]  # half, then one by one
+    cached = np.concatenate([np.array(model(step[None], cache)[0]) for step in steps])
+    yield measured("cached, against all at once", _relative(cached, whole), tolerance, "relative")
 
     yield from check_tokenizer(tokenizer, source, V)
 

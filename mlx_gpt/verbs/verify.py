@@ -33,6 +33,7 @@ class Verify:
 
     def __call__(self) -> None:
         import os
+        import sys
         from pathlib import Path
 
         os.environ.setdefault("MLX_ENABLE_TF32", "0")  # read at the first product: float32 in full on M5 and CUDA too
@@ -59,8 +60,8 @@ class Verify:
         if self.json:
             print(as_json(checks))
         else:
-            console = Console(highlight=False)
-            console.print(as_table(self.model, checks), width=None if console.is_terminal else 150)
+            width = None if sys.stdout.isatty() else 150  # nothing cut off in a file
+            Console(highlight=False, width=width).print(as_table(self.model, checks))
         if wrong := [check for check in checks if check.holds is False]:
             raise VerificationError(
                 f"{self.model}: {len(wrong)} of {len(checks)} checks fail, first: {wrong[0].what}; {wrong[0].remark}"
@@ -68,6 +69,7 @@ class Verify:
 
 
 def as_table(name: str, checks: list[Check]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     marks = {True: "[green]holds[/]", False: "[bold red]WRONG[/]", None: "[dim]skipped[/]"}
@@ -75,8 +77,6 @@ def as_table(name: str, checks: list[Check]) -> Table:
     for column, justify in (("", "left"), ("check", "left"), ("figure", "right"), ("may be", "right"), ("", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for check in checks:
-        numbers = (
-            "" if x is None else f"{x:.2g}" if isinstance(x, float) else f"{x}" for x in (check.figure, check.tolerance)
-        )
-        table.add_row(marks[check.holds], check.what, *numbers, check.remark.replace("[", r"\["))
+        numbers = ("" if x is None else f"{x:.2g}" for x in (check.figure, check.tolerance))
+        table.add_row(marks[check.holds], check.what, *numbers, escape(check.remark))
     return table
