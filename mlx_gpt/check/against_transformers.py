@@ -74,19 +74,23 @@ def greedy(model: GPT, tokenizer: Tokenizer, theirs: Any, ids: Array, tolerance:
     """Token by token the same, but where two tokens are so nearly as probable that rounding chooses."""
     import torch
 
-    what = f"transformers: greedy, {CONTINUED} tokens"
-    prompt = ids[: max(1, model.config.n_positions - CONTINUED)]
-    ours = list(generate_tokens(model, tokenizer, prompt.tolist(), temperature=0, max_tokens=CONTINUED))
-    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max(1, len(ours)), "pad_token_id": 0}
-    settings |= {"eos_token_id": None, "bos_token_id": None}
-    if padding := list(range(tokenizer.vocab_size, model.config.vocab_size)):
-        settings["suppress_tokens"] = padding
+    P, what = model.config.n_positions, f"transformers: greedy, up to {CONTINUED} tokens"
+    prompt = ids[: max(1, P - CONTINUED)]
+    if P <= len(prompt):
+        return skipped(what, "the model has no room for an answer")
+    n = min(CONTINUED, P - len(prompt))
+    ours = list(generate_tokens(model, tokenizer, prompt.tolist(), temperature=0, max_tokens=n))
+    if len(ours) < n:  # the end of the text, which is not among them
+        ours.append(tokenizer.eot_id)
+    padding = list(range(tokenizer.vocab_size, model.config.vocab_size)) or None  # ids that are no tokens
     batch = torch.tensor(prompt[None], dtype=torch.int64)
-    mask = torch.ones_like(batch)
-    said = theirs.generate(batch, attention_mask=mask, **settings)[0, len(prompt) :].tolist()[: len(ours)]
-    wrong = next((i for i, (a, b) in enumerate(zip(ours, said, strict=False)) if a != b), None)
+    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": len(ours), "suppress_tokens": padding}
+    settings |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+    text = theirs.generate(batch, attention_mask=torch.ones_like(batch), **settings)[0].tolist()
+    said = text[len(prompt) :]
+    wrong = next((i for i, (a, b) in enumerate(zip(ours, said, strict=True)) if a != b), None)
     if wrong is None:
-        return measured(what, 0, 0, f"{tokenizer.decode(ours[:8])!r}…")
+        return measured(what, 0, 0, f"{len(ours)} the same: {tokenizer.decode(ours[:8])!r}…")
     last = their_logits(theirs, [*prompt, *ours[:wrong]])[-1]
     gap = (last[said[wrong]] - last[ours[wrong]]) / np.abs(last).max()
     remark = f"token {wrong + 1} is {ours[wrong]}, theirs {said[wrong]}; how much less probable ours is, in logits"
