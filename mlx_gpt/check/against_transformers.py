@@ -20,7 +20,7 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.loss import mean_loss
 
-GRADIENTS = 1e-4
+GRADIENTS = 8  # times what the logits may be off
 CONTINUED = 32  # tokens
 
 
@@ -39,7 +39,7 @@ def check_against_transformers(
         return
     yield logits(model, theirs, ids, tolerance)
     yield greedy(model, tokenizer, theirs, ids, tolerance)
-    yield gradients(model, theirs, ids)
+    yield gradients(model, theirs, ids, tolerance)
 
 
 def their_model(source: Source) -> Any:
@@ -76,7 +76,7 @@ def greedy(model: GPT, tokenizer: Tokenizer, theirs: Any, ids: Array, tolerance:
 
     P, what = model.config.n_positions, f"transformers: greedy, up to {CONTINUED} tokens"
     prompt = ids[: max(1, P - CONTINUED)]
-    if P <= len(prompt):
+    if len(prompt) >= P:
         return skipped(what, "the model has no room for an answer")
     n = min(CONTINUED, P - len(prompt))
     ours = list(generate_tokens(model, tokenizer, prompt.tolist(), temperature=0, max_tokens=n))
@@ -97,10 +97,11 @@ def greedy(model: GPT, tokenizer: Tokenizer, theirs: Any, ids: Array, tolerance:
     return measured(what, gap, 2 * tolerance, remark)
 
 
-def gradients(model: GPT, theirs: Any, ids: Array) -> Check:
+def gradients(model: GPT, theirs: Any, ids: Array, tolerance: float) -> Check:
     """Of the loss, parameter by parameter: the largest difference, relative to the parameter's largest gradient.
 
-    Measured: 2e-6 to 1e-5 at most ...
+    Twelve random models, 16 to 768 wide, differed by 0.03 to 1.3 times what their logits may be off (with the reference
+    BLAS of MLX's Linux wheel): so eight times is tolerated.
     """
     import torch
 
@@ -118,4 +119,4 @@ def gradients(model: GPT, theirs: Any, ids: Array) -> Check:
         exact = expected[name].T if name.endswith(CONV1D) else expected[name]
         off[name] = np.abs(np.array(part) - exact).max() / (np.abs(exact).max() or 1)
     worst = max(off, key=lambda name: np.nan_to_num(off[name], nan=np.inf))
-    return measured("transformers: gradients", off[worst], GRADIENTS, f"relative; worst in {worst}")
+    return measured("transformers: gradients", off[worst], GRADIENTS * tolerance, f"relative; worst in {worst}")

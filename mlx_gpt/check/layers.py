@@ -47,7 +47,8 @@ class Difference:
 def difference(name: str, found: mx.array | Array, exact: Array, twin: Array) -> Difference:
     """Compare a tensor (..., T, width) with the truth, token by token. ``twin`` is NumPy's float32."""
     size = by_token(exact) + np.finfo(np.float32).tiny
-    error = by_token(np.array(found, np.float64) - exact)
+    found = np.array(found, np.float64)
+    error = by_token(found - exact) if found.shape == exact.shape else np.full_like(size, np.inf)
     worst = int(np.argmax(np.nan_to_num(error / size, nan=np.inf)))
     tolerance = FACTOR * (by_token(twin - exact) / size).max() + FLOOR * ULP
     return Difference(name, worst, float(error[worst]), float(error[worst] / size[worst]), float(tolerance))
@@ -100,16 +101,17 @@ def of_block(block: Block, x: mx.array) -> dict[str, mx.array]:
     x = x[None]
     ln_1 = block.ln_1(x)
     heard = attn(ln_1)
-    q, k, v = (split_heads(part, attn.n_head) for part in mx.split(attn.c_attn(ln_1), 3, axis=-1))
+    qkv = mx.split(attn.c_attn(ln_1), 3, axis=-1)
+    q, k, v = (split_heads(part, attn.n_head) for part in qkv)
     pattern = attention_pattern(attention_scores(q, k, attn.scale), causal_mask(T, T))
     resid_mid = x + heard
     ln_2 = block.ln_2(resid_mid)
     c_fc = mlp.c_fc(ln_2)
     tensors = {
         "ln_1": ln_1,
-        "attn.q": q,
-        "attn.k": k,
-        "attn.v": v,
+        "attn.q": qkv[0],
+        "attn.k": qkv[1],
+        "attn.v": qkv[2],
         "attn.pattern": pattern,
         "attn.moved": weighted_values(pattern, v),
         "attn.c_proj": heard,

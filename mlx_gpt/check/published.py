@@ -33,7 +33,10 @@ CHECKSUM, FIGURES = "checksum of the weights", "published figures"
 
 def tables() -> dict[str, Known]:
     """The known models by name."""
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(TABLES.glob("*.json"))}
+    return {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(TABLES.glob("*.json"), key=lambda f: f.stem)
+    }
 
 
 def check_published(

@@ -41,10 +41,11 @@ def block(x: Array, w: dict[str, Array], settings: dict[str, Any], layer: int) -
     # Attention: every token asks, every earlier one answers.
     t["ln_1"] = norm(x, w["ln_1.weight"], w["ln_1.bias"], eps)  # (T, C)
     qkv = t["ln_1"] @ w["attn.c_attn.weight"] + w["attn.c_attn.bias"]  # (T, 3C)
-    t["attn.q"], t["attn.k"], t["attn.v"] = (heads(part, n_head) for part in np.split(qkv, 3, axis=-1))  # (H, T, D)
-    scores = t["attn.q"] @ t["attn.k"].swapaxes(-1, -2) * scale(x.shape[-1] // n_head, settings, layer)  # (H, T, T)
+    t["attn.q"], t["attn.k"], t["attn.v"] = np.split(qkv, 3, axis=-1)  # (T, C) each
+    q, k, v = (heads(t[name], n_head) for name in ("attn.q", "attn.k", "attn.v"))  # (H, T, D)
+    scores = q @ k.swapaxes(-1, -2) * scale(q.shape[-1], settings, layer)  # (H, T, T)
     t["attn.pattern"] = softmax(np.where(np.tri(len(x), dtype=bool), scores, -np.inf))  # the future has no weight
-    t["attn.moved"] = t["attn.pattern"] @ t["attn.v"]  # (H, T, D)
+    t["attn.moved"] = t["attn.pattern"] @ v  # (H, T, D)
     t["attn.c_proj"] = side_by_side(t["attn.moved"]) @ w["attn.c_proj.weight"] + w["attn.c_proj.bias"]  # (T, C)
     t["resid_mid"] = x + t["attn.c_proj"]
 

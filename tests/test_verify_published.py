@@ -1,0 +1,247 @@
+"""Published figures are compared as they were published, and of known weights every changed byte is noticed.
+
+No known weights are here; so a small model is made known, by figures that come from the float64 reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_gpt.check.published import MEASURES, check_published, checked_name, compare, sha256, tables, training_losses
+from mlx_gpt.check.reference import gpt2
+from mlx_gpt.check.result import Check
+from mlx_gpt.check.source import Source
+from mlx_gpt.config import PRESETS, GPTConfig
+from mlx_gpt.errors import UsageError
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import load, save
+from mlx_gpt.text.tokenizer import Tokenizer
+
+CONFIG = GPTConfig(vocab_size=257, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+IDS = np.random.default_rng(0).integers(0, 128, 9)  # ASCII, so that they are a text too
+CHECKSUM = "checksum of the weights"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as OpenAI's are on the hub: with mask buffers in it."""
+    mx.random.seed(0)
+    model = GPT(CONFIG)
+    model.wte.weight = mx.where(mx.arange(257)[:, None] < 128, model.wte.weight, 0)  # it will say ASCII only
+    save(model, Tokenizer.bytes(), tmp_path / "toy")
+    file = tmp_path / "toy" / "model.safetensors"
+    masks = {f"h.{i}.attn.bias": mx.tril(mx.ones((1, 1, 32, 32))) for i in range(2)}
+    weights = dict(mx.load(str(file))) | masks
+    mx.eval(weights)
+    mx.save_safetensors(str(file), weights, metadata={"format": "pt"})
+    return tmp_path / "toy"
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """Every kind of figure but training, from the reference."""
+    logits, ids = gpt2(Source(folder), IDS), IDS.tolist()
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    said = [int(logp[t, ids[t + 1]] * 1e6) / 1e6 for t in range(len(ids) - 1)]
+    greedy = ids.copy()
+    for _ in range(5):
+        greedy.append(int(gpt2(Source(folder), np.array(greedy))[-1].argmax()))
+    text = Tokenizer.bytes().decode(greedy[9:])
+    at = [[0, 3], [4, 100], [8, 256]]
+    return [
+        {"kind": "logits", "ids": ids, "at": at, "values": [logits[a, b] for a, b in at], "absolute": 1e-4},
+        {"kind": "mean logit", "ids": ids, "values": [logits.mean()], "absolute": 1e-4},
+        {"kind": "most probable", "ids": ids, "values": logits.argmax(-1).tolist()},
+        {"kind": "log-probabilities", "ids": ids, "values": said, "relative": 1e-4},
+        {"kind": "loss", "ids": ids, "values": [-np.mean(said)], "absolute": 1e-4},
+        {"kind": "greedy ids", "ids": ids, "values": greedy[9:]},
+        {"kind": "greedy text", "prompt": Tokenizer.bytes().decode(ids), "values": text},
+    ]
+
+
+def known(folder: Path, **changes: Any) -> dict[str, Any]:
+    model, _ = load(folder)
+    toy = {"ids": ["toy", "someone/toy"], "parameters": model.n_parameters, "sha256_source": "here"}
+    toy["sha256"] = {"model.safetensors": sha256(folder / "model.safetensors")}
+    toy["figures"] = [figure | {"what": figure["kind"], "source": "here"} for figure in figures(folder)]
+    return {"toy": toy | changes}
+
+
+def report(folder: Path, name: str | None, about: dict[str, Any]) -> dict[str, Check]:
+    model, tokenizer = load(folder)
+    return {check.what: check for check in check_published(model, tokenizer, Source(folder), name, about)}
+
+
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+# Figures
+
+
+@pytest.mark.parametrize("name", ["toy", "someone/toy", None])
+def test_a_known_model_is_recognised_by_its_id_or_its_bytes_and_its_figures_agree(
+    folder: Path, name: str | None
+) -> None:
+    found = report(folder, name, known(folder))
+    assert [check.what for check in found.values() if not check.holds] == []
+    assert list(found) == [CHECKSUM, *(f"published: {kind}" for kind in MEASURES if kind != "training losses")]
+
+
+@pytest.mark.parametrize("kind", ["logits", "mean logit", "most probable", "log-probabilities", "loss"])
+def test_a_figure_that_differs_by_more_than_its_source_allows_is_wrong(folder: Path, kind: str) -> None:
+    model, tokenizer = load(folder)
+    figure = next(figure for figure in figures(folder) if figure["kind"] == kind) | {"what": "", "source": ""}
+    values = np.array(figure["values"])
+    assert compare(model, tokenizer, figure).holds
+    values[-1] += 1 if kind == "most probable" else 2e-4 * max(1, abs(values[-1]))
+    assert compare(model, tokenizer, figure | {"values": values.tolist()}).holds is False
+
+
+@pytest.mark.parametrize("kind", ["greedy ids", "greedy text"])
+def test_another_continuation_is_wrong(folder: Path, kind: str) -> None:
+    model, tokenizer = load(folder)
+    figure = next(figure for figure in figures(folder) if figure["kind"] == kind) | {"what": "", "source": ""}
+    values = figure["values"]
+    other = values[:-1] + ("~" if kind == "greedy text" else [values[-1] ^ 1])
+    assert compare(model, tokenizer, figure).holds
+    assert compare(model, tokenizer, figure | {"values": other}).holds is False
+
+
+TRAINING = {
+    "kind": "training losses",
+    "ids": np.random.default_rng(1).integers(0, 257, 25).tolist(),
+    "shape": [2, 12],
+    "learning_rate": 1e-2,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "values": [0.0] * 10,
+}
+
+
+def test_measuring_the_training_losses_leaves_the_model_as_it_was(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    before: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    losses = training_losses(model, tokenizer, TRAINING)
+    after: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    assert losses[-1] < losses[0] - 1
+    assert all(mx.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parity
+def test_the_training_losses_are_those_of_torchs_adamw(folder: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    settings = {name: TRAINING[name] for name in ("betas", "eps", "weight_decay")}
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=TRAINING["learning_rate"], **settings)
+    ids = torch.tensor(TRAINING["ids"])
+    losses = []
+    for _ in range(10):
+        logits = theirs(ids[:-1].reshape(2, 12)).logits
+        loss = torch.nn.functional.cross_entropy(logits.reshape(24, -1), ids[1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    model, tokenizer = load(folder)
+    assert np.allclose(training_losses(model, tokenizer, TRAINING), losses, atol=2e-4, rtol=0)
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.9, 1.0])
+def test_every_changed_byte_of_known_weights_is_noticed(folder: Path, place: float) -> None:
+    about, file = known(folder), folder / "model.safetensors"
+    start = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    flip(file, start + int(place * (file.stat().st_size - start - 1)))
+    found = report(folder, "toy", about)[CHECKSUM]
+    assert found.holds is False
+    assert found.remark.startswith("model.safetensors: expected sha256 ")
+
+
+def test_weights_from_the_hubs_cache_must_have_the_bytes_that_they_were_downloaded_as(folder: Path) -> None:
+    """The cache names each file by its sha256, and links to it: so this holds for any model of the hub."""
+    file = folder / "model.safetensors"
+    blob = folder.parent / "blobs" / sha256(file)
+    blob.parent.mkdir()
+    shutil.move(file, blob)
+    file.symlink_to(blob)
+    assert report(folder, "somebody/else", {})[CHECKSUM].holds
+    flip(blob, blob.stat().st_size - 1)
+    assert report(folder, "somebody/else", {})[CHECKSUM].holds is False
+
+
+def test_a_copy_written_anew_has_other_bytes_and_is_not_refused_for_it(folder: Path, tmp_path: Path) -> None:
+    about = known(folder)
+    save(*load(folder), tmp_path / "copy")
+    assert report(tmp_path / "copy", "toy", about)[CHECKSUM].holds is None
+
+
+def test_another_model_under_a_known_name_is_told(folder: Path) -> None:
+    found = report(folder, "toy", known(folder, parameters=5))
+    assert found["parameters of toy"].holds is False
+
+
+def test_an_unknown_model_is_told_how_to_be_known(folder: Path) -> None:
+    found = report(folder, None, tables())
+    assert found["published figures"].holds is None
+    assert "--known-as distilgpt2, gpt2, gpt2-large, gpt2-medium, gpt2-xl" in found["published figures"].remark
+
+
+def test_only_known_names_may_be_given() -> None:
+    assert checked_name("gpt2", tables()) == "gpt2"
+    with pytest.raises(UsageError, match="--known-as must be one of"):
+        checked_name("gpt3", tables())
+
+
+# The tables of the package
+
+
+@pytest.mark.parametrize("name", tables())
+def test_a_table_is_whole(name: str) -> None:
+    about = tables()[name]
+    assert set(about) == {"ids", "parameters", "sha256", "sha256_source", "figures"}
+    assert about["ids"][0] == name
+    config = PRESETS[name]
+    C, V, P, L = config.n_embd, config.vocab_size, config.n_positions, config.n_layer
+    assert about["parameters"] == (V + P) * C + L * (12 * C * C + 13 * C) + 2 * C
+    assert all(len(digest) == 64 and int(digest, 16) for digest in about["sha256"].values())
+    for figure in about["figures"]:
+        assert figure["kind"] in MEASURES
+        assert figure["source"]
+        assert all(0 <= i < V for i in figure.get("ids", []))
+        expected = {"logits": len(figure.get("at", [])), "log-probabilities": len(figure.get("ids", [])) - 1}
+        assert len(figure["values"]) == expected.get(figure["kind"], len(figure["values"]))
+
+
+def test_the_batch_of_llm_c_is_the_one_with_the_published_hash() -> None:
+    (figure,) = (figure for figure in tables()["gpt2"]["figures"] if figure["kind"] == "training losses")
+    ids = np.array(figure["ids"], "<u2")
+    assert (
+        hashlib.sha256(ids.tobytes()).hexdigest() == "f3cb1f678d40cf5a120662b12a20fdacc5bd2e08c13ebb230a93e9f6f82f1df4"
+    )
+    assert len(ids) == np.prod(figure["shape"]) + 1
+    assert len(figure["values"]) == 10
+
+
+def test_every_figure_can_be_measured_on_gpt2s_vocabulary() -> None:
+    """On a shallow model of GPT-2's vocabulary: the machinery runs for each entry, and finds this model to be another."""
+    mx.random.seed(0)
+    model = GPT(GPTConfig(n_positions=64, n_embd=8, n_layer=1, n_head=1)).eval()
+    for figure in tables()["gpt2"]["figures"]:
+        if figure["kind"] != "greedy text":  # wants GPT-2's own tokenizer
+            assert compare(model, Tokenizer.bytes(), figure).holds is False
