@@ -26,7 +26,7 @@ from mlx_gpt.store.folder import load, save
 from mlx_gpt.text.tokenizer import Tokenizer
 
 CONFIG = GPTConfig(vocab_size=257, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
-IDS = np.random.default_rng(0).integers(0, 128, 9)  # ASCII, so that they are a text too
+IDS = np.random.default_rng(0).integers(0, 94, 9)  # ASCII, so that they are a text too
 CHECKSUM = "checksum of the weights"
 
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder as OpenAI's are on the hub: with mask buffers in it."""
     mx.random.seed(0)
     model = GPT(CONFIG)
-    model.wte.weight = mx.where(mx.arange(257)[:, None] < 128, model.wte.weight, 0)  # it will say ASCII only
+    model.wte.weight = mx.where(mx.arange(257)[:, None] < 94, model.wte.weight, 0)  # it will say ASCII only
     save(model, Tokenizer.bytes(), tmp_path / "toy")
     file = tmp_path / "toy" / "model.safetensors"
     masks = {f"h.{i}.attn.bias": mx.tril(mx.ones((1, 1, 32, 32))) for i in range(2)}
@@ -239,9 +239,11 @@ def test_the_batch_of_llm_c_is_the_one_with_the_published_hash() -> None:
 
 
 def test_every_figure_can_be_measured_on_gpt2s_vocabulary() -> None:
-    """On a shallow model of GPT-2's vocabulary: the machinery runs for each entry, and finds this model to be another."""
+    """On a shallow model of that vocabulary: each entry finds what it needs, and finds this model to be another."""
     mx.random.seed(0)
     model = GPT(GPTConfig(n_positions=64, n_embd=8, n_layer=1, n_head=1)).eval()
     for figure in tables()["gpt2"]["figures"]:
+        if figure["kind"] == "training losses":
+            figure["values"] = figure["values"][:2]  # a matter of seconds
         if figure["kind"] != "greedy text":  # wants GPT-2's own tokenizer
             assert compare(model, Tokenizer.bytes(), figure).holds is False
