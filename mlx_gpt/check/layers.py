@@ -8,6 +8,10 @@ computes everything a second time in float32, and its error is the ruler. Errors
 the largest value there (in GPT-2 the first token's stream is in the thousands, the others' below a hundred). A tensor
 may be off by FACTOR times the ruler's worst, and FLOOR roundings of 2^-24, for tensors so small that NumPy happens to
 hit the truth.
+
+Measured on random models, N(0, 0.02) and N(0, 0.1), 16 to 1024 wide, 2 to 24 layers, 1 to 128 tokens: of what is
+tolerated our tensors use at most 0.20 with OpenBLAS and 0.32 with the reference BLAS of MLX's Linux wheel, which sums
+term by term; the logits of the whole model 0.10 and 0.17. No GPU was at hand.
 """
 
 from __future__ import annotations
