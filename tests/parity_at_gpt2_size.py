@@ -31,7 +31,7 @@ from mlx_gpt.store.folder import read_model
 from mlx_gpt.store.settings import config_json
 
 TOKENS = {"gpt2": (2, 32), "gpt2-medium": (2, 32), "gpt2-large": (1, 32), "gpt2-xl": (1, 16)}
-BLOCK = 256
+BLOCK = 64
 
 
 def write_random_weights(folder: Path, config: GPTConfig, std: float, rng: np.random.Generator) -> None:

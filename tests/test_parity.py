@@ -228,7 +228,7 @@ OPENBLAS = Path("/usr/lib/x86_64-linux-gnu/openblas-pthread/libblas.so.3")  # De
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("blas", ["as MLX comes", "OpenBLAS"])
-def test_at_gpt2s_size_our_error_is_at_most_twice_that_of_transformers(blas: str) -> None:
+def test_at_gpt2s_size_our_error_is_at_most_one_and_a_half_times_that_of_transformers(blas: str) -> None:
     """In a process of its own, where BLAS and TF32 can be chosen before MLX is there."""
     pytest.importorskip("transformers")
     environment = os.environ | {"MLX_ENABLE_TF32": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -246,7 +246,7 @@ def test_at_gpt2s_size_our_error_is_at_most_twice_that_of_transformers(blas: str
         )
         print(figures)
         # The reference BLAS in MLX's Linux wheel rounds four times as much as torch's; that part is not the model's.
-        assert found["ratio"] < max(2, found["product_ratio"]), figures
+        assert found["ratio"] < max(1.5, found["product_ratio"]), figures
 
 
 def test_to_hub_undoes_from_hub_bit_for_bit(config: GPTConfig) -> None:

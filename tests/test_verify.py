@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.check import against_transformers
 from mlx_gpt.check.layers import ULP, compare
+from mlx_gpt.check.published import sha256
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.check.result import Check
 from mlx_gpt.check.source import Source
@@ -359,6 +360,32 @@ def test_the_command_says_what_is_wrong_and_returns_1(folder: Path, capsys: pyte
     assert err.endswith(
         f"1 of {len(lines)} checks fail, first: id of the end of a text; config.json: 3, tokenizer: 256"
     )
+
+
+def test_a_model_of_the_hub_is_verified_by_its_id_and_its_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the cache, through the real client, which names each large file by its sha256."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cached = tmp_path / "cache" / "models--someone--toy"
+    shutil.copytree(folder, cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "blobs").mkdir()
+    weights = cached / "snapshots" / "abc" / "model.safetensors"
+    blob = cached / "blobs" / sha256(weights)
+    shutil.move(weights, blob)
+    weights.symlink_to(blob)
+    assert main(["verify", "someone/toy", "--tokens", "4"]) == 0
+    out, _ = said(capsys)
+    assert f"sha256 {blob.name[:12]}…" in out
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    assert main(["verify", "someone/toy", "--tokens", "4"]) == 1
+    _, err = said(capsys)
+    assert "checksum of the weights is 1 and may be 0; model.safetensors: expected sha256" in err
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,17 @@ def sha256(file: Path) -> str:
 def compare(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> Check:
     """One published figure beside ours."""
     what, expected = f"published: {figure['what']}", figure["values"]
-    found = MEASURES[figure["kind"]](model, tokenizer, figure)
+    found: Any = MEASURES[figure["kind"]](model, tokenizer, figure)
     if isinstance(expected, str):
         return Check(what, None, None, found == expected, f"{found!r} ({figure['source']})")
+    if all(isinstance(value, int) for value in expected):
+        return measured(
+            what, sum(a != b for a, b in zip(found, expected, strict=True)), 0, f"others ({figure['source']})"
+        )
     off = np.abs(np.array(found, np.float64) - expected)
     if "relative" in figure:
         return measured(what, (off / np.abs(expected)).max(), figure["relative"], f"relative ({figure['source']})")
-    return measured(what, off.max(), figure.get("absolute", 0), figure["source"])
+    return measured(what, off.max(), figure["absolute"], f"absolute ({figure['source']})")
 
 
 def logits_at(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> list[float]:

@@ -15,6 +15,10 @@ class Check:
     holds: bool | None
     remark: str = ""
 
+    def __str__(self) -> str:
+        figure = "" if self.figure is None else f" is {self.figure:.2g} and may be {self.tolerance:.2g}"
+        return f"{self.what}{figure}; {self.remark}".rstrip("; ")
+
 
 def measured(what: str, figure: float, tolerance: float, remark: str = "") -> Check:
     """A figure that may be at most the tolerance; no number is never right."""

@@ -63,9 +63,7 @@ class Verify:
             width = None if sys.stdout.isatty() else 150  # nothing cut off in a file
             Console(highlight=False, width=width).print(as_table(self.model, checks))
         if wrong := [check for check in checks if check.holds is False]:
-            raise VerificationError(
-                f"{self.model}: {len(wrong)} of {len(checks)} checks fail, first: {wrong[0].what}; {wrong[0].remark}"
-            )
+            raise VerificationError(f"{self.model}: {len(wrong)} of {len(checks)} checks fail, first: {wrong[0]}")
 
 
 def as_table(name: str, checks: list[Check]) -> Table:
