@@ -65,7 +65,7 @@ def their_logits(theirs: Any, ids: Any) -> Array:
 def logits(model: GPT, theirs: Any, ids: Array, tolerance: float) -> Check:
     """Two roundings lie between them, theirs and ours, so twice the tolerance."""
     expected = their_logits(theirs, ids)
-    off = by_token(np.array(model(ids[None])[0], np.float64) - expected)
+    off = by_token(np.array(model(ids[None])[0]) - expected)
     relative = off / by_token(expected)
     remark = f"relative; {off.max():.1e} absolute"
     return measured(f"transformers: logits, {len(ids)} tokens", relative.max(), 2 * tolerance, remark)

@@ -51,7 +51,7 @@ class Difference:
 def difference(name: str, found: mx.array | Array, exact: Array, twin: Array) -> Difference:
     """Compare a tensor (..., T, width) with the truth, token by token. ``twin`` is NumPy's float32."""
     size = by_token(exact) + np.finfo(np.float32).tiny
-    found = np.array(found, np.float64)
+    found = np.array(found).astype(np.float64)  # by NumPy: Metal has no float64
     error = by_token(found - exact) if found.shape == exact.shape else np.full_like(size, np.inf)
     worst = int(np.argmax(np.nan_to_num(error / size, nan=np.inf)))
     tolerance = FACTOR * (by_token(twin - exact) / size).max() + FLOOR * ULP
