@@ -414,6 +414,12 @@ def test_weights_that_are_no_floats_are_one_line(folder: Path, capsys: pytest.Ca
     assert len(err.splitlines()) == 1
 
 
+def test_the_reference_reads_no_quantized_weights(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights | {"h.0.mlp.c_fc.weight": mx.zeros((32, 16), mx.uint32)})
+    with pytest.raises(ModelFolderError, match="found U32; verify the float model that a quantized one was made from"):
+        Source(folder).read("h.0.mlp.c_fc.weight")
+
+
 def test_a_folder_without_safetensors_is_refused_by_the_source(tmp_path: Path, folder: Path) -> None:
     shutil.copy(folder / "config.json", tmp_path)
     with pytest.raises(ModelFolderError, match=r"expected model\.safetensors to check the model against"):

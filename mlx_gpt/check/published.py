@@ -33,10 +33,8 @@ CHECKSUM, FIGURES = "checksum of the weights", "published figures"
 
 def tables() -> dict[str, Known]:
     """The known models by name."""
-    return {
-        file.stem: json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted(TABLES.glob("*.json"), key=lambda f: f.stem)
-    }
+    files = sorted(TABLES.glob("*.json"), key=lambda file: file.stem)
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def check_published(
@@ -95,9 +93,8 @@ def compare(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> Check:
     if isinstance(expected, str):
         return Check(what, None, None, found == expected, f"{found!r} ({figure['source']})")
     if all(isinstance(value, int) for value in expected):
-        return measured(
-            what, sum(a != b for a, b in zip(found, expected, strict=True)), 0, f"others ({figure['source']})"
-        )
+        others = sum(a != b for a, b in zip(found, expected, strict=True))
+        return measured(what, others, 0, f"other tokens ({figure['source']})")
     off = np.abs(np.array(found, np.float64) - expected)
     if "relative" in figure:
         return measured(what, (off / np.abs(expected)).max(), figure["relative"], f"relative ({figure['source']})")

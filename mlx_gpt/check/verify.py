@@ -22,6 +22,7 @@ from mlx_gpt.check.source import CONV1D, Source
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
+RANDOM = "random tokens"
 TEXT = (
     "Every evening the keeper of the lighthouse counted the ships that came home. On the third of May she counted "
     "1,204 steps instead, up and down again: the lamp was dark, and nobody knew why. “It’s only a fuse,” said Jonas."
@@ -44,19 +45,16 @@ def verify(
     """
     source = Source(folder)
     yield from check_weights(model, source)
-    comparison = None
-    for what, ids in prompts(tokenizer, model, tokens).items():
+    tried, allowed = prompts(tokenizer, model, tokens), {}
+    for what, ids in tried.items():
         comparison = compare(model, source, ids)
+        allowed[what] = comparison.logits.tolerance
         yield from report(what, comparison)
-        if what == RANDOM:
-            random, tolerance = ids, comparison.logits.tolerance
-    yield from check_structure(model, tokenizer, source, random, tolerance)
-    yield check_devices(model, random, tolerance)
-    yield from check_against_transformers(model, tokenizer, source, random, tolerance)
+    ids, tolerance = tried[RANDOM], allowed[RANDOM]
+    yield from check_structure(model, tokenizer, source, ids, tolerance)
+    yield check_devices(model, ids, tolerance)
+    yield from check_against_transformers(model, tokenizer, source, ids, tolerance)
     yield from check_published(model, tokenizer, source, name, tables() if known is None else known)
-
-
-RANDOM = "random tokens"
 
 
 def prompts(tokenizer: Tokenizer, model: GPT, tokens: int | None) -> dict[str, Array]:
