@@ -21,7 +21,7 @@ from mlx_gpt.check.published import sha256
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.check.result import Check
 from mlx_gpt.check.source import Source
-from mlx_gpt.check.verify import verify
+from mlx_gpt.check.verify import as_json, verify
 from mlx_gpt.cli import main
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError
@@ -296,6 +296,7 @@ def test_no_number_is_never_right(folder: Path) -> None:
     assert report["weights with NaN or infinity"].remark == "first: h.1.mlp.c_proj.bias"
     assert {"logits with NaN or infinity", "cached, against all at once"} <= set(wrong(report))
     assert "first wrong: h.1.mlp.c_proj" in report["float64: layer by layer, one token (1)"].remark
+    assert {"figure": None, "holds": False}.items() <= json.loads(as_json(list(report.values())))[3].items()
 
 
 # Structure

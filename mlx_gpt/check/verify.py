@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from math import isfinite
 
 import mlx.core as mx
 import numpy as np
@@ -145,7 +146,13 @@ def logits(model: GPT, ids: Array) -> Array:
 
 
 def as_json(checks: list[Check]) -> str:
-    return json.dumps([vars(check) for check in checks], indent=2, ensure_ascii=False)
+    """The report for programs. What is no number, and JSON has none such, is null, and does not hold."""
+
+    def number(x: float | None) -> float | None:
+        return x if x is not None and isfinite(x) else None
+
+    lines = [vars(check) | {"figure": number(check.figure), "tolerance": number(check.tolerance)} for check in checks]
+    return json.dumps(lines, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _relative(found: Array, expected: Array) -> float:
