@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, subcommand
 
 from mlx_gpt.errors import MLXGPTError, UsageError
+from mlx_gpt.verbs.eval import Eval
 from mlx_gpt.verbs.generate import Generate
 from mlx_gpt.verbs.prepare import Prepare
 from mlx_gpt.verbs.quickstart import Quickstart
@@ -23,10 +24,11 @@ Verb = OmitArgPrefixes[
     | Annotated[Prepare, subcommand("prepare", prefix_name=False)]
     | Annotated[Quickstart, subcommand("quickstart", prefix_name=False)]
     | Annotated[Verify, subcommand("verify", prefix_name=False)]
+    | Annotated[Eval, subcommand("eval", prefix_name=False)]
 ]
 
 
-def parse(argv: Sequence[str]) -> Train | Generate | Prepare | Quickstart | Verify:
+def parse(argv: Sequence[str]) -> Train | Generate | Prepare | Quickstart | Verify | Eval:
     """The verb that a command line asks for, with all its settings. ``SystemExit`` after --help and for wrong flags."""
     default: Any = tyro.MISSING
     if argv[:1] == ["train"]:
