@@ -21,7 +21,9 @@ PUBLIC = {
 def fetch(task: str) -> Path:
     """The public set of a task, downloaded once. Raises ``DataError``."""
     from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its warnings of a retry: what went wrong is told below
     repository, name = PUBLIC[task]
     try:
         return Path(hf_hub_download(repository, name, repo_type="dataset"))
