@@ -29,13 +29,6 @@ from mlx_gpt.text import tinyworld
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.loss import mean_loss
 
-ENDINGS = [
-    "[header] went to the hill.",
-    "was happy.  She was sad. [title] She sent it to Luke.",
-    "had a red cup",
-    "x [step] hurried",
-]
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -71,7 +64,9 @@ def write(file: Path, rows: list[Any]) -> None:
 def asked(story: str, i: int) -> dict[str, Any]:
     words = story.split()
     ctx_a, ctx_b, end = " ".join(words[:12]), " ".join(words[12:16]).lower(), " ".join(words[16:24])
-    endings = [*ENDINGS[: i % 4], end, *ENDINGS[i % 4 :]][:4]
+    marks = ["[header] ", " ", "  x [title] "]
+    wrong = [mark + " ".join(words[at : at + 6 + at // 8]) for mark, at in zip(marks, (20, 25, 32), strict=True)]
+    endings = [*wrong[: i % 4], end, *wrong[i % 4 :]]
     return {"activity_label": "Story [title]", "ctx_a": ctx_a, "ctx_b": ctx_b, "endings": endings, "label": str(i % 4)}
 
 
