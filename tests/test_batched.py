@@ -12,6 +12,7 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.decode import Generation, generate, generate_many
 from mlx_gpt.generate.decoder import Decoder, side_by_side
+from mlx_gpt.generate.keys import key_at, keys_at, row_keys
 from mlx_gpt.generate.settings import Settings
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -140,3 +141,31 @@ def test_to_slide_rows_must_be_of_one_length(model: GPT) -> None:
         generate_many(model, TOKENIZER, ["a", "bc"], context="slide")
     slid = generate_many(model, TOKENIZER, ["ab", "bc"], context="slide", temperature=0, max_tokens=70)
     assert slid == [alone(model, p, context="slide", temperature=0, max_tokens=70) for p in ("ab", "bc")]
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(None, 1e-4), (16, 2e-2)])
+def test_rows_join_others_that_are_under_way_and_go_on_when_those_have_left(
+    model: GPT, bits: int | None, tolerance: float
+) -> None:
+    texts = [[1, 2, 3], [4], list(range(20, 29)), [5, 6]]
+    running, new = Decoder(model, bits), Decoder(model, bits)
+    for first, last in ((0, 2), (2, 3), (3, 4)):  # beside shorter ones, then beside longer ones
+        new.prefill(side_by_side(texts[first:last], 257))
+        running.join(new)
+        found = np.array(running.step(mx.array([[7 + i] for i in range(last)])))[:, 0]
+        for i in range(last):
+            texts[i].append(7 + i)
+            assert found[i] == pytest.approx(np.array(model([texts[i]])[0, -1]), abs=tolerance)
+    running.keep([3, 0])
+    assert running.padding.tolist() == [8, 5]  # type: ignore[union-attr]
+    running.forget(5)
+    found = np.array(running.step(mx.array([[1], [2]])))[:, 0]
+    assert running.offset == 7
+    for i, row in enumerate([[*texts[3], 1], [*texts[0], 2]]):
+        assert found[i] == pytest.approx(np.array(model([row])[0, -1]), abs=tolerance)
+
+
+def test_rows_may_draw_at_places_of_their_own() -> None:
+    keys = row_keys(3, 3)
+    apart = [key_at(keys, place)[row].tolist() for row, place in enumerate([4, 0, 9])]
+    assert keys_at(keys, [4, 0, 9]).tolist() == apart

@@ -120,6 +120,27 @@ class Decoder:
             layer.values = tuple(part[chosen] for part in layer.values)
             layer.padding = None if layer.padding is None else self.padding
 
+    def join(self, other: Decoder) -> None:
+        """Take in the rows of another decoder of this model, below these; from here on all stand at the same slot."""
+        if not self.cache:
+            self.cache, self.padding = other.cache, other.padding
+            return
+        mine, theirs = self.offset, other.offset
+        end = max(mine, theirs)
+        self.padding = mx.concatenate([self.padding + (end - mine), other.padding + (end - theirs)])
+        for layer, more in zip(self.cache, other.cache, strict=True):
+            layer.keys = _below(layer.keys, mine, more.keys, theirs)
+            layer.values = _below(layer.values, mine, more.values, theirs)
+            layer.offset, layer.padding = end, self.padding
+
+    def forget(self, n: int) -> None:
+        """Do without the first n slots, in which no row holds a token."""
+        self.padding = self.padding - n
+        for layer in self.cache:
+            layer.keys = tuple(part[:, :, n:] for part in layer.keys)
+            layer.values = tuple(part[:, :, n:] for part in layer.values)
+            layer.offset, layer.padding = layer.offset - n, self.padding
+
 
 def side_by_side(rows: Sequence[Sequence[int]], vocab_size: int) -> mx.array:
     """Rows of any lengths as one array (B, L), ``NO_TOKEN`` before the shorter ones. ``ValueError`` for wrong ids."""
@@ -127,3 +148,12 @@ def side_by_side(rows: Sequence[Sequence[int]], vocab_size: int) -> mx.array:
     for row in rows:
         checked_ids(row, vocab_size)
     return mx.array(np.array([[NO_TOKEN] * (L - len(row)) + list(row) for row in rows], dtype=np.int32))
+
+
+def _below(upper: Packed, n_upper: int, lower: Packed, n_lower: int) -> Packed:
+    """Rows with so many slots in use, over others with theirs, all of which end at the same slot."""
+    end = max(n_upper, n_lower)
+    return tuple(
+        mx.concatenate([mx.pad(x[:, :, :n], [(0, 0), (0, 0), (end - n, 0), (0, 0)]) for x, n in pair])
+        for pair in (((up, n_upper), (low, n_lower)) for up, low in zip(upper, lower, strict=True))
+    )
