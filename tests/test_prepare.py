@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -88,28 +89,37 @@ def test_the_end_of_text_mark_in_a_file_parts_documents(tmp_path: Path) -> None:
     assert "".join(found).replace("\n", "") == "".join(stories).replace("\n", "")
 
 
+SPACES = [" ", "\n", "\n\n", "  ", " \n ", "\u00a0 \u00a0", "\u3000 \u2003", "\u2028\n\u205f ", "\u0085 \u1680"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
 @pytest.mark.parametrize("piece", [97, 1000])
 def test_a_text_read_in_pieces_has_the_ids_of_the_whole(
-    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    piece: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(0)
-    words = ["".join(rng.choices("abcé漢🙂'.,", k=rng.randint(1, 7))) for _ in range(3000)]
-    text = words[0] + "".join(rng.choice([" ", " ", "\n", "\n\n", "  ", " \n "]) + word for word in words[1:])
+    words = ["".join(rng.choices("abcé漢\u3000の🙂'.,", k=rng.randint(1, 7))) for _ in range(3000)]
+    text = words[0] + "".join(rng.choice(SPACES) + word for word in words[1:])
     (tmp_path / "t.txt").write_text(text, encoding="utf-8")
+    jsonl(tmp_path / "t.jsonl", [text[i : i + 3000] for i in range(0, len(text), 3000)])
     monkeypatch.setattr(sources_module, "PIECE", piece)
-    done = prepared(tmp_path, tmp_path / "t.txt", tokenizer="bpe:500")
-    (train,), (val,) = documents(done.train, done.tokenizer), documents(done.val, done.tokenizer)
-    assert train + val == text
-    assert done.train.ids[1:-1].tolist() == done.tokenizer.encode(train)
-    assert done.val.ids[1:-1].tolist() == done.tokenizer.encode(val)
+    done = prepared(tmp_path, tmp_path / f"t.{kind}", tokenizer="bpe:500", val=0.4)
+    train, val = documents(done.train, done.tokenizer), documents(done.val, done.tokenizer)
+    parts = {train[0], text.removeprefix(train[0])} if kind == "txt" else {*re.findall(r"(?s).{1,3000}", text)}
+    assert {*train, *val} == parts
+    for stream, whole in ((done.train, train), (done.val, val)):
+        ids = [i for document in whole for i in [done.tokenizer.eot_id, *done.tokenizer.encode(document)]]
+        assert stream.ids[:-1].tolist() == ids
 
 
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_a_text_without_a_single_space_is_cut_between_characters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources_module, "PIECE", 100)
     (tmp_path / "t.txt").write_text("漢字" * 3000, encoding="utf-8")
-    sources = find_sources([str(tmp_path / "t.txt")], 0.1, 0)
+    jsonl(tmp_path / "t.jsonl", ["漢字" * 3000])
+    sources = find_sources([str(tmp_path / f"t.{kind}")], 0.1, 0)
     pieces = list(sources.pieces())
     assert len(pieces) > 5
     assert "".join(piece.text for piece in pieces) == "漢字" * 3000
@@ -185,6 +195,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("empty.txt", b"", "found nothing for train"),
         ("binary.txt", b"\x89PNG\r\n\0\0\0", "found a binary file"),
         ("latin.txt", bytes(range(160, 250)) * 50, "expected UTF-8 text, but"),
+        ("stray.txt", b"\x80" * 3_000_000, "expected UTF-8 text, but"),
         ("bad.jsonl", b'{"text": "a"}\nnot json\n', "bad.jsonl, line 2: expected"),
         ("field.jsonl", b'{"body": "a"}\n', "line 1: expected"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 
 import numpy as np
 
@@ -59,14 +59,18 @@ class Windows:
     def over(cls, stream: TokenStream, T: int, skip: int = 0) -> Windows:
         """Cut a stream into windows, from position ``skip`` on (another cut for another epoch)."""
         check_length(stream, T)
-        starts, counted, position = [], [], skip
-        while position < stream.n_tokens:
-            last = stream.starts[np.searchsorted(stream.starts, position + T, "right") - 1]
-            end = last if last > position else min(position + T, stream.n_tokens)
-            starts.append(position)
-            counted.append(end - position)
-            position = end
-        return cls(stream, T, np.array(starts), np.array(counted))
+        # A document that is longer than T gives full windows until its end is in reach; the one that reaches it goes
+        # on to the last end in reach. So every document says by itself where the first one that begins after it is.
+        ends = stream.starts[np.searchsorted(stream.starts, skip, "right") :]
+        begins = np.concatenate([[skip], ends[:-1]])
+        full = (ends - begins - 1) // T
+        after = np.searchsorted(ends, begins + (full + 1) * T, "right").astype(np.int64)
+        met = np.fromiter(_chain(after.data), np.int64)
+        # Of those that are met, all windows side by side.
+        n = full[met] + 1
+        steps = np.arange(n.sum()) - np.repeat(n.cumsum() - n, n)
+        starts = np.repeat(begins[met], n) + steps * T
+        return cls(stream, T, starts, np.diff(starts, append=stream.n_tokens))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -82,6 +86,14 @@ class Windows:
         return ids[:, :-1], ids[:, 1:], steps[:-1] < self.counted[rows, None]
 
 
+def _chain(after: memoryview) -> Iterator[int]:
+    """0, what is after it, what is after that, to the end."""
+    i = 0
+    while i < len(after):
+        yield i
+        i = after[i]
+
+
 def check_length(stream: TokenStream, T: int) -> None:
     """``DataError`` for a text shorter than one window."""
     if stream.n_tokens < T:
@@ -95,22 +107,26 @@ def endless_batches(
     stream: TokenStream, T: int, batch_size: int, seed: int, skip: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Training batches without end: x, y (B, T) int32, with y[:, :-1] == x[:, 1:]. The first ``skip`` are left out."""
-    starts = islice(_endless_starts(stream, T, seed), skip * batch_size, None)
-    while True:
-        rows = [stream.ids[start : start + T + 1] for start in islice(starts, batch_size)]
-        batch = np.stack(rows).astype(np.int32, copy=False)
-        yield batch[:, :-1], batch[:, 1:]
-
-
-def _endless_starts(stream: TokenStream, T: int, seed: int) -> Iterator[int]:
-    """Where rows of T + 1 ids start: every window of an epoch once, in an order drawn from the seed and the epoch."""
-    last = len(stream.ids) - (T + 1)  # where a row can start at the latest
+    rows, drawn = np.arange(T + 1), skip * batch_size
+    left = np.array([], np.int64)
     for epoch in count():
-        rng = np.random.default_rng([seed, epoch])
-        windows = Windows.over(stream, T, skip=int(rng.integers(min(T, last + 1))) if epoch else 0)
-        for start in rng.permutation(np.minimum(windows.starts, last)):  # the text's end has no full window: step back
-            # Half of the rows leave out the <|endoftext|> in front: a prompt will not have it either.
-            yield min(start + rng.integers(2), last)
+        starts = _starts_of_epoch(stream, T, seed, epoch)
+        drawn, passed = max(0, drawn - len(starts)), drawn
+        left = np.concatenate([left, starts[passed:]])
+        for i in range(0, len(left) - batch_size + 1, batch_size):
+            batch = stream.ids[left[i : i + batch_size, None] + rows].astype(np.int32, copy=False)
+            yield batch[:, :-1], batch[:, 1:]
+        left = left[len(left) // batch_size * batch_size :]  # the next epoch fills the last batch
+
+
+def _starts_of_epoch(stream: TokenStream, T: int, seed: int, epoch: int) -> np.ndarray:
+    """Where its rows of T + 1 ids start: every window once, in an order drawn from the seed and the epoch."""
+    last = len(stream.ids) - (T + 1)  # where a row can start at the latest
+    rng = np.random.default_rng([seed, epoch])
+    windows = Windows.over(stream, T, skip=int(rng.integers(min(T, last + 1))) if epoch else 0)
+    starts = rng.permutation(np.minimum(windows.starts, last))  # the text's end has no full window: step back
+    # Half of the rows leave out the <|endoftext|> in front: a prompt will not have it either.
+    return np.minimum(starts + rng.integers(2, size=len(starts)), last)
 
 
 def entropies(stream: TokenStream, vocab_size: int) -> tuple[float, float]:

@@ -26,9 +26,13 @@ HUB = {  # named corpora on the Hugging Face hub: repository, file
     "tinystories": ("roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt"),
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample/10BT/000_00000.parquet"),
 }
-# Where a text may be cut without changing its tokens: before one white space between two characters that are none.
-# GPT-2's pattern never takes such a space together with what stands before it. (Other spaces count as characters here.)
-SEAM = re.compile(rb"(?<=[^\0- \x7f])[ \n](?=[^\0- \x7f])")
+# Where a text may be cut without changing its tokens: before one white space with a character after it. GPT-2's pattern
+# takes such a space with that character, or alone, never with what stands before it. Unicode's other white space, of
+# two and three bytes, is no such character.
+SEAM = re.compile(
+    rb"(?<=[^\0- \x7f])[ \n](?=[^\0- \x7f])"
+    rb"(?!\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)"
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ class Sources:
         for i, text in enumerate(records):
             if text:
                 lot = random.Random(f"{self.seed} {number} {i}").random()
-                yield Piece(text, True, lot < self.val_fraction)
+                for j, part in enumerate(_parts(text)):
+                    yield Piece(part, j == 0, lot < self.val_fraction)
         self.hashes[str(path)] = _sha256(path)
 
 
@@ -200,13 +205,27 @@ def _parquet(path: Path) -> Iterator[str]:
 def _at_seam(data: bytes, about: int, anyway: bool = False) -> tuple[bytes, bytes]:
     """Cut at the last seam before position ``about``. Where there is none, nothing is taken yet, or cut ``anyway``."""
     near = max(0, about - 4096)
-    seams = [found.start() for found in SEAM.finditer(data, near, max(0, about))]
+    found = (seam.start() for seam in SEAM.finditer(data, near, max(0, about + 4)))  # it looks so far ahead
+    seams = [start for start in found if start <= about]
     at = seams[-1] if seams else 0
     if not seams and (anyway or len(data) > 8 * PIECE):
         at = about
-        while at < len(data) and data[at] & 0xC0 == 0x80:  # inside a character
+        while about - 3 < at < len(data) and data[at] & 0xC0 == 0x80:  # inside a character
             at -= 1
     return data[:at], data[at:]
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in pieces that fit side by side in memory."""
+    if len(text) <= 8 * PIECE:
+        yield text
+        return
+    data, start = text.encode("utf-8", "replace"), 0
+    while len(data) - start > 8 * PIECE:
+        part, _ = _at_seam(data[start : start + 8 * PIECE], 8 * PIECE - 8, anyway=True)
+        yield part.decode("utf-8")
+        start += len(part)
+    yield data[start:].decode("utf-8")
 
 
 def _sha256(path: Path) -> str:
