@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlx_gpt.generate.beam import beam_search
 from mlx_gpt.generate.decoder import Decoder, side_by_side
 from mlx_gpt.generate.figures import Figures
 from mlx_gpt.generate.keys import row_keys
+from mlx_gpt.generate.memory import held_in_memory
 from mlx_gpt.generate.prompt_cache import PromptCache
 from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
 from mlx_gpt.generate.settings import SLIDE, Settings
@@ -75,6 +77,10 @@ class Generation:
         before: PromptCache | None = None,
     ):
         if before:
+            if settings.cache_bits not in (None, before.bits):
+                raise UsageError(
+                    f"the prompt was kept in --cache-bits {before.bits}, not {settings.cache_bits}; leave it out"
+                )
             settings = replace(settings, cache_bits=before.bits)
             prompts = [[*before.ids, *prompt] for prompt in prompts]
         rows = [list(prompt) or [tokenizer.eot_id] for prompt in prompts]
@@ -99,7 +105,8 @@ class Generation:
         self.n_steps = max(limits)
         self.keys = row_keys(settings.seed, len(rows))
         self.writers = [Writer(tokenizer, settings, limit) for limit in limits]
-        self.figures = Figures(model, sum(map(len, rows)))
+        self.n_known = min(len(before.ids), len(rows[0]) - 1) if before else 0  # the last is read in any case
+        self.figures = Figures(model, sum(map(len, rows)) - self.n_known * len(rows))
         self._first: mx.array | None = None
 
     @property
@@ -109,7 +116,7 @@ class Generation:
     def __iter__(self) -> Iterator[tuple[int, Piece]]:
         self.figures.start()
         steps = self._found() if self.settings.beams > 1 else self._guessed(self.draft) if self.draft else self._steps()
-        try:
+        with held_in_memory(self.figures.weight_bytes), closing(steps):
             while not all(self.reasons):
                 rows = next(steps)
                 self.figures.count(
@@ -118,16 +125,13 @@ class Generation:
                 for row, tokens in enumerate(rows):
                     for token in tokens:
                         yield from ((row, piece) for piece in self._write(row, token))
-        finally:
-            steps.close()
 
     def read_prompt(self) -> mx.array:
         """Logits after the prompts, (B, V); read once, before the first token or when somebody asks."""
         if self._first is None:
-            known = min(len(self.before.ids), self.prompts.shape[1] - 1) if self.before else 0
             self._first = (
-                self.decoder.resume(self.before.kept, known, self.prompts)
-                if self.before and known
+                self.decoder.resume(self.before.kept, self.n_known, self.prompts)
+                if self.before and self.n_known
                 else self.decoder.prefill(self.prompts)
             )
         return self._first
@@ -149,7 +153,10 @@ class Generation:
             yield [as_tokens(self._looked_at(mx.array(ids), logits))]
 
     def _steps(self) -> Generator[list[list[Token]], None, None]:
-        """The tokens of all rows, step by step. While one is on its way to the reader, the next is being computed."""
+        """The tokens of all rows, step by step. While one is on its way to the reader, the next is being computed.
+
+        But the first: it does not wait until the compiled step has been made.
+        """
         said = Said(self.prompts, self.limits)
         waiting: list[mx.array] = []
         try:
@@ -158,10 +165,11 @@ class Generation:
                 chosen = self._looked_at(ids, logits)
                 mx.async_eval(chosen)
                 said.add(ids)
-                if waiting:
-                    yield [[token] for token in as_tokens(waiting)]
+                if n != 1:
+                    yield [[token] for token in as_tokens(waiting or chosen)]
                 waiting = chosen
-            yield [[token] for token in as_tokens(waiting)]
+            if self.n_steps > 1:
+                yield [[token] for token in as_tokens(waiting)]
         finally:
             mx.eval(waiting)  # nothing is left on its way when the program ends
 

@@ -7,6 +7,7 @@ import time
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from mlx_gpt.generate.products import Product
 from mlx_gpt.model.gpt import GPT
 
 
@@ -50,10 +51,35 @@ class Figures:
         """Tokens a second after the first, of all rows together."""
         return self.tokens / (self._ended - self._first) if self.tokens else 0.0
 
+    @property
+    def peak_memory(self) -> int:
+        """The most bytes that MLX has held at once, the weights included."""
+        return mx.get_peak_memory()
+
     def memory_share(self, memory_speed: float) -> float:
         """How much of the memory's speed (bytes/s) went into reading the weights, once for each step, 0 to 1."""
         seconds = self._ended - self._first
         return (self.steps - 1) * self.weight_bytes / seconds / memory_speed if self.tokens else 0.0
+
+    def summary(self, memory_speed: float) -> str:
+        """All of it in a line."""
+        read = f"{self.prompt_tokens} tokens read in {self.prompt_seconds:.2f} s ({self.prompt_speed:.1f}/s)"
+        written = f"{self.tokens} more written at {self.speed:.1f}/s"
+        share = f"{self.memory_share(memory_speed):.0%} of this machine's memory speed, {memory_speed / 1e9:.1f} GB/s"
+        memory = f"peak memory {self.peak_memory / 2**20:,.0f} MiB"
+        return ", ".join([read, *([written, share] if self.tokens else []), memory])
+
+    def as_dict(self, memory_speed: float) -> dict[str, float]:
+        """The same by name: tokens/s, bytes, seconds."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "prompt_seconds": self.prompt_seconds,
+            "prompt_tokens_per_second": self.prompt_speed,
+            "tokens_per_second": self.speed,
+            "peak_memory_bytes": self.peak_memory,
+            "memory_bytes_per_second": memory_speed,
+            "share_of_memory_speed": self.memory_share(memory_speed),
+        }
 
 
 def weight_bytes(model: GPT) -> int:
@@ -66,14 +92,15 @@ def weight_bytes(model: GPT) -> int:
 def memory_speed() -> float:
     """Bytes a second at which a product of a matrix with one vector reads the matrix here: what decoding is bound by.
 
-    Measured for a fifth of a second on 64 MiB.
+    Measured for a fifth of a second on 64 MiB, with all cores.
     """
     matrix, x = mx.zeros((16384, 1024)), mx.ones((1, 1024))
-    mx.eval(matrix, x)
+    product = Product(matrix) if mx.default_device() == mx.Device(mx.cpu) else lambda x: x @ matrix.T
+    mx.eval(matrix, x, product(x))
     times: list[float] = []
     end = time.perf_counter() + 0.2
     while len(times) < 3 or time.perf_counter() < end:
         started = time.perf_counter()
-        mx.eval(x @ matrix.T)
+        mx.eval(product(x))
         times.append(time.perf_counter() - started)
     return matrix.nbytes / min(times)

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf, isfinite, isnan
+from typing import Annotated, Any
 
-from tyro.conf import UseAppendAction
+from tyro.conf import UseAppendAction, arg
 
 from mlx_gpt.errors import UsageError
 
 STOP, SLIDE = "stop", "slide"
 CACHE_BITS = (16, 8, 4)
 
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]  # off where none is given
+Words = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")]
+Bias = Annotated[UseAppendAction[Mapping[int, float]], arg(metavar="ID BIAS")]
+
 
 @dataclass(frozen=True)
-class Settings:
-    """Every rule and limit of a generation. Raises ``UsageError`` (a ``ValueError``) on what cannot work.
-
-    The rules are applied in the order of the fields from ``logit_bias`` on, which is that of transformers.
-    """
+class Length:
+    """How long the text becomes."""
 
     max_tokens: int = 200
     """how long the continuation may be"""
-    seed: int | None = None
-    """the same seed gives the same text"""
+    stop: Words = ()
+    """end before this text"""
     context: str = STOP
     """when the model's context is full: stop, or slide, that is encode its last half anew and go on"""
-    stop: UseAppendAction[tuple[str, ...]] = ()
-    """end before this text; may be given several times"""
-    cache_bits: int | None = None
-    """keep the cache in half precision (16) or quantized (8, 4): less memory"""
-    beams: int = 1
-    """above 1, search the most probable text with so many beams, instead of drawing one"""
-    length_penalty: float = 1.0
-    """in beam search, divide log-probabilities by this power of the length: above 1 favours long texts"""
-    guesses: int = 4
-    """how many tokens a draft guesses ahead"""
-    logprobs: int | None = None
-    """give each token's probability, and those of the N most probable"""
 
-    logit_bias: UseAppendAction[Mapping[int, float]] = field(default_factory=dict)
-    """ID BIAS: what to add to the logit of a token; -inf forbids it; may be given several times"""
+
+@dataclass(frozen=True)
+class Wording:
+    """What may be said. The rules are applied in this order, before those of chance."""
+
+    logit_bias: Bias = field(default_factory=dict)
+    """what to add to the logit of a token; -inf forbids it"""
     repetition_penalty: float = 1.0
     """above 1, what the text holds already becomes less probable, the prompt included; 1 is off"""
     frequency_penalty: float = 0.0
@@ -50,12 +45,18 @@ class Settings:
     """take this off a token's logit once it has been said; 0 is off"""
     no_repeat_ngram: int = 0
     """say no run of N tokens twice; 0 is off"""
-    ban: UseAppendAction[tuple[str, ...]] = ()
-    """a word never to say; may be given several times"""
+    ban: Words = ()
+    """a word never to say"""
     min_tokens: int = 0
     """the text may not end before it has so many tokens"""
-    force: UseAppendAction[tuple[str, ...]] = ()
-    """a word that must be said before the text ends; may be given several times"""
+    force: Words = ()
+    """a word that must be said before the text ends"""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Which of the probable tokens is drawn. The rules are applied in this order."""
+
     temperature: float = 0.8
     """0 takes the most probable token, 1 draws from the model's own distribution"""
     top_k: int = 0
@@ -66,6 +67,47 @@ class Settings:
     """draw only from tokens at least this many times as probable as the most probable; 0 is off"""
     typical_p: float = 1.0
     """draw only from tokens that surprise as much as is typical, that together have this probability; 1 is off"""
+    seed: Number = None
+    """the same seed gives the same text"""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The most probable text instead of one that is drawn."""
+
+    beams: int = 1
+    """search the most probable text with so many beams; 1 is off"""
+    length_penalty: float = 1.0
+    """divide a text's log-probability by this power of its length: above 1 favours long texts"""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Less memory, less time."""
+
+    cache_bits: Number = None
+    """keep the cache in half precision (16) or quantized (8, 4): less memory"""
+    guesses: int = 4
+    """how many tokens a draft guesses ahead"""
+
+
+@dataclass(frozen=True)
+class Settings(Speed, Search, Chance, Wording, Length):
+    """Every rule and limit of a generation. Raises ``UsageError`` (a ``ValueError``) on what cannot work.
+
+    The rules are applied in the order of the fields, those of ``Wording`` and then those of ``Chance``: it is that of
+    transformers.
+    """
+
+    logprobs: Number = None
+    """give each token's probability, and those of the N most probable"""
+
+    @classmethod
+    def of(cls, *groups: Any, **more: Any) -> Settings:
+        """The settings that some of the groups above hold, and more by their names."""
+        known = {field.name for field in fields(cls)}
+        grouped = {name: value for group in groups for name, value in vars(group).items() if name in known}
+        return cls(**grouped, **more)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "min_tokens"):
