@@ -25,6 +25,7 @@ from mlx_gpt import cli, quickstart
 from mlx_gpt.cli import main, parse
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.decode import generate
+from mlx_gpt.generate.settings import Chance
 from mlx_gpt.quickstart import Judgement, judge
 from mlx_gpt.store.folder import load
 from mlx_gpt.text import tinyworld
@@ -189,7 +190,7 @@ def test_a_mistake_of_ours_is_not_called_a_wrong_usage(here: Path, monkeypatch: 
 def test_stdout_holds_the_continuation_and_nothing_else(here: Path) -> None:
     model, tokenizer = load(here / "model")
     text = "".join(generate(model, tokenizer, "The", max_tokens=12, temperature=1.0, top_k=50, seed=3))
-    flags = shlex.split("--prompt The --max-tokens 12 --temperature 1 --top-k 50 --seed 3")
+    flags = shlex.split("--prompt The --max-tokens 12 --temperature 1 --top-k 50 --seed 3 --no-figures")
     run = in_a_process("generate", "model", *flags, cwd=here, encoding="utf-8")
     assert run.stdout == text + "\n"
     assert run.stderr == ""
@@ -213,7 +214,7 @@ def test_a_reader_who_leaves_is_no_error(here: Path) -> None:
 
 
 def test_flags_reach_the_settings() -> None:
-    assert parse(["generate", "m", "--top-k", "3"]) == Generate("m", top_k=3)
+    assert parse(["generate", "m", "--top-k", "3"]) == Generate("m", chance=Chance(top_k=3))
     assert parse(["quickstart"]) == Quickstart()
 
 

@@ -79,7 +79,8 @@ class Generation:
         if before:
             if settings.cache_bits not in (None, before.bits):
                 raise UsageError(
-                    f"the prompt was kept in --cache-bits {before.bits}, not {settings.cache_bits}; leave it out"
+                    f"--cache-bits {settings.cache_bits} is not how the prompt was kept; leave it out, "
+                    f"the file of --prompt-cache says how"
                 )
             settings = replace(settings, cache_bits=before.bits)
             prompts = [[*before.ids, *prompt] for prompt in prompts]

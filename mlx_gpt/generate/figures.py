@@ -22,6 +22,7 @@ class Figures:
         self.weight_bytes = weight_bytes(model)
         self.tokens = 0  # without those of the first step
         self.steps = 0
+        self.peak_memory = mx.get_peak_memory()  # the most bytes that MLX has held at once, the weights included
         self._started = self._first = self._ended = 0.0
 
     def start(self) -> None:
@@ -30,6 +31,7 @@ class Figures:
     def count(self, tokens: int) -> None:
         """The model has made another step, of so many tokens for all rows together."""
         self._ended = time.perf_counter()
+        self.peak_memory = mx.get_peak_memory()
         if self.steps:
             self.tokens += tokens
         else:
@@ -51,11 +53,6 @@ class Figures:
         """Tokens a second after the first, of all rows together."""
         return self.tokens / (self._ended - self._first) if self.tokens else 0.0
 
-    @property
-    def peak_memory(self) -> int:
-        """The most bytes that MLX has held at once, the weights included."""
-        return mx.get_peak_memory()
-
     def memory_share(self, memory_speed: float) -> float:
         """How much of the memory's speed (bytes/s) went into reading the weights, once for each step, 0 to 1."""
         seconds = self._ended - self._first
@@ -63,11 +60,15 @@ class Figures:
 
     def summary(self, memory_speed: float) -> str:
         """All of it in a line."""
-        read = f"{self.prompt_tokens} tokens read in {self.prompt_seconds:.2f} s ({self.prompt_speed:.1f}/s)"
-        written = f"{self.tokens} more written at {self.speed:.1f}/s"
-        share = f"{self.memory_share(memory_speed):.0%} of this machine's memory speed, {memory_speed / 1e9:.1f} GB/s"
-        memory = f"peak memory {self.peak_memory / 2**20:,.0f} MiB"
-        return ", ".join([read, *([written, share] if self.tokens else []), memory])
+        parts = []
+        if self.steps:
+            parts.append(f"prompt of {self.prompt_tokens}: {self.prompt_speed:.1f} tokens/s")
+        if self.tokens:
+            share = (
+                f"{self.memory_share(memory_speed):.0%} of this machine's memory speed ({memory_speed / 1e9:.1f} GB/s)"
+            )
+            parts.append(f"text: {self.speed:.1f} tokens/s, {share}")
+        return "; ".join([*parts, f"peak memory {self.peak_memory / 2**20:,.0f} MiB"])
 
     def as_dict(self, memory_speed: float) -> dict[str, float]:
         """The same by name: tokens/s, bytes, seconds."""
