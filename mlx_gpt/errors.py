@@ -9,6 +9,10 @@ class ModelFolderError(MLXGPTError):
     """A model folder or hub repository that cannot be read as a GPT-2."""
 
 
+class HubError(MLXGPTError):
+    """Something that the Hugging Face hub does not give, or the way to it is broken."""
+
+
 class CheckpointError(MLXGPTError):
     """A checkpoint that cannot be written, or read as it was written."""
 

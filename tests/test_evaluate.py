@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from command_line import in_a_process, the_line
+from loopback_hub import NOWHERE, Hub, running
 from mlx import nn
 
 from mlx_gpt.check.datasets import PUBLIC
@@ -323,46 +322,29 @@ def test_a_missing_folder_is_told_in_one_line(trained: Path, capsys: Any) -> Non
 
 
 @pytest.fixture
-def hub(trained: Path) -> Iterator[str]:
+def hub(trained: Path, tmp_path: Path) -> Iterator[Hub]:
     """A hub that has LAMBADA, and nothing else."""
-    content = (trained / "lambada.jsonl").read_bytes()
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            repository, name = PUBLIC["lambada"]
-            found = self.path.startswith(f"/datasets/{repository}/resolve/") and self.path.endswith(f"/{name}")
-            self.send_response(200 if found else 404)
-            headers = {"ETag": '"lambada"', "X-Repo-Commit": "0" * 40} if found else {"X-Error-Code": "RepoNotFound"}
-            for key, value in {**headers, "Content-Length": str(len(content) if found else 0)}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if found and self.command == "GET":
-                self.wfile.write(content)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    repository, name = PUBLIC["lambada"]
+    (tmp_path / "hub" / name).parent.mkdir(parents=True)
+    (tmp_path / "hub" / name).write_bytes((trained / "lambada.jsonl").read_bytes())
+    with running() as hub:
+        hub.add(f"datasets/{repository}", tmp_path / "hub")
+        yield hub
 
 
-def test_without_data_the_public_set_is_fetched_once(trained: Path, hub: str, tmp_path: Path) -> None:
+def test_without_data_the_public_set_is_fetched_once(trained: Path, hub: Hub, tmp_path: Path) -> None:
     def run(task: str, endpoint: str) -> Any:
-        env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "no_proxy": "127.0.0.1"}
+        env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "no_proxy": "127.0.0.1"}
         return in_a_process("eval", str(trained / "model"), "--task", task, "--json", cwd=tmp_path, env=env)
 
-    first = run("lambada", hub)
+    first = run("lambada", hub.address)
     assert first.returncode == 0, first.stderr
     told = json.loads(first.stdout)
     assert told["data"] == "EleutherAI/lambada_openai/data/lambada_test_en.jsonl"
     assert {name: one["value"] for name, one in told["figures"].items()} == pytest.approx(figures(trained, "lambada"))
-    assert json.loads(run("lambada", "http://127.0.0.1:9").stdout)["figures"] == told["figures"]
-    missing, unreachable = run("hellaswag", hub), run("hellaswag", "http://127.0.0.1:9")
-    assert "Rowan/hellaswag: the download of data/validation" in the_line(missing.stderr)
-    assert "Rowan/hellaswag: it is not in the cache, and the hub cannot be asked" in the_line(unreachable.stderr)
+    assert json.loads(run("lambada", NOWHERE).stdout)["figures"] == told["figures"]
+    missing, unreachable = run("hellaswag", hub.address), run("hellaswag", NOWHERE)
+    assert "Rowan/hellaswag: no such dataset on the hub" in the_line(missing.stderr)
+    assert "Rowan/hellaswag: it is not in the cache, and http" in the_line(unreachable.stderr)
+    assert "or give --data FILE" in unreachable.stderr
     assert missing.returncode == unreachable.returncode == 1

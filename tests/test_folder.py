@@ -1,7 +1,4 @@
-"""A model folder comes back as it was saved, a failed save costs nothing, and damage is one clear line.
-
-Downloads go through the real hub client to a hub on this machine's loopback.
-"""
+"""A model folder comes back as it was saved, a failed save costs nothing, and damage is one clear line."""
 
 from __future__ import annotations
 
@@ -9,12 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from dataclasses import asdict, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,6 +20,7 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import MLXGPTError, ModelFolderError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.convert import to_hub
+from mlx_gpt.store import folder as folder_module
 from mlx_gpt.store.folder import load, save
 from mlx_gpt.store.settings import read_config
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -178,20 +173,20 @@ def test_a_save_that_fails_anywhere_leaves_what_was_there(
         save(earlier, TOKENIZER, folder)
     before = {file.name: file.read_bytes() for file in folder.iterdir()} if folder.exists() else None
     if step == "truncated":
-        write = mx.save_safetensors
+        write = folder_module.write_safetensors
 
-        def save_half(file: str, *rest: Any, **options: Any) -> None:
-            write(file, *rest, **options)
+        def save_half(file: Path, *rest: Any) -> None:
+            write(file, *rest)
             os.truncate(file, os.path.getsize(file) // 2)
 
-        monkeypatch.setattr(mx, "save_safetensors", save_half)
+        monkeypatch.setattr(folder_module, "write_safetensors", save_half)
     elif step.startswith("move"):
         break_move(monkeypatch, int(step.removeprefix("move ")))
     else:
         where, name = {
             "tokenizer": (Tokenizer, "save"),
             "config": (Path, "write_text"),
-            "weights": (mx, "save_safetensors"),
+            "weights": (folder_module, "write_safetensors"),
             "fsync": (os, "fsync"),
         }[step]
         monkeypatch.setattr(where, name, no_room)
@@ -222,7 +217,7 @@ def test_an_interrupted_save_leaves_what_was_there(folder: Path, monkeypatch: py
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mx, "save_safetensors", interrupt)
+    monkeypatch.setattr(folder_module, "write_safetensors", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(new_model(seed=1), TOKENIZER, folder)
     monkeypatch.undo()
@@ -371,8 +366,8 @@ def test_shards_are_read_by_their_index_and_stale_ones_ignored(folder: Path) -> 
 def test_a_pickle_is_never_opened_and_the_way_to_safetensors_is_told(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     message = refusal(folder)
-    assert "expected model.safetensors, found pytorch_model.bin" in message
-    assert "save_pretrained" in message
+    assert "pytorch_model.bin: expected safetensors, found a pickle" in message
+    assert message.endswith(f"mlx-gpt convert {folder} DEST")
 
 
 def damage(folder: Path, case: str) -> None:
@@ -498,168 +493,6 @@ def test_a_path_object_is_never_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_file_or_a_revision_where_a_folder_is_meant_is_told(folder: Path) -> None:
     assert "expected a model folder, found a file" in refusal(folder / "model.safetensors")
     assert "a revision ('main') names a version on the hub, but this is a folder" in refusal(folder, revision="main")
-
-
-# The hub
-
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The hub's file interface: a model's information, its file tree, and its files.
-
-    The name of a repository says how it behaves: ada/tiny is sound, ada/gated, ada/private, ada/busy and ada/broken
-    do what they say, and there is no other.
-    """
-
-    folder: Path
-    asked: list[str]
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        self.asked.append(f"{self.command} {self.path}")
-        path = self.path.split("?")[0]
-        parts = path.removeprefix("/api/models").strip("/").split("/")
-        repo, what = "/".join(parts[:2]), parts[2] if len(parts) > 2 else ""
-        revision, file = (parts[3] if len(parts) > 3 else "main"), "/".join(parts[4:])
-        if repo == "ada/busy" or (repo == "ada/broken" and file == "model.safetensors"):
-            self.answer(503 if repo == "ada/busy" else 403)
-        elif repo == "ada/private":
-            self.answer(401, {"X-Error-Message": "Invalid username or password."})
-        elif repo not in ("ada/tiny", "ada/gated", "ada/broken"):
-            self.answer(404, {"X-Error-Code": "RepoNotFound"})
-        elif revision not in ("main", COMMIT):
-            self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-        elif what == "tree":
-            self.answer_json([self.described(file) for file in sorted(self.folder.rglob("*")) if file.is_file()])
-        elif what == "resolve" and repo == "ada/gated":
-            self.answer(403, {"X-Error-Code": "GatedRepo"})
-        elif what == "resolve":
-            self.answer_file(self.folder / file)
-        else:
-            self.answer_json({"id": repo, "sha": COMMIT, "siblings": []})
-
-    def described(self, file: Path) -> dict[str, Any]:
-        name = file.relative_to(self.folder).as_posix()
-        return {"type": "file", "path": name, "size": file.stat().st_size, "oid": name}
-
-    def answer_file(self, file: Path) -> None:
-        content = file.read_bytes()
-        headers = {"ETag": f'"{file.name}-{len(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if wanted := self.headers.get("Range"):
-            start, _, end = wanted.removeprefix("bytes=").partition("-")
-            stop = int(end) + 1 if end else len(content)
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-            self.answer(206, headers, content[int(start) : stop])
-        else:
-            self.answer(200, headers, content)
-
-    def answer_json(self, value: Any) -> None:
-        self.answer(200, {"Content-Type": "application/json", "X-Repo-Commit": COMMIT}, json.dumps(value).encode())
-
-    def answer(self, status: int, headers: dict[str, str] | None = None, content: bytes = b"") -> None:
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(content))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(folder: Path) -> Iterator[type[Hub]]:
-    """A hub with one sound model, which also holds files nobody needs."""
-    for unneeded in ("pytorch_model.bin", "tf_model.h5", "onnx/decoder_model.onnx", "64.tflite"):
-        (folder / unneeded).parent.mkdir(exist_ok=True)
-        (folder / unneeded).write_bytes(b"x" * 100)
-
-    class ThisHub(Hub):
-        asked: ClassVar[list[str]] = []
-
-    ThisHub.folder = folder
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ThisHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    ThisHub.address = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
-    yield ThisHub
-    server.shutdown()
-    server.server_close()
-
-
-CLIENT = """
-import json, sys
-from mlx_gpt import load
-from mlx_gpt.errors import ModelFolderError
-for name, revision in json.loads(sys.argv[1]):
-    try:
-        model, tokenizer = load(name, revision)
-        print(f"loaded {model.wte.weight.sum().item():.4f} {tokenizer.vocab_size}")
-    except ModelFolderError as error:
-        print(error)
-"""
-
-
-def loads(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **environment: str) -> list[str]:
-    """What ``load`` says to each (name, revision), one line each, in a process whose hub is at ``endpoint``."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
-    own |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"} | environment
-    own["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-c", CLIENT, json.dumps(wanted)]
-    run = subprocess.run(command, env=own, cwd=cache, capture_output=True, text=True, timeout=100)
-    assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
-    assert len(lines) == len(wanted), run.stdout
-    return lines
-
-
-NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
-
-
-def test_a_model_is_fetched_from_the_hub_once_and_is_then_there_without_it(hub: Any, tmp_path: Path) -> None:
-    loaded = f"loaded {new_model().wte.weight.sum().item():.4f} 257"
-    assert loads(tmp_path, hub.address, ("ada/tiny", None), ("ada/tiny", COMMIT)) == [loaded, loaded]
-    fetched = {line.partition("/resolve/")[2].partition("/")[2] for line in hub.asked if line.startswith("GET")} - {""}
-    assert fetched == {
-        "config.json",
-        "model.safetensors",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
-    assert loads(tmp_path, NOWHERE, ("ada/tiny", None)) == [loaded]
-    assert loads(tmp_path, hub.address, ("ada/tiny", None), HF_HUB_OFFLINE="1") == [loaded]
-
-
-def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Any, tmp_path: Path) -> None:
-    cases = {
-        ("ada/unknown", None): "ada/unknown: no such folder here, and from the hub: no such model on the hub; check",
-        ("gtp2", None): "gtp2: no such folder here, and from the hub: no such model on the hub; check the spelling",
-        ("ada/gated", None): f"access must be asked for: accept the terms at {hub.address}/ada/gated",
-        ("ada/tiny", "v9"): "the hub has it, but no revision 'v9'",
-        ("ada/busy", None): "it is not in the cache, and the hub answered with status 503; try again later",
-        ("ada/private", None): "the hub answered with status 401; check the spelling, or run `hf auth login`",
-        ("ada/broken", None): "the hub answered with status 403",
-        ("ada/..x", None): "no such folder, and not a hub id either",
-        ("ada/x--y", None): "the hub does not allow such an id",
-    }
-    for line, expected in zip(loads(tmp_path, hub.address, *cases), cases.values(), strict=True):
-        assert expected in line
-
-
-def test_without_a_network_and_a_cache_the_way_out_is_told(tmp_path: Path) -> None:
-    (line,) = loads(tmp_path, NOWHERE, ("ada/tiny", None))
-    assert line == (
-        f"ada/tiny: no such folder here, and from the hub: it is not in the cache, and {NOWHERE} cannot be reached; "
-        f"connect to the internet, or give a folder"
-    )
-    (line,) = loads(tmp_path, NOWHERE, ("ada/tiny", None), HF_HUB_OFFLINE="1")
-    assert "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; unset it" in line
 
 
 # The front door

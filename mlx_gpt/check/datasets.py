@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.check.hellaswag import Question, question
-from mlx_gpt.errors import DataError
+from mlx_gpt.errors import DataError, HubError
+from mlx_gpt.store import hub
 
 # Repository and file: what transformers' docs and lm-evaluation-harness measure on.
 PUBLIC = {
@@ -20,20 +21,11 @@ PUBLIC = {
 
 def fetch(task: str) -> Path:
     """The public set of a task, downloaded once. Raises ``DataError``."""
-    from huggingface_hub import errors, hf_hub_download
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # its warnings of a retry: what went wrong is told below
     repository, name = PUBLIC[task]
     try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except errors.LocalEntryNotFoundError as error:
-        trouble = "it is not in the cache, and the hub cannot be asked"
-        raise DataError(f"{repository}: {trouble}; connect to the internet, or give --data FILE") from error
-    except Exception as error:  # the client's transport has its own errors, and disks fill up
-        first = (str(error).splitlines() or [""])[0]
-        trouble = f"the download of {name} failed ({type(error).__name__}: {first})"
-        raise DataError(f"{repository}: {trouble}; try again, or give --data FILE") from error
+        return hub.fetch(repository, [name], kind="dataset") / name
+    except HubError as error:
+        raise DataError(f"{repository}: {error}; or give --data FILE") from error
 
 
 def read_text(file: Path) -> str:

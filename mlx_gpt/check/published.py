@@ -5,7 +5,6 @@ A file a model in the folder ``published``, each figure with its source and its 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from mlx_gpt.check.source import Source
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.decode import generate_tokens
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.download import sha256
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.loss import mean_loss, next_token_losses
 
@@ -76,14 +76,6 @@ def checksum(source: Source, digests: dict[str, str], known: Known | None) -> Ch
         found = digests.get(wrong[0], "no such file")
         remark = f"{wrong[0]}: expected sha256 {expected[wrong[0]][:12]}…, found {found[:12]}…; download it again"
     return measured(CHECKSUM, len(wrong), 0, remark)
-
-
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(1 << 24):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def compare(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> Check:

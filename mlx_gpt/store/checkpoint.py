@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt.errors import CheckpointError, ModelFolderError
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.download import sha256
 from mlx_gpt.store.folder import force_to_disk, read_model, read_tokenizer, save
 from mlx_gpt.store.settings import CONFIG
 from mlx_gpt.store.tensors import WEIGHTS, check_safetensors
@@ -153,7 +153,7 @@ def check_checkpoint(folder: Path) -> None:
         raise CheckpointError(f"{folder}: expected {SUMS}, which cannot be read ({_reason(error)})") from error
     for name in sorted({CONFIG, WEIGHTS, OPTIMIZER, PROGRESS} | sums.keys()):
         try:
-            found = _sha256(folder / name)
+            found = sha256(folder / name)
         except OSError as error:
             raise CheckpointError(f"{folder}: expected {name}, which cannot be read ({_reason(error)})") from error
         if found != sums.get(name):
@@ -201,7 +201,7 @@ def _write(folder: Path, model: GPT, tokenizer: Tokenizer, optimizer: optim.Opti
     check_safetensors(folder / OPTIMIZER)  # a full disk may not have been reported
     (folder / PROGRESS).write_text(json.dumps(asdict(progress), allow_nan=False) + "\n", encoding="utf-8")
     names = sorted(path.name for path in folder.iterdir())
-    (folder / SUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
+    (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
     for name in (OPTIMIZER, PROGRESS, SUMS, "."):  # save has seen to the model
         force_to_disk(folder / name)
 
@@ -216,14 +216,6 @@ def _remove(place: Path) -> None:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -22,6 +22,8 @@ class Eval:
     """a folder, or a hub id such as openai-community/gpt2"""
     task: str
     """perplexity, lambada or hellaswag"""
+    revision: str | None = None
+    """a branch, tag or commit of the hub's"""
     data: str | None = None
     """a text file, or for the others a .jsonl with the fields of the public set; the public set if not given"""
     stride: int | None = None
@@ -50,7 +52,7 @@ class Eval:
             raise UsageError(f"--task must be one of {', '.join(TASKS)}, not {self.task!r}")
         if self.data is not None and not Path(self.data).expanduser().is_file():
             raise DataError(f"{self.data}: expected a file for --data, found none")
-        folder = find_folder(self.model)
+        folder = find_folder(self.model, self.revision)
         model, tokenizer = load(folder)
         data = fetch(self.task) if self.data is None else Path(self.data).expanduser()
         with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -65,6 +67,7 @@ class Eval:
             )
         result |= {
             "model": self.model,
+            "revision": self.revision,
             "data": self.data or "/".join(PUBLIC[self.task]),
             "published": published(self.task, self.model, folder, model.n_parameters),
         }

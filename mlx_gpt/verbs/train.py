@@ -30,7 +30,7 @@ SCRATCH = "scratch"
 TOKENIZER = "bpe:1024"
 ARCHITECTURE = tuple(field.name for field in fields(GPTConfig) if field.name != "vocab_size")
 DROPOUT = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # not the weights' concern
-FILE_MAY_SET = {"data", "out", "init", "tokenizer", "preset", "prompt", "report_to", *ARCHITECTURE}
+FILE_MAY_SET = {"data", "out", "init", "revision", "tokenizer", "preset", "prompt", "report_to", *ARCHITECTURE}
 FILE_MAY_SET |= {field.name for field in fields(TrainConfig)}
 REPLACED = dict.fromkeys(LENGTHS, LENGTHS) | {"preset": ("preset", *ARCHITECTURE)}  # in a file, by this flag
 
@@ -65,6 +65,8 @@ class Train:
     """a file of settings, such as the run.toml of a run; the flags given beside it win"""
     init: str = SCRATCH
     """scratch, or the folder or hub id of a model to start from, which brings its architecture and tokenizer"""
+    revision: str | None = None
+    """a branch, tag or commit of the hub's, of the model to start from"""
     tokenizer: str | None = None
     """gpt2, bytes, or bpe:N: N ids learned from the text; bpe:1024 where data and model have none"""
     preset: Annotated[str, arg(help=f"the size that the flags below change: {', '.join(PRESETS)}")] = PRESET
@@ -79,7 +81,7 @@ class Train:
     def settings(self) -> dict[str, Any]:
         """All that it takes to repeat the run, by the names of the flags."""
         own = {"data": _from_anywhere(self.data), "init": _from_anywhere(self.init), "tokenizer": self.tokenizer}
-        own |= {"prompt": self.prompt, "report_to": self.report_to or None}
+        own |= {"revision": self.revision, "prompt": self.prompt, "report_to": self.report_to or None}
         architecture = {name: getattr(self.model, name) for name in ARCHITECTURE}
         every = own | architecture | asdict(self.training)
         if all(every[name] is None for name in LENGTHS):
@@ -140,9 +142,11 @@ class Train:
         if start:
             return start.model, self._material(self._tokenizer() or start.tokenizer, console)
         if self.init == SCRATCH:
+            if self.revision:
+                raise UsageError("--revision is of the model that --init names: give --init too")
             material = self._material(self._tokenizer(), console)
             return new_model(self.model.config, material, self.training.seed), material
-        loaded, tokenizer = load(self.init)
+        loaded, tokenizer = load(self.init, self.revision)
         self._refuse_contradictions(loaded.config, tokenizer)
         mx.random.seed(self.training.seed)
         dropout = {name: getattr(self.model, name) for name in DROPOUT if name in self.given}

@@ -1,0 +1,273 @@
+"""Models come from the hub: only what is needed, resumed where it stopped, from the cache; trouble is one line.
+
+All through the real client, in processes of their own, to a hub on this machine's loopback.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from command_line import SMALL, environment, in_a_process, the_line
+from loopback_hub import NOWHERE, Hub, running
+
+from mlx_gpt.cli import main
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import load, save
+from mlx_gpt.text.tokenizer import Tokenizer
+
+UNNEEDED = ("pytorch_model.bin", "tf_model.h5", "onnx/decoder_model.onnx", "64.tflite", "README.md")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A hub with one sound model, ada/tiny, in two versions; it also holds files nobody needs."""
+    versions = []
+    for seed in (0, 1):
+        mx.random.seed(seed)
+        folder = tmp_path / f"version-{seed}"
+        save(GPT(replace(SMALL, n_embd=32)), Tokenizer.bytes(), folder)
+        for name in UNNEEDED:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"x" * 100)
+        versions.append(folder)
+    with running() as hub:
+        hub.add("ada/tiny", *versions)
+        yield hub
+
+
+CLIENT = """
+import json, sys
+from huggingface_hub import constants
+from mlx_gpt import load
+from mlx_gpt.errors import ModelFolderError
+constants.DOWNLOAD_CHUNK_SIZE = 1000  # what is small here is cut in pieces too
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        model, tokenizer = load(name, revision)
+        print(f"loaded {model.wte.weight.sum().item():.4f} {tokenizer.vocab_size}")
+    except ModelFolderError as error:
+        print(error)
+"""
+
+
+def client(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: str) -> subprocess.Popen[str]:
+    """A process that loads each (name, revision) from the hub at ``endpoint``."""
+    own = environment(HF_ENDPOINT=endpoint, HF_HOME=str(cache), no_proxy="127.0.0.1", **more)
+    command = [sys.executable, "-c", CLIENT, json.dumps(wanted)]
+    return subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def loads(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: str) -> list[str]:
+    """What ``load`` says to each, one line each; nothing else is said."""
+    process = client(cache, endpoint, *wanted, **more)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert err == ""
+    lines = out.splitlines()
+    assert len(lines) == len(wanted), out
+    return lines
+
+
+def loaded(hub: Hub, revision: str = "main") -> str:
+    model, _ = load(hub.holds["ada/tiny"][revision])
+    return f"loaded {model.wte.weight.sum().item():.4f} 257"
+
+
+def spans(hub: Hub) -> list[str]:
+    """What was asked of the weights: all, or from which byte on."""
+    asked = [line.split() for line in hub.asked if line.startswith("GET") and "/model.safetensors" in line]
+    return [line[2] if len(line) > 2 else "all" for line in asked]
+
+
+def test_a_model_is_fetched_once_and_is_then_there_without_the_hub(hub: Hub, tmp_path: Path) -> None:
+    first = f"{0:040x}"
+    assert loads(tmp_path, hub.address, ("ada/tiny", None), ("ada/tiny", None)) == [loaded(hub)] * 2
+    needed = {"config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"}
+    assert sorted(hub.fetched()) == sorted(needed)
+    assert loads(tmp_path, NOWHERE, ("ada/tiny", None), ("ada/tiny", "main")) == [loaded(hub)] * 2
+    assert loads(tmp_path, hub.address, ("ada/tiny", None), HF_HUB_OFFLINE="1") == [loaded(hub)]
+    assert loads(tmp_path, hub.address, ("ada/tiny", "v0"), ("ada/tiny", first)) == [loaded(hub, "v0")] * 2
+    assert loaded(hub, "v0") != loaded(hub)
+
+
+def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, tmp_path: Path) -> None:
+    for name in ("gated", "shut", "broken", "bare"):
+        hub.add(f"ada/{name}", hub.holds["ada/tiny"]["main"])
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "README.md").touch()
+    hub.add("ada/bare", tmp_path / "bare")
+    hub.refuses["ada/gated"] = 403, {"X-Error-Code": "GatedRepo"}
+    hub.refuses["ada/shut"] = 403, {"X-Error-Message": "Access to this resource is disabled."}
+    hub.refuses["ada/busy"] = 503, {}
+    hub.refuses["ada/much"] = 429, {"Retry-After": "0"}
+    hub.refuses["ada/private"] = 401, {"X-Error-Message": "Invalid username or password."}
+    hub.refuses["ada/broken/model.safetensors"] = 403, {}
+    cases = {
+        ("ada/unknown", None): "ada/unknown: no such folder here, and from the hub: no such model on the hub; check",
+        ("gtp2", None): "gtp2: no such folder here, and from the hub: no such model on the hub; check the spelling",
+        ("ada/gated", None): f"access must be asked for: accept the terms at {hub.address}/ada/gated",
+        ("ada/shut", None): "the hub has shut this model; take it from elsewhere",
+        ("ada/tiny", "v9"): "the hub has it, but no revision 'v9'",
+        ("ada/busy", None): "the hub answered with status 503; try again later",
+        ("ada/much", None): "the hub answered with status 429; try again later",
+        ("ada/private", None): "the hub answered with status 401; check the spelling, or run `hf auth login`",
+        ("ada/broken", None): "the hub answered with status 403",
+        ("ada/bare", None): "ada/bare: the hub has it, but without a config.json",
+        ("ada/..x", None): "no such folder, and not a hub id either",
+        ("ada/x--y", None): "the hub does not allow such an id",
+    }
+    for line, expected in zip(loads(tmp_path, hub.address, *cases), cases.values(), strict=True):
+        assert expected in line
+
+
+def test_without_a_network_and_a_cache_the_way_out_is_told(tmp_path: Path) -> None:
+    (line,) = loads(tmp_path, NOWHERE, ("ada/tiny", None))
+    start, _, end = line.partition(" (ConnectError")
+    assert (
+        start
+        == f"ada/tiny: no such folder here, and from the hub: it is not in the cache, and {NOWHERE} cannot be reached"
+    )
+    assert end.endswith("); connect to the internet, or give a folder")
+    (line,) = loads(tmp_path, NOWHERE, ("ada/tiny", None), HF_HUB_OFFLINE="1")
+    assert "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; unset it" in line
+
+
+# A download that is cut short
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_lost_connection_is_taken_up_where_it_broke(hub: Hub, tmp_path: Path, knows_ranges: bool) -> None:
+    hub.stops, hub.knows_ranges = [20_000], knows_ranges  # without, all comes once more
+    assert loads(tmp_path, hub.address, ("ada/tiny", None)) == [loaded(hub)]
+    assert spans(hub) == ["all", "bytes=20000-"]
+
+
+def test_a_download_that_was_killed_goes_on_in_the_next_process(hub: Hub, tmp_path: Path) -> None:
+    part = killed_halfway(hub, tmp_path)
+    size = part.stat().st_size
+    assert loads(tmp_path, hub.address, ("ada/tiny", None)) == [loaded(hub)]
+    assert spans(hub) == ["all", f"bytes={size}-"]
+    assert not part.exists()
+
+
+def killed_halfway(hub: Hub, cache: Path) -> Path:
+    """Begin a download and end it: what has come of the weights by then."""
+    hub.stops, hub.stalls = [20_000], True
+    process = client(cache, hub.address, ("ada/tiny", None))
+    part = wait_for_a_part(cache, 10_000)
+    process.kill()
+    process.communicate()
+    return part
+
+
+def wait_for_a_part(cache: Path, size: int) -> Path:
+    for _ in range(600):
+        for part in cache.rglob("*.incomplete"):
+            if part.stat().st_size >= size:
+                return part
+        time.sleep(0.05)
+    raise AssertionError("nothing came")
+
+
+def test_what_is_half_there_is_not_taken_for_the_model_where_the_hub_is_gone(hub: Hub, tmp_path: Path) -> None:
+    killed_halfway(hub, tmp_path)
+    (line,) = loads(tmp_path, NOWHERE, ("ada/tiny", None))
+    assert "it is not in the cache" in line
+
+
+def test_bytes_that_are_not_those_announced_are_thrown_away(hub: Hub, tmp_path: Path) -> None:
+    hub.damages = True
+    (line,) = loads(tmp_path, hub.address, ("ada/tiny", None))
+    assert "from the hub: model.safetensors came damaged: expected sha256" in line
+    assert not list(tmp_path.rglob("*.incomplete"))
+    hub.damages = False
+    assert loads(tmp_path, hub.address, ("ada/tiny", None)) == [loaded(hub)]
+
+
+def test_two_who_fetch_the_same_at_once_fetch_it_once(hub: Hub, tmp_path: Path) -> None:
+    processes = [client(tmp_path, hub.address, ("ada/tiny", None)) for _ in range(2)]
+    assert [process.communicate(timeout=100)[0].strip() for process in processes] == [loaded(hub)] * 2
+    assert spans(hub) == ["all"]
+
+
+# The command
+
+
+def on_a_terminal(*arguments: str, cwd: Path, env: dict[str, str]) -> tuple[str, str]:
+    """What a command says on stdout, and on a stderr that is a terminal."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # rows, columns
+    command = [sys.executable, "-m", "mlx_gpt", *arguments]
+    process = subprocess.Popen(command, cwd=cwd, env=environment(**env), stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 1000):
+            shown += piece
+    except OSError:  # Linux: all who could write have gone
+        pass
+    os.close(ours)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, shown
+    return out.decode(), shown.decode()
+
+
+def test_a_terminal_sees_a_progress_bar_and_stdout_only_the_text(hub: Hub, tmp_path: Path) -> None:
+    env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+    told = ["generate", "ada/tiny", "--max-tokens", "4", "--temperature", "0"]
+    first, shown = on_a_terminal(*told, cwd=tmp_path, env=env)
+    assert "model.safetensors: 100%" in shown
+    again = in_a_process(*told, cwd=tmp_path, env=env | {"HF_ENDPOINT": NOWHERE})
+    assert again.stdout == first
+    assert "safetensors" not in again.stderr
+
+
+def test_ctrl_c_in_a_download_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    hub.stops, hub.stalls = [20_000], True
+    env = environment(HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path), no_proxy="127.0.0.1")
+    command = [sys.executable, "-m", "mlx_gpt", "generate", "ada/tiny"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    wait_for_a_part(tmp_path, 0)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert the_line(err.strip()) == "stopped"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "ada/tiny", "--max-tokens", "2"],
+        ["verify", "ada/tiny", "--tokens", "2"],
+        ["eval", "ada/tiny", "--task", "perplexity", "--data", "text.txt"],
+        ["train", "--data", "text.txt", "--out", "run", "--init", "ada/tiny", "--steps", "1"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_command_that_takes_a_hub_id_takes_a_revision(
+    hub: Hub, here: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    assert main([*command, "--revision", "v9"]) == 1
+    told = the_line(capsys.readouterr().err.strip())
+    assert told.startswith("ada/tiny: no such folder here, and from the hub: the hub has it, but no revision 'v9'")
+    assert hub.fetched() == []
+
+
+def test_a_revision_of_nothing_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", "text.txt", "--out", "run", "--revision", "v9"]) == 2
+    assert the_line(capsys.readouterr().err.strip()) == "--revision is of the model that --init names: give --init too"
