@@ -15,6 +15,7 @@ from mlx_gpt.verbs.eval import Eval
 from mlx_gpt.verbs.generate import Generate
 from mlx_gpt.verbs.prepare import Prepare
 from mlx_gpt.verbs.quickstart import Quickstart
+from mlx_gpt.verbs.serve import Serve
 from mlx_gpt.verbs.talk import Talk
 from mlx_gpt.verbs.train import Train, command_line
 from mlx_gpt.verbs.verify import Verify
@@ -23,6 +24,7 @@ Verb = OmitArgPrefixes[
     Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[Generate, subcommand("generate", prefix_name=False)]
     | Annotated[Talk, subcommand("talk", prefix_name=False)]
+    | Annotated[Serve, subcommand("serve", prefix_name=False)]
     | Annotated[Prepare, subcommand("prepare", prefix_name=False)]
     | Annotated[Quickstart, subcommand("quickstart", prefix_name=False)]
     | Annotated[Verify, subcommand("verify", prefix_name=False)]
@@ -30,7 +32,7 @@ Verb = OmitArgPrefixes[
 ]
 
 
-def parse(argv: Sequence[str]) -> Train | Generate | Talk | Prepare | Quickstart | Verify | Eval:
+def parse(argv: Sequence[str]) -> Train | Generate | Talk | Serve | Prepare | Quickstart | Verify | Eval:
     """The verb that a command line asks for, with all its settings. ``SystemExit`` after --help and for wrong flags."""
     default: Any = tyro.MISSING
     if argv[:1] == ["train"]:

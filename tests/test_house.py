@@ -31,7 +31,7 @@ FLOORS = [
     "store/*",
     "train/recompute",
     "train/step  train/validation  generate/*  lens/*",
-    "train/loop  train/material  check/*",
+    "train/loop  train/material  check/*  serve/*",
     "train/run",
     "__init__",  # the front door
     "quickstart",

@@ -1,0 +1,241 @@
+"""What a request asks for: the fields of OpenAI's completions API, each checked.
+
+The reference is OpenAI's "Create completion" (platform.openai.com/docs/api-reference/completions/create): names,
+defaults and ranges are from there. A field that it does not have is refused by name, as it does.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from mlx_gpt.generate.settings import Settings
+from mlx_gpt.serve.limits import Limits
+from mlx_gpt.serve.row import MAX_LOGPROBS
+from mlx_gpt.text.tokenizer import Tokenizer
+
+FIELDS = (
+    *("model", "prompt", "suffix", "max_tokens", "stop", "stream", "stream_options", "n", "best_of", "echo", "seed"),
+    *("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"),
+    "user",  # tells OpenAI's users apart; ignored
+)
+
+
+class APIError(Exception):
+    """A request that is not answered as it wished: an HTTP status, and what OpenAI's clients look for in the body."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status = status
+        self.headers = {"retry-after": "1"} if status == 429 else {}
+        kinds = {429: "rate_limit_error"}
+        kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, checked: ``best_of`` continuations of each prompt, of which the best ``n`` are wanted."""
+
+    prompts: list[list[int]]
+    settings: Settings
+    seed: int
+    n: int
+    best_of: int
+    logprobs: int | None
+    stream: bool
+    include_usage: bool
+    echo: bool
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Makes sense of requests to the model called ``name``. Every method raises ``APIError`` for what makes none."""
+
+    name: str
+    tokenizer: Tokenizer
+    n_positions: int
+    limits: Limits
+
+    def read(self, body: bytes) -> Asked:
+        """What a request asks for in JSON."""
+        given = fields(body)
+        self.check_name(given.get("model", self.name))
+        if "suffix" in given:
+            refuse(
+                "suffix", "cannot be given: GPT-2 was not trained to fill a gap; it continues prompt"
+            )
+        n = integer(given, "n", 1, 1, self.limits.max_choices)
+        best_of = integer(given, "best_of", n, 1, self.limits.max_choices)
+        stream, options = boolean(given, "stream"), self._stream_options(given)
+        if best_of < n:
+            refuse("best_of", f"must be at least n, {n}, not {best_of}")
+        if stream and best_of > n:
+            refuse("best_of", "cannot be streamed: which texts are the best is known at their end; leave out one")
+        settings = self._settings(given)
+        prompts = self._prompts(given.get("prompt", ""), settings.max_tokens)
+        if len(prompts) * best_of > self.limits.max_choices:
+            refuse("n", f"{len(prompts)} prompts times {best_of} are more than {self.limits.max_choices} texts")
+        seed = integer(given, "seed", secrets.randbits(63), -(2**63), 2**63 - 1) % 2**64
+        logprobs = settings.logprobs
+        if best_of > n and logprobs is None:
+            settings = replace(settings, logprobs=0)  # they tell which are the best
+        return Asked(prompts, settings, seed, n, best_of, logprobs, stream, options, boolean(given, "echo"))
+
+    def check_name(self, name: Any) -> None:
+        """Refuse any model but the one that is there."""
+        if not isinstance(name, str):
+            refuse("model", f"must be a string, not {shown(name)}")
+        if name != self.name:
+            raise APIError(404, f"there is no model {shown(name)} here, only {self.name!r}", "model", "model_not_found")
+
+    def _settings(self, given: Mapping[str, Any]) -> Settings:
+        temperature = number(given, "temperature", 1.0, 0, 2)
+        top_p = number(given, "top_p", 1.0, 0, 1)
+        if top_p == 0:
+            refuse("top_p", "must be above 0, which leaves no token, and at most 1; temperature 0 is greedy")
+        return Settings(
+            max_tokens=integer(given, "max_tokens", 16, 0, self.limits.max_tokens),
+            stop=stops(given.get("stop", ())),
+            logprobs=integer(given, "logprobs", None, 0, MAX_LOGPROBS),
+            logit_bias=self._bias(given.get("logit_bias", {})),
+            frequency_penalty=number(given, "frequency_penalty", 0.0, -2, 2),
+            presence_penalty=number(given, "presence_penalty", 0.0, -2, 2),
+            temperature=temperature,
+            top_p=top_p,
+        )
+
+    def _prompts(self, prompt: Any, max_tokens: int) -> list[list[int]]:
+        """The ids of each prompt, from a text, a list of texts, ids, or a list of lists of ids."""
+        is_one = isinstance(prompt, str) or (isinstance(prompt, list) and bool(prompt) and is_id(prompt[0]))
+        prompts = [prompt] if is_one else prompt
+        if not (isinstance(prompts, list) and prompts and all(isinstance(item, (str, list)) for item in prompts)):
+            refuse("prompt", f"must be a text, a list of texts, ids or a list of lists of ids, not {shown(prompt)}")
+        if len(prompts) > self.limits.max_choices:
+            refuse("prompt", f"{len(prompts)} prompts are more than {self.limits.max_choices}, the most at once")
+        return [self._fitting(self._ids(item), max_tokens) for item in prompts]
+
+    def _ids(self, prompt: str | list[Any]) -> list[int]:
+        if isinstance(prompt, str):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                refuse("prompt", "holds half a character (a lone surrogate), which no text has")
+            return self.tokenizer.encode(prompt)
+        if not prompt:
+            refuse("prompt", 'is an empty list of ids; "" starts a new text')
+        for token_id in prompt:
+            if not is_id(token_id) or not self._is_known(token_id):
+                refuse(
+                    "prompt",
+                    f"{shown(token_id)} is no token's id; the vocabulary's are 0 to {self.tokenizer.vocab_size - 1}",
+                )
+        return prompt
+
+    def _fitting(self, ids: list[int], max_tokens: int) -> list[int]:
+        most = self.n_positions - 1 if max_tokens else self.n_positions
+        if len(ids) > most:
+            message = (
+                f"the prompt is {len(ids)} tokens long and the model's context is {self.n_positions}; "
+                f"shorten it to at most {most}"
+            )
+            raise APIError(400, message, "prompt", "context_length_exceeded")
+        return ids
+
+    def _bias(self, bias: Any) -> dict[int, float]:
+        if not isinstance(bias, dict):
+            refuse("logit_bias", f'must be an object such as {{"50256": -100}}, not {shown(bias)}')
+        for key in bias:
+            if not (key.isascii() and key.isdigit() and len(key) < 10 and self._is_known(int(key))):
+                last = self.tokenizer.vocab_size - 1
+                refuse("logit_bias", f"{shown(key)} is no token's id; the vocabulary's are 0 to {last}")
+        return {int(key): number(bias, key, 0.0, -100, 100, "logit_bias") for key in bias}
+
+    def _is_known(self, token_id: int) -> bool:
+        try:
+            self.tokenizer.token_bytes(token_id)
+        except ValueError:
+            return False
+        return True
+
+    def _stream_options(self, given: Mapping[str, Any]) -> bool:
+        """Whether usage is to be told at the end of a stream."""
+        options = given.get("stream_options", {})
+        if not isinstance(options, dict):
+            refuse("stream_options", f"must be an object, not {shown(options)}")
+        if options and not boolean(given, "stream"):
+            refuse("stream_options", "is for streams: set stream to true")
+        if unknown := options.keys() - {
+            "include_usage",
+            "include_obfuscation",
+        }:  # the second hides lengths on a network
+            refuse("stream_options", f"has no field {shown(min(unknown))}")
+        return boolean(options, "include_usage")
+
+
+def fields(body: bytes) -> dict[str, Any]:
+    """The fields of a JSON object, without those that are null: null is the same as nothing."""
+    try:
+        given = json.loads(body.decode(), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise APIError(400, f"the body must be JSON in UTF-8, and is not: {error}") from None
+    if not isinstance(given, dict):
+        raise APIError(400, f"the body must be a JSON object, not {shown(given)}")
+    if unknown := given.keys() - set(FIELDS):
+        refuse(min(unknown)[:60], f"is no field of /v1/completions, which are {', '.join(FIELDS)}")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def integer(given: Mapping[str, Any], name: str, default: Any, low: int, high: int) -> Any:
+    """A field that holds a whole number, or its default."""
+    value = given.get(name, default)
+    if value is not default and not (is_id(value) and low <= value <= high):
+        refuse(name, f"must be a whole number from {low} to {high}, not {shown(value)}")
+    return value
+
+
+def number(given: Mapping[str, Any], name: str, default: float, low: float, high: float, of: str = "") -> float:
+    """A field that holds a number, or its default."""
+    value = given.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        what = f"of {name} " if of else ""
+        refuse(of or name, f"{what}must be a number from {low} to {high}, not {shown(value)}")
+    return float(value)
+
+
+def boolean(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        refuse(name, f"must be true or false, not {shown(value)}")
+    return value
+
+
+def stops(stop: Any) -> tuple[str, ...]:
+    """The texts to stop before: one, or a list of at most four."""
+    texts = [stop] if isinstance(stop, str) else stop
+    if not (isinstance(texts, (list, tuple)) and all(isinstance(text, str) and text for text in texts)):
+        refuse("stop", f"must be a text of at least one character or a list of such, not {shown(stop)}")
+    if len(texts) > 4:
+        refuse("stop", f"must be at most 4 texts, not {len(texts)}")
+    return tuple(texts)
+
+
+def is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def shown(value: Any) -> str:
+    """A value of the client's, so that it can stand in a message: in JSON, and short."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def refuse(param: str, message: str) -> NoReturn:
+    raise APIError(400, f"{param} {message}", param)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")

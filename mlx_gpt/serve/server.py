@@ -1,0 +1,98 @@
+"""A server process: a socket, uvicorn on it, and an end that leaves nobody without an answer."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from mlx_gpt.errors import UsageError
+from mlx_gpt.serve.app import Service, make_app
+
+FILES = 4096  # a connection is a file; macOS allows a process 256 unless it asks for more
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's, which says when it is there, and tells its service when it is to end."""
+
+    def __init__(self, service: Service, sock: socket.socket):
+        seconds = int(service.limits.grace) + 5  # the service tells its clients before; this is for those that hang
+        super().__init__(
+            uvicorn.Config(
+                make_app(service),
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                lifespan="on",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=seconds,
+            )
+        )
+        self._service, self._socket = service, sock
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        print(f"mlx-gpt: {self._service.name} at {address(self._socket)}/v1; ^C ends it", file=sys.stderr, flush=True)
+
+    def run_until_told(self) -> None:
+        try:
+            self.run([self._socket])
+        finally:
+            self._service.engine.stop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._service.stop()
+
+
+def serve(service: Service, sock: socket.socket) -> None:
+    """Answer requests until SIGINT or SIGTERM; then finish what is under way. To be called in the main thread.
+
+    It computes, and a second one speaks HTTP: a thread that has used MLX ends well only with its process.
+    """
+    allow_files(FILES)
+    server = Server(service, sock)
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    thread = threading.Thread(target=server.run_until_told, name="http")
+    thread.start()
+    try:
+        service.engine.run()
+    finally:
+        server.should_exit = True
+        thread.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address; port 0 takes one that is free. ``UsageError`` where it cannot be had."""
+    if not 0 <= port < 65536:
+        raise UsageError(f"--port must be from 0 (any that is free) to 65535, not {port}")
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(place[:2], family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"cannot serve at {host} port {port}: {error}; choose another --host or --port") from error
+
+
+def address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def allow_files(n: int) -> None:
+    """See to it that n files may be open, if the system lets a process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = n if hard == resource.RLIM_INFINITY else min(n, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
