@@ -6,6 +6,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # products in full fp32 on M5 and
 
 from pathlib import Path
 
+import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that it multiplies with OpenBLAS, as the command does
 import mlx.core as mx
 import pytest
 from command_line import SMALL

@@ -87,9 +87,10 @@ def test_a_step_takes_chunks_where_the_logits_are_large_and_moves_the_same_way(
 ) -> None:
     config = replace(SMALL, tie_word_embeddings=tied)
     (x,), (y,) = batches(1)
+    monkeypatch.setattr(step_module, "in_chunks", lambda logits, x: False)
     loss, norm, change = after(config, x, y)
     called = []
-    monkeypatch.setattr(step_module, "LARGE", 0)
+    monkeypatch.setattr(step_module, "in_chunks", lambda logits, x: True)
     monkeypatch.setattr(step_module, "chunked_mean_loss", lambda *a: called.append(a) or chunked_mean_loss(*a))
     chunked_loss, chunked_norm, chunked_change = after(config, x, y)
     assert called

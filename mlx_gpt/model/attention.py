@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.model import cpu
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.dropout import Dropout
 
@@ -119,6 +120,8 @@ class MultiHeadAttention(nn.Module):
             k, v, mask = cache.extend(k, v)  # (B, H, S, D) twice; the cache knows which tokens there are to see
         if self.training and self.attn_pdrop > 0:
             moved = self._attend_with_dropout(q, k, v)
+        elif isinstance(mask, str) and q.shape[2] > 1 and cpu.suits(q):
+            moved = cpu.causal_attention(q, k, v, self.scale)
         else:
             moved = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)  # (B, H, T, D)
         return self.resid_dropout(self.c_proj(merge_heads(moved)))  # (B, T, C)

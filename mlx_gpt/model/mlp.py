@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.model import cpu
 from mlx_gpt.model.dropout import Dropout
 
 
@@ -16,6 +17,8 @@ def gelu_new(x: mx.array) -> mx.array:
 
     Written with the sigmoid, since 0.5 (1 + tanh(z)) == sigmoid(2z); x*x*x because x**3 would call powf.
     """
+    if cpu.suits(x):
+        return cpu.gelu_new(x)
     return x * mx.sigmoid((2 * sqrt(2 / pi)) * (x + 0.044715 * x * x * x))
 
 

@@ -13,8 +13,9 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from mlx_gpt.blas import set_threads
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.train.loss import LARGE, chunked_mean_loss, mean_loss, next_token_losses
+from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss, next_token_losses
 from mlx_gpt.train.recompute import hidden_recomputed
 
 EvalStep = Callable[[mx.array, mx.array, mx.array], mx.array]
@@ -43,6 +44,8 @@ class TrainStep:
         self.model, self.optimizer, self.clip = model, optimizer, clip
         self.accumulate, self.dtype, self.recompute, self.group = accumulate, dtype, recompute, group
         self.lanes = batch_lanes(batch_size)
+        if len(self.lanes) > 1:
+            set_threads(1)  # each core has a lane of its own
         optimizer.init(model.trainable_parameters())
         self.state = [model.state, optimizer.state, mx.random.state]
         mx.eval(self.state)
@@ -84,7 +87,7 @@ class TrainStep:
         if self.dtype != mx.float32:  # the cast is part of the loss, so its gradient comes back in float32
             model.update(tree_map(lambda weight: weight.astype(self.dtype), model.trainable_parameters()))
         hidden = hidden_recomputed(model, x) if self.recompute else model.hidden(x)
-        if y.size * model.config.vocab_size >= LARGE:
+        if in_chunks(y.size * model.config.vocab_size, hidden):
             loss = chunked_mean_loss(hidden, model.head_weight, y)
         else:
             loss = mean_loss(model.logits(hidden), y)

@@ -1,0 +1,170 @@
+"""The forms for MLX's CPU backend compute what the plain formulas do, and OpenBLAS multiplies where it can be lent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from math import pi, sqrt
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from command_line import ROOT, environment
+
+from mlx_gpt.model import cpu
+from mlx_gpt.model.attention import attend
+from mlx_gpt.model.mlp import gelu_new
+from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss
+
+on_a_cpu = pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="for a CPU as the default device")
+
+
+def normal(*shape: int, seed: int = 0) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+def largest_difference(a: mx.array, b: mx.array) -> float:
+    return float(mx.abs(a - b).max() / mx.abs(b).max())
+
+
+def test_exp_is_as_exact_as_mlx_own_where_a_probability_counts() -> None:
+    x = np.linspace(-15, 0, 100_001).astype(np.float32)
+    wanted = np.exp(x.astype(np.float64))
+    error, mlx_error = (np.abs(np.array(f(mx.array(x))) / wanted - 1).max() for f in (cpu.exp, mx.exp))
+    assert error < 1e-5
+    assert np.abs(np.array(cpu.exp(mx.array(x))) - wanted).max() < 5e-7  # beside the row's largest, which is 1
+    assert mlx_error < 1e-5
+
+
+def test_exp_of_what_is_masked_is_exactly_nothing() -> None:
+    assert cpu.exp(mx.array([0.0, -144.0, -1e30, -mx.inf])).tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert np.isnan(cpu.exp(mx.array([mx.nan])).item())  # and a loss that is no number stays one
+
+
+def test_exp_is_never_negative_and_never_falls() -> None:
+    y = np.array(cpu.exp(mx.array(np.linspace(-150, 0, 100_001).astype(np.float32))))
+    assert (y >= 0).all()
+    assert (np.diff(y) > -5e-7).all()  # but for rounding
+
+
+def test_gelu_and_its_slope_are_those_of_the_formula() -> None:
+    x = mx.array(np.linspace(-12, 12, 4001).astype(np.float32))
+
+    def formula(x: mx.array) -> mx.array:
+        return 0.5 * x * (1 + mx.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)))
+
+    for compiled in (lambda f: f, mx.compile):
+        assert mx.abs(compiled(cpu.gelu_new)(x) - formula(x)).max().item() < 2e-6
+        slope, wanted = (mx.grad(compiled(lambda x, f=f: f(x).sum()))(x) for f in (cpu.gelu_new, formula))
+        assert mx.abs(slope - wanted).max().item() < 5e-6
+
+
+SHAPES = [(1, 1), (5, 5), (130, 130), (3, 200), (256, 300)]  # T, S: shorter and longer than a block of queries
+
+
+@pytest.mark.parametrize(("T", "S"), SHAPES)
+@pytest.mark.parametrize("compiled", [lambda f: f, mx.compile], ids=["plain", "compiled"])
+def test_attention_and_its_gradients_are_those_of_the_explicit_form(T: int, S: int, compiled: Callable) -> None:
+    q, k, v = normal(2, 3, T, 8, seed=1), normal(2, 3, S, 8, seed=2), normal(2, 3, S, 8, seed=3)
+    weight = normal(2, 3, T, 8, seed=4)  # another gradient for every element
+
+    def loss(attention: Callable) -> Callable:
+        return lambda q, k, v: (attention(3 * q, k, v, 0.5) * weight).sum()
+
+    assert largest_difference(cpu.causal_attention(q, k, v, 0.5), attend(q, k, v, 0.5)) < 2e-6
+    found, wanted = (
+        compiled(mx.grad(loss(attention), argnums=(0, 1, 2)))(q, k, v) for attention in (cpu.causal_attention, attend)
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert mx.abs(one - other).max().item() < 5e-6 * max(1.0, mx.abs(other).max().item())
+
+
+def test_no_query_sees_the_future_not_even_a_little() -> None:
+    q, k, v = (normal(1, 1, 140, 8, seed=seed) for seed in (1, 2, 3))
+    huge = mx.where(mx.arange(140)[:, None] > 70, 1e30, v)
+    before, after = (cpu.causal_attention(q, k, values, 1.0)[:, :, :71] for values in (v, huge))
+    assert mx.array_equal(before, after)
+
+
+def test_attention_keeps_no_pattern_for_the_way_back() -> None:
+    B, H, T, D = 1, 4, 512, 8
+    x = normal(B, H, T, D)
+
+    def peak(layers: int) -> int:
+        def loss(x: mx.array) -> mx.array:
+            for _ in range(layers):
+                x = x + cpu.causal_attention(x, x, x, 0.3)
+            return x.sum()
+
+        mx.eval(x)
+        mx.reset_peak_memory()
+        mx.eval(mx.grad(loss)(x))
+        return mx.get_peak_memory()
+
+    assert peak(12) - peak(4) < 8 * B * H * T * T * 4 / 4  # a quarter of what eight layers' patterns would take
+
+
+@on_a_cpu
+def test_on_a_cpu_float32_takes_these_forms_and_other_types_do_not() -> None:
+    assert cpu.suits(mx.zeros(1))
+    assert not cpu.suits(mx.zeros(1, mx.float16))
+    assert mx.array_equal(gelu_new(normal(50)), cpu.gelu_new(normal(50)))
+
+
+@on_a_cpu
+@pytest.mark.parametrize("V", [7, 300])
+def test_the_loss_with_one_exp_is_the_loss(V: int) -> None:
+    x, head = normal(2, 150, 8, seed=1), normal(V, 8, seed=2)
+    targets = mx.array(np.random.default_rng(0).integers(0, V, (2, 150)))
+    assert in_chunks(2 * 150 * V, x)
+    one = mx.value_and_grad(lambda x, head: chunked_mean_loss(x, head, targets), argnums=(0, 1))(x, head)
+    other = mx.value_and_grad(lambda x, head: mean_loss(x @ head.T, targets), argnums=(0, 1))(x, head)
+    assert one[0].item() == pytest.approx(other[0].item(), rel=1e-6)
+    for a, b in zip(one[1], other[1], strict=True):
+        assert largest_difference(a, b) < 2e-6
+
+
+# BLAS
+
+PRODUCT = """
+import mlx.core as mx, numpy as np, ctypes, time
+a = np.random.default_rng(0).standard_normal((300, 300), np.float32)
+product = np.array(mx.array(a) @ mx.array(a).T)
+print(float(np.abs(product - a.astype(np.float64) @ a.T.astype(np.float64)).max()))
+times = []
+a = mx.array(a)
+for _ in range(5):
+    start = time.perf_counter(); mx.eval(a @ a); times.append(time.perf_counter() - start)
+print(2 * 300**3 / min(times) / 1e9)
+"""
+
+
+def in_python(code: str, **env: str) -> list[str]:
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment(**env), cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return run.stdout.split()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+def test_openblas_is_lent_where_numpy_and_a_compiler_are_there() -> None:
+    answer, error, speed = in_python(f"from mlx_gpt.blas import lend_openblas; print(lend_openblas()){PRODUCT}")
+    if answer == "False":
+        pytest.skip("no C compiler, or NumPy comes with another BLAS")
+    _, mlx_speed = in_python(PRODUCT)
+    assert float(error) < 1e-3
+    assert float(speed) > 3 * float(mlx_speed)  # thirty times where this was written
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+@pytest.mark.parametrize(
+    ("before", "env"),
+    [("import mlx.core", {}), ("", {"PATH": ""})],
+    ids=["mlx imported before", "no compiler"],
+)
+def test_without_it_everything_stays_as_it_is(before: str, env: dict[str, str]) -> None:
+    code = f"{before}\nfrom mlx_gpt.blas import lend_openblas, set_threads; print(lend_openblas()); set_threads(1)"
+    answer, error, _ = in_python(code + PRODUCT, LD_PRELOAD="", **env)
+    assert answer == "False"
+    assert float(error) < 1e-3
