@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from mlx_gpt.errors import DataError, UsageError
-from mlx_gpt.generate.settings import Number, Search, Settings
+from mlx_gpt.generate.settings import SLIDE, Number, Search, Settings
 from mlx_gpt.verbs.speaking import Faster, Flag, Speaker, as_json, as_row, legend, note, painted, say
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class Generate(Speaker):
 
         model, tokenizer, draft = self.load()
         ids = self._ids(tokenizer)
-        before = load_prompt_cache(self.speed.prompt_cache, model) if self.speed.prompt_cache else None
+        kept = self.speed.prompt_cache
+        before = load_prompt_cache(Path(kept).expanduser(), model) if kept else None
         run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, before)
         self._show(run, tokenizer)
         if CONTEXT in run.reasons and not self.output.json:
@@ -84,7 +85,7 @@ class Generate(Speaker):
             note(f"the text ends where the model's context of {n} tokens is full; --context slide goes on")
         if self.speed.save_prompt_cache:
             run.read_prompt()
-            save_prompt_cache(self.speed.save_prompt_cache, run.decoder, numbers(run.prompts[0]))
+            save_prompt_cache(Path(self.speed.save_prompt_cache).expanduser(), run.decoder, numbers(run.prompts[0]))
 
     def settings(self) -> Settings:
         """The rules and limits that the flags give; ``UsageError`` where they contradict each other."""
@@ -97,8 +98,11 @@ class Generate(Speaker):
             raise UsageError("--prompt and --prompt-file both give the prompt; take one of them")
         logprobs = 0 if out.colour and out.logprobs is None else out.logprobs
         settings = Settings.of(self.length, self.wording, self.chance, self.search, self.speed, logprobs=logprobs)
-        if self.speed.save_prompt_cache and settings.context == "slide":
-            raise UsageError("--save-prompt-cache keeps the whole prompt, which --context slide forgets; leave out one")
+        if file := self.speed.save_prompt_cache:
+            if settings.context == SLIDE:
+                raise UsageError("--save-prompt-cache keeps what --context slide forgets; leave out one")
+            if not Path(file).expanduser().parent.is_dir():
+                raise UsageError(f"--save-prompt-cache {file}: there is no folder {Path(file).parent}; make it")
         return settings
 
     def _ids(self, tokenizer: Tokenizer) -> list[int]:
