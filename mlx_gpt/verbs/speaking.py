@@ -97,8 +97,11 @@ def painted(piece: Piece) -> str:
         return piece.text
     bits = surprise(piece.token.logprob)
     style = next(style for limit, style in SURPRISES if bits <= limit)
-    lines = (f"\x1b[{style}m{line}\x1b[0m" if style and line else line for line in piece.text.split("\n"))
-    return "\n".join(lines)  # no colour to the end of a line
+    return "\n".join(_coloured(line, style) for line in piece.text.split("\n"))  # no colour to the end of a line
+
+
+def _coloured(text: str, style: str) -> str:
+    return f"\x1b[{style}m{text}\x1b[0m" if style and text else text
 
 
 def legend() -> str:
@@ -106,7 +109,7 @@ def legend() -> str:
     limits = [limit for limit, _ in SURPRISES[:-1]]
     names = [f"up to {limits[0]} bits", *(f"{a} to {b}" for a, b in pairwise(limits))]
     names.append(f"above {limits[-1]}")
-    shown = (f"\x1b[{style}m {name} \x1b[0m" for (_, style), name in zip(SURPRISES, names, strict=True))
+    shown = (_coloured(f" {name} ", style) for (_, style), name in zip(SURPRISES, names, strict=True))
     return f"surprise of the model, -log2 p:{' '.join(shown)}"
 
 
