@@ -6,7 +6,7 @@
     for piece in generate(model, tokenizer, "Alan Turing theorized that"):
         print(piece, end="", flush=True)
 
-Start reading at ``mlx_gpt/model/__init__.py``.
+``generate_tokens`` yields ids instead, and ``generate_many`` continues several prompts side by side. Start reading at ``mlx_gpt/model/__init__.py``.
 """
 
 from mlx_gpt.blas import lend_openblas
@@ -17,8 +17,8 @@ lend_openblas()  # the one thing that importing does: later would be too late, s
 # The function takes the name of its package here. It keeps it: Python binds a package's name when it first imports
 # it, which this line does, and never again. So ``from mlx_gpt.generate.decode import ...`` works as ever, and only
 # ``import mlx_gpt.generate.decode as d`` does not.
-from mlx_gpt.generate.decode import generate  # noqa: E402
+from mlx_gpt.generate.decode import generate, generate_many, generate_tokens  # noqa: E402
 from mlx_gpt.model.gpt import GPT  # noqa: E402
 from mlx_gpt.store.folder import load, save  # noqa: E402
 
-__all__ = ["GPT", "GPTConfig", "generate", "load", "save"]
+__all__ = ["GPT", "GPTConfig", "generate", "generate_many", "generate_tokens", "load", "save"]
