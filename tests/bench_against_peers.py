@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that on Linux both sides multiply with OpenBLAS
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that on Linux it multiplies with OpenBLAS
 import mlx.core as mx
 import numpy as np
 from rich.console import Console
