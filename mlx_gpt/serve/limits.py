@@ -9,7 +9,7 @@ from mlx_gpt.errors import UsageError
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for, and how much may go on at once. Raises ``UsageError`` for what cannot work."""
+    """What a request may ask for, and how much may go on at once."""
 
     rows: int = 16
     """how many texts are computed side by side; the others wait for a place"""
@@ -26,7 +26,8 @@ class Limits:
     grace: float = 10.0
     """seconds that requests under way have to finish when the server is stopped; then they are answered 503"""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ``UsageError`` for what cannot work."""
         for name in ("rows", "max_requests", "max_choices", "max_tokens", "max_body"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be 1 or above, not {getattr(self, name)}")

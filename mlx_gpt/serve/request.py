@@ -65,9 +65,7 @@ class Reader:
         given = fields(body)
         self.check_name(given.get("model", self.name))
         if "suffix" in given:
-            refuse(
-                "suffix", "cannot be given: GPT-2 was not trained to fill a gap; it continues prompt"
-            )
+            refuse("suffix", "cannot be given: GPT-2 was not trained to fill a gap; it continues prompt")
         n = integer(given, "n", 1, 1, self.limits.max_choices)
         best_of = integer(given, "best_of", n, 1, self.limits.max_choices)
         stream, options = boolean(given, "stream"), self._stream_options(given)

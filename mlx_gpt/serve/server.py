@@ -14,7 +14,8 @@ from typing import Any
 import uvicorn
 
 from mlx_gpt.errors import UsageError
-from mlx_gpt.serve.app import Service, make_app
+from mlx_gpt.serve.app import make_app
+from mlx_gpt.serve.service import Service
 
 FILES = 4096  # a connection is a file; macOS allows a process 256 unless it asks for more
 

@@ -33,13 +33,14 @@ class Serve:
         from mlx_gpt.store.folder import load
 
         try:
-            from mlx_gpt.serve.app import Service
             from mlx_gpt.serve.server import listen, serve
+            from mlx_gpt.serve.service import Service
         except ModuleNotFoundError as missing:
             raise UsageError(
                 f"serve needs {missing.name}, which is not installed: pip install 'mlx-gpt[serve]'"
             ) from missing
 
+        self.limits.check()
         with listen(self.host, self.port) as sock:  # before the model is read: wrong addresses are told at once
             folder = Path(self.model).expanduser()
             name = folder.resolve().name if folder.is_dir() else self.model
