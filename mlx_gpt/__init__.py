@@ -6,7 +6,8 @@
     for piece in generate(model, tokenizer, "Alan Turing theorized that"):
         print(piece, end="", flush=True)
 
-``generate_tokens`` yields ids instead, and ``generate_many`` continues several prompts side by side. Start reading at ``mlx_gpt/model/__init__.py``.
+``generate_tokens`` yields ids instead, and ``generate_many`` continues several prompts side by side. Start
+reading at ``mlx_gpt/model/__init__.py``.
 """
 
 from mlx_gpt.blas import lend_openblas
