@@ -11,7 +11,9 @@ import tyro
 from tyro.conf import OmitArgPrefixes, subcommand
 
 from mlx_gpt.errors import MLXGPTError, UsageError
+from mlx_gpt.verbs.convert import Convert
 from mlx_gpt.verbs.eval import Eval
+from mlx_gpt.verbs.export import Export
 from mlx_gpt.verbs.generate import Generate
 from mlx_gpt.verbs.prepare import Prepare
 from mlx_gpt.verbs.quickstart import Quickstart
@@ -27,12 +29,16 @@ Verb = OmitArgPrefixes[
     | Annotated[Serve, subcommand("serve", prefix_name=False)]
     | Annotated[Prepare, subcommand("prepare", prefix_name=False)]
     | Annotated[Quickstart, subcommand("quickstart", prefix_name=False)]
+    | Annotated[Convert, subcommand("convert", prefix_name=False)]
+    | Annotated[Export, subcommand("export", prefix_name=False)]
     | Annotated[Verify, subcommand("verify", prefix_name=False)]
     | Annotated[Eval, subcommand("eval", prefix_name=False)]
 ]
 
 
-def parse(argv: Sequence[str]) -> Train | Generate | Talk | Serve | Prepare | Quickstart | Verify | Eval:
+def parse(
+    argv: Sequence[str],
+) -> Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval:
     """The verb that a command line asks for, with all its settings. ``SystemExit`` after --help and for wrong flags."""
     default: Any = tyro.MISSING
     if argv[:1] == ["train"]:

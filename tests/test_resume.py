@@ -30,7 +30,8 @@ from mlx_gpt.train.step import make_eval_step
 from mlx_gpt.train.validation import evaluate
 
 SIZE = "--tokenizer bytes --n-positions 16 --n-embd 16 --n-layer 1 --n-head 2 --batch-size 2"
-RUN = shlex.split(f"train --data text.txt {SIZE} --eval-every 5 --checkpoint-every 4 --resid-pdrop 0.1")
+HOW = "--learning-rate 0.001 --eval-every 5 --checkpoint-every 4 --resid-pdrop 0.1"
+RUN = shlex.split(f"train --data text.txt {SIZE} {HOW}")
 TIMINGS = {"tokens_per_second", "peak_memory_bytes"}
 
 
@@ -328,10 +329,11 @@ def test_a_run_is_repeated_from_its_own_folder(stopped: Path, monkeypatch: pytes
 def test_a_run_by_the_clock_goes_on_with_the_time_that_it_has_left(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = count()
     monkeypatch.setattr(pace.time, "perf_counter", lambda: float(next(seconds)))  # each look at the clock is a second
-    assert main([*RUN, "--minutes", "2", "--eval-every", "0", "--out", "whole"]) == 0
+    arguments = [*RUN, "--steps", "1000000", "--minutes", "2", "--eval-every", "0"]
+    assert main([*arguments, "--out", "whole"]) == 0
     with monkeypatch.context() as patch:
         interrupt_during(patch, 3)
-        assert main([*RUN, "--minutes", "2", "--eval-every", "0", "--out", "run"]) == 130
+        assert main([*arguments, "--out", "run"]) == 130
     assert main(["train", "--resume", "run"]) == 0
     whole, resumed = (rows(here / name)[-1]["step"] for name in ("whole", "run"))
     assert resumed == pytest.approx(whole, abs=2)
@@ -379,14 +381,14 @@ def test_a_model_that_cannot_be_exported_leaves_the_best_before_it(
     before = everything(stopped)
 
     def no_room(*_: Any, **__: Any) -> None:
-        raise RuntimeError("[save_safetensors] Failed to write")
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder.mx, "save_safetensors", no_room)
+        patch.setattr(folder, "write_safetensors", no_room)
         patch.setattr(Keeper, "save", lambda *_: None)
         assert main(["train", "--resume", "run"]) == 1
     line = the_line(capsys.readouterr().err)
-    assert line.startswith("run: the model could not be saved ([save_safetensors] Failed to write); make room or ")
+    assert line.startswith("run: the model could not be saved ([Errno 28] No space left on device); make room or ")
     assert line.endswith("then go on with: mlx-gpt train --resume run")
     after = everything(stopped)
     assert {name for name in before | after if before.get(name) != after.get(name)} == {"metrics.jsonl"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.nn as nn
 
+from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.model.gpt import GPT
 
@@ -16,16 +17,21 @@ def quantize(model: GPT, bits: int, group_size: int = 64) -> GPT:
     The position embedding stays as it is: it is small, and only added. Raises ``UsageError`` where the widths are no
     multiples of the group.
     """
+    check_quantizable(model.config, bits, group_size)
+    nn.quantize(model, group_size, bits, class_predicate=quantizable)
+    return model
+
+
+def check_quantizable(config: GPTConfig, bits: int, group_size: int = 64) -> None:
+    """Raise ``UsageError`` unless ``quantize`` can."""
     if bits not in QUANTIZED_BITS:
         raise UsageError(f"weights can be quantized to 8 or 4 bits, not {bits}")
-    C, inner = model.config.n_embd, model.config.inner_dim
+    C, inner = config.n_embd, config.inner_dim
     if C % group_size or inner % group_size:
         raise UsageError(
             f"weights are quantized in groups of {group_size}, but this model's widths are {C} and {inner}; "
             f"they must be multiples of it"
         )
-    nn.quantize(model, group_size, bits, class_predicate=quantizable)
-    return model
 
 
 def quantizable(path: str, module: nn.Module) -> bool:

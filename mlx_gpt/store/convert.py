@@ -8,6 +8,8 @@ no shape tells whether it has been transposed, so ``tests/test_parity.py`` looks
 from __future__ import annotations
 
 import re
+from collections.abc import Set
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -17,19 +19,54 @@ from mlx_gpt.errors import ModelFolderError
 Weights = dict[str, mx.array]
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+MLX_LM = "model."  # in front of mlx-lm's names, whose matrices are (out, in)
+PACKED = ("weight", "scales", "biases")  # a quantized matrix
 MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which older files carry along
 
+Shapes = dict[str, tuple[int, ...]]
 
-def from_hub(weights: Weights, config: GPTConfig, dtype: mx.Dtype = mx.float32) -> Weights:
+
+class Quantization(NamedTuple):
+    """How the matrices of a file are packed: ``group_size`` weights share a scale and an offset, and keep ``bits``."""
+
+    group_size: int
+    bits: int
+
+
+def from_hub(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.float32) -> Weights:
     """The parameters of ``GPT(config)`` from a hub GPT-2's tensors, with or without the prefix ``transformer.``
 
     Drops what is no parameter: the mask buffers, and an ``lm_head.weight`` that repeats a tied ``wte.weight``. Every
-    tensor becomes ``dtype``: half-precision files are for storing, float32 is for computing. Raises
-    ``ModelFolderError`` for a tensor that is missing, unexpected, not of floats, or of another shape.
+    tensor becomes ``dtype``: half-precision files are for storing, float32 is for computing; None leaves each as it is.
+    Raises ``ModelFolderError`` for a tensor that is missing, unexpected, not of floats, or of another shape.
     """
     weights = parameters_of(weights, config)
     check_weights(weights, config)
-    return {name: _transposed(name, weight).astype(dtype) for name, weight in weights.items()}
+    return {name: cast(_transposed(name, weight), dtype) for name, weight in weights.items()}
+
+
+def from_linear(
+    weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.float32, packing: Quantization | None = None
+) -> Weights:
+    """The same from tensors whose matrices are (out, in), as nanoGPT, llm.c and mlx-lm keep them, perhaps quantized."""
+    weights = parameters_of(weights, config)
+    shapes = linear_shapes(config)
+    packed = {name for name in weights if f"{name.removesuffix('.weight')}.scales" in weights} if packing else set()
+    _check(weights, packed_shapes(shapes, packed, packing) if packing else shapes, packed)
+    return {name: weight if name in packed else cast(weight, dtype) for name, weight in weights.items()}
+
+
+def pack(weights: Weights, packing: Quantization) -> Weights:
+    """Our parameters quantized as ``model.quantize`` does it, by the names that mlx-lm has for them."""
+    packed: Weights = {}
+    for name, weight in weights.items():
+        stem, _, kind = name.rpartition(".")
+        if weight.ndim == 2 and stem != "wpe":
+            parts = dict(zip(PACKED, mx.quantize(weight, packing.group_size, packing.bits), strict=True))
+        else:
+            parts = {kind: weight}
+        packed |= {f"{'' if stem == 'lm_head' else MLX_LM}{stem}.{part}": value for part, value in parts.items()}
+    return packed
 
 
 def to_hub(weights: Weights) -> Weights:
@@ -37,12 +74,12 @@ def to_hub(weights: Weights) -> Weights:
     return {name: _transposed(name, weight) for name, weight in weights.items()}
 
 
-def hub_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+def hub_shapes(config: GPTConfig) -> Shapes:
     """Every tensor of a GPT-2 on the hub and its shape; matrices are (in, out)."""
     V, P, C, inner = config.vocab_size, config.n_positions, config.n_embd, config.inner_dim
-    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (V, C), "wpe.weight": (P, C)}
+    shapes: Shapes = {"wte.weight": (V, C), "wpe.weight": (P, C)}
     for i in range(config.n_layer):
-        block: dict[str, tuple[int, ...]] = {
+        block: Shapes = {
             "ln_1.weight": (C,),
             "ln_1.bias": (C,),
             "attn.c_attn.weight": (C, 3 * C),  # q, k and v side by side
@@ -63,11 +100,35 @@ def hub_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def linear_shapes(config: GPTConfig) -> Shapes:
+    """Every parameter of a GPT-2 and its shape; matrices are (out, in)."""
+    return {name: shape[::-1] if name.endswith(CONV1D) else shape for name, shape in hub_shapes(config).items()}
+
+
+def packed_shapes(shapes: Shapes, packed: Set[str], packing: Quantization) -> Shapes:
+    """The same where some matrices are ``packed``: 32 bits in a number, and scales and offsets (``biases``) beside."""
+    found: Shapes = {}
+    for name, shape in shapes.items():
+        if name in packed and len(shape) == 2:
+            *rows, width = shape
+            widths = (width * packing.bits // 32, width // packing.group_size, width // packing.group_size)
+            stem = name.removesuffix(".weight")
+            found |= {f"{stem}.{part}": (*rows, n) for part, n in zip(PACKED, widths, strict=True)}
+        else:
+            found[name] = shape
+    return found
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of this name is the causal mask and no parameter."""
+    return bool(MASK_BUFFER.fullmatch(name.removeprefix("transformer.")))
+
+
 def parameters_of(weights: Weights, config: GPTConfig) -> Weights:
     """The tensors under their unprefixed names, without mask buffers and without the copy of a tied head."""
     bare: Weights = {}
     for name, weight in weights.items():
-        short = name.removeprefix("transformer.")
+        short = name.removeprefix("transformer.").removeprefix(MLX_LM)
         if short in bare:
             raise ModelFolderError(
                 f"{short}: expected once, found with and without the prefix 'transformer.'; "
@@ -75,6 +136,11 @@ def parameters_of(weights: Weights, config: GPTConfig) -> Weights:
             )
         if not MASK_BUFFER.fullmatch(short):
             bare[short] = weight
+    if config.n_layer > max(len(bare), 1000):  # before a list is made of all that a billion layers should have
+        raise ModelFolderError(
+            f"config.json: n_layer is {config.n_layer}, but there are {len(bare)} tensors in all; the weights and "
+            f"config.json do not belong together: fetch both from the same place"
+        )
     if config.tie_word_embeddings and "lm_head.weight" in bare:
         head = bare.pop("lm_head.weight")
         wte = bare.get("wte.weight", head)  # a missing wte is told by check_weights
@@ -88,7 +154,10 @@ def parameters_of(weights: Weights, config: GPTConfig) -> Weights:
 
 def check_weights(weights: Weights, config: GPTConfig) -> None:
     """Raise ``ModelFolderError`` unless these are the hub tensors that ``config`` promises, each in its shape."""
-    shapes = hub_shapes(config)
+    _check(weights, hub_shapes(config))
+
+
+def _check(weights: Weights, shapes: Shapes, packed: Set[str] = frozenset()) -> None:
     if missing := [name for name in shapes if name not in weights]:
         raise ModelFolderError(
             f"{missing[0]}: expected shape {shapes[missing[0]]}, found no such tensor{_and_more(missing)}; "
@@ -105,11 +174,16 @@ def check_weights(weights: Weights, config: GPTConfig) -> None:
             raise ModelFolderError(
                 f"{name}: expected shape {shape}, found {found.shape}; {_remedy(name, shape, found)}"
             )
-        if not mx.issubdtype(found.dtype, mx.floating):
+        if not mx.issubdtype(found.dtype, mx.floating) and not (name in packed and found.dtype == mx.uint32):
             raise ModelFolderError(
                 f"{name}: expected floats of shape {shape}, found {found.dtype}; "
                 f"if the model is quantized, take its original in float32, float16 or bfloat16"
             )
+
+
+def cast(weight: mx.array, dtype: mx.Dtype | None) -> mx.array:
+    """As ``dtype``, or as it is."""
+    return weight if dtype is None else weight.astype(dtype)
 
 
 def _transposed(name: str, weight: mx.array) -> mx.array:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_gpt.errors import HubError, ModelFolderError
 from mlx_gpt.store.download import LargeFile, download
+from mlx_gpt.store.tensors import has_safetensors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # gpt2, openai-community/gpt2
 PATIENCE = 10  # seconds for the hub to begin to answer
@@ -28,13 +29,14 @@ NEEDED = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
+PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 
 
-def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+def find_folder(name: str | os.PathLike[str], revision: str | None = None, pickles: bool = False) -> Path:
     """The model folder called ``name``: an existing folder, or else the hub repository with this id, downloaded.
 
-    ``revision`` is a branch, tag or commit on the hub. A ``Path`` is never taken for a hub id. Raises
-    ``ModelFolderError``.
+    ``revision`` is a branch, tag or commit on the hub. ``pickles``: where the hub has no safetensors, they are fetched
+    instead. A ``Path`` is never taken for a hub id. Raises ``ModelFolderError``.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -51,11 +53,18 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Pa
         )
     try:
         folder = fetch(name, NEEDED, revision)
+        if pickles and not has_safetensors(folder):
+            folder = fetch(name, PICKLES, revision)
     except HubError as error:
         raise ModelFolderError(f"{name}: no such folder here, and from the hub: {error}") from error
     if not (folder / "config.json").exists():
         raise ModelFolderError(
             f"{name}: the hub has it, but without a config.json: no model as transformers keeps them"
+        )
+    if not pickles and not has_safetensors(folder):
+        raise ModelFolderError(
+            f"{name}: the hub has it, but not as safetensors; if it has a pickle, which can run code when opened, then "
+            f"with torch installed make a model folder of it: mlx-gpt convert {name} DEST"
         )
     return folder
 
@@ -83,10 +92,12 @@ def fetch(name: str, patterns: Sequence[str], revision: str | None = None, kind:
             return Path(snapshot_download(**wanted, tqdm_class=_no_bar()))  # what is left is small
         except HubError:
             raise
-        except errors.HfHubHTTPError as error:
-            raise HubError(_refused(error, wanted)) from error
         except Exception as error:  # the client's transport has its own errors (httpx, httpx2), and disks fill up
-            raise HubError(f"the download failed ({_line(error)}); try again, what has come is kept") from error
+            reason = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+            if isinstance(reason, errors.HfHubHTTPError):
+                raise HubError(_refused(reason, wanted)) from error
+            trouble = _line(reason or error)
+            raise HubError(f"the download failed ({trouble}); try again, what has come is kept") from error
 
 
 def _from_the_cache(wanted: dict[str, Any], trouble: Exception) -> Path:
@@ -124,7 +135,7 @@ def _refused(error: Any, wanted: dict[str, Any]) -> str:
     return f"the hub answered with status {status}; {remedy}"
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".removesuffix(": ")
 
 

@@ -12,8 +12,11 @@ import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError
+from mlx_gpt.files import parse_json, read_small
+from mlx_gpt.store.convert import Quantization
 
 CONFIG = "config.json"
+LIMIT = 2_000_000  # bytes; a config.json has hundreds, the index of a thousand layers under a million
 
 # Keys of a GPT-2 config.json (transformers' GPT2Config and PreTrainedConfig, 4.x and 5.x) that leave the logits as
 # they are: labels, other tasks' heads, what to return, how to round, how to generate.
@@ -38,9 +41,10 @@ HARMLESS = frozenset(
 OFF = frozenset(
     """
     add_cross_attention cross_attention_hidden_size is_encoder_decoder tie_encoder_decoder pruned_heads
-    quantization quantization_config per_layer_config
+    per_layer_config
     """.split()  # noqa: SIM905
 )
+QUANTIZED = ("quantization", "quantization_config")  # mlx-lm writes both
 ALIASES = {  # transformers' general names for GPT-2's own
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -63,11 +67,12 @@ def read_config(path: str | os.PathLike[str]) -> GPTConfig:
             f"this package reads GPT-2 only"
         )
     settings = _with_own_names(found, file)
+    _quantization(settings, file)
     own = {field.name: field for field in fields(GPTConfig)}
     for key, value in settings.items():
         if key in OFF and value:
             raise ModelFolderError(f"{file}: {key} must be off, found {json.dumps(value)}; this GPT-2 is another model")
-        if key not in own and key not in OFF and key not in HARMLESS:
+        if key not in own and key not in OFF and key not in HARMLESS and key not in QUANTIZED:
             raise ModelFolderError(
                 f"{file}: unknown setting {key} = {json.dumps(value)}, which could change what the model computes; "
                 f"if it does not, take it out of the file"
@@ -80,8 +85,14 @@ def read_config(path: str | os.PathLike[str]) -> GPTConfig:
         raise ModelFolderError(f"{file}: {error}") from error
 
 
-def config_json(config: GPTConfig, eot_id: int, dtype: mx.Dtype) -> str:
-    """The text of a ``config.json`` that transformers and mlx-lm read as this model."""
+def read_quantization(folder: str | os.PathLike[str]) -> Quantization | None:
+    """How the matrices of a folder are packed; None where they are not."""
+    file = Path(folder) / CONFIG
+    return _quantization(read_json(file), file)
+
+
+def config_json(config: GPTConfig, eot_id: int, dtype: mx.Dtype, packing: Quantization | None = None) -> str:
+    """The text of a ``config.json`` that transformers and mlx-lm read as this model; quantized ones mlx-lm only."""
     settings = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -90,6 +101,7 @@ def config_json(config: GPTConfig, eot_id: int, dtype: mx.Dtype) -> str:
         "bos_token_id": eot_id,
         "eos_token_id": eot_id,
         "torch_dtype": str(dtype).removeprefix("mlx.core."),
+        **(dict.fromkeys(QUANTIZED, packing._asdict()) if packing else {}),
     }
     return json.dumps(settings, indent=2) + "\n"
 
@@ -97,7 +109,7 @@ def config_json(config: GPTConfig, eot_id: int, dtype: mx.Dtype) -> str:
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder, or ``ModelFolderError``."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(read_small(file, LIMIT))
     except OSError as error:
         raise ModelFolderError(
             f"{file}: expected a settings file there, but it cannot be read ({error.strerror}); "
@@ -108,6 +120,25 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelFolderError(f"{file}: expected a JSON object, found {type(value).__name__}; fetch it again")
     return value
+
+
+def _quantization(settings: dict[str, Any], file: Path) -> Quantization | None:
+    """What mlx-lm writes of a model whose matrices are all packed alike; anything else is refused."""
+    for key in QUANTIZED:
+        if value := settings.get(key):
+            known: dict[str, Any] = {"mode": "affine"} | value if isinstance(value, dict) else {}
+            if (
+                known.keys() != {"group_size", "bits", "mode"}
+                or known["mode"] != "affine"
+                or known["bits"] not in (2, 3, 4, 5, 6, 8)
+                or known["group_size"] not in (32, 64, 128)
+            ):
+                raise ModelFolderError(
+                    f"{file}: {key} must be off, or MLX's affine one with bits and group_size, found "
+                    f"{json.dumps(value)[:100]}; take the model in floats"
+                )
+            return Quantization(known["group_size"], known["bits"])
+    return None
 
 
 def _with_own_names(found: dict[str, Any], file: Path) -> dict[str, Any]:

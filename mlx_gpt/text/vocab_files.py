@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gpt.errors import TokenizerError
+from mlx_gpt.files import parse_json, read_small
 
 Token = bytes  # what one id stands for
 EOT = "<|endoftext|>"
+LIMIT = 20_000_000  # bytes; GPT-2's tokenizer.json has 1.4 million
 
 # In GPT-2's files each byte is one visible character: itself where it is printable, else the next of chr(256), ...
 # The bytes' ids follow that order, so byte BYTES[i] has id i and is written CHARACTERS[i].
@@ -42,6 +44,11 @@ def read_vocabulary(folder: str | os.PathLike[str]) -> tuple[dict[Token, int], d
     vocab_file, merges_file, fast_file, added_file = (
         Path(folder) / name for name in ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json")
     )
+    if not vocab_file.exists() and not merges_file.exists():  # OpenAI's own names for the two
+        vocab_file, merges_file = (
+            there if (there := Path(folder) / name).exists() else file
+            for name, file in (("encoder.json", vocab_file), ("vocab.bpe", merges_file))
+        )
     fast = _read_fast(fast_file) if fast_file.exists() else None
     added = fast.added if fast else {}
     if vocab_file.exists() and merges_file.exists():
@@ -106,7 +113,7 @@ def _damaged(file: Path, expected: str, found: str) -> TokenizerError:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return read_small(file, LIMIT).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise _damaged(file, "UTF-8 text", f"the byte {error.object[error.start]:#04x} at {error.start}") from error
     except OSError as error:
@@ -115,9 +122,11 @@ def _read_text(file: Path) -> str:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_read_text(file))
+        value = parse_json(_read_text(file))
     except json.JSONDecodeError as error:
         raise _damaged(file, "JSON", f"{error.msg} in line {error.lineno}, column {error.colno}") from error
+    except ValueError as error:
+        raise _damaged(file, "JSON", f"something else ({error})") from error
     if not isinstance(value, dict):
         raise _damaged(file, "a JSON object", type(value).__name__)
     return value
@@ -155,10 +164,17 @@ def _read_fast(file: Path) -> Parts:
 
 def _check_ids(parts: Parts, file: Path) -> None:
     ids = parts.vocab | parts.added
-    if wrong := [name for name, i in ids.items() if type(i) is not int or i < 0]:
+    if wrong := [name for name, i in ids.items() if type(i) is not int or not 0 <= i < 2**31]:
         raise _damaged(file, "whole numbers as ids", f"{wrong[0]!r} with id {ids[wrong[0]]!r}")
+    if wrong := [name for name in ids if not _is_text(name)]:
+        raise _damaged(file, "text as tokens", repr(wrong[0]))
     if len(set(ids.values())) < len(ids):
         raise _damaged(file, "an id of its own for each token", f"{len(ids)} tokens with {len(set(ids.values()))} ids")
+
+
+def _is_text(name: Any) -> bool:
+    """Whether a token has a name, and one that UTF-8 can write: JSON may hold halves of characters."""
+    return isinstance(name, str) and bool(name) and not any("\ud800" <= c <= "\udfff" for c in name)
 
 
 def _ranks(parts: Parts, file: Path) -> dict[Token, int]:

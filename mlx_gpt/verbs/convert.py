@@ -1,0 +1,42 @@
+"""``mlx-gpt convert``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Make a model folder of a GPT-2 as others keep it: recognised by itself, one tensor after the other in memory."""
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """a folder or hub id; nanoGPT's ckpt.pt or a folder with pytorch_model.bin (both with torch installed); llm.c's
+    .bin; or the folder of OpenAI's TensorFlow release"""
+    dest: Annotated[Positional[Path], arg(metavar="DEST")]
+    """the model folder to write: a new one"""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """of the weights; as they are if not given"""
+    quantize: Literal[8, 4] | None = None
+    """pack the matrices into so many bits a weight, in groups of 64"""
+    revision: str | None = None
+    """a branch, tag or commit of the hub's"""
+
+    def __call__(self) -> None:
+        import mlx.core as mx
+        from rich.console import Console
+
+        from mlx_gpt.store.folder import check_new, convert
+        from mlx_gpt.store.source import find_source
+
+        check_new(self.dest)  # before a download
+        console = Console(stderr=True, highlight=False)
+        source = find_source(self.source, self.revision, pickles=True)
+        with console.status(f"converting from {source.kind}"):
+            convert(source, self.dest, getattr(mx, self.dtype) if self.dtype else None, self.quantize)
+        size = sum(file.stat().st_size for file in self.dest.iterdir())
+        console.print(f"{self.dest}: {size / 1e6:,.1f} MB, from {source.kind}")
+        console.print(f"next: mlx-gpt generate {self.dest}", soft_wrap=True)

@@ -1,0 +1,38 @@
+"""``mlx-gpt export``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model as another program reads it: llm.c, nanoGPT (with torch installed), or llama.cpp (GGUF)."""
+
+    model: Annotated[Positional[str], arg(metavar="FOLDER")]
+    """a model folder, or anything else that convert takes"""
+    dest: Annotated[Positional[Path], arg(metavar="DEST")]
+    """the file to write: a new one"""
+    to: Literal["llm.c", "nanogpt", "gguf"]
+    """whose file"""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """of the weights: float32 if not given, or bfloat16 (llm.c), or float16 (gguf)"""
+
+    def __call__(self) -> None:
+        import mlx.core as mx
+        from rich.console import Console
+
+        from mlx_gpt.store.export import export
+        from mlx_gpt.store.source import find_source
+
+        console = Console(stderr=True, highlight=False)
+        source = find_source(self.model, pickles=True)
+        with console.status(f"writing for {self.to}"):
+            remark = export(source, self.dest, self.to, getattr(mx, self.dtype) if self.dtype else None)
+        if remark:
+            console.print(remark, soft_wrap=True)
+        console.print(f"{self.dest}: {self.dest.stat().st_size / 1e6:,.1f} MB, for {self.to}", soft_wrap=True)
