@@ -19,8 +19,8 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import MLXGPTError, ModelFolderError
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.convert import to_hub
 from mlx_gpt.store import folder as folder_module
+from mlx_gpt.store.convert import to_hub
 from mlx_gpt.store.folder import load, save
 from mlx_gpt.store.settings import read_config
 from mlx_gpt.text.tokenizer import Tokenizer
