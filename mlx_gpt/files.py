@@ -23,7 +23,7 @@ def read_small(file: Path, limit: int) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text in UTF-8. Raises ``ValueError``, also for a name given twice and for too deep nesting."""
+    """The value of a JSON text in UTF-8. Raises ``ValueError``, also for a name given twice, or nesting too deep."""
     try:
         return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=_once)
     except RecursionError:

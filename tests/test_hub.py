@@ -105,7 +105,7 @@ def test_a_model_is_fetched_once_and_is_then_there_without_the_hub(hub: Hub, tmp
 
 
 def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, tmp_path: Path) -> None:
-    for name in ("gated", "shut", "broken", "bare"):
+    for name in ("gated", "shut", "broken", "holey"):
         hub.add(f"ada/{name}", hub.holds["ada/tiny"]["main"])
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "README.md").touch()
@@ -116,6 +116,7 @@ def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, tmp_path:
     hub.refuses["ada/much"] = 429, {"Retry-After": "0"}
     hub.refuses["ada/private"] = 401, {"X-Error-Message": "Invalid username or password."}
     hub.refuses["ada/broken/model.safetensors"] = 403, {}
+    hub.refuses["ada/holey/config.json"] = 403, {}
     cases = {
         ("ada/unknown", None): "ada/unknown: no such folder here, and from the hub: no such model on the hub; check",
         ("gtp2", None): "gtp2: no such folder here, and from the hub: no such model on the hub; check the spelling",
@@ -126,6 +127,7 @@ def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, tmp_path:
         ("ada/much", None): "the hub answered with status 429; try again later",
         ("ada/private", None): "the hub answered with status 401; check the spelling, or run `hf auth login`",
         ("ada/broken", None): "the hub answered with status 403",
+        ("ada/holey", None): "the hub answered with status 403",
         ("ada/bare", None): "ada/bare: the hub has it, but without a config.json",
         ("ada/..x", None): "no such folder, and not a hub id either",
         ("ada/x--y", None): "the hub does not allow such an id",
@@ -144,6 +146,18 @@ def test_without_a_network_and_a_cache_the_way_out_is_told(tmp_path: Path) -> No
     assert end.endswith("); connect to the internet, or give a folder")
     (line,) = loads(tmp_path, NOWHERE, ("ada/tiny", None), HF_HUB_OFFLINE="1")
     assert "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; unset it" in line
+
+
+def test_a_pickle_is_fetched_only_where_there_is_nothing_else_and_one_wants_it(hub: Hub, tmp_path: Path) -> None:
+    (hub.holds["ada/tiny"]["main"] / "model.safetensors").unlink()
+    (line,) = loads(tmp_path, hub.address, ("ada/tiny", None))
+    assert line.startswith("ada/tiny: the hub has it, but not as safetensors; ")
+    assert line.endswith("mlx-gpt convert ada/tiny DEST")
+    assert "pytorch_model.bin" not in hub.fetched()
+    code = "from mlx_gpt.store.hub import find_folder; print(find_folder('ada/tiny', pickles=True))"
+    own = environment(HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path), no_proxy="127.0.0.1")
+    run = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
+    assert (Path(run.stdout.strip()) / "pytorch_model.bin").read_bytes() == b"x" * 100
 
 
 # A download that is cut short
