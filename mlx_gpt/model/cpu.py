@@ -77,7 +77,7 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
     Nothing of size T x S is kept for the way back: the logarithm of each row's sum is enough to make its pattern again
     (Dao et al. 2022, section 3). Half of the scores, those of the future, are never computed.
     """
-    outputs: Any = _attend(q * scale, k, v)
+    outputs: Any = _attend(q * scale, mx.contiguous(k), mx.contiguous(v))  # or every block would copy its share
     return outputs[0]
 
 
@@ -98,7 +98,7 @@ def _attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
 
 @_attend.vjp
 def _attend_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
-    (q, k, v), (moved, log_sums), d_moved = primals, outputs, cotangents[0]
+    (q, k, v), (moved, log_sums), d_moved = primals, outputs, mx.contiguous(cotangents[0])
     # A row's softmax has the gradient pattern * (d_pattern - sum(pattern * d_pattern)); that sum is d_moved . moved.
     # What is to be subtracted from a whole row goes through the product as one more column: two passes less.
     ones = mx.ones((*k.shape[:-1], 1))
