@@ -9,12 +9,12 @@ does not need it, and attention dropout keeps attention off the fused kernel.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from math import inf
 from typing import Any
 
 from mlx_gpt.errors import UsageError
 
 ACTIVATIONS = ("gelu_new", "gelu")
+LARGEST = 3.4e38  # of float32
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class GPTConfig:
                 raise UsageError(f"{name} must be a probability in [0, 1), not {value!r}")
         for name in ("layer_norm_epsilon", "initializer_range"):
             value = getattr(self, name)
-            if not (_is_number(value) and 0 < value < inf):
+            if not (_is_number(value) and 0 < value <= LARGEST):
                 raise UsageError(f"{name} must be a number above 0, not {value!r}")
         for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if not isinstance(getattr(self, name), bool):  # a "false" from a file would count as true

@@ -58,6 +58,10 @@ def arrays_of(tensors: Any, file: Path) -> Weights:
             continue
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ModelFolderError(f"{file}: {name}: expected float32, float16 or bfloat16, found {tensor.dtype}")
+        if tensor.nbytes > file.stat().st_size:  # views of few numbers may seem to be many
+            raise ModelFolderError(
+                f"{file}: {name}: {tensor.nbytes} bytes in a file of {file.stat().st_size}; it is damaged, or made to harm"
+            )
         tensor = tensor.detach().contiguous()
         is_bfloat16 = tensor.dtype == torch.bfloat16  # which NumPy lacks
         kept[name] = tensor.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else tensor.numpy()
