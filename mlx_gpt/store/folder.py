@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,10 +78,10 @@ def _read_now(weight: mx.array, name: str, place: Path) -> None:
     except RuntimeError as error:
         raise ModelFolderError(f"{place}: the weights cannot be read ({error}); fetch them again") from error
     if not is_finite(weight):
-        raise ModelFolderError(
-            f"{place}: {name}: expected numbers, found NaN or infinity as {weight.dtype}; take the weights from before "
-            f"the training went wrong, or fetch them again"
-        )
+        remedy = "take the weights from before the training went wrong, or fetch them again"
+        if weight.dtype == mx.float16:
+            remedy = "float16 ends at 65504: try bfloat16"
+        raise ModelFolderError(f"{place}: {name}: expected numbers, found NaN or infinity as {weight.dtype}; {remedy}")
 
 
 def is_finite(x: mx.array) -> bool:
@@ -146,12 +146,11 @@ def convert(source: Source, folder: PathLike, dtype: mx.Dtype | None = None, bit
         raise ModelFolderError(
             f"{source.place}: is quantized already; convert the model in floats that it was made from"
         )
-    if bits is None:
-        _write(folder, source.tensors(dtype), source.config, tokenizer)
-    else:
-        check_quantizable(source.config, bits)
-        packing = Quantization(64, bits)
-        _write(folder, pack(source.parameters(dtype), packing), source.config, tokenizer, packing)
+    packing = None if bits is None else Quantization(64, bits)
+    if packing:
+        check_quantizable(source.config, packing.bits)
+    weights = pack(source.parameters(dtype), packing) if packing else source.tensors(dtype)
+    _write(folder, weights, source.config, tokenizer, packing, lambda *named: _read_now(*named, source.place))
 
 
 def check_new(folder: PathLike) -> Path:
@@ -163,14 +162,19 @@ def check_new(folder: PathLike) -> Path:
 
 
 def _write(
-    folder: Path, weights: Weights, config: GPTConfig, tokenizer: Tokenizer, packing: Quantization | None = None
+    folder: Path,
+    weights: Weights,
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    packing: Quantization | None = None,
+    look: Callable[[mx.array, str], None] = lambda *_: None,
 ) -> None:
     dtype = next(weight.dtype for weight in weights.values() if weight.dtype != mx.uint32)
     try:
         with _staging(folder) as staging:
             tokenizer.save(staging)
             (staging / CONFIG).write_text(config_json(config, tokenizer.eot_id, dtype, packing), encoding="utf-8")
-            write_safetensors(staging / WEIGHTS, weights, {"format": "mlx" if packing else "pt"})
+            write_safetensors(staging / WEIGHTS, weights, {"format": "mlx" if packing else "pt"}, look)
             check_safetensors(staging / WEIGHTS)  # a full disk may not have been reported
             small = sorted(file.name for file in staging.iterdir() if file.name != WEIGHTS)
             _move_in([*small, WEIGHTS], staging, folder)

@@ -76,13 +76,20 @@ def _read_safetensors(file: Path) -> Weights:
     return tensors
 
 
-def write_safetensors(file: Path, weights: Weights, metadata: dict[str, str]) -> None:
-    """Write tensors one after the other and forget each: lazy ones are in memory one at a time. Empties ``weights``."""
+def write_safetensors(
+    file: Path, weights: Weights, metadata: dict[str, str], look: Callable[[mx.array, str], None] = lambda *_: None
+) -> None:
+    """Write tensors one after the other and forget each: lazy ones are in memory one at a time. Empties ``weights``.
+
+    ``look`` sees each of them and its name before it is written.
+    """
     entries = {name: (KINDS[weight.dtype], weight.shape, weight.nbytes) for name, weight in weights.items()}
     with file.open("wb") as stream:
         stream.write(safetensors_header(entries, metadata))
         for name in entries:
-            stream.write(raw_bytes(weights.pop(name)))
+            weight = weights.pop(name)
+            look(weight, name)
+            stream.write(raw_bytes(weight))
             mx.clear_cache()  # or MLX keeps the memory for the next
 
 
