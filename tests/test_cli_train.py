@@ -63,7 +63,7 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
         nothing,
         [*TRAIN, "--tokens", "9"],
         2,
-        "one of --steps, --tokens, --epochs, --minutes says how long a run is, not",
+        "one of --steps, --tokens, --epochs says how long a run is, not --steps and --tokens",
     ),
     (nothing, [*TRAIN, "--learning-rate", "-1"], 2, "--learning-rate must be a number above 0, not -1.0"),
     (nothing, [*TRAIN, "--seed", str(2**64)], 2, "--seed must be 0 or above and below 2^64, not 18446744073709551616"),
@@ -192,7 +192,7 @@ def test_a_preset_is_what_the_other_flags_change(preset: str) -> None:
     assert architecture("--n-layer", "3", f"--preset={preset}") == GPTConfig.preset(preset, n_layer=3)
 
 
-def test_without_a_preset_the_model_is_tiny() -> None:
+def test_without_a_preset_the_flags_change_the_tiny_one() -> None:
     assert architecture() == PRESETS["tiny"]
     assert architecture("--n-embd", "64", "--embd-pdrop", "0.1") == GPTConfig.preset("tiny", n_embd=64, embd_pdrop=0.1)
 
@@ -241,12 +241,13 @@ def test_a_flag_replaces_what_a_file_says_of_the_same_thing(here: Path) -> None:
 
 
 def test_every_setting_is_written_into_the_run_folder(here: Path) -> None:
-    assert main([*TRAIN, "--optimizer", "muon", "--embd-pdrop", "0.1", "--eval-every", "0"]) == 0
+    flags = ["--optimizer", "muon", "--embd-pdrop", "0.1", "--eval-every", "0", "--learning-rate", "2e-3"]
+    assert main([*TRAIN, *flags]) == 0
     written = read_run_file(here / "run/run.toml")
     verb = parse(["train", "--config", "run/run.toml", "--out", "again"])
     assert isinstance(verb, Train)
     assert verb.settings() == written
-    assert verb.training == TrainConfig(steps=2, batch_size=2, optimizer="muon", eval_every=0)
+    assert verb.training == TrainConfig(steps=2, batch_size=2, optimizer="muon", eval_every=0, learning_rate=2e-3)
     assert verb.model.config == GPTConfig(50257, 16, 16, 1, 2, embd_pdrop=0.1)
     assert verb.data == str(here / "text.txt")  # from wherever it is repeated
 

@@ -14,6 +14,7 @@ import pytest
 from command_line import TINY, environment, everything, in_a_process, the_line
 
 from mlx_gpt.store.checkpoint import list_checkpoints
+from mlx_gpt.store.run_file import read_run_file
 
 RUN = ["train", "--data", "text.txt", *TINY, "--eval-every", "5", "--checkpoint-every", "4"]
 
@@ -97,12 +98,30 @@ def test_a_run_of_two_that_is_resumed_equals_one_that_was_not(here: Path) -> Non
 
 
 @pytest.mark.slow
+def test_two_processes_pick_the_same(here: Path) -> None:
+    pair = two("train", "--data", "text.txt", "--out", "run", "--minutes", "0.2", here=here)
+    (code, said, _), (code_there, _, _) = ends(pair)  # with other shapes they would wait for each other
+    assert (code, code_there) == (0, 0)
+    assert "--learning-rate" in said
+    settings = read_run_file(here / "run/run.toml")
+    assert "minutes" not in settings  # each has its own clock
+    assert losses(here / "run")[-1][:2] == (
+        settings["steps"],
+        settings["steps"] * 2 * settings["batch_size"] * settings["accumulate"] * settings["n_positions"],
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "code", "told"),
     [
         ("--out model", 2, "--out model exists already"),
         ("--out run --steps 0", 2, "--steps must be at least 1"),
-        ("--out run --minutes 1", 2, "--minutes is for one process, since each has its own clock; give --steps"),
+        (
+            "--out run --steps 9 --minutes 1",
+            2,
+            "--minutes is for one process, since each has its own clock; give --steps",
+        ),
         ("--out run --learning-rate 1e30 --steps 5", 1, "a lower --learning-rate"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from queue import Full, Queue
 from threading import Event, Thread
 
@@ -40,6 +41,13 @@ class Batches(Iterator[Batch]):
             raise batch
         self.position += 1
         return batch
+
+    def for_step(self, accumulate: int) -> Batch:
+        """The next batch, or for ``accumulate`` > 1 so many of them: x, y (accumulate, B, T)."""
+        if accumulate == 1:
+            return next(self)
+        xs, ys = zip(*islice(self, accumulate), strict=True)
+        return np.stack(xs), np.stack(ys)
 
     def close(self) -> None:
         """End the thread."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ HUB = {  # named corpora on the Hugging Face hub: repository, file
     "tinystories": ("roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt"),
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample/10BT/000_00000.parquet"),
 }
+Fetch = Callable[[str, str], Path]
 # Where a text may be cut without changing its tokens: before one white space with a character after it. GPT-2's pattern
 # takes such a space with that character, or alone, never with what stands before it. Unicode's other white space, of
 # two and three bytes, is no such character.
@@ -137,16 +138,19 @@ class Sources:
         self.hashes[str(path)] = _sha256(path)
 
 
-def find_sources(names: Sequence[str], val_fraction: float, seed: int) -> Sources:
-    """The files that names stand for: files, folders, globs, named corpora. ``DataError`` where there are none."""
-    return Sources([file for name in names for file in _files(name)], val_fraction, seed)
+def find_sources(names: Sequence[str], val_fraction: float, seed: int, fetch: Fetch | None = None) -> Sources:
+    """The files that names stand for: files, folders, globs, named corpora. ``DataError`` where there are none.
+
+    ``fetch`` takes a repository and a file of the hub, and gives its path here.
+    """
+    return Sources([file for name in names for file in _files(name, fetch)], val_fraction, seed)
 
 
-def _files(name: str) -> list[Path]:
+def _files(name: str, fetch: Fetch | None) -> list[Path]:
     if name == "shakespeare":
         return [tiny_shakespeare()]
-    if name in HUB:
-        return [_from_hub(name)]
+    if name in HUB and fetch:
+        return [fetch(*HUB[name])]
     path = Path(name).expanduser()
     kinds = (*TEXT_FILES, *RECORD_FILES)
     if path.is_dir():
@@ -161,19 +165,6 @@ def _files(name: str) -> list[Path]:
             f"corpora are shakespeare, {', '.join(HUB)}"
         )
     return found
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    repository, file = HUB[name]
-    try:
-        return Path(hf_hub_download(repository, file, repo_type="dataset"))
-    except OSError as error:  # no network, not found, a cut connection: the client's errors are all of this kind
-        raise DataError(
-            f"{name}: {file} of {repository} could not be fetched from the hub ({type(error).__name__}); try again, or "
-            f"download it by hand and give its path"
-        ) from error
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_gpt.errors import MLXGPTError
 
@@ -38,6 +39,14 @@ def size(group: mx.distributed.Group | None) -> int:
 def is_main(group: mx.distributed.Group | None) -> bool:
     """Whether this is the one process that writes files and speaks."""
     return rank(group) == 0
+
+
+def smallest(values: Sequence[float], group: mx.distributed.Group | None) -> list[float]:
+    """Of each value the smallest that any of the processes has: the same in all of them."""
+    if group is None:
+        return list(values)
+    of_all = mx.distributed.all_gather(mx.array([values], mx.float32), group=group)  # (processes, values)
+    return [float(value) for value in np.array(of_all).min(axis=0)]
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from itertools import islice
 from math import isfinite
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from mlx_gpt.train.distributed import rank, size
 from mlx_gpt.train.optimizer import Schedule, make_optimizer
 from mlx_gpt.train.pace import Clock, deferred_ctrl_c
 from mlx_gpt.train.report import Report
-from mlx_gpt.train.step import largest_gradient, make_eval_step, make_train_step
+from mlx_gpt.train.step import TrainStep, largest_gradient, make_eval_step, make_train_step
 from mlx_gpt.train.validation import evaluate
 
 OnEval = Callable[[int, float], None]
@@ -67,22 +66,13 @@ class Trainer:
         self.batches = Batches(train_stream, T, B, config.seed, self.progress.position, rank(group), size(group))
         self.tokens_per_step = size(group) * config.accumulate * B * T
         n_steps = config.n_steps(self.tokens_per_step, train_stream.n_tokens)
-        if n_steps is None and group:
+        if config.minutes is not None and group:
             raise UsageError("--minutes is for one process, since each has its own clock; give --steps")
         self.clock = Clock(n_steps, config.minutes, self.progress.seconds)
-        self.optimizer = _optimizer(config, model.config.n_head)
+        self.optimizer = optimizer_of(config, model.config.n_head)
         self.schedule = Schedule(self.optimizer, config.schedule, config.warmup, config.final_learning_rate)
         self._set_state(start)
-        self.step = make_train_step(
-            model,
-            self.optimizer,
-            config.grad_clip,
-            B,
-            accumulate=config.accumulate,
-            dtype=config.dtype,
-            recompute=config.recompute,
-            group=group,
-        )
+        self.step = make_step(model, self.optimizer, config, group)
         self.eval_step = make_eval_step(model)
         self.pending: Pending | None = None
         self.asked: Callable[[], bool] = lambda: False  # whether Ctrl-C was pressed
@@ -133,7 +123,7 @@ class Trainer:
     def advance(self) -> None:
         """Start a step and, while it runs, write down the one before."""
         learning_rate = self.schedule.set(self.clock.done(self.progress.step + 1))
-        batch = self._next_batch()
+        batch = self.batches.for_step(self.config.accumulate)
         loss, norm = self.step(*batch)
         stop = mx.distributed.all_sum(mx.array(int(self.asked())), group=self.group) if self.group else None
         mx.async_eval(loss, norm, stop, self.step.state)
@@ -142,12 +132,6 @@ class Trainer:
         self.progress.tokens += self.tokens_per_step
         self.progress.position = self.batches.position
         self.pending = Pending(self.progress.step, (loss, norm), stop, learning_rate, batch)
-
-    def _next_batch(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.config.accumulate == 1:
-            return next(self.batches)
-        xs, ys = zip(*islice(self.batches, self.config.accumulate), strict=True)
-        return np.stack(xs), np.stack(ys)  # (accumulate, B, T)
 
     def settle(self) -> None:
         """Wait for the step that was started last, and write it down."""
@@ -210,9 +194,9 @@ class Trainer:
                 self.keeper.save(self.model, self.optimizer, self.progress)
 
     def _finish(self) -> float:
-        """Measure the last weights on all of the validation text; leave them, or the best on the way if better."""
+        """Measure the last weights, usually on all of the validation text; leave them, or the best if better."""
         self.model.eval()
-        val_loss = self._measure()
+        val_loss = self._measure(self.config.final_windows)
         self._write_down(val_loss)
         self.report.evaluated(1.0, 0.0)
         best = self.progress.best_val_loss
@@ -228,7 +212,9 @@ class Trainer:
         assert self.keeper
         last = self.model.parameters()
         self.model.update(self.keeper.best().parameters())
-        best_loss = evaluate(self.model, self.eval_step, self.windows, self.config.batch_size)
+        best_loss = evaluate(
+            self.model, self.eval_step, self.windows, self.config.batch_size, self.config.final_windows
+        )
         if best_loss < val_loss:
             self.report.console.print(
                 f"the model is that of step {self.progress.best_step}: validation {best_loss:.4f}, "
@@ -255,7 +241,24 @@ class Trainer:
         )
 
 
-def _optimizer(config: TrainConfig, n_head: int) -> optim.MultiOptimizer:
+def make_step(
+    model: GPT, optimizer: optim.Optimizer, config: TrainConfig, group: mx.distributed.Group | None
+) -> TrainStep:
+    """The compiled step of some settings."""
+    return make_train_step(
+        model,
+        optimizer,
+        config.grad_clip,
+        config.batch_size,
+        accumulate=config.accumulate,
+        dtype=config.dtype,
+        recompute=config.recompute,
+        group=group,
+    )
+
+
+def optimizer_of(config: TrainConfig, n_head: int) -> optim.MultiOptimizer:
+    """The optimizer of some settings."""
     return make_optimizer(
         config.optimizer,
         config.learning_rate,

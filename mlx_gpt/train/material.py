@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
-from mlx_gpt.errors import DataError, UsageError
+from mlx_gpt.errors import DataError, HubError, UsageError
+from mlx_gpt.store import hub
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import Corpus, load_corpus
 from mlx_gpt.text.prepare import Prepared, Progress, cached, check_tokenizer, is_prepared, open_prepared
 from mlx_gpt.text.shards import TokenStream, entropies
-from mlx_gpt.text.sources import find_sources
+from mlx_gpt.text.sources import Sources, find_sources
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 
 TOKENIZER_SAMPLE = 5_000_000  # characters of the training text that a new vocabulary is learned from
@@ -50,7 +52,24 @@ def find_material(data: str, tokenizer: str | Tokenizer | None, progress: Progre
         raise UsageError(f"--data {data} needs a --tokenizer: gpt2, bytes, or bpe:N")
     if data == "tinyworld":
         return prepare(load_corpus(data), tokenizer)
-    return _material(data, cached(find_sources([data], VAL_FRACTION, seed=0), tokenizer, progress))
+    return _material(data, cached(find_text([data]), tokenizer, progress))
+
+
+def text_size(data: str) -> int:
+    """Bytes of the files that ``data`` names. ``DataError`` where there are none."""
+    return sum(file.stat().st_size for file in find_text([data]).files if file.exists())
+
+
+def find_text(names: Sequence[str], val_fraction: float = VAL_FRACTION, seed: int = 0) -> Sources:
+    """``find_sources``, with the named corpora of the hub."""
+    return find_sources(names, val_fraction, seed, _from_hub)
+
+
+def _from_hub(repository: str, file: str) -> Path:
+    try:
+        return hub.fetch(repository, [file], kind="dataset") / file
+    except HubError as error:
+        raise DataError(f"{repository}: {error}; or download {file} by hand and give its path") from error
 
 
 def prepare(corpus: Corpus, tokenizer: str | Tokenizer) -> Material:

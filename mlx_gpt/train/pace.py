@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+IN_HAND = 0.1  # of the time that a number of steps may take
+
 
 class Clock:
     """How much of a run is done: by steps, or where ``n_steps`` is None by the time spent on steps.
 
-    ``seconds`` is what an earlier part of the run has spent already.
+    With both, ``minutes`` are the most that the steps may take, and a tenth of them is in hand: only when that is used
+    up does the clock say how far the run is. ``seconds`` is what an earlier part of the run has spent already.
     """
 
     def __init__(self, n_steps: int | None, minutes: float | None, seconds: float = 0.0):
@@ -32,10 +35,13 @@ class Clock:
 
     def done(self, n: int) -> float:
         """The share of the run that is behind after n steps."""
-        if self.n_steps is not None:
+        if self.minutes is None:
+            assert self.n_steps
             return n / self.n_steps
-        assert self.minutes is not None
-        return self.seconds() / (60 * self.minutes)
+        left = 1 - self.seconds() / (60 * self.minutes)
+        if self.n_steps is None:
+            return 1 - left
+        return max(n / self.n_steps, 1 - left / (1 - IN_HAND))
 
     def left(self, n: int) -> float:
         """Seconds left, without evaluations and checkpoints."""

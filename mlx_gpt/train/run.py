@@ -22,8 +22,9 @@ from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import is_main
 from mlx_gpt.train.loop import OnEval, Trainer
-from mlx_gpt.train.machine import matrix_speed, training_flops
+from mlx_gpt.train.machine import matrix_speed, memory_size, training_flops
 from mlx_gpt.train.material import Material
+from mlx_gpt.train.memory import check_memory
 from mlx_gpt.train.plot import plot_loss
 from mlx_gpt.train.report import Report, keep_rows
 from mlx_gpt.train.trackers import open_tracker
@@ -72,6 +73,7 @@ def run(
         check_new(out)
     if start and start.progress.data != material.hash:
         raise UsageError(f"{out}: the text is not the one that the run began with; bring it back, or start a new run")
+    check_memory(model.config, config, memory_size())
     keeper = Keeper(out, material.tokenizer, config.keep) if settings and is_main(group) else None
     try:
         rows = keep_rows(out, start.progress.rows) if start and is_main(group) else []

@@ -30,7 +30,7 @@ class Prepare:
 
         from mlx_gpt.errors import UsageError
         from mlx_gpt.text.prepare import prepare_text
-        from mlx_gpt.text.sources import find_sources
+        from mlx_gpt.train.material import find_text
 
         if not self.sources:
             raise UsageError("expected at least one SOURCE: a file, a folder, a glob, or a named corpus")
@@ -39,7 +39,7 @@ class Prepare:
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UsageError(f"--out {self.out} exists already; choose a new folder, or remove it")
         console = Console(stderr=True, highlight=False)
-        sources = find_sources(self.sources, self.val_fraction, self.seed)
+        sources = find_text(self.sources, self.val_fraction, self.seed)
         size = sum(file.stat().st_size for file in sources.files if file.exists())
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("encoding", total=size)

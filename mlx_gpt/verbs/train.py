@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from tyro.conf import Suppress, arg
 
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
-from mlx_gpt.train.config import LENGTHS, STEPS, TrainConfig
+from mlx_gpt.train.config import COUNTED, LENGTHS, TrainConfig
+from mlx_gpt.train.defaults import MINUTES
 from mlx_gpt.verbs.flags import given, option, with_file
 
 if TYPE_CHECKING:
@@ -23,11 +25,12 @@ if TYPE_CHECKING:
     from mlx_gpt.model.gpt import GPT
     from mlx_gpt.store.checkpoint import Checkpoint
     from mlx_gpt.text.tokenizer import Tokenizer
+    from mlx_gpt.train.defaults import Pick
+    from mlx_gpt.train.machine import Machine
     from mlx_gpt.train.material import Material
 
 PRESET = "tiny"
 SCRATCH = "scratch"
-TOKENIZER = "bpe:1024"
 ARCHITECTURE = tuple(field.name for field in fields(GPTConfig) if field.name != "vocab_size")
 DROPOUT = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # not the weights' concern
 FILE_MAY_SET = {"data", "out", "init", "revision", "tokenizer", "preset", "prompt", "report_to", *ARCHITECTURE}
@@ -53,7 +56,11 @@ class Architecture(GPTConfig):
 
 @dataclass(frozen=True)
 class Train:
-    """Train a GPT on a text of yours, go on training one, or go on with a run."""
+    """Train a GPT on a text of yours, go on training one, or go on with a run.
+
+    What is not given is picked, from the text and the speed of this machine, so that all is done in ten minutes, or in
+    --minutes.
+    """
 
     data: str
     """a file, folder or glob of .txt, .md, .jsonl or .parquet; what mlx-gpt prepare made; tinyworld, shakespeare ..."""
@@ -68,8 +75,8 @@ class Train:
     revision: str | None = None
     """a branch, tag or commit of the hub's, of the model to start from"""
     tokenizer: str | None = None
-    """gpt2, bytes, or bpe:N: N ids learned from the text; bpe:1024 where data and model have none"""
-    preset: Annotated[str, arg(help=f"the size that the flags below change: {', '.join(PRESETS)}")] = PRESET
+    """gpt2, bytes, or bpe:N: N ids learned from the text; picked where data and model have none"""
+    preset: Annotated[str, arg(help=f"a size, instead of a picked one: {', '.join(PRESETS)}")] = PRESET
     prompt: str = ""
     """what the samples during training continue"""
     report_to: str = ""
@@ -84,22 +91,23 @@ class Train:
         own |= {"revision": self.revision, "prompt": self.prompt, "report_to": self.report_to or None}
         architecture = {name: getattr(self.model, name) for name in ARCHITECTURE}
         every = own | architecture | asdict(self.training)
-        if all(every[name] is None for name in LENGTHS):
-            every["steps"] = STEPS
         return {name: value for name, value in every.items() if value is not None}
 
     def __call__(self) -> None:
         from mlx_gpt.train.distributed import join, peers
 
+        began = time.perf_counter()
         group = join()
         with peers(group):
-            self._train(group)
+            self._train(group, began)
 
-    def _train(self, group: mx.distributed.Group | None) -> None:
+    def _train(self, group: mx.distributed.Group | None, began: float) -> None:
         from rich.console import Console
 
         from mlx_gpt.generate.decode import generate
+        from mlx_gpt.store.folder import load
         from mlx_gpt.train.distributed import is_main, main_first
+        from mlx_gpt.train.plan import flags_of, measure_machines, show
         from mlx_gpt.train.run import check_new, last_checkpoint, run
 
         console = Console(quiet=not is_main(group), highlight=False)
@@ -108,8 +116,19 @@ class Train:
             start = last_checkpoint(self.resume, self.settings(), self.given, console)
         elif is_main(group):
             check_new(self.out)
+        seconds = 60 * (self.training.minutes or MINUTES)
+        machine = None if start or not self._is_open() else measure_machines(group)
         with main_first(group):
-            model, material = self._prepare(start, console)
+            base = None if start or self.init == SCRATCH else load(self.init)
+            if base:
+                self._refuse_contradictions(base[0].config, base[1])
+            material, picks = self._material(start, base, machine, seconds, console)
+        used = self
+        if not start:
+            picks += self._picks(material, base, machine, began + seconds, group)
+            show(picks, console)
+            used = self._with(flags_of(picks))
+        model = start.model if start else used._model(material, base)
         console.print(
             f"{model.n_parameters:,} parameters, {material.train.n_tokens:,} tokens to train on, "
             f"{material.val.n_tokens:,} to measure by, vocabulary {material.tokenizer.vocab_size}"
@@ -121,53 +140,104 @@ class Train:
             text = "".join(generate(model, material.tokenizer, self.prompt, max_tokens=60))
             console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan", markup=False)
 
-        used = replace(self, model=Architecture.of(model.config), tokenizer=self._tokenizer())
+        used = replace(used, model=Architecture.of(model.config))
         look = sample if is_main(group) else None
         result = run(
-            model, material, self.training, self.out, console, look, used.settings(), start, group, self.report_to
+            model, material, used.training, self.out, console, look, used.settings(), start, group, self.report_to
         )
         marks = ", ".join(f"{name} {loss:.3f}" for name, loss in material.marks.items())
         console.print(f"validation loss {result.val_loss:.4f} nats per token ({marks})")
         console.print(f"model and metrics: {result.folder}   plot: {result.plot}")
         console.print(f'next: mlx-gpt generate {result.folder} --prompt "..."')
 
-    def _prepare(self, start: Checkpoint | None, console: Console) -> tuple[GPT, Material]:
-        """The model to train, of a checkpoint, of another model, or new, and the text in its tokens."""
-        import mlx.core as mx
-
-        from mlx_gpt.model.gpt import GPT
-        from mlx_gpt.store.folder import load
-        from mlx_gpt.train.run import new_model
-
-        if start:
-            return start.model, self._material(self._tokenizer() or start.tokenizer, console)
-        if self.init == SCRATCH:
-            if self.revision:
-                raise UsageError("--revision is of the model that --init names: give --init too")
-            material = self._material(self._tokenizer(), console)
-            return new_model(self.model.config, material, self.training.seed), material
-        loaded, tokenizer = load(self.init, self.revision)
-        self._refuse_contradictions(loaded.config, tokenizer)
-        mx.random.seed(self.training.seed)
-        dropout = {name: getattr(self.model, name) for name in DROPOUT if name in self.given}
-        model = GPT(replace(loaded.config, **dropout))
-        model.update(loaded.parameters())
-        return model, self._material(tokenizer, console)
-
-    def _tokenizer(self) -> str | None:
-        """The tokenizer to make: none where the text or the model to start from has one."""
+    def _has_tokenizer(self) -> bool:
+        """Whether it is given, or the text or the model to start from has one."""
         from mlx_gpt.text.prepare import is_prepared
 
-        has_one = self.init != SCRATCH or is_prepared(Path(self.data).expanduser())
-        return self.tokenizer or (None if has_one else TOKENIZER)
+        return bool(self.tokenizer) or self.init != SCRATCH or is_prepared(Path(self.data).expanduser())
 
-    def _material(self, tokenizer: Tokenizer | str | None, console: Console) -> Material:
+    def _is_open(self) -> bool:
+        """Whether something is to be picked for which the machine is to be measured."""
+        from mlx_gpt.train.defaults import nothing_to_measure
+
+        return not (self._has_tokenizer() and nothing_to_measure(self._names()))
+
+    def _names(self) -> set[str]:
+        """Of the settings that are given; a model has all of an architecture's."""
+        whole = "preset" in self.given or self.init != SCRATCH
+        return {*self.given, *(ARCHITECTURE if whole else ())}
+
+    def _material(
+        self,
+        start: Checkpoint | None,
+        base: tuple[GPT, Tokenizer] | None,
+        machine: Machine | None,
+        seconds: float,
+        console: Console,
+    ) -> tuple[Material, list[Pick]]:
+        """The text in tokens; the tokenizer is picked where there is none."""
+        from mlx_gpt.train.defaults import Pick
+        from mlx_gpt.train.plan import pick_tokenizer_for
+
+        if start:
+            return self._read(self.tokenizer or start.tokenizer, console), []
+        if self._has_tokenizer():
+            return self._read(base[1] if base else self.tokenizer, console), []
+        assert machine
+        picked = pick_tokenizer_for(self.data, machine, seconds)
+        try:
+            return self._read(picked.settings["tokenizer"], console), [picked]
+        except UsageError:  # one character, repeated
+            none = Pick({"tokenizer": "bytes"}, "the text repeats itself: there are not so many pairs to learn")
+            return self._read("bytes", console), [none]
+
+    def _read(self, tokenizer: Tokenizer | str | None, console: Console) -> Material:
         from mlx_gpt.train.material import find_material
 
         with console.status("reading the text") as status:
             return find_material(
                 self.data, tokenizer, lambda n: status.update(f"reading the text: {n / 1e6:,.0f} MB are tokens")
             )
+
+    def _model(self, material: Material, base: tuple[GPT, Tokenizer] | None) -> GPT:
+        """A new model, or the one to start from."""
+        import mlx.core as mx
+
+        from mlx_gpt.model.gpt import GPT
+        from mlx_gpt.train.run import new_model
+
+        if base is None:
+            return new_model(self.model.config, material, self.training.seed)
+        mx.random.seed(self.training.seed)
+        dropout = {name: getattr(self.model, name) for name in DROPOUT if name in self.given}
+        model = GPT(replace(base[0].config, **dropout))
+        model.update(base[0].parameters())
+        return model
+
+    def _picks(
+        self,
+        material: Material,
+        base: tuple[GPT, Tokenizer] | None,
+        machine: Machine | None,
+        deadline: float,
+        group: mx.distributed.Group | None,
+    ) -> list[Pick]:
+        """What is picked in place of what is not given."""
+        from mlx_gpt.train.plan import plan
+
+        every = {**asdict(self.model), **(asdict(base[0].config) if base else {}), **asdict(self.training)}
+        every |= {name: getattr(self.model, name) for name in self.given & {*DROPOUT}}
+        given = {name: value for name, value in every.items() if name in self._names()}
+        return plan(material, machine, deadline, given, group, tuning=base is not None)
+
+    def _with(self, flags: dict[str, Any]) -> Train:
+        """The same with these flags."""
+        own = {name: flags[name] for name in flags if name == "tokenizer"}
+        model = {name: flags[name] for name in flags if name in ARCHITECTURE}
+        training = {name: flags[name] for name in flags if name not in (*own, *model)}
+        if self.given.isdisjoint(COUNTED):  # minutes were those of everything
+            training = {"minutes": None} | training
+        return replace(self, model=replace(self.model, **model), training=replace(self.training, **training), **own)
 
     def _refuse_contradictions(self, found: GPTConfig, tokenizer: Tokenizer) -> None:
         """``UsageError`` where a flag asks for something else than the model to start from has."""
