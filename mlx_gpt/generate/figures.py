@@ -90,12 +90,13 @@ def weight_bytes(model: GPT) -> int:
     return sum(weight.nbytes for name, weight in weights.items() if not name.startswith(rows_only))
 
 
-def memory_speed() -> float:
+def memory_speed(rows: int = 16384) -> float:
     """Bytes a second at which a product of a matrix with one vector reads the matrix here: what decoding is bound by.
 
-    Measured for a fifth of a second on 64 MiB, with all cores.
+    Measured for a fifth of a second with all cores on so many rows of 4 KiB, 64 MiB if not given: more than most
+    caches hold.
     """
-    matrix, x = mx.zeros((16384, 1024)), mx.ones((1, 1024))
+    matrix, x = mx.zeros((rows, 1024)), mx.ones((1, 1024))
     product = Product(matrix) if mx.default_device() == mx.Device(mx.cpu) else lambda x: x @ matrix.T
     mx.eval(matrix, x, product(x))
     times: list[float] = []

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_gpt.blas import set_threads
 from mlx_gpt.train.machine import cores
 
 FEW = 16  # rows; with more, a product computes more than it reads
@@ -100,6 +101,7 @@ def cut(weight: mx.array, rows: int) -> list[mx.array]:
 def lanes() -> list[mx.Stream]:
     """A stream for each core, the first of them the default one."""
     if not hasattr(_of_this_thread, "lanes"):
+        set_threads(1)  # a core has a lane already: threads of OpenBLAS besides would wait for each other
         more = [mx.new_stream(mx.Device(mx.cpu)) for _ in range(cores() - 1)]
         _of_this_thread.lanes = [mx.default_stream(mx.Device(mx.cpu)), *more]
     return _of_this_thread.lanes
