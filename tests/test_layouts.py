@@ -43,8 +43,8 @@ SETTINGS: dict[str, Any] = {
 IDS = np.random.default_rng(1).integers(0, V, (2, T))
 TENSORFLOW = Path(__file__).parent / "fixtures" / "tiny-gpt2-tensorflow"
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# Logits here reach 16. In float32 the largest error measured was 5.5e-6; a tensor transposed, exchanged or left out
-# moves them by more than 1e-2.
+# Logits here reach 22. In float32 the largest errors measured were 1.3e-5 (nanoGPT) and 4.2e-6 (all else); a square
+# matrix that is not transposed moves them by more than 1e-2.
 TOLERANCE = 2e-5
 
 Arrays = dict[str, np.ndarray]
@@ -372,6 +372,7 @@ def test_an_exported_gguf_opens_with_llama_cpps_names_and_metadata(
 def test_transformers_reads_an_exported_gguf_with_the_same_logits(with_merges: Path, tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")  # transformers wants it for this
     export(find_source(with_merges), tmp_path / "x.gguf", "gguf")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf").eval()
     with torch.no_grad():

@@ -150,7 +150,9 @@ def convert(source: Source, folder: PathLike, dtype: mx.Dtype | None = None, bit
     if packing:
         check_quantizable(source.config, packing.bits)
     weights = pack(source.parameters(dtype), packing) if packing else source.tensors(dtype)
-    _write(folder, weights, source.config, tokenizer, packing, lambda *named: _read_now(*named, source.place))
+    _write(
+        folder, weights, source.config, tokenizer, packing, lambda weight, name: _read_now(weight, name, source.place)
+    )
 
 
 def check_new(folder: PathLike) -> Path:

@@ -49,7 +49,7 @@ def read_weights(folder: str | os.PathLike[str]) -> Weights:
 
 def read_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
     """The tensors that an index names, each from its shard."""
-    weight_map = read_json(index).get("weight_map")
+    weight_map: Any = read_json(index).get("weight_map")
     shards = weight_map.values() if isinstance(weight_map, dict) else [None]
     if wrong := [shard for shard in shards if not isinstance(shard, str) or not SHARD.fullmatch(shard)]:
         found = f"{wrong[0]!r:.80}" if weight_map else "none"
