@@ -67,7 +67,8 @@ def make(folder: Path, tokenizer_folder: str | None) -> int:
 
 def measured(folder: Path) -> dict[str, float]:
     command = [sys.executable, "-c", MEASURE, str(folder)]
-    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return json.loads(run.stdout)
 
 
@@ -87,7 +88,8 @@ def main() -> None:
         else:
             print(f"{what:14} {median(values):.3f} s ({values[0]:.3f} to {values[-1]:.3f})")
     beyond = [run["load"] + run["first logits"] - run["forward"] for run in runs]
-    print(f"load and first logits, beyond the forward pass: {median(beyond):.3f} s ({min(beyond):.3f} to {max(beyond):.3f})")
+    span = f"({min(beyond):.3f} to {max(beyond):.3f})"
+    print(f"load and first logits, beyond the forward pass: {median(beyond):.3f} s {span}")
 
 
 if __name__ == "__main__":
