@@ -126,13 +126,23 @@ def lanes(batch_size: int, spread: bool = False) -> int:
     return most if spread else max(n for n in range(1, most + 1) if batch_size % n == 0)
 
 
+def set_breadth(side_by_side: bool) -> None:
+    """How MLX orders a graph, unless the environment says it: for streams side by side, or for little memory.
+
+    MLX goes breadth first, up to a width that is less than a training step has: streams would run one after the other.
+    But a wider graph has more in memory at once, and what ``--recompute`` saves would be lost. MLX reads the width when
+    it evaluates for the first time, so only the first call counts.
+    """
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000" if side_by_side else "20")
+
+
 def _ways() -> list[list[mx.Stream]]:
     """One stream; and on a CPU with more cores, one for each of them."""
     device = mx.default_device()
     one = [mx.default_stream(device)]
     if not on_cpu() or cores() == 1:
         return [one]
-    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "100")  # or MLX runs one after the other: see step.batch_lanes
+    set_breadth(True)
     return [one, one + [mx.new_stream(device) for _ in range(cores() - 1)]]
 
 

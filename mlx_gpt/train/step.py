@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gpt.blas import set_threads
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss, next_token_losses
+from mlx_gpt.train.machine import cores, set_breadth
 from mlx_gpt.train.recompute import hidden_recomputed
 
 EvalStep = Callable[[mx.array, mx.array, mx.array], mx.array]
@@ -43,9 +43,8 @@ class TrainStep:
         model.train()
         self.model, self.optimizer, self.clip = model, optimizer, clip
         self.accumulate, self.dtype, self.recompute, self.group = accumulate, dtype, recompute, group
-        self.lanes = batch_lanes(batch_size)
-        if len(self.lanes) > 1:
-            set_threads(1)  # each core has a lane of its own
+        self.lanes = batch_lanes(1 if recompute else batch_size)  # each lane has gradients of its own in memory
+        set_threads(1 if len(self.lanes) > 1 else cores())  # with lanes, each core has its own
         optimizer.init(model.trainable_parameters())
         self.state = [model.state, optimizer.state, mx.random.state]
         mx.eval(self.state)
@@ -161,17 +160,11 @@ def batch_lanes(batch_size: int) -> list[mx.Stream]:
     """Streams over which the rows of a batch are spread.
 
     MLX's CPU backend runs each stream on one thread, so on a CPU every core gets an equal share of the rows; a GPU
-    takes the whole batch at once. MLX orders a graph breadth first, but only up to a width that is less than a step of
-    this model: it would run the shares one after the other. So the width is raised, unless the environment sets it or
-    something has been evaluated before, when MLX has read it already.
+    takes the whole batch at once.
     """
     device = mx.default_device()
     lanes = 1
     if device == mx.Device(mx.cpu):
-        lanes = max(n for n in range(1, _cores() + 1) if batch_size % n == 0)
-        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "100")
+        lanes = max(n for n in range(1, cores() + 1) if batch_size % n == 0)
+        set_breadth(lanes > 1)
     return [mx.default_stream(device)] + [mx.new_stream(device) for _ in range(lanes - 1)]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

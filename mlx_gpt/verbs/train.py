@@ -95,8 +95,10 @@ class Train:
 
     def __call__(self) -> None:
         from mlx_gpt.train.distributed import join, peers
+        from mlx_gpt.train.machine import set_breadth
 
         began = time.perf_counter()
+        set_breadth(not self.training.recompute)
         group = join()
         with peers(group):
             self._train(group, began)
