@@ -17,20 +17,29 @@ import sys
 import tempfile
 from pathlib import Path
 
-LIBRARIES = {  # in NumPy's wheels, and what they call their sgemm: its integers have 64 bits, MLX's 32
-    "libscipy_openblas64_*": "scipy_cblas_sgemm64_",
-    "libopenblas64_*": "cblas_sgemm64_",
+LIBRARIES = {  # in NumPy's wheels, and what stands around a name in them: their integers have 64 bits, MLX's 32
+    "libscipy_openblas64_*": ("scipy_cblas_", "64_"),
+    "libopenblas64_*": ("cblas_", "64_"),
 }
 SET_THREADS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_")
 PASS_ON = """
 #include <stdint.h>
-void NAME(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t, float,
-          float *, int64_t);
+void NAMEsgemmEND(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
+                  float, float *, int64_t);
+void NAMEsgemvEND(int, int, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t, float, float *,
+                  int64_t);
+enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
                  int ldb, float beta, float *c, int ldc) {
-  NAME(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  // One row, as in decoding: sgemm would copy the matrix, unless it is small.
+  if (order == ROW_MAJOR && m == 1 && ta == NO_TRANS && (int64_t)n * k > 1000000) {
+    if (tb == TRANS) NAMEsgemvEND(order, NO_TRANS, n, k, alpha, b, ldb, a, 1, beta, c, 1);
+    else NAMEsgemvEND(order, TRANS, k, n, alpha, b, ldb, a, 1, beta, c, 1);
+  } else NAMEsgemmEND(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 """
+
+_lent = False
 
 
 def lend_openblas() -> bool:
@@ -44,10 +53,10 @@ def lend_openblas() -> bool:
     found, compiler = _numpys_openblas(), shutil.which("cc") or shutil.which("g++")
     if not (found and compiler):
         return False
-    library, name = found
+    library, (start, end) = found
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "pass_on.c", Path(folder) / "pass_on.so"
-        source.write_text(PASS_ON.replace("NAME", name), encoding="ascii")
+        source.write_text(PASS_ON.replace("NAME", start).replace("END", end), encoding="ascii")
         flags = ["-xc", "-O1", "-shared", "-fPIC", f"-Wl,-rpath,{library.parent}"]
         command = [compiler, *flags, str(source), "-o", str(made), "-xnone", str(library)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
@@ -56,7 +65,14 @@ def lend_openblas() -> bool:
             ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
         except OSError:
             return False
+    global _lent
+    _lent = True
     return True
+
+
+def reads_in_place() -> bool:
+    """Whether a product with one row reads its matrix where it lies, as the lent OpenBLAS is called here."""
+    return _lent
 
 
 def set_threads(n: int) -> None:
@@ -67,12 +83,12 @@ def set_threads(n: int) -> None:
                 getattr(library, name)(n)
 
 
-def _numpys_openblas() -> tuple[Path, str] | None:
-    """OpenBLAS as NumPy's wheel brings it, and what its sgemm is called."""
+def _numpys_openblas() -> tuple[Path, tuple[str, str]] | None:
+    """OpenBLAS as NumPy's wheel brings it, and what stands around its names."""
     import numpy as np
 
-    for pattern, name in LIBRARIES.items():
+    for pattern, around in LIBRARIES.items():
         for library in (Path(np.__file__).parent.parent / "numpy.libs").glob(pattern):
-            if hasattr(ctypes.CDLL(str(library)), name):
-                return library, name
+            if hasattr(ctypes.CDLL(str(library)), "sgemm".join(around)):
+                return library, around
     return None

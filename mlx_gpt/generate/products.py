@@ -1,9 +1,10 @@
 """A model's products with few rows, as fast as the memory gives the weights.
 
 Decoding multiplies every matrix with one row, or a few, and so takes as long as it takes to read the matrices. A GPU
-does that well by itself. On a CPU MLX calls a BLAS, on one thread, and OpenBLAS copies a matrix before it multiplies,
-unless the product is small. So on a CPU a matrix is read as blocks of rows, which make small products, and the blocks
-are shared among the cores, each with a stream of its own. The weights stay where they are.
+does that well by itself. On a CPU MLX calls a BLAS, and OpenBLAS copies a matrix before it multiplies, unless the
+product is small, or has one row and is passed on by ``blas.py``. So on a CPU a matrix is read as blocks of rows, which
+make small products, and the blocks are shared among the cores, each with a stream of its own. The weights stay where
+they are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_gpt.blas import set_threads
+from mlx_gpt.blas import reads_in_place, set_threads
 from mlx_gpt.train.machine import cores
 
 FEW = 16  # rows; with more, a product computes more than it reads
@@ -79,12 +80,12 @@ class Embedding:
 def cut(weight: mx.array, rows: int) -> list[mx.array]:
     """A matrix (N, K), transposed and cut for products with so many rows; views, no copies.
 
-    (K, N) where that is one small product, or where many rows leave nothing to gain. Else (n, K, r), n blocks of r
-    rows, for each core, and what is left over.
+    (K, N) where that is one small product, or where many rows, or one, leave nothing to gain. Else (n, K, r), n blocks
+    of r rows, for each core, and what is left over.
     """
     N, K = weight.shape
     r = SMALL // (rows * K)
-    if rows > FEW or r >= N or not r:
+    if rows > FEW or r >= N or not r or (rows == 1 and reads_in_place()):
         parts = [weight.T]
     else:
         r = 1 << (r.bit_length() - 1)  # powers of two divide most widths
