@@ -86,7 +86,7 @@ def fetch(name: str, patterns: Sequence[str], revision: str | None = None, kind:
         except Exception as error:
             return _from_the_cache(wanted, error)
         try:
-            for file in about.siblings or ():
+            for file in getattr(about, "siblings", None) or ():
                 if file.lfs and any(fnmatch(file.rfilename, pattern) for pattern in patterns):
                     download(LargeFile(name, kind, str(about.sha), file.rfilename, file.lfs.size, file.lfs.sha256))
             return Path(snapshot_download(**wanted, tqdm_class=_no_bar()))  # what is left is small

@@ -60,7 +60,7 @@ def arrays_of(tensors: Any, file: Path) -> Weights:
             raise ModelFolderError(f"{file}: {name}: expected float32, float16 or bfloat16, found {tensor.dtype}")
         if tensor.nbytes > file.stat().st_size:  # views of few numbers may seem to be many
             raise ModelFolderError(
-                f"{file}: {name}: {tensor.nbytes} bytes in a file of {file.stat().st_size}; it is damaged, or made to harm"
+                f"{file}: {name}: {tensor.nbytes} bytes in a file of {file.stat().st_size}; damaged, or meant to harm"
             )
         tensor = tensor.detach().contiguous()
         is_bfloat16 = tensor.dtype == torch.bfloat16  # which NumPy lacks
