@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     value_and_grad = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))
     ids = np.array(tokenizer.encode("\n".join(tinyworld.stories(400, seed=0))))
     draw = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(250):
         starts = draw.integers(0, len(ids) - 65, 8)
         batch = mx.array(np.stack([ids[i : i + 65] for i in starts]).astype(np.int32))
         _, gradient = value_and_grad(batch[:, :-1], batch[:, 1:])

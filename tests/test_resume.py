@@ -220,7 +220,7 @@ def test_the_best_model_can_be_used_while_the_run_goes_on(here: Path, monkeypatc
         assert main([*RUN, "--steps", "24", "--out", "run"]) == 130
     best = next(row["val_loss"] for row in rows(here / "run") if "val_loss" in row)
     assert full_loss(here / "run", here / "text.txt") == pytest.approx(best, rel=1e-6)
-    assert main(["generate", "run", "--max-tokens", "3"]) == 0
+    assert main(["generate", "run", "--prompt", "a", "--max-tokens", "3"]) == 0
 
 
 def test_patience_outlives_an_interruption(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

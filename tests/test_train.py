@@ -273,7 +273,7 @@ def test_a_batch_spread_over_lanes_gives_the_loss_and_gradient_of_one(n: int, mo
 def test_rows_are_spread_evenly_over_at_most_as_many_lanes_as_there_are_cores(
     batch_size: int, cores: int, lanes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_module, "_cores", lambda: cores)
+    monkeypatch.setattr(step_module, "cores", lambda: cores)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
     assert len(step_module.batch_lanes(batch_size)) == lanes
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))

@@ -60,6 +60,21 @@ def peers(group: mx.distributed.Group | None) -> Iterator[None]:
         raise MLXGPTError(f"this process lost the others it trains with ({error}); look at what they said") from error
 
 
+def for_all(group: mx.distributed.Group | None, check: Callable[[], None]) -> None:
+    """Let the first process check something; where it fails, the others end too, instead of waiting for it."""
+    trouble: MLXGPTError | None = None
+    if is_main(group):
+        try:
+            check()
+        except MLXGPTError as error:
+            trouble = error
+    failed = group is not None and mx.distributed.all_sum(mx.array(int(trouble is not None)), group=group).item()
+    if trouble:
+        raise trouble
+    if failed:
+        raise MLXGPTError("the first process cannot begin; look at what it said")
+
+
 @contextmanager
 def main_first(group: mx.distributed.Group | None) -> Iterator[None]:
     """What is in here the first process does alone, then the others: it may fill a cache that they share."""

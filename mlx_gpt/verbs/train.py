@@ -108,20 +108,22 @@ class Train:
 
         from mlx_gpt.generate.decode import generate
         from mlx_gpt.store.folder import load
-        from mlx_gpt.train.distributed import is_main, main_first
+        from mlx_gpt.train.distributed import for_all, is_main, main_first
         from mlx_gpt.train.plan import flags_of, measure_machines, show
         from mlx_gpt.train.run import check_new, last_checkpoint, run
 
+        if self.revision and self.init == SCRATCH:
+            raise UsageError("--revision is of the model that --init names: give --init too")
         console = Console(quiet=not is_main(group), highlight=False)
         start = None
         if self.resume:
             start = last_checkpoint(self.resume, self.settings(), self.given, console)
-        elif is_main(group):
-            check_new(self.out)
+        else:
+            for_all(group, lambda: check_new(self.out))
         seconds = 60 * (self.training.minutes or MINUTES)
         machine = None if start or not self._is_open() else measure_machines(group)
         with main_first(group):
-            base = None if start or self.init == SCRATCH else load(self.init)
+            base = None if start or self.init == SCRATCH else load(self.init, self.revision)
             if base:
                 self._refuse_contradictions(base[0].config, base[1])
             material, picks = self._material(start, base, machine, seconds, console)
