@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # products in full fp32 on M5 and CUDA too: tolerances here are fp32's
+os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")  # as mlx-gpt train has it: MLX reads it once
 
 from pathlib import Path
 

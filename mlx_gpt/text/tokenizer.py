@@ -41,6 +41,7 @@ from mlx_gpt.text.vocab_files import (
 # GPT-2's words: contractions, letters, digits, signs (each with at most one space before it), and white space. The
 # possessive `++` and the `\s++$` are tiktoken's: the same words, without backtracking over long runs.
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+LONG_WORD = re.compile(r"\S{1000}")  # learning takes the square of a word's length: a longer one is learned in pieces
 
 
 class Tokenizer:
@@ -99,7 +100,8 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256, also those the texts lack
             show_progress=False,
         )
-        trainee.train_from_iterator([texts] if isinstance(texts, str) else texts, trainer)
+        texts = [texts] if isinstance(texts, str) else texts
+        trainee.train_from_iterator((LONG_WORD.sub(r"\g<0> ", text) for text in texts), trainer)
         tokenizer = cls._from_merges(pairs(json.loads(trainee.to_str())["model"]["merges"]))
         if tokenizer.vocab_size < vocab_size:
             raise UsageError(
