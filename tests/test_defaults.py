@@ -229,7 +229,8 @@ def test_a_run_with_nothing_else_says_what_it_picked_and_is_repeated_and_resumed
         assert line.split()[1] == str(settings[name])
     assert slow_to_measure[:2] == ["machine", "speed"]
     slow_to_measure.clear()
-    assert main(["train", "--config", "run/run.toml", "--out", "again", "--steps", "3", "--eval-every", "0", "--patience", "0"]) == 0
+    fewer = ["--steps", "3", "--eval-every", "0", "--patience", "0"]
+    assert main(["train", "--config", "run/run.toml", "--out", "again", *fewer]) == 0
     assert main(["train", "--resume", "again"]) == 0
     assert "picked" not in capsys.readouterr().out
     assert slow_to_measure == []

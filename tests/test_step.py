@@ -231,7 +231,6 @@ def test_half_precision_keeps_updates_that_are_too_small_for_it() -> None:
 RANK = """
 import json, sys
 import mlx.core as mx, numpy as np
-from command_line import ROOT, environment
 from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
