@@ -66,7 +66,8 @@ def step_memory(config: GPTConfig, training: TrainConfig, spread: bool = False) 
     On a CPU the rows of a batch are spread over streams, each of which has gradients of its own.
     """
     T, C, L, V = config.n_positions, config.n_embd, config.n_layer, config.vocab_size
-    streams, rows = lanes(training.batch_size, spread), training.batch_size * config.n_positions
+    streams = 1 if training.recompute else lanes(training.batch_size, spread)
+    rows = training.batch_size * config.n_positions
     width = 4 if training.dtype == "float32" else 2
     weights = (12 + 4 * streams + (0 if width == 4 else width)) * n_parameters(config)
     in_blocks = width == 4 and not config.attn_pdrop  # else the whole pattern is kept, with dropout twice
