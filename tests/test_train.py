@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from io import StringIO
 from math import cos, log, pi, sqrt
@@ -29,6 +30,7 @@ from mlx_gpt.train import step as step_module
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import Trainer
 from mlx_gpt.train.loss import mean_loss, next_token_losses
+from mlx_gpt.train.machine import set_breadth
 from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.optimizer import Schedule, StackedMuon, make_optimizer, orthogonalized
 from mlx_gpt.train.report import Report
@@ -267,13 +269,21 @@ def test_a_batch_spread_over_lanes_gives_the_loss_and_gradient_of_one(n: int, mo
         np.testing.assert_allclose(gradient_beside[name], g, atol=1e-6)
 
 
+def test_a_graph_is_wider_only_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, width in ((mx.gpu, None), (mx.cpu, "1000")):
+        monkeypatch.delenv("MLX_BFS_MAX_WIDTH", raising=False)
+        monkeypatch.setattr(mx, "default_device", lambda device=device: mx.Device(device))
+        set_breadth(True)
+        assert os.environ.get("MLX_BFS_MAX_WIDTH") == width
+
+
 @pytest.mark.parametrize(
     ("batch_size", "cores", "lanes"), [(4, 1, 1), (4, 2, 2), (4, 3, 2), (9, 4, 3), (7, 4, 1), (8, 16, 8)]
 )
 def test_rows_are_spread_evenly_over_at_most_as_many_lanes_as_there_are_cores(
     batch_size: int, cores: int, lanes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_module, "cores", lambda: cores)
+    monkeypatch.setattr("mlx_gpt.train.machine.cores", lambda: cores)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
     assert len(step_module.batch_lanes(batch_size)) == lanes
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))

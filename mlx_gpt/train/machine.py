@@ -127,13 +127,14 @@ def lanes(batch_size: int, spread: bool = False) -> int:
 
 
 def set_breadth(side_by_side: bool) -> None:
-    """How MLX orders a graph, unless the environment says it: for streams side by side, or for little memory.
+    """How MLX orders a graph on a CPU, unless the environment says it: for streams side by side, or for little memory.
 
     MLX goes breadth first, up to a width that is less than a training step has: streams would run one after the other.
     But a wider graph has more in memory at once, and what ``--recompute`` saves would be lost. MLX reads the width when
     it evaluates for the first time, so only the first call counts.
     """
-    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000" if side_by_side else "20")
+    if on_cpu():  # a GPU has one stream, and MLX's own width
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000" if side_by_side else "20")
 
 
 def _ways() -> list[list[mx.Stream]]:

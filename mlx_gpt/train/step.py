@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gpt.blas import set_threads
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss, next_token_losses
-from mlx_gpt.train.machine import cores, set_breadth
+from mlx_gpt.train.machine import cores, lanes, set_breadth
 from mlx_gpt.train.recompute import hidden_recomputed
 
 EvalStep = Callable[[mx.array, mx.array, mx.array], mx.array]
@@ -162,9 +162,7 @@ def batch_lanes(batch_size: int) -> list[mx.Stream]:
     MLX's CPU backend runs each stream on one thread, so on a CPU every core gets an equal share of the rows; a GPU
     takes the whole batch at once.
     """
+    n = lanes(batch_size)
+    set_breadth(n > 1)
     device = mx.default_device()
-    lanes = 1
-    if device == mx.Device(mx.cpu):
-        lanes = max(n for n in range(1, cores() + 1) if batch_size % n == 0)
-        set_breadth(lanes > 1)
-    return [mx.default_stream(device)] + [mx.new_stream(device) for _ in range(lanes - 1)]
+    return [mx.default_stream(device)] + [mx.new_stream(device) for _ in range(n - 1)]
