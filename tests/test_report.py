@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import re
+import sys
 import time
 from io import StringIO
 from math import inf, log, nan
@@ -15,8 +15,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from command_line import TRAIN, everything, the_line
 from rich.console import Console
 
+from mlx_gpt.cli import main
 from mlx_gpt.errors import UsageError
 from mlx_gpt.train import report as report_module
 from mlx_gpt.train.panel import Curve, LivePanel, clock, short, sparkline
@@ -327,24 +329,40 @@ def test_wandb_gets_every_number_of_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("WANDB_SILENT", "true")
     tracker = open_tracker("wandb", tmp_path / "my-run", {"learning_rate": 0.5})
     tracker.row({"step": 1, "tokens": 8, "loss": 2.0})
-    tracker.row({"step": 1, "tokens": 8, "val_loss": 1.5})
+    tracker.row({"step": 2, "tokens": 16, "loss": 1.75, "grad_norm": None})
+    tracker.row({"step": 2, "tokens": 16, "val_loss": 1.5})
     tracker.close()
     (written,) = (tmp_path / "my-run" / "wandb").glob("offline-run-*/*.wandb")
-    assert all(name in written.read_bytes() for name in (b"loss", b"val_loss", b"learning_rate"))
+    name, settings, rows = logged(written)
+    assert (name, settings["learning_rate"]) == ("my-run", 0.5)
+    assert rows == [{"_step": 1, "tokens": 8, "loss": 2.0}, {"_step": 2, "tokens": 16, "loss": 1.75, "val_loss": 1.5}]
+
+
+def logged(file: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """A run's name, settings and rows, from its log: after 7 bytes, checksum (4), length (2), kind (1), a record."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def values(items: Any) -> dict[str, Any]:
+        return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+    data, at, own = file.read_bytes(), 7, ("_timestamp", "_runtime")
+    name, settings, rows = "", {}, []
+    while at < len(data):
+        length = int.from_bytes(data[at + 4 : at + 6], "little")
+        record = Record.FromString(data[at + 7 : at + 7 + length])
+        at += 7 + length
+        if record.HasField("run"):
+            name, settings = record.run.display_name, values(record.run.config.update)
+        elif record.HasField("history"):
+            rows.append({key: value for key, value in values(record.history.item).items() if key not in own})
+    return name, settings, rows
 
 
 @pytest.mark.parametrize(("kind", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
 def test_a_tracker_that_is_not_installed_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, package: str
 ) -> None:
-    usual = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == package:
-            raise ImportError(name)
-        return usual(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=rf"needs {package}.*pip install 'mlx-gpt\[{kind}\]'"):
         open_tracker(kind, tmp_path, {})
 
@@ -352,3 +370,21 @@ def test_a_tracker_that_is_not_installed_is_one_clear_line(
 def test_a_tracker_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--report-to must be one of tensorboard, wandb, not 'mlflow'"):
         open_tracker("mlflow", tmp_path, {})
+
+
+def test_a_run_whose_tracker_is_refused_leaves_its_folder_free(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, flags = everything(here), [*TRAIN, "--learning-rate", "1e-3"]
+    assert main([*flags, "--report-to", "mlflow"]) == 2
+    assert "--report-to must be one of" in the_line(capsys.readouterr().err)  # before the text is read
+    assert everything(here) == before
+
+    def refuse(*_: Any) -> None:
+        raise UsageError("nobody is logged in")
+
+    monkeypatch.setattr("mlx_gpt.train.trackers.find_spec", lambda package: package == "wandb")
+    monkeypatch.setattr("mlx_gpt.train.trackers.WandB", refuse)
+    assert main([*flags, "--report-to", "wandb"]) == 2
+    assert "nobody is logged in" in capsys.readouterr().err
+    assert main(flags) == 0

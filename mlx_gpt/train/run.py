@@ -80,11 +80,11 @@ def run(
         with closing(_report(out if is_main(group) else None, console, rows, model, material)) as report:
             trainer = Trainer(model, material.train, material.val, config, report, on_eval, keeper, start, group)
             trainer.progress.data = material.hash
+            if report_to and is_main(group):  # before anything is written: it may refuse
+                report.trackers = [open_tracker(report_to, out, settings or {})]
             if keeper and settings and not start:
                 out.mkdir(parents=True, exist_ok=True)
                 write_run_file(out, settings)
-            if report_to and is_main(group):
-                report.trackers = [open_tracker(report_to, out, settings or {})]
             val_loss = trainer.run()
     except OSError as error:
         raise _stopped_by(error, out, keeper) from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_gpt.errors import UsageError
 
-TRACKERS = ("tensorboard", "wandb")
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # what each tracker needs
 
 
 class Tracker(Protocol):
@@ -21,23 +22,29 @@ class Tracker(Protocol):
         """Write out what is still on its way."""
 
 
+def check_tracker(kind: str) -> None:
+    """``UsageError`` unless ``open_tracker`` knows it and it is installed."""
+    if kind not in PACKAGES:
+        raise UsageError(f"--report-to must be one of {', '.join(PACKAGES)}, not {kind!r}")
+    if not find_spec(PACKAGES[kind]):
+        raise UsageError(
+            f"--report-to {kind} needs {PACKAGES[kind]}, which is not installed; install it with: "
+            f"pip install 'mlx-gpt[{kind}]'"
+        )
+
+
 def open_tracker(kind: str, folder: Path, settings: Mapping[str, Any]) -> Tracker:
-    """The tracker of a run in ``folder``, told the run's settings. ``UsageError`` where it is not installed."""
-    if kind == "tensorboard":
-        return TensorBoard(folder, settings)
-    if kind == "wandb":
-        return WandB(folder, settings)
-    raise UsageError(f"--report-to must be one of {', '.join(TRACKERS)}, not {kind!r}")
+    """The tracker of a run in ``folder``, told the run's settings. ``UsageError`` where it cannot begin."""
+    check_tracker(kind)
+    return TensorBoard(folder, settings) if kind == "tensorboard" else WandB(folder, settings)
 
 
 class TensorBoard:
     """Event files in ``folder/tensorboard``, for ``tensorboard --logdir``. Written by a thread of tensorboardX."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise UsageError(_missing("tensorboard", "tensorboardX")) from error
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(folder / "tensorboard"))
         self._writer.add_text("settings", "\n".join(f"    {name} = {value!r}" for name, value in settings.items()))
 
@@ -53,15 +60,13 @@ class WandB:
     """A run of Weights & Biases, named after the folder. Where it goes is wandb's to know (``WANDB_MODE``, ...)."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise UsageError(_missing("wandb", "wandb")) from error
+        import wandb
+
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(project="mlx-gpt", name=folder.name, dir=str(folder), config=dict(settings))
         except wandb.errors.Error as error:  # nobody is logged in, or no network
-            raise UsageError(f"--report-to wandb: {error}") from error
+            raise UsageError(f"--report-to wandb: {error} WANDB_MODE=offline keeps it on this machine.") from error
 
     def row(self, row: Mapping[str, Any]) -> None:
         self._run.log(_measured(row), step=row["step"])
@@ -72,7 +77,3 @@ class WandB:
 
 def _measured(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name != "step" and value is not None}
-
-
-def _missing(kind: str, package: str) -> str:
-    return f"--report-to {kind} needs {package}, which is not installed; install it with: pip install 'mlx-gpt[{kind}]'"

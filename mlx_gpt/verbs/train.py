@@ -111,9 +111,12 @@ class Train:
         from mlx_gpt.train.distributed import for_all, is_main, main_first
         from mlx_gpt.train.plan import flags_of, measure_machines, show
         from mlx_gpt.train.run import check_new, last_checkpoint, run
+        from mlx_gpt.train.trackers import check_tracker
 
         if self.revision and self.init == SCRATCH:
             raise UsageError("--revision is of the model that --init names: give --init too")
+        if self.report_to:
+            check_tracker(self.report_to)
         console = Console(quiet=not is_main(group), highlight=False)
         start = None
         if self.resume:
