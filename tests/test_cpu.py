@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from command_line import ROOT, environment
 
+from mlx_gpt.device import on_cpu
 from mlx_gpt.model import cpu
 from mlx_gpt.model.attention import attend
 from mlx_gpt.model.mlp import gelu_new
 from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss
 
-on_a_cpu = pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="for a CPU as the default device")
+on_a_cpu = pytest.mark.skipif(not on_cpu(), reason="for a CPU as the default device")
 
 
 def normal(*shape: int, seed: int = 0) -> mx.array:
@@ -107,8 +108,8 @@ def test_attention_keeps_no_pattern_for_the_way_back() -> None:
 
 @on_a_cpu
 def test_on_a_cpu_float32_takes_these_forms_and_other_types_do_not() -> None:
-    assert cpu.suits(mx.zeros(1))
-    assert not cpu.suits(mx.zeros(1, mx.float16))
+    assert cpu.suits(mx.float32)
+    assert not cpu.suits(mx.float16)
     assert mx.array_equal(gelu_new(normal(50)), cpu.gelu_new(normal(50)))
 
 
@@ -117,7 +118,7 @@ def test_on_a_cpu_float32_takes_these_forms_and_other_types_do_not() -> None:
 def test_the_loss_with_one_exp_is_the_loss(V: int) -> None:
     x, head = normal(2, 150, 8, seed=1), normal(V, 8, seed=2)
     targets = mx.array(np.random.default_rng(0).integers(0, V, (2, 150)))
-    assert in_chunks(2 * 150 * V, x)
+    assert in_chunks(2 * 150 * V, x.dtype)
     one = mx.value_and_grad(lambda x, head: chunked_mean_loss(x, head, targets), argnums=(0, 1))(x, head)
     other = mx.value_and_grad(lambda x, head: mean_loss(x @ head.T, targets), argnums=(0, 1))(x, head)
     assert one[0].item() == pytest.approx(other[0].item(), rel=1e-6)
@@ -135,7 +136,7 @@ print(float(np.abs(product - a.astype(np.float64) @ a.T.astype(np.float64)).max(
 times = []
 a = mx.array(a)
 for _ in range(5):
-    start = time.perf_counter(); mx.eval(a @ a); times.append(time.perf_counter() - start)
+    start = time.process_time(); mx.eval(a @ a); times.append(time.process_time() - start)
 print(2 * 300**3 / min(times) / 1e9)
 """
 

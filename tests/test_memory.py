@@ -15,6 +15,7 @@ from command_line import TINY, everything, the_line
 
 from mlx_gpt.cli import main
 from mlx_gpt.config import PRESETS, GPTConfig
+from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train import machine
@@ -131,7 +132,7 @@ def test_a_batch_that_cannot_fit_is_refused_before_the_first_step(
 
 
 def test_a_container_has_no_more_memory_than_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not machine.on_cpu():
+    if not on_cpu():
         pytest.skip("the GPU's memory is MLX's to know")
     monkeypatch.setattr(machine, "CGROUP_LIMIT", tmp_path / "memory.max")
     whole = machine.memory_size()

@@ -20,6 +20,7 @@ from mlx_gpt.check.published import Known, check_published, tables
 from mlx_gpt.check.reference import Array
 from mlx_gpt.check.result import Check, measured, skipped
 from mlx_gpt.check.source import CONV1D, Source
+from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -132,7 +133,7 @@ def check_tokenizer(tokenizer: Tokenizer, source: Source, V: int) -> Iterator[Ch
 def check_devices(model: GPT, ids: Array, tolerance: float) -> Check:
     """The same logits on the CPU as on the GPU."""
     what = "GPU against CPU"
-    if mx.default_device() == mx.Device(mx.cpu):
+    if on_cpu():
         return skipped(what, "no GPU here")
     found = logits(model, ids)
     with mx.stream(mx.cpu):

@@ -7,6 +7,7 @@ import time
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from mlx_gpt.device import on_cpu
 from mlx_gpt.generate.products import Product
 from mlx_gpt.model.gpt import GPT
 
@@ -97,7 +98,7 @@ def memory_speed(rows: int = 16384) -> float:
     caches hold.
     """
     matrix, x = mx.zeros((rows, 1024)), mx.ones((1, 1024))
-    product = Product(matrix) if mx.default_device() == mx.Device(mx.cpu) else lambda x: x @ matrix.T
+    product = Product(matrix) if on_cpu() else lambda x: x @ matrix.T
     mx.eval(matrix, x, product(x))
     times: list[float] = []
     end = time.perf_counter() + 0.2

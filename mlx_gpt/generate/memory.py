@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
+from mlx_gpt.device import on_cpu
+
 
 @contextmanager
 def held_in_memory(weight_bytes: int) -> Iterator[None]:
@@ -15,7 +17,7 @@ def held_in_memory(weight_bytes: int) -> Iterator[None]:
     Without the wired limit the system may page weights out between steps; without the cache limit buffers of every
     length of text would stay.
     """
-    if not (mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)):
+    if on_cpu() or not mx.metal.is_available():
         yield
         return
     wired = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))

@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gpt.blas import reads_in_place, set_threads
-from mlx_gpt.train.machine import cores
+from mlx_gpt.device import cores, on_cpu
 
 FEW = 16  # rows; with more, a product computes more than it reads
 SMALL = 1_000_000  # multiplications up to which OpenBLAS does not copy (its sgemm for small matrices, x86-64)
@@ -29,7 +29,7 @@ _of_this_thread = threading.local()
 
 def for_few_rows(module: nn.Module) -> Any:
     """On a CPU, the same module over the same weights, with products for few rows; on a GPU, the module itself."""
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not on_cpu():
         return module
     twin = copy.copy(module)
     for name, child in module.items():

@@ -16,14 +16,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_gpt.device import on_cpu
+
 ROWS = 160  # queries at a time: of the keys, none sees more than its last one may
 HALVINGS, SQUARINGS, DEGREE = 9, 3, 6
 NEVER = -144.0  # from here on the result of ``exp`` is exactly 0
 
 
-def suits(x: mx.array) -> bool:
-    """Whether these forms are for ``x``: float32, on a CPU. Asked when a function is traced."""
-    return x.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
+def suits(dtype: mx.Dtype) -> bool:
+    """Whether these forms are for arrays of this type: float32, on a CPU. Asked when a function is traced."""
+    return dtype == mx.float32 and on_cpu()
 
 
 @partial(mx.compile, shapeless=True)

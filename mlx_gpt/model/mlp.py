@@ -17,7 +17,7 @@ def gelu_new(x: mx.array) -> mx.array:
 
     Written with the sigmoid, since 0.5 (1 + tanh(z)) == sigmoid(2z); x*x*x because x**3 would call powf.
     """
-    if cpu.suits(x):
+    if cpu.suits(x.dtype):
         return cpu.gelu_new(x)
     return x * mx.sigmoid((2 * sqrt(2 / pi)) * (x + 0.044715 * x * x * x))
 

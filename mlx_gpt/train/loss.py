@@ -23,9 +23,9 @@ def mean_loss(logits: mx.array, targets: mx.array) -> mx.array:
     return next_token_losses(logits, targets).mean()
 
 
-def in_chunks(logits: int, x: mx.array) -> bool:
-    """Whether the loss of so many logits of ``x`` should go in chunks: for memory, or on a CPU for one exp, not two."""
-    return logits >= LARGE or cpu.suits(x)
+def in_chunks(logits: int, dtype: mx.Dtype) -> bool:
+    """Whether the loss of so many logits should go in chunks: for memory, or on a CPU for one exp, not two."""
+    return logits >= LARGE or cpu.suits(dtype)
 
 
 def chunked_mean_loss(x: mx.array, head: mx.array, targets: mx.array, rows: int = ROWS) -> mx.array:
@@ -46,7 +46,7 @@ def chunked_mean_loss(x: mx.array, head: mx.array, targets: mx.array, rows: int 
             chunk, target = mx.depends([flat[i : i + rows], wanted[i : i + rows]], [d_head, total, *d_flat[-1:]])
             logits = (chunk @ head.T).astype(mx.float32)  # (rows, V)
             logits = logits - logits.max(axis=-1, keepdims=True)
-            odds = cpu.exp(logits) if cpu.suits(logits) else mx.exp(logits)
+            odds = cpu.exp(logits) if cpu.suits(logits.dtype) else mx.exp(logits)
             of_all = odds.sum(axis=-1, keepdims=True)
             total = total + (mx.log(of_all) - mx.take_along_axis(logits, target, axis=-1)).sum()
             d_logits = odds / of_all - (mx.arange(logits.shape[-1]) == target)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import cores, on_cpu
 
 Chain = tuple[mx.array, Callable[[mx.array], mx.array]]  # where to begin, and a link: one more operation
 
@@ -65,7 +66,7 @@ def memory_bandwidth() -> float:
 
 def memory_size() -> int:
     """Bytes that a process may use: the GPU's working set or memory, else the memory of machine or container."""
-    info = mx.device_info() if mx.default_device() != mx.Device(mx.cpu) else {}
+    info = {} if on_cpu() else mx.device_info()
     for name in ("max_recommended_working_set_size", "memory_size", "total_memory"):
         if int(info.get(name, 0)) > 0:
             return int(info[name])
@@ -107,16 +108,6 @@ def matrix_weights(config: GPTConfig) -> int:
     """How many weights take part in a matrix product for each token: the blocks' matrices and the head."""
     C = config.n_embd
     return config.n_layer * (4 * C * C + 2 * C * config.inner_dim) + config.vocab_size * C
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def on_cpu() -> bool:
-    """Whether MLX computes on the CPU."""
-    return mx.default_device() == mx.Device(mx.cpu)
 
 
 def lanes(batch_size: int, spread: bool = False) -> int:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import mlx.core as mx
+
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import UsageError
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.loss import LARGE, ROWS
-from mlx_gpt.train.machine import lanes, on_cpu
+from mlx_gpt.train.loss import ROWS, in_chunks
+from mlx_gpt.train.machine import lanes
 
 ERROR = 0.3  # the estimate may be off by this share of it
 KEPT = 16.4  # numbers of the residual stream's width that a block keeps of each token
@@ -75,7 +78,7 @@ def step_memory(config: GPTConfig, training: TrainConfig, spread: bool = False) 
     block = (KEPT + MASKS * (config.resid_pdrop > 0)) * C + pattern * (2 if config.attn_pdrop else 1)
     kept = RESIDUAL * C * L + block if training.recompute else block * L
     momentary = MOMENTARY * C + (config.n_head * min(T, BLOCK) if on_cpu() else 0)
-    chunked = (width == 4 and on_cpu()) or rows // streams * V >= LARGE
+    chunked = in_chunks(rows // streams * V, getattr(mx, training.dtype))
     logits = LOGITS * V * (min(rows, ROWS * streams) if chunked else rows)
     return round(weights + width * rows * (kept + momentary) + 4 * logits)
 

@@ -13,9 +13,10 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt.blas import set_threads
+from mlx_gpt.device import cores
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss, next_token_losses
-from mlx_gpt.train.machine import cores, lanes, set_breadth
+from mlx_gpt.train.machine import lanes, set_breadth
 from mlx_gpt.train.recompute import hidden_recomputed
 
 EvalStep = Callable[[mx.array, mx.array, mx.array], mx.array]
@@ -86,7 +87,7 @@ class TrainStep:
         if self.dtype != mx.float32:  # the cast is part of the loss, so its gradient comes back in float32
             model.update(tree_map(lambda weight: weight.astype(self.dtype), model.trainable_parameters()))
         hidden = hidden_recomputed(model, x) if self.recompute else model.hidden(x)
-        if in_chunks(y.size * model.config.vocab_size, hidden):
+        if in_chunks(y.size * model.config.vocab_size, hidden.dtype):
             loss = chunked_mean_loss(hidden, model.head_weight, y)
         else:
             loss = mean_loss(model.logits(hidden), y)
