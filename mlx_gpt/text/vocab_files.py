@@ -25,7 +25,7 @@ PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = [*PRINTABLE, *(b for b in range(256) if b not in PRINTABLE)]
 CHARACTERS = [chr(b) for b in PRINTABLE] + [chr(256 + i) for i in range(256 - len(PRINTABLE))]
 WRITE = dict(zip(BYTES, CHARACTERS, strict=True))
-READ = dict(zip(CHARACTERS, BYTES, strict=True))
+READ = str.maketrans(dict(zip(CHARACTERS, map(chr, BYTES), strict=True)))
 
 
 class Parts(NamedTuple):
@@ -95,7 +95,7 @@ def write_name(token: Token) -> str:
 
 def read_name(name: str) -> Token:
     """The token that the files write so."""
-    return Token(READ[c] for c in name)
+    return name.translate(READ).encode("latin-1")
 
 
 def pairs(merges: Iterable[Any]) -> list[tuple[str, str]]:
@@ -174,7 +174,10 @@ def _check_ids(parts: Parts, file: Path) -> None:
 
 def _is_text(name: Any) -> bool:
     """Whether a token has a name, and one that UTF-8 can write: JSON may hold halves of characters."""
-    return isinstance(name, str) and bool(name) and not any("\ud800" <= c <= "\udfff" for c in name)
+    try:
+        return isinstance(name, str) and bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _ranks(parts: Parts, file: Path) -> dict[Token, int]:
