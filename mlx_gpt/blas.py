@@ -29,12 +29,18 @@ void NAMEsgemmEND(int, int, int, int64_t, int64_t, int64_t, float, const float *
 void NAMEsgemvEND(int, int, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t, float, float *,
                   int64_t);
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
+enum { LONG = 1024, PART = 256, FEW = 8 };
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
                  int ldb, float beta, float *c, int ldc) {
   // One row, as in decoding: sgemm would copy the matrix, unless it is small.
   if (order == ROW_MAJOR && m == 1 && ta == NO_TRANS && (int64_t)n * k > 1000000) {
     if (tb == TRANS) NAMEsgemvEND(order, NO_TRANS, n, k, alpha, b, ldb, a, 1, beta, c, 1);
     else NAMEsgemvEND(order, TRANS, k, n, alpha, b, ldb, a, 1, beta, c, 1);
+  } else if (order == ROW_MAJOR && m > FEW && k >= LONG && ta == NO_TRANS && tb == TRANS) {
+    // A layer with long rows, x W^T: in parts, or the last terms of a row are rounded as the whole sum is.
+    for (int at = 0; at < k; at += PART)
+      NAMEsgemmEND(order, ta, tb, m, n, k - at < PART ? k - at : PART, alpha, a + at, lda, b + at, ldb,
+                   at ? 1 : beta, c, ldc);
   } else NAMEsgemmEND(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 """
