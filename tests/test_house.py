@@ -21,10 +21,10 @@ FLOORS = [
     "text/vocab_files",
     "config  text/tokenizer  text/tinyworld  train/optimizer  train/config  train/pace "
     "train/report  train/panel  train/plot  train/trackers",
-    "text/corpus  text/shards  text/batches  text/sources  text/prepare "
+    "text/corpus  text/shards  text/batches  text/records  text/sources  text/prepare "
     "train/distributed  train/machine  generate/settings  generate/sampling",
     "model/cache  model/dropout  model/cpu",
-    "model/attention  model/mlp  train/loss  train/memory  train/defaults",
+    "model/attention  model/mlp  train/loss  train/memory  train/model_size  train/defaults",
     "model/block",
     "model/gpt",
     "model/quantize",

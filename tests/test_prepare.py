@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import pytest
 from mlx_gpt.cli import main
 from mlx_gpt.errors import DataError
 from mlx_gpt.text import prepare as prepare_module
+from mlx_gpt.text import records as records_module
 from mlx_gpt.text import sources as sources_module
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.prepare import Prepared, cached, open_prepared, prepare_text
@@ -124,6 +127,73 @@ def test_a_text_without_a_single_space_is_cut_between_characters(
     assert len(pieces) > 5
     assert "".join(piece.text for piece in pieces) == "漢字" * 3000
     assert sources.replaced == 0
+
+
+LONG_LINES = [
+    {"text": "plain " * 20},
+    {"id": 7, "meta": {"a": [1, -2.5e-3, {}, [], [[]], None, True], "text": "no"}, "text": "the one", "z": "}]"},
+    {
+        "texts": "no",
+        "te": "no",
+        "": "",
+        "x" * 200: ["\ud83d\ude00" * 90],
+        "text": 'quotes " \\ \\" and / \b\f\n\r\t \u2028',
+    },
+    {"text": "🙂漢é\0" * 60},
+    {"text": "half a pair \ud83d and \ude00, turned \ude00\ud83d" * 5},
+    {"text": "\\" * 99 + '"' + "\\ud83d" * 9},
+    {"text": ""},
+    {"text": None},
+]
+
+
+@pytest.mark.parametrize("ahead", [13, 64, 1000])
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize("indent", [None, 0])
+def test_a_line_read_as_it_comes_has_the_text_that_json_finds_in_it(
+    ahead: int, escaped: bool, indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records_module, "LONG", 16)
+    monkeypatch.setattr(records_module, "AHEAD", ahead)
+    lines = [json.dumps(record, indent=indent).replace("\n", " \t\r") for record in LONG_LINES]
+    if not escaped:
+        lines = [json.dumps(json.loads(line), ensure_ascii="half" in line) for line in lines]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = ["".join(pieces) for pieces in records_module.json_records(tmp_path / "t.jsonl")]
+    assert found == [json.loads(line)["text"] or "" for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"text": "cut short, in the middle', "cut short"),
+        ('{"text": "cut short, in an escape \\u12', "cut short"),
+        ('{"text": "and not closed, but for the string"', "is missing"),
+        ('{"text": "an escape that is none: \\q"}', "Invalid"),
+        ('{"text": "a tab that is none:\t, as it is raw"}', "Invalid"),
+        ('{"text": "more follows it in the line"} {}', "more follows"),
+        ('{"text": "a field too many", "text": "there"}', "twice"),
+        ('{"text": "a comma and nothing after it", }', '" is missing'),
+        ('{"other": [1, 2, 3, 4, 5, ], "text": "a comma"}', "Expecting value"),
+        ('{"other": tru, "text": "no word of JSON\'s"}', "Expecting value"),
+        ('{"other": 1 "text": "no comma between these"}', ", is missing"),
+        ('{"a long name": "and no text at all in it"}', "no 'text'"),
+        ('{"text": 12345678901234567890123456789}', "its text is 123456"),
+        ('["text", "a list of some texts, in one line"]', "{ is missing"),
+        ('{"other": ' + "[" * 100_000, "(?s)recursion|deep"),
+        (b'{"text": "bytes that are no UTF-8: \xff, in it"}', "decode"),
+    ],
+)
+def test_a_long_line_that_is_no_record_is_told_like_a_short_one(
+    line: str | bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b'{"text": "a"}\n' + (line if isinstance(line, bytes) else line.encode()) + b"\n"
+    (tmp_path / "t.jsonl").write_bytes(data)
+    for long in (1 << 21, 32):
+        monkeypatch.setattr(records_module, "LONG", long)
+        with pytest.raises(DataError, match=r't.jsonl, line 2: expected {"text": "..."}, found b') as refused:
+            [list(pieces) for pieces in records_module.json_records(tmp_path / "t.jsonl")]
+    assert re.search(why, str(refused.value))
 
 
 def test_batches_of_what_is_mapped_equal_those_of_what_is_in_memory(tmp_path: Path) -> None:
@@ -235,6 +305,44 @@ def test_a_file_that_vanishes_is_told_and_leaves_nothing(tmp_path: Path) -> None
     assert [file.name for file in tmp_path.iterdir()] == ["0.jsonl"]
 
 
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (Path.unlink, "cannot be read"),
+        (
+            lambda path: os.truncate(path, path.stat().st_size // 2),
+            "changed while|line .* expected|parquet",
+        ),
+        (lambda path: path.write_bytes(2 * path.read_bytes()), "changed while it was read"),
+        (lambda path: path.replace(path.with_name("elsewhere")), "cannot be read"),
+    ],
+    ids=["deleted", "cut short", "longer", "moved away"],
+)
+def test_a_file_that_vanishes_or_changes_while_it_is_read_is_told_and_leaves_nothing(
+    kind: str, what: Callable[[Path], Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "BATCH", 1 << 10)
+    monkeypatch.setattr(sources_module, "PIECE", 1 << 10)
+    file = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pyarrow.parquet.write_table(pyarrow.table({"text": told(3000)}), file, row_group_size=100)
+    else:
+        jsonl(file, told(1000)) if kind == "jsonl" else file.write_text("\n".join(told(1000)))
+    blocks: list[int] = []
+
+    def between(n: int) -> None:
+        blocks.append(n)
+        if len(blocks) == 2:
+            what(file)
+
+    with pytest.raises(DataError, match=rf"t.{kind}.*({said})"):
+        prepare_text(find_sources([str(file)], 0.2, 0), "bytes", tmp_path / "out", between)
+    assert len(blocks) >= 2
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
 def test_what_was_prepared_with_another_tokenizer_or_cut_short_is_refused(tmp_path: Path) -> None:
     done = prepared(tmp_path, jsonl(tmp_path / "s.jsonl", told(40)))
     with pytest.raises(DataError, match="prepared with another tokenizer"):
@@ -282,18 +390,26 @@ def test_killed_it_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of one process is read from /proc")
-def test_memory_stays_flat_however_long_the_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_memory_stays_flat_however_long_the_text(kind: str, tmp_path: Path) -> None:
+    """Of a text file, and of a record in one line, with another field that is as long."""
     measure = (
-        "import re, sys, mlx_gpt.text.prepare as p; from mlx_gpt.cli import main; "
-        "p.BATCH = 1 << 18; main(sys.argv[1:]); "
+        "import re, sys, mlx_gpt.text.prepare as p, mlx_gpt.text.sources as s, mlx_gpt.text.records as r; "
+        "from mlx_gpt.cli import main; p.BATCH, s.PIECE, r.LONG = 1 << 18, 1 << 15, 1 << 18; main(sys.argv[1:]); "
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
-    text = " ".join(told(2000)) + "\n"
+    text = " ".join(told(1000)) + "\n"
+    file = tmp_path / f"t.{kind}"
     peaks = []
-    for times in (2, 22):  # 0.9 and 9.9 MB
-        (tmp_path / "t.txt").write_text(text * times)
-        out = tmp_path / f"out{times}"
-        command = [sys.executable, "-c", measure, "prepare", str(tmp_path / "t.txt"), "--tokenizer", "bytes"]
-        run = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)
+    for times in (2, 22):  # 0.5 and 5 MB
+        if kind == "txt":
+            file.write_text(text * times)
+        else:
+            records = [{"text": text}, {"html": [text * times], "text": text * times}]
+            file.write_text("".join(json.dumps(record) + "\n" for record in [*records, *[{"text": text}] * 8]))
+        command = [sys.executable, "-c", measure, "prepare", str(file), "--tokenizer", "bytes"]
+        run = subprocess.run(
+            [*command, "--out", str(tmp_path / f"{times}")], capture_output=True, text=True, check=True
+        )
         peaks.append(int(run.stdout.split()[-1]))
-    assert peaks[1] < peaks[0] + 4_500  # kB: half of what the text has grown by
+    assert peaks[1] < peaks[0] + 10 * len(text) / 1000  # kB: half of what the text has grown by

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import random
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_gpt.errors import DataError
 from mlx_gpt.text.corpus import TEXT_FILES, tiny_shakespeare
+from mlx_gpt.text.records import json_records, parquet_records
 from mlx_gpt.text.vocab_files import EOT
 
 RECORD_FILES = (".jsonl", ".parquet")  # many documents in one
@@ -61,12 +61,15 @@ class Sources:
         drawn, cut = self._plan()
         for number, path in enumerate(self.files):
             try:
+                before = _stamp(path)
                 if path.suffix == ".parquet":
-                    yield from self._records(number, _parquet(path), path)
+                    yield from self._records(number, parquet_records(path), path)
                 elif path.suffix == ".jsonl":
-                    yield from self._records(number, _lines(path), path)
+                    yield from self._records(number, json_records(path), path)
                 else:
                     yield from self._text(path, 0 if number in drawn else cut.get(number))
+                if _stamp(path) != before:
+                    raise DataError(f"{path}: changed while it was read; prepare it again when nobody writes to it")
             except OSError as error:
                 raise DataError(
                     f"{path}: cannot be read ({error.strerror or error}); bring it back, or leave it out"
@@ -128,13 +131,12 @@ class Sources:
                 starts = False
         return starts
 
-    def _records(self, number: int, records: Iterator[str], path: Path) -> Iterator[Piece]:
+    def _records(self, number: int, records: Iterator[Iterable[str]], path: Path) -> Iterator[Piece]:
         """Each record by its own lot, so that none has to wait for the others to be counted."""
-        for i, text in enumerate(records):
-            if text:
-                lot = random.Random(f"{self.seed} {number} {i}").random()
-                for j, part in enumerate(_parts(text)):
-                    yield Piece(part, j == 0, lot < self.val_fraction)
+        for i, pieces in enumerate(records):
+            lot = random.Random(f"{self.seed} {number} {i}").random()
+            for j, part in enumerate(_parts(pieces)):
+                yield Piece(part, j == 0, lot < self.val_fraction)
         self.hashes[str(path)] = _sha256(path)
 
 
@@ -167,32 +169,6 @@ def _files(name: str, fetch: Fetch | None) -> list[Path]:
     return found
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    text = json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise DataError(
-                        f'{path}, line {number}: expected {{"text": "..."}}, found {line[:40]!r}; mend or remove it'
-                    ) from error
-                yield str(text)
-
-
-def _parquet(path: Path) -> Iterator[str]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise DataError(f"{path}: reading .parquet needs pyarrow: pip install 'mlx-gpt[parquet]'") from error
-    try:
-        for batch in ParquetFile(path).iter_batches(batch_size=1024, columns=["text"]):
-            yield from (text or "" for text in batch.column(0).to_pylist())
-    except (ArrowException, ValueError, IndexError) as error:
-        raise DataError(f"{path}: expected a parquet file with a column text ({error}); leave it out") from error
-
-
 def _at_seam(data: bytes, about: int, anyway: bool = False) -> tuple[bytes, bytes]:
     """Cut at the last seam before position ``about``. Where there is none, nothing is taken yet, or cut ``anyway``."""
     near = max(0, about - 4096)
@@ -206,17 +182,23 @@ def _at_seam(data: bytes, about: int, anyway: bool = False) -> tuple[bytes, byte
     return data[:at], data[at:]
 
 
-def _parts(text: str) -> Iterator[str]:
-    """A text in pieces that fit side by side in memory."""
-    if len(text) <= 8 * PIECE:
-        yield text
-        return
-    data, start = text.encode("utf-8", "replace"), 0
-    while len(data) - start > 8 * PIECE:
-        part, _ = _at_seam(data[start : start + 8 * PIECE], 8 * PIECE - 8, anyway=True)
-        yield part.decode("utf-8")
-        start += len(part)
-    yield data[start:].decode("utf-8")
+def _parts(pieces: Iterable[str]) -> Iterator[str]:
+    """A text in pieces that fit side by side in memory, of a length that does not depend on that of the given ones."""
+    rest = b""
+    for piece in pieces:
+        for start in range(0, len(piece), PIECE):
+            rest += piece[start : start + PIECE].encode("utf-8", "surrogatepass")
+            while len(rest) > 8 * PIECE:
+                part, rest = _at_seam(rest, 8 * PIECE - 8, anyway=True)
+                yield part.decode("utf-8", "surrogatepass")
+    if rest:
+        yield rest.decode("utf-8", "surrogatepass")
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What is another once a file has been written to, or another has taken its place."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:
