@@ -16,20 +16,18 @@ from mlx_gpt.store.run_file import read_run_file
 from mlx_gpt.text import tinyworld
 from mlx_gpt.train import plan as plan_module
 from mlx_gpt.train.config import COUNTED, TrainConfig
-from mlx_gpt.train.defaults import (
-    EPOCHS,
+from mlx_gpt.train.defaults import EPOCHS, TUNING_EPOCHS, pick
+from mlx_gpt.train.machine import Machine, matrix_weights, seconds_per_token
+from mlx_gpt.train.memory import step_memory
+from mlx_gpt.train.model_size import (
     SIZE,
-    TUNING_EPOCHS,
     WEIGHTS_PER_TOKEN,
     Measured,
     Pick,
     Text,
     architecture,
-    pick,
     pick_tokenizer,
 )
-from mlx_gpt.train.machine import Machine, matrix_weights, seconds_per_token
-from mlx_gpt.train.memory import step_memory
 from mlx_gpt.train.plan import flags_of
 
 LAPTOP = Machine(matrix_speed=4e9, element_speed=6e7, memory=8 << 30)  # a CPU with MLX's plain wheel

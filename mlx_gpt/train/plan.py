@@ -13,12 +13,13 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.text.batches import Batches
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.defaults import STEP, Measured, Pick, Text, architecture, pick, pick_rate, pick_tokenizer
+from mlx_gpt.train.defaults import pick, pick_rate
 from mlx_gpt.train.distributed import rank, size, smallest
 from mlx_gpt.train.loop import make_step, optimizer_of
 from mlx_gpt.train.machine import Machine, measure, seconds_per_token
 from mlx_gpt.train.material import Material, text_size
 from mlx_gpt.train.memory import check_memory
+from mlx_gpt.train.model_size import STEP, Measured, Pick, Text, architecture, pick_tokenizer
 from mlx_gpt.train.run import new_model
 
 if TYPE_CHECKING:

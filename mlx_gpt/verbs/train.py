@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from mlx_gpt.model.gpt import GPT
     from mlx_gpt.store.checkpoint import Checkpoint
     from mlx_gpt.text.tokenizer import Tokenizer
-    from mlx_gpt.train.defaults import Pick
     from mlx_gpt.train.machine import Machine
     from mlx_gpt.train.material import Material
+    from mlx_gpt.train.model_size import Pick
 
 PRESET = "tiny"
 SCRATCH = "scratch"
@@ -183,7 +183,7 @@ class Train:
         console: Console,
     ) -> tuple[Material, list[Pick]]:
         """The text in tokens; the tokenizer is picked where there is none."""
-        from mlx_gpt.train.defaults import Pick
+        from mlx_gpt.train.model_size import Pick
         from mlx_gpt.train.plan import pick_tokenizer_for
 
         if start:
