@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # products in full fp32 on M5 and CUDA too: tolerances here are fp32's
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")  # as mlx-gpt train has it: MLX reads it once
 
+import signal
 from pathlib import Path
 
 import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that it multiplies with OpenBLAS, as the command does
@@ -15,6 +16,8 @@ from command_line import SMALL
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, which tests press
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 LARGE = (".safetensors", ".parquet", ".jsonl")  # what the hub keeps under its sha256
 
@@ -56,6 +58,24 @@ def running() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def ask(endpoint: str, cache: Path, patch: pytest.MonkeyPatch, offline: bool = False) -> None:
+    """Let the client in this process ask the hub at ``endpoint``, and keep in ``cache`` what comes.
+
+    In a process of its own it is told by HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE, which it reads when it is imported.
+    """
+    from huggingface_hub import close_session, constants
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        patch.delenv(name, raising=False)
+    patch.setenv("no_proxy", "127.0.0.1")
+    patch.setattr(constants, "ENDPOINT", endpoint)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    close_session()  # the next one looks at the proxies anew
 
 
 class Answers(BaseHTTPRequestHandler):

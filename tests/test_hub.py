@@ -1,6 +1,7 @@
 """Models come from the hub: only what is needed, resumed where it stopped, from the cache; trouble is one line.
 
-All through the real client, in processes of their own, to a hub on this machine's loopback.
+All through the real client, to a hub on this machine's loopback; in processes of their own, where one process could
+not tell.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from command_line import SMALL, environment, in_a_process, the_line
-from loopback_hub import NOWHERE, Hub, running
+from loopback_hub import NOWHERE, Hub, ask, running
 
 from mlx_gpt.cli import main
+from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
+from mlx_gpt.store.hub import find_folder
 from mlx_gpt.text.tokenizer import Tokenizer
 
 UNNEEDED = ("pytorch_model.bin", "tf_model.h5", "onnx/decoder_model.onnx", "64.tflite", "README.md")
@@ -71,8 +74,8 @@ def client(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: 
     return subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def loads(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: str) -> list[str]:
-    """What ``load`` says to each, one line each; nothing else is said."""
+def loads_elsewhere(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: str) -> list[str]:
+    """What ``load`` says in another process to each, one line each; nothing else is said."""
     process = client(cache, endpoint, *wanted, **more)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
@@ -80,6 +83,32 @@ def loads(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: s
     lines = out.splitlines()
     assert len(lines) == len(wanted), out
     return lines
+
+
+Loads = Callable[..., list[str]]
+
+
+@pytest.fixture
+def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Loads:
+    """``loads_elsewhere`` in this process, with its cache in ``tmp_path``."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+
+    def one(name: str, revision: str | None) -> str:
+        try:
+            model, tokenizer = load(name, revision)
+        except ModelFolderError as error:
+            return str(error)
+        return f"loaded {model.wte.weight.sum().item():.4f} {tokenizer.vocab_size}"
+
+    def all_of_them(endpoint: str, *wanted: tuple[str, str | None], offline: bool = False) -> list[str]:
+        ask(endpoint, tmp_path, monkeypatch, offline)
+        lines = [one(*each) for each in wanted]
+        assert capfd.readouterr() == ("", "")
+        return lines
+
+    return all_of_them
 
 
 def loaded(hub: Hub, revision: str = "main") -> str:
@@ -93,18 +122,18 @@ def spans(hub: Hub) -> list[str]:
     return [line[2] if len(line) > 2 else "all" for line in asked]
 
 
-def test_a_model_is_fetched_once_and_is_then_there_without_the_hub(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_is_fetched_once_and_is_then_there_without_the_hub(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     first = f"{0:040x}"
-    assert loads(tmp_path, hub.address, ("ada/tiny", None), ("ada/tiny", None)) == [loaded(hub)] * 2
+    assert loads_elsewhere(tmp_path, hub.address, ("ada/tiny", None), ("ada/tiny", None)) == [loaded(hub)] * 2
     needed = {"config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"}
     assert sorted(hub.fetched()) == sorted(needed)
-    assert loads(tmp_path, NOWHERE, ("ada/tiny", None), ("ada/tiny", "main")) == [loaded(hub)] * 2
-    assert loads(tmp_path, hub.address, ("ada/tiny", None), HF_HUB_OFFLINE="1") == [loaded(hub)]
-    assert loads(tmp_path, hub.address, ("ada/tiny", "v0"), ("ada/tiny", first)) == [loaded(hub, "v0")] * 2
+    assert loads_elsewhere(tmp_path, NOWHERE, ("ada/tiny", None), ("ada/tiny", "main")) == [loaded(hub)] * 2
+    assert loads_elsewhere(tmp_path, hub.address, ("ada/tiny", None), HF_HUB_OFFLINE="1") == [loaded(hub)]
+    assert loads(hub.address, ("ada/tiny", "v0"), ("ada/tiny", first)) == [loaded(hub, "v0")] * 2
     assert loaded(hub, "v0") != loaded(hub)
 
 
-def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, tmp_path: Path) -> None:
+def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     for name in ("gated", "shut", "broken", "holey"):
         hub.add(f"ada/{name}", hub.holds["ada/tiny"]["main"])
     (tmp_path / "bare").mkdir()
@@ -132,48 +161,47 @@ def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, tmp_path:
         ("ada/..x", None): "no such folder, and not a hub id either",
         ("ada/x--y", None): "the hub does not allow such an id",
     }
-    for line, expected in zip(loads(tmp_path, hub.address, *cases), cases.values(), strict=True):
+    for line, expected in zip(loads(hub.address, *cases), cases.values(), strict=True):
         assert expected in line
 
 
-def test_without_a_network_and_a_cache_the_way_out_is_told(tmp_path: Path) -> None:
-    (line,) = loads(tmp_path, NOWHERE, ("ada/tiny", None))
+def test_without_a_network_and_a_cache_the_way_out_is_told(loads: Loads) -> None:
+    (line,) = loads(NOWHERE, ("ada/tiny", None))
     start, _, end = line.partition(" (ConnectError")
     assert (
         start
         == f"ada/tiny: no such folder here, and from the hub: it is not in the cache, and {NOWHERE} cannot be reached"
     )
     assert end.endswith("); connect to the internet, or give a folder")
-    (line,) = loads(tmp_path, NOWHERE, ("ada/tiny", None), HF_HUB_OFFLINE="1")
+    (line,) = loads(NOWHERE, ("ada/tiny", None), offline=True)
     assert "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; unset it" in line
 
 
-def test_a_pickle_is_fetched_only_where_there_is_nothing_else_and_one_wants_it(hub: Hub, tmp_path: Path) -> None:
+def test_a_pickle_is_fetched_only_where_there_is_nothing_else_and_one_wants_it(
+    hub: Hub, loads: Loads, tmp_path: Path
+) -> None:
     (hub.holds["ada/tiny"]["main"] / "model.safetensors").unlink()
-    (line,) = loads(tmp_path, hub.address, ("ada/tiny", None))
+    (line,) = loads(hub.address, ("ada/tiny", None))
     assert line.startswith("ada/tiny: the hub has it, but not as safetensors; ")
     assert line.endswith("mlx-gpt convert ada/tiny DEST")
     assert "pytorch_model.bin" not in hub.fetched()
-    code = "from mlx_gpt.store.hub import find_folder; print(find_folder('ada/tiny', pickles=True))"
-    own = environment(HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path), no_proxy="127.0.0.1")
-    run = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
-    assert (Path(run.stdout.strip()) / "pytorch_model.bin").read_bytes() == b"x" * 100
+    assert (find_folder("ada/tiny", pickles=True) / "pytorch_model.bin").read_bytes() == b"x" * 100
 
 
 # A download that is cut short
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
-def test_a_lost_connection_is_taken_up_where_it_broke(hub: Hub, tmp_path: Path, knows_ranges: bool) -> None:
+def test_a_lost_connection_is_taken_up_where_it_broke(hub: Hub, loads: Loads, knows_ranges: bool) -> None:
     hub.stops, hub.knows_ranges = [20_000], knows_ranges  # without, all comes once more
-    assert loads(tmp_path, hub.address, ("ada/tiny", None)) == [loaded(hub)]
+    assert loads(hub.address, ("ada/tiny", None)) == [loaded(hub)]
     assert spans(hub) == ["all", "bytes=20000-"]
 
 
-def test_a_download_that_was_killed_goes_on_in_the_next_process(hub: Hub, tmp_path: Path) -> None:
+def test_a_download_that_was_killed_goes_on_in_the_next_process(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     part = killed_halfway(hub, tmp_path)
     size = part.stat().st_size
-    assert loads(tmp_path, hub.address, ("ada/tiny", None)) == [loaded(hub)]
+    assert loads(hub.address, ("ada/tiny", None)) == [loaded(hub)]
     assert spans(hub) == ["all", f"bytes={size}-"]
     assert not part.exists()
 
@@ -197,19 +225,21 @@ def wait_for_a_part(cache: Path, size: int) -> Path:
     raise AssertionError("nothing came")
 
 
-def test_what_is_half_there_is_not_taken_for_the_model_where_the_hub_is_gone(hub: Hub, tmp_path: Path) -> None:
+def test_what_is_half_there_is_not_taken_for_the_model_where_the_hub_is_gone(
+    hub: Hub, loads: Loads, tmp_path: Path
+) -> None:
     killed_halfway(hub, tmp_path)
-    (line,) = loads(tmp_path, NOWHERE, ("ada/tiny", None))
+    (line,) = loads(NOWHERE, ("ada/tiny", None))
     assert "it is not in the cache" in line
 
 
-def test_bytes_that_are_not_those_announced_are_thrown_away(hub: Hub, tmp_path: Path) -> None:
+def test_bytes_that_are_not_those_announced_are_thrown_away(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     hub.damages = True
-    (line,) = loads(tmp_path, hub.address, ("ada/tiny", None))
+    (line,) = loads(hub.address, ("ada/tiny", None))
     assert "from the hub: model.safetensors came damaged: expected sha256" in line
     assert not list(tmp_path.rglob("*.incomplete"))
     hub.damages = False
-    assert loads(tmp_path, hub.address, ("ada/tiny", None)) == [loaded(hub)]
+    assert loads(hub.address, ("ada/tiny", None)) == [loaded(hub)]
 
 
 def test_two_who_fetch_the_same_at_once_fetch_it_once(hub: Hub, tmp_path: Path) -> None:
@@ -275,7 +305,7 @@ def test_ctrl_c_in_a_download_is_one_line(hub: Hub, tmp_path: Path) -> None:
 def test_every_command_that_takes_a_hub_id_takes_a_revision(
     hub: Hub, here: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    ask(hub.address, here, monkeypatch)
     assert main([*command, "--revision", "v9"]) == 1
     told = the_line(capsys.readouterr().err.strip())
     assert told.startswith("ada/tiny: no such folder here, and from the hub: the hub has it, but no revision 'v9'")
