@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mlx_gpt.check.published import sha256
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.check.result import Check
 from mlx_gpt.check.source import Source
-from mlx_gpt.check.verify import as_json, verify
+from mlx_gpt.check.verify import as_json, check_devices, verify
 from mlx_gpt.cli import main
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
@@ -327,6 +328,31 @@ def test_a_head_that_should_be_tied_and_is_not_is_seen(folder: Path) -> None:
     report = {check.what: check for check in verify(untied, Tokenizer.bytes(), folder)}
     assert "config.json says wte.weight" in report["head tied as in config.json"].remark
     assert "head tied as in config.json" in wrong(report)
+
+
+@pytest.mark.parametrize(("noise", "holds"), [(0.0, True), (1e-6, True), (1e-3, False), (np.nan, False)])
+def test_a_gpu_that_computes_otherwise_than_the_cpu_is_seen(
+    noise: float, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the GPU: logits are off by some noise wherever the CPU has not been asked for."""
+    model, asked = a_model(), ["gpu"]
+
+    @contextmanager
+    def stream(device: Any) -> Iterator[None]:
+        asked.append(device)
+        yield
+        asked.pop()
+
+    def computed(ids: Any) -> mx.array:
+        logits = model(ids)
+        return logits if asked[-1] == mx.cpu else logits + noise * mx.abs(logits).max()
+
+    monkeypatch.setattr("mlx_gpt.check.verify.on_cpu", lambda: False)
+    monkeypatch.setattr(mx, "stream", stream)
+    check = check_devices(computed, IDS, tolerance=1e-5)  # type: ignore[arg-type]
+    assert check.holds is holds
+    assert check.figure == pytest.approx(noise, rel=1, abs=1e-6, nan_ok=True)
+    assert asked == ["gpu"]
 
 
 def test_the_check_of_attention_is_the_readable_form(folder: Path) -> None:
