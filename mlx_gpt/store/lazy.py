@@ -1,12 +1,14 @@
-"""Arrays whose values stay where they are, in a file of another format, until MLX needs them.
+"""Tensors that lie in a file of another format, mapped into memory: MLX copies each to where it wants it.
 
-MLX reads a safetensors file tensor by tensor, each when it is needed, and also from a Python object that only behaves
-like a file. So tensors that lie elsewhere get a safetensors header, and MLX finds each of them behind it.
+MLX reads safetensors also from a Python object that only behaves like a file. So tensors that lie elsewhere get a
+safetensors header, and MLX finds each of them behind it, in any dtype it knows. It reads them all at once then, not
+each when it is needed: so what has been read of a mapped file is let go, or the weights would be in memory twice.
 """
 
 from __future__ import annotations
 
 import io
+import mmap
 from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import accumulate
@@ -22,7 +24,7 @@ KINDS = {"float32": "F32", "float16": "F16", "uint16": "BF16"}  # NumPy has no b
 
 
 def lazy_arrays(tensors: Mapping[str, np.ndarray]) -> Weights:
-    """NumPy views of a mapped file (float32, float16, or uint16 for bfloat16) as MLX arrays that are read later."""
+    """NumPy views of a mapped file (float32, float16, or uint16 for bfloat16) as MLX arrays."""
     header = safetensors_header({name: (KINDS[t.dtype.name], t.shape, t.nbytes) for name, t in tensors.items()})
     arrays = mx.load(_OneAfterTheOther([header, *tensors.values()]), format="safetensors")  # type: ignore[arg-type]
     assert isinstance(arrays, dict)  # as this format always is
@@ -35,6 +37,7 @@ class _OneAfterTheOther(io.RawIOBase):
     def __init__(self, parts: list[Any]):
         super().__init__()
         self._parts = [np.frombuffer(part, np.uint8) for part in parts]
+        self._maps = [_map_of(part) for part in parts]
         self._ends = list(accumulate(map(len, self._parts)))
         self._at = 0
 
@@ -59,4 +62,15 @@ class _OneAfterTheOther(io.RawIOBase):
         n = min(len(buffer), len(left))
         np.frombuffer(buffer, np.uint8)[:n] = left[:n]
         self._at += n
+        if (mapped := self._maps[i]) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # its pages: they are read again if somebody looks at them again
         return n
+
+
+def _map_of(part: Any) -> mmap.mmap | None:
+    """The mapped file that an array is a view of, if it is read only: else letting go would lose what was written."""
+    if not isinstance(part, np.memmap) or part.flags.writeable:
+        return None
+    while part is not None and not isinstance(part, mmap.mmap):
+        part = part.base
+    return part
