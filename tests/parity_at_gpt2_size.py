@@ -5,7 +5,7 @@ none is named. No real weights can be had offline, so these are random: N(0, 0.0
 about as wide as it ends. The truth is the float64 forward pass of ``mlx_gpt/check/reference.py``; xl takes 17 GB.
 
 It also says how the products alone compare. On Linux MLX's own BLAS sums a product term by term, which over 3072 terms
-is four times the rounding of one that sums in blocks, as the OpenBLAS that ``mlx_gpt`` lends it does.
+is four times the rounding of one that sums in blocks, as the OpenBLAS that ``mlx_gpt`` lends it does, in shorter ones.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def their_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
 
 
 def product_ratio(rng: np.random.Generator, K: int) -> float:
-    """Rounding of a product over K terms in MLX, as a multiple of that in torch (root mean square)."""
-    x, w = (rng.normal(0, 1, shape).astype(np.float32) for shape in [(64, K), (K, 768)])
-    exact = x.astype(np.float64) @ w.astype(np.float64)
-    ours, theirs = np.array(mx.array(x) @ mx.array(w)), (torch.from_numpy(x) @ torch.from_numpy(w)).numpy()
+    """Rounding of a layer's product over K terms in MLX, as a multiple of that in torch (root mean square)."""
+    x, w = (rng.normal(0, 1, (n, K)).astype(np.float32) for n in (64, 768))
+    exact = x.astype(np.float64) @ w.T.astype(np.float64)
+    ours, theirs = np.array(mx.array(x) @ mx.array(w).T), (torch.from_numpy(x) @ torch.from_numpy(w).T).numpy()
     return float(np.sqrt(((ours - exact) ** 2).mean() / ((theirs - exact) ** 2).mean()))
 
 
