@@ -326,8 +326,8 @@ def test_a_file_that_vanishes_or_changes_while_it_is_read_is_told_and_leaves_not
     monkeypatch.setattr(sources_module, "PIECE", 1 << 10)
     file = tmp_path / f"t.{kind}"
     if kind == "parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pyarrow.parquet.write_table(pyarrow.table({"text": told(3000)}), file, row_group_size=100)
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"text": told(3000)}), file, row_group_size=100)
     else:
         jsonl(file, told(1000)) if kind == "jsonl" else file.write_text("\n".join(told(1000)))
     blocks: list[int] = []
