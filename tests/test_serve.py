@@ -27,6 +27,7 @@ from command_line import environment, in_a_process, the_line
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.decode import generate
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.quantize import quantize
 from mlx_gpt.store.folder import load, save
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -313,6 +314,18 @@ def test_openais_client_works(server: Client) -> None:
     assert too_long.value.code == "context_length_exceeded"
 
 
+def test_weights_and_cache_in_fewer_bits_say_what_generate_says(tmp_path: Path) -> None:
+    mx.random.seed(0)
+    config = GPTConfig(vocab_size=260, n_positions=64, n_embd=64, n_layer=2, n_head=2, initializer_range=0.3)
+    save(GPT(config), TOKENIZER, tmp_path / "wider")
+    model = quantize(load(tmp_path / "wider")[0], 4)
+    prompts = ["Once", "upon a time", "a"]
+    expected = ["".join(generate(model, TOKENIZER, p, temperature=0, max_tokens=30, cache_bits=8)) for p in prompts]
+    with serving(tmp_path / "wider", "--quantize", "4", "--cache-bits", "8") as server:
+        assert server.complete(prompts, temperature=0, max_tokens=30).texts == expected
+        assert server.complete(prompts[0], temperature=0, max_tokens=30).texts == expected[:1]
+
+
 # Bad input
 
 LONG = "x" * (P + 1)
@@ -475,6 +488,7 @@ def test_a_client_that_hangs_up_before_its_body_is_there(server: Client) -> None
         while server.get("/health").body["requests"] < 1:
             time.sleep(0.01)
     server.wait_until_idle()
+    assert server.complete(max_tokens=3).status == 200
 
 
 def test_a_thousand_requests_at_once_are_all_answered(server: Client) -> None:
@@ -557,6 +571,12 @@ def test_an_address_that_is_taken(folder: Path) -> None:
         (["--rows", "0"], "--rows must be 1 or above, not 0"),
         (["--timeout", "0"], "--timeout must be above 0 seconds, not 0.0"),
         (["--grace", "nan"], "--grace must be 0 seconds or above, not nan"),
+        (["--port", "0", "--quantize", "3"], "weights can be quantized to 8 or 4 bits, not 3"),
+        (["--port", "0", "--cache-bits", "7"], "cache-bits must be 16 (half precision), 8 or 4 (quantized), not 7"),
+        (
+            ["--port", "0", "--cache-bits", "8"],
+            "cache-bits 8 needs heads whose width is a multiple of 32, and this model's is 16",
+        ),
     ],
 )
 def test_flags_that_make_no_sense(

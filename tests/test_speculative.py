@@ -167,8 +167,10 @@ def test_ten_thousand_texts_guessed_and_corrected_have_the_models_distribution(m
     assert share > 0.99 if source == "itself" else share < 0.9
 
 
-def test_a_long_drawn_text_has_the_models_transitions() -> None:
-    """Through all of it: a model whose next id depends on the last one only, a draft that is another such model."""
+@pytest.mark.parametrize("source", ["another", "the text so far"])
+def test_a_long_drawn_text_has_the_models_transitions(source: str) -> None:
+    """Through all of it: a model whose next id depends on the last one only; a draft that is another such model, or
+    none, but what stood there last time."""
 
     def chain(seed: int) -> GPT:
         model = new_model(seed, n_layer=1, n_embd=16, n_positions=128, initializer_range=0.3)
@@ -176,7 +178,7 @@ def test_a_long_drawn_text_has_the_models_transitions() -> None:
         model.h[0].attn.c_proj.weight = mx.zeros_like(model.h[0].attn.c_proj.weight)
         return model
 
-    model, draft = chain(2), chain(3)
+    model, draft = chain(2), chain(3) if source == "another" else LOOKUP
     settings = {"logit_bias": ONLY, "temperature": 1.0, "context": "slide", "max_tokens": 3000, "guesses": 2, "seed": 1}
     ids = [10, *generate_tokens(model, TOKENIZER, [10], draft=draft, **settings)]
     logits = np.array(model([[i] for i in IDS])[:, 0]).astype(np.float64)[:, IDS]

@@ -9,8 +9,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.products import for_few_rows
+from mlx_gpt.generate.settings import CACHE_BITS
 from mlx_gpt.model.cache import KVCache, Packed
 from mlx_gpt.model.gpt import GPT, checked_ids
 
@@ -29,9 +31,7 @@ class Decoder:
     """
 
     def __init__(self, model: GPT, bits: int | None = None):
-        D = model.config.head_dim
-        if bits in (8, 4) and D % 32:
-            raise UsageError(f"cache-bits {bits} needs heads whose width is a multiple of 32, and this model's is {D}")
+        check_cache(model.config, bits)
         self.model = model.eval()
         self.bits = bits
         self.padding = mx.zeros((0,), mx.int32)  # slots at the beginning of each row that hold no token: (B,)
@@ -140,6 +140,16 @@ class Decoder:
             layer.keys = tuple(part[:, :, n:] for part in layer.keys)
             layer.values = tuple(part[:, :, n:] for part in layer.values)
             layer.offset, layer.padding = layer.offset - n, self.padding
+
+
+def check_cache(config: GPTConfig, bits: int | None) -> None:
+    """Raise ``UsageError`` unless the cache can be kept in so many bits."""
+    if bits not in (None, *CACHE_BITS):
+        raise UsageError(f"cache-bits must be 16 (half precision), 8 or 4 (quantized), not {bits}")
+    if bits in (8, 4) and config.head_dim % 32:
+        raise UsageError(
+            f"cache-bits {bits} needs heads whose width is a multiple of 32, and this model's is {config.head_dim}"
+        )
 
 
 def side_by_side(rows: Sequence[Sequence[int]], vocab_size: int) -> mx.array:

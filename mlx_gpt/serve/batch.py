@@ -27,11 +27,14 @@ Ids = tuple[int, ...]
 
 
 class Batch:
-    """Rows under way: ``add`` some, take their tokens ``turn`` by turn, ``keep`` those that have not ended."""
+    """Rows under way: ``add`` some, take their tokens ``turn`` by turn, ``keep`` those that have not ended.
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer):
+    ``cache_bits`` keeps their cache in half precision (16) or quantized (8, 4).
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, cache_bits: int | None = None):
         self._model = model
-        self._decoder, self._reader = Decoder(model), Decoder(model)
+        self._decoder, self._reader = Decoder(model, cache_bits), Decoder(model, cache_bits)
         self._rules = Rules([], known_ids(tokenizer, model.config.vocab_size))
         self._newest = mx.zeros((0,), mx.int32)  # (B,) ids that the decoder has not read yet
         self._on_their_way: list[tuple[list[Row], list[mx.array]]] = []  # whose, and what was chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from mlx_gpt.generate.writer import Piece, Token
@@ -29,8 +30,16 @@ class Engine:
     One thread calls ``run``; any may ``submit`` rows, ``cancel`` them, and ``stop`` it.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, max_rows: int, deliver: Callable[[list[Event]], None]):
-        self._model, self._tokenizer, self._max_rows, self._deliver = model, tokenizer, max_rows, deliver
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        max_rows: int,
+        deliver: Callable[[list[Event]], None],
+        cache_bits: int | None = None,
+    ):
+        self._tokenizer, self._max_rows, self._deliver = tokenizer, max_rows, deliver
+        self._new_batch = partial(Batch, model, tokenizer, cache_bits)
         self._news = threading.Condition()  # guards the two below
         self._waiting: list[Row] = []
         self._stopping = False
@@ -55,14 +64,14 @@ class Engine:
 
     def run(self) -> None:
         """Until it is stopped."""
-        batch = Batch(self._model, self._tokenizer)
+        batch = self._new_batch()
         while (newcomers := self._next(batch)) is not None:
             try:
                 self._deliver(list(self._turn(batch, newcomers)))
             except Exception as error:  # such as memory that does not suffice: the next request is served
                 print(f"mlx-gpt: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 lost = dict.fromkeys([*batch.rows, *newcomers])
-                batch = Batch(self._model, self._tokenizer)
+                batch = self._new_batch()
                 self._deliver([Event(row, [], error="the model failed; the server's log says how") for row in lost])
 
     def _next(self, batch: Batch) -> list[Row] | None:

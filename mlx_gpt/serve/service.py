@@ -59,11 +59,11 @@ class Job:
 class Service:
     """A model, and the requests to it. All but ``engine.run`` belongs to the thread of the event loop."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, name: str, limits: Limits):
+    def __init__(self, model: GPT, tokenizer: Tokenizer, name: str, limits: Limits, cache_bits: int | None = None):
         self.name, self.tokenizer, self.limits = name, tokenizer, limits
         self.n_positions = model.config.n_positions
         self.reader = Reader(name, tokenizer, self.n_positions, limits)
-        self.engine = Engine(model, tokenizer, limits.rows, self._deliver)
+        self.engine = Engine(model, tokenizer, limits.rows, self._deliver, cache_bits)
         self.created = int(time.time())
         self.n_requests = 0
         self.is_closing = False

@@ -7,7 +7,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from mlx_gpt.generate.settings import Number
 from mlx_gpt.serve.limits import Limits
+from mlx_gpt.verbs.speaking import Name, load_in
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,19 @@ class Serve:
     """where to listen; anything but this machine itself lets others use the model, without a password"""
     port: int = 8000
     """0 takes one that is free"""
+    revision: Name = None
+    """a branch, tag or commit of the hub's"""
+    quantize: Number = None
+    """keep the weights in so many bits, 8 or 4"""
+    cache_bits: Number = None
+    """keep the cache in half precision (16) or quantized (8, 4): less memory"""
     limits: Limits = field(default_factory=Limits)
 
     def __call__(self) -> None:
         from pathlib import Path
 
         from mlx_gpt.errors import UsageError
-        from mlx_gpt.store.folder import load
+        from mlx_gpt.generate.decoder import check_cache
 
         try:
             from mlx_gpt.serve.server import listen, serve
@@ -44,4 +52,6 @@ class Serve:
         with listen(self.host, self.port) as sock:  # before the model is read: wrong addresses are told at once
             folder = Path(self.model).expanduser()
             name = folder.resolve().name if folder.is_dir() else self.model
-            serve(Service(*load(self.model), name, self.limits), sock)
+            model, tokenizer = load_in(self.quantize, self.model, self.revision)
+            check_cache(model.config, self.cache_bits)
+            serve(Service(model, tokenizer, name, self.limits, self.cache_bits), sock)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlx_gpt.model.gpt import GPT
     from mlx_gpt.text.tokenizer import Tokenizer
 
+Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Flag = Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")]
 SURPRISES = ((2, ""), (4, "30;48;5;230"), (7, "30;48;5;222"), (10, "30;48;5;209"), (float("inf"), "97;48;5;125"))
 """Bits of surprise, up to so many, and how the terminal shows them: the more surprised, the darker."""
@@ -42,7 +43,7 @@ class Speaker:
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a folder, or a hub id such as openai-community/gpt2"""
-    revision: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    revision: Name = None
     """a branch, tag or commit of the hub's"""
     length: Length = field(default_factory=Length)
     wording: Wording = field(default_factory=Wording)
@@ -52,15 +53,12 @@ class Speaker:
     def load(self) -> tuple[GPT, Tokenizer, GPT | str | None]:
         """The model as the flags want it, its tokenizer, and what guesses ahead."""
         from mlx_gpt.generate.decode import LOOKUP
-        from mlx_gpt.model.quantize import quantize
         from mlx_gpt.store.folder import load
 
         given = self.speed
         if given.draft_model and given.prompt_lookup:
             raise UsageError("--draft-model and --prompt-lookup both guess ahead; take one of them")
-        model, tokenizer = load(self.model, self.revision)
-        if given.quantize is not None:
-            quantize(model, given.quantize)
+        model, tokenizer = load_in(given.quantize, self.model, self.revision)
         if not given.draft_model:
             return model, tokenizer, LOOKUP if given.prompt_lookup else None
         draft, its = load(given.draft_model)
@@ -70,6 +68,15 @@ class Speaker:
                 f"({tokenizer.vocab_size}); take a smaller model with the same tokenizer"
             )
         return model, tokenizer, draft
+
+
+def load_in(bits: int | None, name: str, revision: str | None) -> tuple[GPT, Tokenizer]:
+    """A model, its weights in so many bits if any are given, and its tokenizer."""
+    from mlx_gpt.model.quantize import quantize
+    from mlx_gpt.store.folder import load
+
+    model, tokenizer = load(name, revision)
+    return model if bits is None else quantize(model, bits), tokenizer
 
 
 def say(text: str) -> None:
