@@ -2,10 +2,10 @@
 
 MLX's CPU wheel for Linux multiplies with the reference BLAS, which uses one core and no vector unit. NumPy's wheel, in
 the same environment, brings OpenBLAS: about thirty times the speed, and a third of the rounding. MLX calls its BLAS by
-one name, ``cblas_sgemm``, and the dynamic linker gives that name to whoever offered it first: here a few lines of C,
-compiled on the spot, that pass the call on. Without a C compiler, without NumPy's own wheel, or where another BLAS has
-been preloaded already, everything stays as it is. On a Mac there is nothing to do: MLX multiplies by Accelerate there,
-and on the GPU.
+one name, ``cblas_sgemm``, and the dynamic linker gives that name to whoever offered it first: here ``blas.c``, compiled
+on the spot, which passes the call on, but for products with few rows: those it does itself, as fast as the memory
+gives the matrix. Without a C compiler, without NumPy's own wheel, or where another BLAS has been preloaded already,
+everything stays as it is. On a Mac there is nothing to do: MLX multiplies by Accelerate there, and on the GPU.
 """
 
 from __future__ import annotations
@@ -18,34 +18,12 @@ import tempfile
 from pathlib import Path
 
 LIBRARIES = {  # in NumPy's wheels, and what stands around a name in them: their integers have 64 bits, MLX's 32
-    "libscipy_openblas64_*": ("scipy_cblas_", "64_"),
-    "libopenblas64_*": ("cblas_", "64_"),
+    "libscipy_openblas64_*": ("scipy_", "64_"),
+    "libopenblas64_*": ("", "64_"),
 }
 SET_THREADS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_")
-PASS_ON = """
-#include <stdint.h>
-void NAMEsgemmEND(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
-                  float, float *, int64_t);
-void NAMEsgemvEND(int, int, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t, float, float *,
-                  int64_t);
-enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
-enum { LONG = 1024, PART = 256, FEW = 8 };
-void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
-                 int ldb, float beta, float *c, int ldc) {
-  // One row, as in decoding: sgemm would copy the matrix, unless it is small.
-  if (order == ROW_MAJOR && m == 1 && ta == NO_TRANS && (int64_t)n * k > 1000000) {
-    if (tb == TRANS) NAMEsgemvEND(order, NO_TRANS, n, k, alpha, b, ldb, a, 1, beta, c, 1);
-    else NAMEsgemvEND(order, TRANS, k, n, alpha, b, ldb, a, 1, beta, c, 1);
-  } else if (order == ROW_MAJOR && m > FEW && k >= LONG && ta == NO_TRANS && tb == TRANS) {
-    // A layer with long rows, x W^T: in parts, or the last terms of a row are rounded as the whole sum is.
-    for (int at = 0; at < k; at += PART)
-      NAMEsgemmEND(order, ta, tb, m, n, k - at < PART ? k - at : PART, alpha, a + at, lda, b + at, ldb,
-                   at ? 1 : beta, c, ldc);
-  } else NAMEsgemmEND(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-}
-"""
-
-_lent = False
+CODE = Path(__file__).with_suffix(".c")
+FOR_THIS_CPU = ("-march=native", "-mtune=generic")  # its widest vectors; not every compiler knows them
 
 
 def lend_openblas() -> bool:
@@ -61,28 +39,23 @@ def lend_openblas() -> bool:
         return False
     library, (start, end) = found
     with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder) / "pass_on.c", Path(folder) / "pass_on.so"
-        source.write_text(PASS_ON.replace("NAME", start).replace("END", end), encoding="ascii")
-        flags = ["-xc", "-O1", "-shared", "-fPIC", f"-Wl,-rpath,{library.parent}"]
-        command = [compiler, *flags, str(source), "-o", str(made), "-xnone", str(library)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            return False
+        made = str(Path(folder) / "blas.so")
+        name = "##".join(filter(None, (start, "name", end)))
+        flags = ["-xc", "-O2", f"-DOPENBLAS(name)={name}", "-shared", "-fPIC", "-pthread"]
+        linked = ["-xnone", str(library), f"-Wl,-rpath,{library.parent}"]
+        for cpu in FOR_THIS_CPU:
+            command = [compiler, *flags, cpu, str(CODE), "-o", made, *linked]
+            if not subprocess.run(command, capture_output=True, check=False).returncode:
+                break
         try:
-            ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
-        except OSError:
+            ctypes.CDLL(made, mode=ctypes.RTLD_GLOBAL)
+        except OSError:  # nothing was compiled, or it cannot be loaded
             return False
-    global _lent
-    _lent = True
     return True
 
 
-def reads_in_place() -> bool:
-    """Whether a product with one row reads its matrix where it lies, as the lent OpenBLAS is called here."""
-    return _lent
-
-
 def set_threads(n: int) -> None:
-    """How many threads OpenBLAS, lent or preloaded, shares a product among. Other BLASes are left alone."""
+    """Among how many threads OpenBLAS, lent or preloaded, shares a product, with few rows or many. No other BLAS."""
     for library in [ctypes.CDLL(None), *([ctypes.CDLL(str(found[0]))] if (found := _numpys_openblas()) else [])]:
         for name in SET_THREADS:
             if hasattr(library, name):
@@ -95,6 +68,6 @@ def _numpys_openblas() -> tuple[Path, tuple[str, str]] | None:
 
     for pattern, around in LIBRARIES.items():
         for library in (Path(np.__file__).parent.parent / "numpy.libs").glob(pattern):
-            if hasattr(ctypes.CDLL(str(library)), "sgemm".join(around)):
+            if hasattr(ctypes.CDLL(str(library)), "cblas_sgemm".join(around)):
                 return library, around
     return None

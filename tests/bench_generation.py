@@ -6,7 +6,7 @@ not depend on them. Needs no network; ``tiny`` needs mlx-lm (the parity extra).
 
 tiny    decode of the preset tiny, bound by overhead, beside mlx-lm on the same folder (with the same BLAS), tokens/s
 share   decode at GPT-2 124M's shape in float32: the speed at which it reads its weights, as a share of that at which
-        products of a matrix with a vector read 512 MiB, measured before and after in the same process
+        products of a matrix with a vector read 512 MiB, MLX's or NumPy's, measured before and after in the same process
 batch   eight prompts side by side beside one, at the same shape, tokens/s of all rows
 first   from the start of ``mlx-gpt generate`` to the first of its tokens on stdout, after a prompt of 20, less the time
         that ``load`` takes; the same shape, a vocabulary of 50257
@@ -29,6 +29,7 @@ from pathlib import Path
 import mlx_gpt  # noqa: F401  first: it lends MLX a fast BLAS, in mlx-lm's process too
 
 import mlx.core as mx  # isort: skip
+import numpy as np
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.decode import Generation
@@ -92,11 +93,22 @@ def tiny_mlx_lm(where: Path, n: int) -> float:
 
 def share(where: Path, n: int) -> float:
     generation(where / "gpt2", 5)
-    before = memory_speed(131_072)
+    before = max(memory_speed(131_072), numpys_speed())
     run = generation(where / "gpt2", n)
     speed = max(before, memory_speed(131_072))
     print(f"  {run.figures.speed:.1f} tokens/s, matrix with vector {speed / 1e9:.1f} GB/s", file=sys.stderr)
     return run.figures.memory_share(speed)
+
+
+def numpys_speed() -> float:
+    """Bytes a second at which NumPy's product of 512 MiB with a vector reads them."""
+    matrix, x = np.ones((131_072, 1024), np.float32), np.ones(1024, np.float32)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        matrix @ x
+        times.append(time.perf_counter() - started)
+    return matrix.nbytes / min(times)
 
 
 def batch_of(rows: int) -> Callable[[Path, int], float]:

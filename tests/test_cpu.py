@@ -169,3 +169,68 @@ def test_without_it_everything_stays_as_it_is(before: str, env: dict[str, str]) 
     answer, error, _ = in_python(code + PRODUCT, LD_PRELOAD="", **env)
     assert answer == "False"
     assert float(error) < 1e-3
+
+
+FEW_ROWS = """
+import mlx_gpt, mlx.core as mx, numpy as np
+from mlx_gpt.blas import set_threads
+rng = np.random.default_rng(0)
+before = 0
+for threads, m, n, k, transposed, bias in THESE:
+    if threads != before:
+        set_threads(threads)
+        before = threads
+    x, w, b = (rng.standard_normal(shape, np.float32) for shape in ((m, k), (n, k), (n,)))
+    matrix = mx.array(w).T if transposed else mx.array(np.ascontiguousarray(w.T))
+    found = mx.addmm(mx.array(b), mx.array(x), matrix) if bias else mx.array(x) @ matrix
+    exact = x.astype(np.float64) @ w.T.astype(np.float64) + (b if bias else 0)
+    numpys = x @ w.T + (b if bias else 0)
+    error, numpys_error = (np.sqrt(np.mean((np.array(y) - exact) ** 2)) for y in (found, numpys))
+    print(error / max(numpys_error, 6e-8 * k**0.5))  # or one rounding of such a sum
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
+def test_products_with_few_rows_are_no_less_exact_than_numpys() -> None:
+    """Rows and columns that fill no tile, terms that fill no vector; matrices that threads share, or not."""
+    shapes = [(1, 1), (2, 5), (7, 33), (100, 65), (301, 768), (800, 3072)]
+    these = [
+        (threads, m, n, k, transposed, bias)
+        for threads, transposed, bias in ((1, True, False), (3, True, True), (2, False, True))
+        for m in (1, 2, 7, 8, 9, 16, 17)
+        for n, k in shapes
+    ]
+    ratios = [float(ratio) for ratio in in_python(FEW_ROWS.replace("THESE", str(these)))]
+    for (*case, transposed, _), ratio in zip(these, ratios, strict=True):
+        # Rounding is chance; what is not transposed OpenBLAS multiplies. A wrong sum would be off by thousands.
+        assert ratio < (2 if transposed else 6), (case, transposed)
+
+
+TOGETHER = """
+import mlx_gpt, mlx.core as mx, threading
+from mlx_gpt.blas import set_threads
+w = mx.random.randint(-4, 5, (3000, 256), key=mx.random.key(0)).astype(mx.float32)  # whole numbers: sums are exact
+x = mx.random.randint(-4, 5, (40, 256), key=mx.random.key(1)).astype(mx.float32)
+wanted = x @ w.T
+mx.eval(w, x, wanted)
+
+def work(first, found):
+    stream = mx.new_stream(mx.cpu)
+    with mx.stream(stream):
+        for i in range(60):
+            row = (first + i) % 40
+            found.append(mx.array_equal(x[row : row + 1] @ w.T, wanted[row : row + 1]).item())
+
+for threads in (4, 1, 2, 4):  # and helpers sleep meanwhile, or are too many
+    set_threads(threads)
+    results = [[], [], []]
+    workers = [threading.Thread(target=work, args=(7 * i, found)) for i, found in enumerate(results)]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join()
+    print(all(len(found) == 60 and all(found) for found in results))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
+def test_streams_that_multiply_at_once_get_each_its_own_product() -> None:
+    assert in_python(TOGETHER) == ["True"] * 4

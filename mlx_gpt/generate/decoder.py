@@ -11,7 +11,6 @@ import numpy as np
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.products import for_few_rows
 from mlx_gpt.generate.settings import CACHE_BITS
 from mlx_gpt.model.cache import KVCache, Packed
 from mlx_gpt.model.gpt import GPT, checked_ids
@@ -36,7 +35,6 @@ class Decoder:
         self.bits = bits
         self.padding = mx.zeros((0,), mx.int32)  # slots at the beginning of each row that hold no token: (B,)
         self.cache: list[KVCache] = []
-        self._few_rows = for_few_rows(model)
         self._compiled: dict[Choose | None, Callable] = {}
 
     @property
@@ -101,7 +99,7 @@ class Decoder:
             layer.offset, layer.keys, layer.values = offset, keys, values
             layer.mask = cache[0].mask if cache else layer.make_mask(tokens.shape[1])
             cache.append(layer)
-        result = logits = self._few_rows(mx.maximum(tokens, 0), cache)
+        result = logits = self.model(mx.maximum(tokens, 0), cache)
         if choose:
             result = choose(logits[:, -1], inputs), logits[:, -1]
         return result, [(layer.keys, layer.values) for layer in cache]
