@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import ROOT, environment, everything, in_a_process, the_line
+from loopback_hub import NOWHERE, ask, running
 from rich.console import Console
 
 from mlx_gpt import cli, quickstart
@@ -132,29 +131,6 @@ def test_wrong_flags_are_told_in_readable_words(
     assert everything(here) == before
 
 
-class _NotFound(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def empty_hub() -> Iterator[str]:
-    """A hub without any model."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NotFound)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -164,14 +140,18 @@ def empty_hub() -> Iterator[str]:
     ids=["no such model", "no network"],
 )
 def test_a_model_that_the_hub_does_not_give_is_told_in_one_line(
-    network: bool, message: str, empty_hub: str, tmp_path: Path
+    network: bool,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    endpoint = empty_hub if network else "http://127.0.0.1:9"  # the discard port: nobody listens
-    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "no_proxy": "127.0.0.1"}
-    run = in_a_process("generate", "ada/gpt", cwd=tmp_path, env=env)
-    assert run.returncode == 1
-    assert all(part in the_line(run.stderr) for part in message.split(" … "))  # between them the system's own words
-    assert not run.stdout
+    with running() as hub:  # without any model
+        ask(hub.address if network else NOWHERE, tmp_path / "hub", monkeypatch)
+        assert main(["generate", "ada/gpt"]) == 1
+    said = capsys.readouterr()
+    assert all(part in the_line(said.err) for part in message.split(" … "))  # between them the system's own words
+    assert not said.out
     assert not [path for path in (tmp_path / "hub").rglob("*.json") if path.is_file()]
 
 
@@ -222,22 +202,20 @@ def test_flags_reach_the_settings() -> None:
 
 
 def test_help_answers_at_once_and_loads_nothing_heavy(tmp_path: Path) -> None:
-    seconds = []
-    for _ in range(2):  # the better of two: the machine may be busy
-        started = time.perf_counter()
-        run = in_a_process("--help", cwd=tmp_path)
-        seconds.append(time.perf_counter() - started)
-        assert run.returncode == 0
-        assert "quickstart" in run.stdout
-    assert min(seconds) < 3  # a third of a second on a quiet machine
-    loaded = subprocess.run(
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mlx_gpt", "--help"],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
         text=True,
     )
-    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in loaded.stderr.splitlines()}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.returncode == 0
+    assert "quickstart" in run.stdout
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # whatever else the machine does
+    assert worked < 2  # seconds; a third of one where this was written
+    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in run.stderr.splitlines()}
     assert "mlx_gpt" in modules
     assert not modules & {"matplotlib", "tokenizers", "huggingface_hub", "tiktoken", "torch", "transformers"}
 

@@ -12,8 +12,8 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from command_line import in_a_process, the_line
-from loopback_hub import NOWHERE, Hub, running
+from command_line import the_line
+from loopback_hub import NOWHERE, Hub, ask, running
 from mlx import nn
 
 from mlx_gpt.check.datasets import PUBLIC
@@ -332,19 +332,22 @@ def hub(trained: Path, tmp_path: Path) -> Iterator[Hub]:
         yield hub
 
 
-def test_without_data_the_public_set_is_fetched_once(trained: Path, hub: Hub, tmp_path: Path) -> None:
+def test_without_data_the_public_set_is_fetched_once(
+    trained: Path, hub: Hub, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
     def run(task: str, endpoint: str) -> Any:
-        env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "no_proxy": "127.0.0.1"}
-        return in_a_process("eval", str(trained / "model"), "--task", task, "--json", cwd=tmp_path, env=env)
+        ask(endpoint, tmp_path / "cache", monkeypatch)
+        return main(["eval", str(trained / "model"), "--task", task, "--json"]), *capsys.readouterr()
 
-    first = run("lambada", hub.address)
-    assert first.returncode == 0, first.stderr
-    told = json.loads(first.stdout)
+    code, out, err = run("lambada", hub.address)
+    assert code == 0, err
+    told = json.loads(out)
     assert told["data"] == "EleutherAI/lambada_openai/data/lambada_test_en.jsonl"
     assert {name: one["value"] for name, one in told["figures"].items()} == pytest.approx(figures(trained, "lambada"))
-    assert json.loads(run("lambada", NOWHERE).stdout)["figures"] == told["figures"]
-    missing, unreachable = run("hellaswag", hub.address), run("hellaswag", NOWHERE)
-    assert "Rowan/hellaswag: no such dataset on the hub" in the_line(missing.stderr)
-    assert "Rowan/hellaswag: it is not in the cache, and http" in the_line(unreachable.stderr)
-    assert "or give --data FILE" in unreachable.stderr
-    assert missing.returncode == unreachable.returncode == 1
+    _, again, _ = run("lambada", NOWHERE)
+    assert json.loads(again)["figures"] == told["figures"]
+    (code, _, missing), (code_there, _, unreachable) = run("hellaswag", hub.address), run("hellaswag", NOWHERE)
+    assert "Rowan/hellaswag: no such dataset on the hub" in the_line(missing)
+    assert "Rowan/hellaswag: it is not in the cache, and http" in the_line(unreachable)
+    assert "or give --data FILE" in unreachable
+    assert code == code_there == 1

@@ -379,12 +379,16 @@ def test_a_pickled_tensor_that_is_larger_than_its_file_is_refused(
     assert "wte.weight: 40000000000000 bytes in a file of" in the_line(capsys.readouterr().err)
 
 
-def test_the_command_says_one_line_and_no_more(folder: Path, tmp_path: Path) -> None:
+def test_the_command_says_one_line_and_no_more(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / CONFIG).write_text(DEEP)
     for verb in (["generate"], ["verify"], ["eval", "--task", "lambada", "--data", str(folder / CONFIG)]):
-        run = in_a_process(*verb, str(folder), cwd=tmp_path)
-        assert run.returncode == 1
-        assert "config.json: expected JSON" in the_line(run.stderr)
+        assert main([*verb, str(folder)]) == 1
+        assert "config.json: expected JSON" in the_line(capsys.readouterr().err)
+    run = in_a_process("generate", str(folder), cwd=tmp_path)
+    assert run.returncode == 1
+    assert "config.json: expected JSON" in the_line(run.stderr)
 
 
 # At random ----------------------------------------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_line import in_a_process, the_line
-from loopback_hub import NOWHERE, Hub, running
+from command_line import the_line
+from loopback_hub import NOWHERE, Hub, ask, running
 
+from mlx_gpt.cli import main
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.prepare import open_prepared
 from mlx_gpt.text.shards import TokenStream
@@ -31,9 +31,19 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield hub
 
 
-def prepare(name: str, endpoint: str, here: Path, out: str = "out") -> subprocess.CompletedProcess[str]:
-    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(here / "cache"), "no_proxy": "127.0.0.1"}
-    return in_a_process("prepare", name, "--tokenizer", "bytes", "--out", out, cwd=here, env=env)
+Prepare = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prepare:
+    """What ``mlx-gpt prepare`` of a corpus ends with, where the hub is at an endpoint; and what it says on stderr."""
+
+    def of(name: str, endpoint: str, out: str = "out") -> tuple[int, str]:
+        ask(endpoint, tmp_path / "cache", monkeypatch)
+        code = main(["prepare", name, "--tokenizer", "bytes", "--out", str(tmp_path / out)])
+        return code, capsys.readouterr().err
+
+    return of
 
 
 def documents(folder: Path) -> list[str]:
@@ -46,19 +56,19 @@ def documents(folder: Path) -> list[str]:
     return of(done.train, done.tokenizer) + of(done.val, done.tokenizer)
 
 
-def test_tinystories_is_fetched_once_and_its_stories_are_documents(hub: Hub, tmp_path: Path) -> None:
-    run = prepare("tinystories", hub.address, tmp_path)
-    assert run.returncode == 0, run.stderr
+def test_tinystories_is_fetched_once_and_its_stories_are_documents(hub: Hub, prepare: Prepare, tmp_path: Path) -> None:
+    code, said = prepare("tinystories", hub.address)
+    assert code == 0, said
     assert hub.fetched() == ["TinyStoriesV2-GPT4-train.txt"]
     found = documents(tmp_path / "out")
     assert len(found) in (60, 61)  # one of them may be cut for validation
     assert "".join(found).replace("\n", "") == "".join(STORIES).replace("\n", "")
-    again = prepare("tinystories", NOWHERE, tmp_path, out="again")  # from the client's cache
-    assert again.returncode == 0, again.stderr
+    code, said = prepare("tinystories", NOWHERE, out="again")  # from the client's cache
+    assert code == 0, said
     assert documents(tmp_path / "again") == found
 
 
-def test_fineweb_edu_is_read_from_parquet(hub: Hub, tmp_path: Path) -> None:
+def test_fineweb_edu_is_read_from_parquet(hub: Hub, prepare: Prepare, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -66,17 +76,17 @@ def test_fineweb_edu_is_read_from_parquet(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "web" / file).parent.mkdir(parents=True)
     parquet.write_table(pyarrow.table({"text": STORIES, "score": [3.0] * len(STORIES)}), tmp_path / "web" / file)
     hub.add(f"datasets/{repository}", tmp_path / "web")
-    run = prepare("fineweb-edu", hub.address, tmp_path)
-    assert run.returncode == 0, run.stderr
+    code, said = prepare("fineweb-edu", hub.address)
+    assert code == 0, said
     assert sorted(documents(tmp_path / "out")) == sorted(STORIES)
 
 
-def test_what_the_hub_does_not_give_is_one_line_and_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
+def test_what_the_hub_does_not_give_is_one_line_and_leaves_nothing(hub: Hub, prepare: Prepare, tmp_path: Path) -> None:
     told = {}
     for case, name, endpoint in (("missing", "fineweb-edu", hub.address), ("unreachable", "tinystories", NOWHERE)):
-        run = prepare(name, endpoint, tmp_path)
-        assert run.returncode == 1
-        told[case] = the_line(run.stderr)
+        code, said = prepare(name, endpoint)
+        assert code == 1
+        told[case] = the_line(said)
         assert not (tmp_path / "out").exists()
     assert told["missing"].startswith("HuggingFaceFW/fineweb-edu: no such dataset on the hub")
     assert told["missing"].endswith("; or download sample/10BT/000_00000.parquet by hand and give its path")
