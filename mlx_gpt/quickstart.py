@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -50,7 +51,7 @@ class Size(NamedTuple):
     tokens: int
     muon_learning_rate: float
     schedule: str
-    sinusoids: bool  # positions start as sinusoids; where there is little time that was worse than noise
+    head_start: bool  # see there; where there is little time noise was better
     architecture: GPTConfig
 
 
@@ -79,8 +80,8 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     size, speed = _choose_size(material, deadline)
     config = _settings(size, speed, deadline, seed)
     model = new_model(size.architecture, material, seed)
-    if size.sinusoids:
-        model.wpe.weight = sinusoids(*model.wpe.weight.shape)
+    if size.head_start:
+        head_start(model, seed)
     console.print(
         f"{n_stories:,} stories, {material.train.n_tokens:,} tokens, vocabulary {material.tokenizer.vocab_size}; "
         f"{model.n_parameters:,} parameters; {config.minutes or 0:.1f} minutes of training at {speed:,.0f} tokens/s\n",
@@ -134,15 +135,22 @@ def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Ju
     )
 
 
-def sinusoids(n_positions: int, n_embd: int, scale: float = 0.05) -> mx.array:
-    """Position embeddings to start from, (T, C): neighbours look alike from the first step.
+def head_start(model: GPT, seed: int) -> None:
+    """Weights to start from, in place of noise: every head looks for what is like its own token, and moves it whole.
 
-    sin and cos of the position at wavelengths from 2 pi to 10000 * 2 pi, times ``scale`` (Vaswani et al. 2017, section
-    3.5); GPT-2 starts from noise. They are trained like any other weight.
+    Positions are sinusoids, so that neighbours look alike (Vaswani et al. 2017, section 3.5). Queries are equal to keys
+    (Trockman and Kolter 2023, "Mimetic initialization of self-attention layers"), values and outputs orthogonal. The
+    scales were chosen by trial on runs of 1.6 M tokens. All of it is trained like any other weight.
     """
-    frequencies = 10000.0 ** (-2 * mx.arange(n_embd // 2) / n_embd)  # (C/2,)
-    angles = mx.arange(n_positions)[:, None] * frequencies  # (T, C/2)
-    return scale * mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=1)
+    C, rng = model.config.n_embd, np.random.default_rng(seed)
+    frequencies = 10000.0 ** (-2 * mx.arange(C // 2) / C)  # (C/2,)
+    angles = mx.arange(model.config.n_positions)[:, None] * frequencies  # (T, C/2)
+    model.wpe.weight = 0.01 * mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=1)
+    for block in model.h:
+        query = rng.normal(scale=0.1, size=(C, C))
+        value, output = (0.4 * np.linalg.qr(rng.normal(size=(C, C)))[0] for _ in range(2))
+        block.attn.c_attn.weight = mx.array(np.concatenate([query, query, value]).astype(np.float32))
+        block.attn.c_proj.weight = mx.array(output.astype(np.float32))
 
 
 def _choose_size(material: Material, deadline: float) -> tuple[Size, float]:

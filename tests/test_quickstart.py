@@ -1,0 +1,53 @@
+"""What the quickstart starts from."""
+
+from math import log
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.quickstart import head_start
+from mlx_gpt.train.loss import mean_loss
+
+
+@pytest.fixture
+def model() -> GPT:
+    mx.random.seed(0)
+    model = GPT(GPTConfig(vocab_size=200, n_positions=48, n_embd=32, n_layer=3, n_head=2))
+    head_start(model, seed=0)
+    return model
+
+
+def test_every_head_asks_for_what_it_answers_to(model):
+    for block in model.h:
+        for i in range(model.config.n_head):
+            head = block.attn.head(i)
+            assert mx.array_equal(head.query.weight, head.key.weight)
+
+
+def test_what_a_layer_moves_it_moves_whole(model):
+    for block in model.h:
+        value = np.array(mx.split(block.attn.c_attn.weight, 3)[2])
+        through = np.array(block.attn.c_proj.weight) @ value
+        lengths = np.linalg.svd(through, compute_uv=False)
+        np.testing.assert_allclose(lengths, lengths[0], rtol=1e-5)  # no direction is lost
+
+
+def test_neighbouring_positions_look_alike(model):
+    row = np.array(model.wpe.weight)
+    alike = row[20] @ row.T
+    for near, far in ((1, 2), (2, 4), (4, 16)):
+        assert min(alike[20 - near], alike[20 + near]) > max(alike[20 - far], alike[20 + far])
+
+
+def test_it_knows_no_token_from_another_yet(model):
+    ids = mx.random.randint(0, 200, (8, 48), key=mx.random.key(1))
+    assert float(mean_loss(model(ids), mx.roll(ids, -1, axis=1))) == pytest.approx(log(200), rel=0.02)
+
+
+def test_another_seed_is_another_start(model):
+    other = GPT(model.config)
+    head_start(other, seed=1)
+    assert not mx.array_equal(other.h[0].attn.c_attn.weight, model.h[0].attn.c_attn.weight)
