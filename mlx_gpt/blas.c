@@ -21,6 +21,7 @@ enum { FEW = 16 };                // rows of x; with more, a product computes mo
 enum { LARGE = 1000000 };         // multiplications from which on OpenBLAS copies
 enum { LONG = 1024, PART = 256 }; // terms of a sum that OpenBLAS is to add in parts, and of a part
 enum { SHARE = 128 << 10 };       // bytes of w that a core takes at a time: its cache holds them for the next rows of x
+enum { MANY = 8 };                // shares that are worth another core: to call it takes as long as to read some
 enum { SPINS = 50, LOOKS = 300 }; // how long a core waits for more before it sleeps: some tenths of a millisecond
 
 #if defined(__AVX512F__)
@@ -150,7 +151,7 @@ static void multiply_together(const Product *p) {
   static uint64_t number;
   int rows = SHARE / (4 * p->k) / DEEP * DEEP + DEEP, shares = (p->n + rows - 1) / rows, nobody = 0;
   int others = OPENBLAS(openblas_get_num_threads)() - 1;
-  if (others < 1 || shares < 2 || !atomic_compare_exchange_strong(&busy, &nobody, 1)) {
+  if (others < 1 || shares < MANY || !atomic_compare_exchange_strong(&busy, &nobody, 1)) {
     multiply(p, 0, p->n);
     return;
   }
