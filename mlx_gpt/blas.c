@@ -18,6 +18,7 @@ int OPENBLAS(openblas_get_num_threads)(void);
 
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
 enum { FEW = 16 };                // rows of x; with more, a product computes more than it reads
+enum { SMALL = 100000 };          // floats of w up to which OpenBLAS is as fast, and waits for nobody
 enum { LARGE = 1000000 };         // multiplications from which on OpenBLAS copies
 enum { LONG = 1024, PART = 256 }; // terms of a sum that OpenBLAS is to add in parts, and of a part
 enum { SHARE = 128 << 10 };       // bytes of w that a core takes at a time: its cache holds them for the next rows of x
@@ -175,7 +176,7 @@ static void multiply_together(const Product *p) {
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
                  int ldb, float beta, float *c, int ldc) {
   int few = order == ROW_MAJOR && ta == NO_TRANS && m <= FEW && k > 0;
-  if (few && tb == TRANS)
+  if (few && tb == TRANS && (int64_t)n * k > SMALL)
     multiply_together(&(Product){m, n, k, lda, ldb, ldc, alpha, beta, a, b, c});
   else if (few && m == 1 && (int64_t)n * k > LARGE)
     OPENBLAS(cblas_sgemv)(order, TRANS, k, n, alpha, b, ldb, a, 1, beta, c, 1);

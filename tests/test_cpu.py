@@ -193,7 +193,7 @@ for threads, m, n, k, transposed, bias in THESE:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
 def test_products_with_few_rows_are_no_less_exact_than_numpys() -> None:
     """Rows and columns that fill no tile, terms that fill no vector; matrices that threads share, or not."""
-    shapes = [(1, 1), (2, 5), (7, 33), (100, 65), (301, 768), (800, 3072)]
+    shapes = [(1, 1), (2, 5), (7, 33), (100, 65), (1700, 60), (301, 768), (800, 3072)]
     these = [
         (threads, m, n, k, transposed, bias)
         for threads, transposed, bias in ((1, True, False), (3, True, True), (2, False, True))
