@@ -76,6 +76,11 @@ static inline __attribute__((always_inline)) void tile(const Product *p, int row
       }
     }
   }
+  for (; U > 1 && k <= p->k - LANES; k += LANES) // what fills a vector, but not U of them
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 8
+      for (int j = 0; j < N; j++) sums[(i * N + j) * U] += *(const Lanes *)(x[i] + k) * *(const Lanes *)(w[j] + k);
   Lanes found[WIDE * DEEP]; // out of the registers
 #pragma GCC unroll 24
   for (int i = 0; i < M * N; i++) {
