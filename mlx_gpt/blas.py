@@ -11,6 +11,7 @@ everything stays as it is. On a Mac there is nothing to do: MLX multiplies by Ac
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,9 @@ LIBRARIES = {  # in NumPy's wheels, and what stands around a name in them: their
 }
 SET_THREADS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_")
 CODE = Path(__file__).with_suffix(".c")
+PATIENCE = (
+    "18"  # log2 of the cycles, 28 unless told, for which OpenBLAS's threads look out for more and keep cores busy
+)
 FOR_THIS_CPU = ("-march=native", "-mtune=generic")  # its widest vectors; not every compiler knows them
 
 
@@ -34,6 +38,7 @@ def lend_openblas() -> bool:
         return True
     if "mlx.core" in sys.modules:
         return False
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", PATIENCE)  # read when NumPy is imported: the next line
     found, compiler = _numpys_openblas(), shutil.which("cc") or shutil.which("g++")
     if not (found and compiler):
         return False

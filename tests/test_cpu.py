@@ -234,3 +234,18 @@ for threads in (4, 1, 2, 4):  # and helpers sleep meanwhile, or are too many
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
 def test_streams_that_multiply_at_once_get_each_its_own_product() -> None:
     assert in_python(TOGETHER) == ["True"] * 4
+
+
+IDLE = """
+import time, mlx_gpt, mlx.core as mx
+a = mx.random.normal((1024, 1024))
+mx.eval(a @ a)
+before = time.process_time()
+time.sleep(0.2)
+print(time.process_time() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
+def test_cores_without_work_are_let_go() -> None:
+    assert float(in_python(IDLE)[0]) < 0.03  # OpenBLAS by itself keeps them for 0.1 s
