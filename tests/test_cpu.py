@@ -88,6 +88,19 @@ def test_no_query_sees_the_future_not_even_a_little() -> None:
     assert mx.array_equal(before, after)
 
 
+@pytest.mark.parametrize("C", [24, 768, 1025])
+def test_layer_norm_is_the_formula_with_less_rounding_than_mlx(C: int) -> None:
+    x, weight, bias = normal(64, C) * 3 + 1, 1 + 0.1 * normal(C, seed=1), normal(C, seed=2)
+    exact = np.array(x).astype(np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
+    exact = exact * np.array(weight) + np.array(bias)
+    ours, mlx = (
+        float(np.sqrt(((np.array(form(x, weight, bias, 1e-5)) - exact) ** 2).mean()))
+        for form in (cpu.layer_norm, mx.fast.layer_norm)
+    )
+    assert ours < (0.6 if C == 768 else 1.3) * mlx  # 24 and 1025 have no parts to speak of
+
+
 def test_attention_keeps_no_pattern_for_the_way_back() -> None:
     B, H, T, D = 1, 4, 512, 8
     x = normal(B, H, T, D)

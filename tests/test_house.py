@@ -24,7 +24,7 @@ FLOORS = [
     "text/corpus  text/shards  text/batches  text/records  text/sources  text/prepare "
     "train/distributed  train/machine  generate/settings  generate/sampling",
     "model/cache  model/dropout  model/cpu",
-    "model/attention  model/mlp  train/loss  train/memory  train/model_size  train/defaults",
+    "model/attention  model/mlp  model/norm  train/loss  train/memory  train/model_size  train/defaults",
     "model/block",
     "model/gpt",
     "model/quantize",

@@ -9,6 +9,7 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.attention import MultiHeadAttention
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.mlp import MLP
+from mlx_gpt.model.norm import LayerNorm
 
 
 class Block(nn.Module):
@@ -16,9 +17,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.attn = MultiHeadAttention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:

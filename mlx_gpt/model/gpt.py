@@ -15,6 +15,7 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.dropout import Dropout
+from mlx_gpt.model.norm import LayerNorm
 
 
 class GPT(nn.Module):
@@ -30,7 +31,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)
         self.h = [Block(config, layer) for layer in range(config.n_layer)]
-        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.update(initial_weights(self.parameters(), config))
