@@ -101,6 +101,15 @@ def test_layer_norm_is_the_formula_with_less_rounding_than_mlx(C: int) -> None:
     assert ours < (0.6 if C == 768 else 1.3) * mlx  # 24 and 1025 have no parts to speak of
 
 
+def test_layer_norms_gradients_are_mlx_own() -> None:
+    given, d_y = (normal(2, 5, 24), normal(24, seed=1), normal(24, seed=2)), normal(2, 5, 24, seed=3)
+    ours, mlx = (
+        mx.grad(lambda *given, form=form: (form(*given, 1e-5) * d_y).sum(), argnums=(0, 1, 2))(*given)
+        for form in (cpu.layer_norm, mx.fast.layer_norm)
+    )
+    assert max(map(largest_difference, ours, mlx)) < 1e-6
+
+
 def test_attention_keeps_no_pattern_for_the_way_back() -> None:
     B, H, T, D = 1, 4, 512, 8
     x = normal(B, H, T, D)

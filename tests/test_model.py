@@ -238,7 +238,8 @@ def test_both_parts_of_a_block_drop_from_what_they_add(part: str) -> None:
 
 def test_without_dropout_training_equals_evaluation(model: GPT) -> None:
     tokens = ids()
-    assert mx.array_equal(model.train()(tokens), model.eval()(tokens))
+    trained, evaluated = model.train()(tokens), model.eval()(tokens)
+    assert mx.abs(trained - evaluated).max() < 1e-5  # on a CPU the layer norm is rounded otherwise
 
 
 # What it takes and what it refuses
