@@ -24,9 +24,7 @@ LIBRARIES = {  # in NumPy's wheels, and what stands around a name in them: their
 }
 SET_THREADS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_")
 CODE = Path(__file__).with_suffix(".c")
-PATIENCE = (
-    "18"  # log2 of the cycles, 28 unless told, for which OpenBLAS's threads look out for more and keep cores busy
-)
+PATIENCE = "18"  # log2 of the cycles for which OpenBLAS's threads, out of work, keep their cores; 28 unless told
 FOR_THIS_CPU = ("-march=native", "-mtune=generic")  # its widest vectors; not every compiler knows them
 
 

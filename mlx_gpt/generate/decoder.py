@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.settings import CACHE_BITS
+from mlx_gpt.generate.settings import check_cache_bits
 from mlx_gpt.model.cache import KVCache, Packed
 from mlx_gpt.model.gpt import GPT, checked_ids
 
@@ -141,9 +141,8 @@ class Decoder:
 
 
 def check_cache(config: GPTConfig, bits: int | None) -> None:
-    """Raise ``UsageError`` unless the cache can be kept in so many bits."""
-    if bits not in (None, *CACHE_BITS):
-        raise UsageError(f"cache-bits must be 16 (half precision), 8 or 4 (quantized), not {bits}")
+    """Raise ``UsageError`` unless this model's cache can be kept in so many bits."""
+    check_cache_bits(bits)
     if bits in (8, 4) and config.head_dim % 32:
         raise UsageError(
             f"cache-bits {bits} needs heads whose width is a multiple of 32, and this model's is {config.head_dim}"

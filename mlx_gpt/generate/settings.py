@@ -113,7 +113,7 @@ class Settings(Speed, Search, Chance, Wording, Length):
         for name in ("max_tokens", "min_tokens"):
             self._require(name, self._is_count(name), "0 or above")
         self._require("seed", self.seed is None or 0 <= self.seed < 2**64, "0 or above (and under 2^64)")
-        self._require("cache_bits", self.cache_bits in (None, *CACHE_BITS), "16 (half precision), 8 or 4 (quantized)")
+        check_cache_bits(self.cache_bits)
         self._require("beams", self._is_count("beams") and self.beams > 0, "1 (off) or above")
         self._require("length_penalty", isfinite(self.length_penalty), "a number")
         self._require("guesses", self._is_count("guesses") and self.guesses > 0, "1 or above")
@@ -146,3 +146,9 @@ class Settings(Speed, Search, Chance, Wording, Length):
     def _require(self, name: str, holds: bool, expected: str, remark: str = "") -> None:
         if not holds:
             raise UsageError(f"{name.replace('_', '-')} must be {expected}, not {getattr(self, name)!r}{remark}")
+
+
+def check_cache_bits(bits: int | None) -> None:
+    """Raise ``UsageError`` unless a cache can be kept in so many bits; None leaves it as it is."""
+    if bits not in (None, *CACHE_BITS):
+        raise UsageError(f"cache-bits must be 16 (half precision), 8 or 4 (quantized), not {bits!r}")
