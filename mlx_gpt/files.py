@@ -1,4 +1,5 @@
-"""Small files that somebody else wrote: read only if they are files, as small as they should be, and sound JSON."""
+"""Small files that somebody else wrote: read only if they are files, as small as they should be, and sound JSON. And a
+folder that nobody has yet."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import errno
 import json
 import os
 import stat
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,12 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def unused(path: Path) -> Path:
+    """The path itself if nothing is there, else with the first number, from 2, that is free: ``mine-2``."""
+    numbered = (path.with_name(f"{path.name}-{n}") for n in count(2))
+    return next(free for free in chain([path], numbered) if not free.exists())
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
+from mlx_gpt.files import unused
 from mlx_gpt.generate.decode import generate, generate_many
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text import tinyworld
@@ -70,7 +70,7 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     if not 0 <= seed < 2**64:
         raise UsageError(f"--seed must be 0 or above and below 2^64, not {seed}")
     deadline = time.perf_counter() + 60 * minutes
-    out = _free(out)
+    out = unused(out)
     console = Console()
     console.print("[bold]tinyworld[/bold]: telling stories and learning their vocabulary ...", highlight=False)
     n_stories = min(200_000, max(2_000, round(6_000 * minutes)))
@@ -203,12 +203,6 @@ def _settings(size: Size, speed: float, deadline: float, seed: int) -> TrainConf
         eval_windows=EVAL_WINDOWS,
         seed=seed,
     )
-
-
-def _free(out: Path) -> Path:
-    """The folder itself if it is new, else with the first number that is."""
-    numbered = (out.with_name(f"{out.name}-{n}") for n in count(2))
-    return next(path for path in chain([out], numbered) if not path.exists())
 
 
 def _write_samples(path: Path, told: Sequence[tuple[str, str]], judgement: Judgement) -> None:

@@ -264,13 +264,6 @@ def test_quickstart_leaves_a_model_its_samples_and_a_table(
     assert (here / "runs/quickstart-2/model.safetensors").read_bytes() == before["model.safetensors"]
 
 
-def test_a_run_takes_the_first_free_folder(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    for name in ("run", "run-2", "run-3"):
-        assert quickstart._free(out) == tmp_path / name
-        (tmp_path / name).mkdir()
-
-
 def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = type("Model", (), {"config": GPTConfig(n_positions=9)})
     told = tinyworld.stories(3, seed=0)

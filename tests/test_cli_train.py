@@ -210,6 +210,26 @@ def test_every_setting_has_a_flag_and_the_preset_is_its_default(capsys: pytest.C
     assert re.search(r"--n-embd INT\s+C, width of the residual stream \(default: 256\)", help_text)
 
 
+@pytest.mark.parametrize(
+    ("data", "out"),
+    [
+        ("my.txt", "runs/my"),
+        ("books/v1.2", "runs/v1.2"),
+        ("books/*.txt", "runs/books"),
+        ("tinyworld", "runs/tinyworld"),
+        ("/", "runs/mine"),
+    ],
+)
+def test_a_run_without_out_is_called_like_its_data(here: Path, data: str, out: str) -> None:
+    (here / "books/v1.2").mkdir(parents=True)
+    for name in (out, f"{out}-2", f"{out}-3"):
+        verb = parse(["train", "--data", data])
+        assert isinstance(verb, Train)
+        assert verb.out == Path(name)
+        (here / name).mkdir(parents=True)  # the next one is another
+    assert parse(["train", "--data", data, "--out", "mine"]).out == Path("mine")
+
+
 def test_flags_reach_the_settings() -> None:
     assert parsed("--steps", "7", "--optimizer", "muon").training == TrainConfig(steps=7, optimizer="muon")
     assert parsed("--minutes", "2", "--recompute").training == TrainConfig(minutes=2.0, recompute=True)

@@ -216,11 +216,11 @@ def book(here: Path) -> str:
 def test_a_run_with_nothing_else_says_what_it_picked_and_is_repeated_and_resumed_without_measuring(
     book: str, here: Path, slow_to_measure: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", "--data", book, "--out", "run", "--minutes", "0.2"]) == 0
+    assert main(["train", "--data", book, "--minutes", "0.2"]) == 0
     said = capsys.readouterr().out
     assert said.count("picked, since it was not given") == 1
     table = said[: said.index("parameters, ")]
-    settings = read_run_file(here / "run/run.toml")
+    settings = read_run_file(here / "runs/book/run.toml")
     for name in ("tokenizer", *SIZE, "batch_size", "steps", "learning_rate"):
         flag = f"--{name.replace('_', '-')}"
         (line,) = (line for line in table.splitlines() if line.split()[:1] == [flag])
@@ -228,7 +228,7 @@ def test_a_run_with_nothing_else_says_what_it_picked_and_is_repeated_and_resumed
     assert slow_to_measure[:2] == ["machine", "speed"]
     slow_to_measure.clear()
     fewer = ["--steps", "3", "--eval-every", "0", "--patience", "0"]
-    assert main(["train", "--config", "run/run.toml", "--out", "again", *fewer]) == 0
+    assert main(["train", "--config", "runs/book/run.toml", "--out", "again", *fewer]) == 0
     assert main(["train", "--resume", "again"]) == 0
     assert "picked" not in capsys.readouterr().out
     assert slow_to_measure == []

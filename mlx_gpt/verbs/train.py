@@ -14,6 +14,7 @@ from tyro.conf import Suppress, arg
 
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
+from mlx_gpt.files import unused
 from mlx_gpt.train.config import COUNTED, LENGTHS, TrainConfig
 from mlx_gpt.train.defaults import MINUTES
 from mlx_gpt.verbs.flags import given, option, with_file
@@ -65,7 +66,7 @@ class Train:
     data: str
     """a file, folder or glob of .txt, .md, .jsonl or .parquet; what mlx-gpt prepare made; tinyworld, shakespeare ..."""
     out: Path
-    """where the model folder, metrics.jsonl and loss.png go: a new folder"""
+    """where the model folder, metrics.jsonl and loss.png go: a new folder, runs/NAME-OF-THE-DATA unless given"""
     resume: Path | None = None
     """the folder of a run to go on with; nothing else is needed"""
     config: Path | None = None
@@ -270,6 +271,14 @@ def _from_anywhere(name: str) -> str:
     return str(path.absolute()) if path.exists() or glob.has_magic(name) else name
 
 
+def _name_of(data: str) -> str:
+    """What a run on this data is called: like the file, without its ending, or like the folder."""
+    path = Path(data).expanduser().absolute()
+    named = (part for part in (path, *path.parents) if part.name and not glob.has_magic(part.name))
+    part = next(named, Path("mine"))
+    return part.name if part.is_dir() else part.stem
+
+
 def command_line(argv: Sequence[str]) -> tuple[list[str], Train]:
     """The command line with the flags of the file that it names, and what its flags default to.
 
@@ -278,4 +287,5 @@ def command_line(argv: Sequence[str]) -> tuple[list[str], Train]:
     argv = with_file(argv, FILE_MAY_SET, REPLACED)
     preset = option(argv, "preset") or PRESET
     model = Architecture.of(GPTConfig.preset(preset))
-    return argv, Train(data=tyro.MISSING, out=tyro.MISSING, preset=preset, model=model, given=given(argv))
+    out = unused(Path("runs") / _name_of(option(argv, "data") or "mine"))
+    return argv, Train(data=tyro.MISSING, out=out, preset=preset, model=model, given=given(argv))
