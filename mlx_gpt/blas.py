@@ -3,20 +3,26 @@
 MLX's CPU wheel for Linux multiplies with the reference BLAS, which uses one core and no vector unit. NumPy's wheel, in
 the same environment, brings OpenBLAS: about thirty times the speed, and a third of the rounding. MLX calls its BLAS by
 one name, ``cblas_sgemm``, and the dynamic linker gives that name to whoever offered it first: here ``blas.c``, compiled
-on the spot, which passes the call on, but for products with few rows: those it does itself, as fast as the memory
-gives the matrix. Without a C compiler, without NumPy's own wheel, or where another BLAS has been preloaded already,
-everything stays as it is. On a Mac there is nothing to do: MLX multiplies by Accelerate there, and on the GPU.
+on the spot and kept in the user's cache. It passes the call on, but for products with few rows: those it does itself,
+as fast as the memory gives the matrix. Without a C compiler, without NumPy's own wheel, or where another BLAS has been
+preloaded already, everything stays as it is. On a Mac there is nothing to do: MLX multiplies by Accelerate there, and
+on the GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from mlx_gpt.files import cache_folder
 
 LIBRARIES = {  # in NumPy's wheels, and what stands around a name in them: their integers have 64 bits, MLX's 32
     "libscipy_openblas64_*": ("scipy_", "64_"),
@@ -37,24 +43,68 @@ def lend_openblas() -> bool:
     if "mlx.core" in sys.modules:
         return False
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", PATIENCE)  # read when NumPy is imported: the next line
-    found, compiler = _numpys_openblas(), shutil.which("cc") or shutil.which("g++")
-    if not (found and compiler):
+    found = _numpys_openblas()
+    if not found:
         return False
-    library, (start, end) = found
+    kept = cache_folder() / f"blas-{_fingerprint(found[0])}.so"
+    if _is_ours(kept) and _lend(kept):
+        return True
     with tempfile.TemporaryDirectory() as folder:
-        made = str(Path(folder) / "blas.so")
-        name = "##".join(filter(None, (start, "name", end)))
-        flags = ["-xc", "-O2", f"-DOPENBLAS(name)={name}", "-shared", "-fPIC", "-pthread"]
-        linked = ["-xnone", str(library), f"-Wl,-rpath,{library.parent}"]
-        for cpu in FOR_THIS_CPU:
-            command = [compiler, *flags, cpu, str(CODE), "-o", made, *linked]
-            if not subprocess.run(command, capture_output=True, check=False).returncode:
-                break
-        try:
-            ctypes.CDLL(made, mode=ctypes.RTLD_GLOBAL)
-        except OSError:  # nothing was compiled, or it cannot be loaded
+        made = Path(folder) / "blas.so"
+        if not (_compile(made, *found) and _lend(made)):
             return False
+        _keep(made, kept)
     return True
+
+
+def _compile(made: Path, library: Path, around: tuple[str, str]) -> bool:
+    compiler = shutil.which("cc") or shutil.which("g++")
+    start, end = around
+    name = "##".join(filter(None, (start, "name", end)))
+    flags = ["-xc", "-O2", f"-DOPENBLAS(name)={name}", "-shared", "-fPIC", "-pthread"]
+    linked = ["-xnone", str(library), f"-Wl,-rpath,{library.parent}"]
+    commands = ([compiler, *flags, cpu, str(CODE), "-o", str(made), *linked] for cpu in FOR_THIS_CPU if compiler)
+    return any(not subprocess.run(command, capture_output=True, check=False).returncode for command in commands)
+
+
+def _lend(made: Path) -> bool:
+    try:
+        ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return True
+
+
+def _fingerprint(library: Path) -> str:
+    """Of all that the compiled code depends on: the code, NumPy's library, the processor."""
+    told = (b"model", b"flags", b"Features")
+    cpu = {line for line in _read(Path("/proc/cpuinfo")).splitlines() if line.startswith(told)}
+    size, changed = library.stat().st_size, library.stat().st_mtime_ns
+    parts = [_read(CODE), f"{library} {size} {changed} {FOR_THIS_CPU}".encode(), *sorted(cpu)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _read(file: Path) -> bytes:
+    return file.read_bytes() if file.exists() else b""
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether nobody else wrote it, or can: it is code that will run."""
+    try:
+        state = file.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Put it where the next process looks, or leave it where nothing can be kept."""
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as copy:
+            copy.write(made.read_bytes())
+        os.chmod(copy.name, 0o500)
+        os.replace(copy.name, kept)
 
 
 def set_threads(n: int) -> None:

@@ -1,5 +1,5 @@
-"""Small files that somebody else wrote: read only if they are files, as small as they should be, and sound JSON. And a
-folder that nobody has yet."""
+"""Small files that somebody else wrote: read only if they are files, as small as they should be, and sound JSON. And
+where files of our own go."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``mlx_gpt`` in ``$XDG_CACHE_HOME``, or else in ``~/.cache``."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "mlx_gpt"  # the XDG rule: ignore relative paths
 
 
 def unused(path: Path) -> Path:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +27,7 @@ from mlx_gpt.text.corpus import load_corpus
 from mlx_gpt.text.shards import endless_batches
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.head_start import head_start, practise
 from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.run import Run, new_model, run
@@ -52,14 +52,17 @@ class Size(NamedTuple):
     muon_learning_rate: float
     schedule: str
     head_start: bool  # see there; where there is little time noise was better
+    practice: bool  # lessons before the stories; they take a fixed number of tokens
     architecture: GPTConfig
 
 
 # To find who is where takes a look at a name, from there one at its place, from there one at what is there: depth is
 # worth more here than width. The positions are just enough for the longest story.
+DEEP = GPTConfig(n_positions=144, n_embd=64, n_layer=6, n_head=2, n_inner=64)
 SIZES = (  # from small to large
-    Size(0, 0.03, "wsd", False, GPTConfig(n_positions=144, n_embd=64, n_layer=2, n_head=2)),
-    Size(1_200_000, 0.013, "cosine", True, GPTConfig(n_positions=144, n_embd=64, n_layer=6, n_head=2, n_inner=64)),
+    Size(0, 0.03, "wsd", False, False, GPTConfig(n_positions=144, n_embd=64, n_layer=2, n_head=2)),
+    Size(1_200_000, 0.013, "cosine", True, False, DEEP),
+    Size(6_000_000, 0.013, "cosine", True, True, DEEP),
 )
 
 
@@ -78,13 +81,12 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
         load_corpus("tinyworld", n_stories=n_stories, val_fraction=N_VAL_STORIES / n_stories, seed=seed), VOCABULARY
     )
     size, speed = _choose_size(material, deadline)
-    config = _settings(size, speed, deadline, seed)
     model = new_model(size.architecture, material, seed)
     if size.head_start:
         head_start(model, seed)
     console.print(
         f"{n_stories:,} stories, {material.train.n_tokens:,} tokens, vocabulary {material.tokenizer.vocab_size}; "
-        f"{model.n_parameters:,} parameters; {config.minutes or 0:.1f} minutes of training at {speed:,.0f} tokens/s\n",
+        f"{model.n_parameters:,} parameters; {speed:,.0f} tokens/s\n",
         highlight=False,
     )
     told: list[tuple[str, str]] = []
@@ -97,6 +99,10 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
         console.print()
 
     tell("before training")
+    if size.practice:
+        with console.status("practice: who is where, with ever more words between"):
+            practise(model, material.tokenizer, _settings(size, speed, deadline, seed))
+    config = _settings(size, speed, deadline, seed)
     result = run(model, material, config, out, console, lambda step, done: tell(f"at {done:.0%}"))
     tell("after training")
     judgement = judge(model, material.tokenizer, seed)
@@ -135,24 +141,6 @@ def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Ju
     )
 
 
-def head_start(model: GPT, seed: int) -> None:
-    """Weights to start from, in place of noise: every head looks for what is like its own token, and moves it whole.
-
-    Positions are sinusoids, so that neighbours look alike (Vaswani et al. 2017, section 3.5). Queries are equal to keys
-    (Trockman and Kolter 2023, "Mimetic initialization of self-attention layers"), values and outputs orthogonal. The
-    scales were chosen by trial on runs of 1.6 M tokens. All of it is trained like any other weight.
-    """
-    C, rng = model.config.n_embd, np.random.default_rng(seed)
-    frequencies = 10000.0 ** (-2 * mx.arange(C // 2) / C)  # (C/2,)
-    angles = mx.arange(model.config.n_positions)[:, None] * frequencies  # (T, C/2)
-    model.wpe.weight = 0.01 * mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=1)
-    for block in model.h:
-        query = rng.normal(scale=0.1, size=(C, C))
-        value, output = (0.4 * np.linalg.qr(rng.normal(size=(C, C)))[0] for _ in range(2))
-        block.attn.c_attn.weight = mx.array(np.concatenate([query, query, value]).astype(np.float32))
-        block.attn.c_proj.weight = mx.array(output.astype(np.float32))
-
-
 def _choose_size(material: Material, deadline: float) -> tuple[Size, float]:
     """The largest model that will see enough tokens before the deadline, and its measured speed in tokens/s."""
     for size in reversed(SIZES):
@@ -166,12 +154,10 @@ def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
     """Training speed in tokens/s: some real steps, after one that compiles."""
     T = model.config.n_positions
     batches = endless_batches(material.train, T, BATCH_SIZE, seed=0)
-    step = make_train_step(
-        model,
-        make_optimizer("muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS, n_head=model.config.n_head),
-        clip=1.0,
-        batch_size=BATCH_SIZE,
+    optimizer = make_optimizer(
+        "muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS, n_head=model.config.n_head
     )
+    step = make_train_step(model, optimizer, clip=1.0, batch_size=BATCH_SIZE)
     n, started = -1, 0.0
     while n < 1 or time.perf_counter() - started < seconds:
         x, y = next(batches)

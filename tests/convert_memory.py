@@ -24,8 +24,9 @@ from mlx_gpt.store.settings import config_json
 from mlx_gpt.store.tensors import write_safetensors
 from mlx_gpt.text.tokenizer import Tokenizer
 
+IMPORTS = "nothing but the imports"  # refused: there is nothing to convert
 RUNS = {  # name -> arguments of mlx-gpt; what one writes another reads
-    "nothing but the imports": "convert nothing nowhere",
+    IMPORTS: "convert nothing nowhere",
     "hub float32 -> float32": "convert hub a",
     "hub float32 -> float16": "convert hub b --dtype float16",
     "hub float32 -> 4 bits": "convert hub c --quantize 4",
@@ -45,8 +46,8 @@ def make_model(folder: Path, preset: str) -> None:
     write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
 
 
-def peak(arguments: list[str], cwd: Path) -> tuple[float, float]:
-    """Runs mlx-gpt; its peak resident memory in MB, and the seconds it took."""
+def peak(arguments: list[str], cwd: Path) -> tuple[int, float, float]:
+    """Runs mlx-gpt; its exit code, its peak resident memory in MB, and the seconds it took."""
     began = time.perf_counter()
     root = str(Path(__file__).parent.parent)
     process = subprocess.Popen(
@@ -55,8 +56,9 @@ def peak(arguments: list[str], cwd: Path) -> tuple[float, float]:
         env=os.environ | {"PYTHONPATH": root, "HF_HUB_OFFLINE": "1"},
         stderr=subprocess.DEVNULL,
     )
-    _, _, usage = os.wait4(process.pid, 0)
-    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3), time.perf_counter() - began
+    _, status, usage = os.wait4(process.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3), time.perf_counter() - began
 
 
 def main() -> None:
@@ -76,7 +78,9 @@ def main() -> None:
         largest = 4 * max(rows * (columns or [1])[0] for rows, *columns in shapes.values()) / 1e6
         print(f"{options.preset}: weights {size:,.0f} MB in float32, the largest tensor {largest:,.0f} MB", flush=True)
         for what, arguments in RUNS.items():
-            resident, seconds = peak(arguments.split(), place)
+            code, resident, seconds = peak(arguments.split(), place)
+            if code != (what == IMPORTS):
+                sys.exit(f"{what}: mlx-gpt {arguments} ended with exit code {code}")
             print(f"{what:32} peak {resident:7,.0f} MB   {seconds:6.1f} s", flush=True)
 
 

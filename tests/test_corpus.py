@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gpt.errors import DataError, UsageError
+from mlx_gpt.files import cache_folder
 from mlx_gpt.text import corpus
 from mlx_gpt.text.corpus import load_corpus, split
 
@@ -276,7 +277,7 @@ def test_a_disk_that_is_full_leaves_no_half_file(
 def test_without_xdg_cache_home_the_cache_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     for relative in ("", "here"):
         monkeypatch.setenv("XDG_CACHE_HOME", relative)
-        assert corpus.cache_folder() == Path.home() / ".cache" / "mlx_gpt"
+        assert cache_folder() == Path.home() / ".cache" / "mlx_gpt"
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data/text/tinyshakespeare.txt")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from math import pi, sqrt
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -181,12 +182,40 @@ def test_openblas_is_lent_where_numpy_and_a_compiler_are_there() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+def test_what_was_compiled_once_is_lent_without_a_compiler_unless_others_can_write_it(tmp_path: Path) -> None:
+    lend = "from mlx_gpt.blas import lend_openblas; print(lend_openblas())"
+    here = {"LD_PRELOAD": "", "XDG_CACHE_HOME": str(tmp_path)}
+    if in_python(lend, **here) == ["False"]:
+        pytest.skip("no C compiler, or NumPy comes with another BLAS")
+    (kept,) = (tmp_path / "mlx_gpt").iterdir()
+    answer, error, _ = in_python(lend + PRODUCT, PATH="", **here)
+    assert answer == "True"
+    assert float(error) < 1e-3
+    kept.chmod(0o777)
+    assert in_python(lend, PATH="", **here) == ["False"]
+    kept.chmod(0o700)
+    kept.write_bytes(b"no library")
+    assert in_python(lend, PATH="", **here) == ["False"]
+    assert in_python(lend, **here) == ["True"]  # compiled again
+    assert in_python(lend, PATH="", **here) == ["True"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+def test_where_nothing_can_be_kept_it_is_compiled_every_time(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    lend = "from mlx_gpt.blas import lend_openblas; print(lend_openblas())"
+    first, again = (in_python(lend, LD_PRELOAD="", XDG_CACHE_HOME=str(tmp_path / "file")) for _ in range(2))
+    assert first == again == in_python(lend, LD_PRELOAD="", XDG_CACHE_HOME=str(tmp_path))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
 @pytest.mark.parametrize(
     ("before", "env"),
     [("import mlx.core", {}), ("", {"PATH": ""})],
     ids=["mlx imported before", "no compiler"],
 )
-def test_without_it_everything_stays_as_it_is(before: str, env: dict[str, str]) -> None:
+def test_without_it_everything_stays_as_it_is(before: str, env: dict[str, str], tmp_path: Path) -> None:
+    env = {**env, "XDG_CACHE_HOME": str(tmp_path)}
     code = f"{before}\nfrom mlx_gpt.blas import lend_openblas, set_threads; print(lend_openblas()); set_threads(1)"
     answer, error, _ = in_python(code + PRODUCT, LD_PRELOAD="", **env)
     assert answer == "False"

@@ -338,6 +338,18 @@ def test_wandb_gets_every_number_of_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     assert rows == [{"_step": 1, "tokens": 8, "loss": 2.0}, {"_step": 2, "tokens": 16, "loss": 1.75, "val_loss": 1.5}]
 
 
+def test_a_resumed_run_is_the_same_one_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for folder in ("run", "run", "other"):
+        tracker = open_tracker("wandb", tmp_path / folder, {})
+        ids.append(wandb.run.id)
+        tracker.close()
+    assert ids[0] == ids[1] != ids[2]
+
+
 def logged(file: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
     """A run's name, settings and rows, from its log: after 7 bytes, checksum (4), length (2), kind (1), a record."""
     from wandb.proto.wandb_internal_pb2 import Record

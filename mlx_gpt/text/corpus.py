@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gpt.errors import DataError, UsageError
+from mlx_gpt.files import cache_folder
 
 TEXT_FILES = (".txt", ".md")
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -120,12 +121,6 @@ def tiny_shakespeare() -> Path:
     if not (path.exists() and _sha256(path.read_bytes()) == SHAKESPEARE_SHA256):
         _write(path, _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256))
     return path
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``mlx_gpt`` in ``$XDG_CACHE_HOME``, or else in ``~/.cache``."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "mlx_gpt"  # the XDG rule: ignore relative paths
 
 
 def _tinyworld(n_stories: int, val_fraction: float, seed: int) -> Corpus:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlx_gpt.errors import DataError
-from mlx_gpt.text.corpus import cache_folder
+from mlx_gpt.files import cache_folder
 from mlx_gpt.text.shards import TokenStream
 from mlx_gpt.text.sources import Piece, Sources
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer

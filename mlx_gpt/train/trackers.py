@@ -57,14 +57,21 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, named after the folder. Where it goes is wandb's to know (``WANDB_MODE``, ...)."""
+    """A run of Weights & Biases, named after the folder. Where it goes is wandb's to know (``WANDB_MODE``, ...).
+
+    A run that is resumed goes on with the same one there: its id is kept in the folder.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "wandb-id.txt"
+        known = kept.read_text().strip() if kept.exists() else None
+        where = {"project": "mlx-gpt", "name": folder.name, "dir": str(folder)}
         try:
-            self._run = wandb.init(project="mlx-gpt", name=folder.name, dir=str(folder), config=dict(settings))
+            self._run = wandb.init(**where, config=dict(settings), id=known, resume="allow")
+            kept.write_text(self._run.id)
         except wandb.errors.Error as error:  # nobody is logged in, or no network
             raise UsageError(f"--report-to wandb: {error} WANDB_MODE=offline keeps it on this machine.") from error
 

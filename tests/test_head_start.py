@@ -1,4 +1,4 @@
-"""What the quickstart starts from."""
+"""Weights to start from that are no noise."""
 
 from math import log
 
@@ -8,7 +8,7 @@ import pytest
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.quickstart import head_start
+from mlx_gpt.train.head_start import head_start
 from mlx_gpt.train.loss import mean_loss
 
 

@@ -1,0 +1,118 @@
+"""Exercises before the stories: who is where, with ever more words between the name and the place.
+
+To tell where somebody is, a model must have kept the name where the place was told, keep it again where the place is
+asked for, and match the two. Two of these without the third are worth nothing, so that a small model does not find the
+three in stories (10 million tokens were not enough). Next to each other, name and place are soon matched; from there
+the distance can grow, until the lessons speak in sentences like tinyworld's. First the short sequence, then the long
+one: Bengio et al. 2009, "Curriculum learning".
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from mlx_gpt.text import tinyworld
+from mlx_gpt.text.tinyworld import NAMES, PLACES, WORDS
+
+N_PAIRS = 24
+N_SENTENCES = 16
+
+OTHER_WORDS = tuple(
+    word
+    for slot in ("weather", "time", "trait", "feeling", "do", "did", "how", "nice", "look", "thing", "animal", "went")
+    for word in WORDS[slot]
+)
+GOES = "{who} {went} {how} to the {place}."
+IS = (
+    "{who} {did} in the {place}.",
+    "{who} was in the {place} too.",
+    '{who} said, "Let us {do} in the {place}".',
+    '{who} said, "I am in the {place}".',
+    '"Where are you, {who}?" asked {other}. {who} said, "I am in the {place}".',
+    "{who} was {feeling}. {She} {did} in the {place}.",
+)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Documents to learn one thing from: ``write`` makes one. ``window`` is how many tokens to look at, T.
+
+    The lesson is over when the share ``goal`` of the places asked for is right, or after ``tokens``.
+    """
+
+    write: Callable[[random.Random], str]
+    window: int
+    tokens: int
+    goal: float
+
+    def documents(self, n: int, seed: int) -> list[str]:
+        """The first n documents of a seed: the same ones every time."""
+        rng = random.Random(seed)
+        return [self.write(rng) for _ in range(n)]
+
+
+def questions(text: str) -> list[tuple[str, str]]:
+    """The places that a text tells for the second time of the same person, and not twice in a row: text before, place.
+
+    What a model says after the text before them shows whether it knows who is where.
+    """
+    found: list[tuple[str, str]] = []
+    at: dict[str, str] = {}
+    who = last = ""
+    for word in re.finditer(r"\w+", text):
+        if word[0] in NAMES:
+            who = word[0]
+        elif word[0] in PLACES:
+            if at.get(who) == word[0] != last:
+                found.append((text[: word.start() - 1], word[0]))
+            at[who] = last = word[0]
+    return found
+
+
+def pairs(rng: random.Random, between: int, cue: bool = False) -> str:
+    """Names of four people, each followed by its place, the same one every time: ``"Nora mill Tom park Nora mill"``.
+
+    Between name and place stand up to ``between`` other words, and then, as a ``cue``, "in the".
+    """
+    people, at = rng.sample(NAMES, 4), rng.sample(PLACES, 4)
+    cued = ["in", "the"] if cue else []
+    words: list[str] = []
+    for who in rng.choices(range(4), k=N_PAIRS):
+        words += [people[who], *rng.choices(OTHER_WORDS, k=rng.randint(0, between)), *cued, at[who]]
+    return " ".join(words)
+
+
+def sentences(rng: random.Random, n_people: int, moves: float) -> str:
+    """So many people go about, and say where they are: ``"Tom ran gladly to the mill. Tom said, "I am in the mill"."``
+
+    ``moves`` is the share of the sentences in which somebody goes somewhere else. Where nobody does, they go where they
+    are.
+    """
+    people = rng.sample(NAMES, n_people)
+    at: dict[str, str] = {}
+    told: list[str] = []
+    for _ in range(N_SENTENCES):
+        who, other = rng.sample(people, 2)
+        form = rng.choice(IS if moves else (*IS, GOES))
+        if who not in at or rng.random() < moves:
+            form, at[who] = GOES, rng.choice([place for place in PLACES if place != at.get(who)])
+        words = {slot: rng.choice(WORDS[slot]) for slot in ("went", "how", "do", "did", "feeling")}
+        she = "She" if who in tinyworld.GIRLS else "He"
+        told.append(form.format(who=who, other=other, place=at[who], She=she, **words))
+    return " ".join(told)
+
+
+# Windows grow with the distance: in a long one a match is a needle in a haystack, and is not found.
+LESSONS = (
+    Lesson(partial(pairs, between=0), window=24, tokens=400_000, goal=0.95),
+    Lesson(partial(pairs, between=1), window=24, tokens=400_000, goal=0.95),
+    Lesson(partial(pairs, between=1, cue=True), window=30, tokens=300_000, goal=0.95),
+    Lesson(partial(pairs, between=3, cue=True), window=40, tokens=500_000, goal=0.95),
+    Lesson(partial(pairs, between=6, cue=True), window=60, tokens=600_000, goal=0.9),
+    Lesson(partial(sentences, n_people=4, moves=0.0), window=60, tokens=500_000, goal=0.95),
+    Lesson(partial(sentences, n_people=3, moves=0.35), window=96, tokens=700_000, goal=0.9),
+)

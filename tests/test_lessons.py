@@ -1,0 +1,130 @@
+"""Exercises in who is where: every question has its answer in the text, and a lesson is over when it is learned."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from itertools import pairwise
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.text.lessons import LESSONS, Lesson, pairs, questions
+from mlx_gpt.text.tinyworld import NAMES, PLACES
+from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
+from mlx_gpt.train import head_start
+from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.head_start import practise, share_right
+
+EVERY = pytest.mark.parametrize("lesson", LESSONS, ids=range(len(LESSONS)))
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Every word is one token."""
+    texts = [text for lesson in LESSONS for text in lesson.documents(300, seed=0)]
+    return make_tokenizer("bpe:870", lambda: texts)
+
+
+def test_a_question_is_a_place_told_again_and_not_just_before() -> None:
+    text = 'Tom ran to the mill. Tom sang in the mill. Mia ran to the park. Tom said, "I am in the mill".'
+    assert questions(text) == [(text[: text.rindex(" mill")], "mill")]
+    assert questions("Tom mill Mia park Mia mill Tom mill") == []  # Mia has moved; twice in a row
+    assert questions("Tom mill Mia park Tom mill Mia park") == [
+        ("Tom mill Mia park Tom", "mill"),
+        ("Tom mill Mia park Tom mill Mia", "park"),
+    ]
+
+
+@EVERY
+def test_a_lesson_asks_what_it_has_told_and_fills_its_window(lesson: Lesson, tokenizer: Tokenizer) -> None:
+    documents = lesson.documents(40, seed=3)
+    assert documents == lesson.documents(40, seed=3)
+    assert documents != lesson.documents(40, seed=4)
+    for text in documents:
+        assert len(tokenizer.encode(text)) > lesson.window
+        for before, place in questions(text):
+            assert place in words(before)
+            assert text[len(before) :].startswith(f" {place}")
+    fitting = [q for text in documents for q in questions(text) if len(tokenizer.encode(q[0])) < lesson.window]
+    assert len(fitting) > 20
+
+
+def test_the_same_person_has_the_same_place_until_it_moves() -> None:
+    for lesson in LESSONS[:-1]:
+        for text in lesson.documents(20, seed=1):
+            told = [word for word in words(text) if word in NAMES + PLACES]
+            at: dict[str, str] = {}
+            for who, place in pairwise(told):
+                if who in NAMES and place in PLACES:
+                    assert at.setdefault(who, place) == place
+    moving = [{word for word in words(text) if word in PLACES} for text in LESSONS[-1].documents(20, seed=1)]
+    assert max(map(len, moving)) > 4  # and three people
+
+
+@pytest.mark.parametrize("between", [0, 1, 6])
+def test_the_distance_is_what_was_asked_for(between: int) -> None:
+    texts = Lesson(partial(pairs, between=between), 24, 1, 1.0).documents(30, seed=0)
+    distances = set()
+    for text in texts:
+        told = words(text)
+        for i, word in enumerate(told):
+            if word in NAMES:
+                distances.add(next(j for j, later in enumerate(told[i:]) if later in PLACES) - 1)
+    assert distances == set(range(between + 1))
+
+
+class Reader:
+    """A model that reads: it says where the last person named was told to be, or just the last place."""
+
+    def __init__(self, tokenizer: Tokenizer, knows: bool):
+        self.tokenizer, self.knows = tokenizer, knows
+
+    def eval(self) -> None: ...
+
+    def train(self) -> None: ...
+
+    def __call__(self, ids: np.ndarray) -> mx.array:
+        logits = np.zeros((*ids.shape, self.tokenizer.vocab_size), np.float32)
+        for row, said in zip(ids, logits, strict=True):
+            at, who, last = {"": "mill"}, "", "mill"
+            for t, i in enumerate(row):
+                if (word := self.tokenizer.decode([int(i)]).strip()) in NAMES:
+                    who = word
+                elif word in PLACES:
+                    at[who] = last = word
+                answer = at.get(who, last) if self.knows else last
+                said[t, self.tokenizer.encode(f" {answer}")[0]] = 1
+        return mx.array(logits)
+
+
+@EVERY
+def test_an_exam_tells_who_knows_from_who_repeats_the_last_place(lesson: Lesson, tokenizer: Tokenizer) -> None:
+    assert share_right(Reader(tokenizer, knows=True), tokenizer, lesson, seed=0) == 1  # type: ignore[arg-type]
+    assert share_right(Reader(tokenizer, knows=False), tokenizer, lesson, seed=0) == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("learned", "exams"), [(1.0, 1), (0.0, 2)])
+def test_a_lesson_ends_when_it_is_learned_or_its_tokens_are_used_up(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, learned: float, exams: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(head_start, "LESSONS", (Lesson(partial(pairs, between=0), 24, 5 * 480, 0.9),))
+    monkeypatch.setattr(head_start, "STEPS_BETWEEN", 2)
+    monkeypatch.setattr(head_start, "share_right", lambda *_: (asked.append(1), learned)[1])
+    mx.random.seed(0)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=24, n_embd=16, n_layer=1, n_head=2))
+    before = dict(tree_flatten(model.parameters()))
+    practise(model, tokenizer, TrainConfig(steps=1, optimizer="muon"))
+    after = dict(tree_flatten(model.parameters()))
+    assert len(asked) == exams
+    assert not mx.array_equal(before["wte.weight"], after["wte.weight"])
+    assert all(mx.isfinite(weight).all() for weight in after.values())
