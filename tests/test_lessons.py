@@ -95,14 +95,15 @@ class Reader:
     def __call__(self, ids: np.ndarray) -> mx.array:
         logits = np.zeros((*ids.shape, self.tokenizer.vocab_size), np.float32)
         for row, said in zip(ids, logits, strict=True):
+            end = (*row[1:], self.tokenizer.eot_id).index(self.tokenizer.eot_id)  # of the prompt
             at, who, last = {"": "mill"}, "", "mill"
-            for t, i in enumerate(row):
-                if (word := self.tokenizer.decode([int(i)]).strip()) in NAMES:
+            for word in words(self.tokenizer.decode(row[1 : end + 1].tolist())):
+                if word in NAMES:
                     who = word
                 elif word in PLACES:
                     at[who] = last = word
-                answer = at.get(who, last) if self.knows else last
-                said[t, self.tokenizer.encode(f" {answer}")[0]] = 1
+            answer = at[who] if self.knows else last
+            said[end, self.tokenizer.encode(f" {answer}")[0]] = 1
         return mx.array(logits)
 
 
