@@ -1,7 +1,8 @@
 """``mlx-gpt quickstart``: a small GPT learns to tell stories of tinyworld, and is marked.
 
 Everything here is what ``mlx-gpt train --data tinyworld`` and ``mlx-gpt generate`` do, with the settings chosen for a
-number of minutes on the machine at hand, and the result held against what is known of that world.
+number of minutes on the machine at hand, and the result held against what is known of that world; but for what the
+model brings to its first story (``train/head_start.py``).
 """
 
 from __future__ import annotations
