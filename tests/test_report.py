@@ -364,7 +364,8 @@ def logged(file: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
         record = Record.FromString(data[at + 7 : at + 7 + length])
         at += 7 + length
         if record.HasField("run"):
-            name, settings = record.run.display_name, values(record.run.config.update)
+            name = record.run.display_name
+            settings |= values(record.run.config.update)  # a later record may update only a part
         elif record.HasField("history"):
             rows.append({key: value for key, value in values(record.history.item).items() if key not in own})
     return name, settings, rows
