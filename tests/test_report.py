@@ -333,6 +333,9 @@ def test_wandb_gets_every_number_of_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     tracker.row({"step": 2, "tokens": 16, "val_loss": 1.5})
     tracker.close()
     (written,) = (tmp_path / "my-run" / "wandb").glob("offline-run-*/*.wandb")
+    end = time.monotonic() + 20
+    while len(logged(written)[2]) < 2 and time.monotonic() < end:  # wandb's own process writes it, after close too
+        time.sleep(0.1)
     name, settings, rows = logged(written)
     assert (name, settings["learning_rate"]) == ("my-run", 0.5)
     assert rows == [{"_step": 1, "tokens": 8, "loss": 2.0}, {"_step": 2, "tokens": 16, "loss": 1.75, "val_loss": 1.5}]
@@ -365,7 +368,7 @@ def logged(file: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
         at += 7 + length
         if record.HasField("run"):
             name = record.run.display_name
-            settings |= values(record.run.config.update)  # a later record may update only a part
+            settings |= values(record.run.config.update)
         elif record.HasField("history"):
             rows.append({key: value for key, value in values(record.history.item).items() if key not in own})
     return name, settings, rows

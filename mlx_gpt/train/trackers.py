@@ -68,9 +68,10 @@ class WandB:
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / "wandb-id.txt"
         known = kept.read_text().strip() if kept.exists() else None
-        where = {"project": "mlx-gpt", "name": folder.name, "dir": str(folder)}
         try:
-            self._run = wandb.init(**where, config=dict(settings), id=known, resume="allow")
+            self._run = wandb.init(
+                project="mlx-gpt", name=folder.name, dir=str(folder), config=dict(settings), id=known, resume="allow"
+            )
             kept.write_text(self._run.id)
         except wandb.errors.Error as error:  # nobody is logged in, or no network
             raise UsageError(f"--report-to wandb: {error} WANDB_MODE=offline keeps it on this machine.") from error
