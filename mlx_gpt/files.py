@@ -33,7 +33,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``mlx_gpt`` in ``$XDG_CACHE_HOME``, or else in ``~/.cache``."""
+    """Where downloads are kept, and what is made once: ``mlx_gpt`` in ``$XDG_CACHE_HOME``, or else in ``~/.cache``."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "mlx_gpt"  # the XDG rule: ignore relative paths
 
