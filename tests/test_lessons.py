@@ -13,12 +13,13 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.text.lessons import LESSONS, Lesson, pairs, questions
+from mlx_gpt.text import tinyworld
+from mlx_gpt.text.lessons import IDLE, LESSONS, Lesson, pairs, questions
 from mlx_gpt.text.tinyworld import NAMES, PLACES
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 from mlx_gpt.train import head_start
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.head_start import practise, share_right
+from mlx_gpt.train.head_start import N_QUESTIONS, Exam, practise, share_right
 
 EVERY = pytest.mark.parametrize("lesson", LESSONS, ids=range(len(LESSONS)))
 
@@ -59,20 +60,30 @@ def test_a_lesson_asks_what_it_has_told_and_fills_its_window(lesson: Lesson, tok
 
 
 def test_the_same_person_has_the_same_place_until_it_moves() -> None:
-    for lesson in LESSONS[:-1]:
+    *still, moving, _ = LESSONS
+    for lesson in still:
         for text in lesson.documents(20, seed=1):
             told = [word for word in words(text) if word in NAMES + PLACES]
             at: dict[str, str] = {}
             for who, place in pairwise(told):
                 if who in NAMES and place in PLACES:
                     assert at.setdefault(who, place) == place
-    moving = [{word for word in words(text) if word in PLACES} for text in LESSONS[-1].documents(20, seed=1)]
-    assert max(map(len, moving)) > 4  # and three people
+    places = [{word for word in words(text) if word in PLACES} for text in moving.documents(20, seed=1)]
+    assert max(map(len, places)) > 4  # and three people
+
+
+def test_a_long_story_is_tinyworld_without_an_end_and_nothing_idle() -> None:
+    idle = {word for slot in IDLE for word in tinyworld.WORDS[slot]}
+    for text in LESSONS[-1].documents(30, seed=1):
+        assert not idle & set(words(text))
+        reading = tinyworld.read_story(text)  # it goes on after as many events as a story has, and no further
+        assert reading.sentences > tinyworld.FEWEST_EVENTS + 4
+        assert "does not follow" in reading.broken
 
 
 @pytest.mark.parametrize("between", [0, 1, 6])
 def test_the_distance_is_what_was_asked_for(between: int) -> None:
-    texts = Lesson(partial(pairs, between=between), 24, 1, 1.0).documents(30, seed=0)
+    texts = Lesson(partial(pairs, between=between), 1, 24, 1, 1.0, 1).documents(30, seed=0)
     distances = set()
     for text in texts:
         told = words(text)
@@ -109,8 +120,10 @@ class Reader:
 
 @EVERY
 def test_an_exam_tells_who_knows_from_who_repeats_the_last_place(lesson: Lesson, tokenizer: Tokenizer) -> None:
-    assert share_right(Reader(tokenizer, knows=True), tokenizer, lesson, seed=0) == 1  # type: ignore[arg-type]
-    assert share_right(Reader(tokenizer, knows=False), tokenizer, lesson, seed=0) == 0  # type: ignore[arg-type]
+    exam = Exam.of(lesson, tokenizer, seed=0)
+    assert len(exam.texts) == N_QUESTIONS
+    assert share_right(Reader(tokenizer, knows=True), exam) == 1  # type: ignore[arg-type]
+    assert share_right(Reader(tokenizer, knows=False), exam) == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("learned", "exams"), [(1.0, 1), (0.0, 2)])
@@ -118,7 +131,7 @@ def test_a_lesson_ends_when_it_is_learned_or_its_tokens_are_used_up(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, learned: float, exams: int
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(head_start, "LESSONS", (Lesson(partial(pairs, between=0), 24, 5 * 480, 0.9),))
+    monkeypatch.setattr(head_start, "LESSONS", (Lesson(partial(pairs, between=0), 20, 24, 5 * 480, 0.9, 0.3),))
     monkeypatch.setattr(head_start, "STEPS_BETWEEN", 2)
     monkeypatch.setattr(head_start, "share_right", lambda *_: (asked.append(1), learned)[1])
     mx.random.seed(0)

@@ -323,13 +323,18 @@ def story(rng: random.Random) -> str:
     """One story, drawn from the rules."""
     scene, sentences = Scene(), []
     while allowed := choices(scene):
-        rule = rng.choices([rule for rule, _ in allowed], [share for _, share in allowed])[0]
-        said: Said = {}
-        for slot in rule.pieces[1::2]:
-            said[slot] = rng.choice(options(scene, slot, said))
-        sentences.append(rule.text.format(**said))
-        scene = after(scene, rule, said)
+        sentence, scene = tell(rng, scene, allowed)
+        sentences.append(sentence)
     return " ".join(sentences)
+
+
+def tell(rng: random.Random, scene: Scene, allowed: Sequence[tuple[Rule, float]]) -> tuple[str, Scene]:
+    """One more sentence, by one of the rules ``allowed``, and the scene after it."""
+    rule = rng.choices([rule for rule, _ in allowed], [share for _, share in allowed])[0]
+    said: Said = {}
+    for slot in rule.pieces[1::2]:
+        said[slot] = rng.choice(options(scene, slot, said))
+    return rule.text.format(**said), after(scene, rule, said)
 
 
 def stories(n: int, seed: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import islice
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -16,9 +17,8 @@ from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import optimizer_of
 from mlx_gpt.train.step import make_train_step
 
-STEP = 480  # tokens of a step: fewer than in training, so that there are more steps
 N_QUESTIONS = 100  # of an exam
-STEPS_BETWEEN = 100  # two exams
+STEPS_BETWEEN = 60  # two exams
 
 
 def head_start(model: GPT, seed: int) -> None:
@@ -42,36 +42,54 @@ def head_start(model: GPT, seed: int) -> None:
 def practise(model: GPT, tokenizer: Tokenizer, config: TrainConfig) -> None:
     """Train on the lessons, one after the other, each until it is learned, with the optimizer of ``config``.
 
-    The rate is constant. A lesson that is not learned in its number of tokens is left: the stories have to do then.
+    A lesson that is not learned in its number of tokens is left: the stories have to do then.
     """
+    optimizer = optimizer_of(config, model.config.n_head)
+    peaks = [one.learning_rate for one in optimizer.optimizers]
     for lesson in LESSONS:
-        T = lesson.window
-        B = STEP // T
+        T, B = lesson.window, lesson.rows
         documents = lesson.documents(1 + lesson.tokens // (2 * T), config.seed)
         batches = endless_batches(TokenStream.from_documents(documents, tokenizer), T, B, config.seed)
-        step = make_train_step(model, optimizer_of(config, model.config.n_head), config.grad_clip, B)
+        for one, peak in zip(optimizer.optimizers, peaks, strict=True):
+            one.learning_rate = peak * lesson.rate
+        step = make_train_step(model, optimizer, config.grad_clip, B)
+        exam = Exam.of(lesson, tokenizer, config.seed + 1)
         for n, (x, y) in enumerate(islice(batches, lesson.tokens // (B * T)), start=1):
             mx.eval(step(x, y), step.state)
-            if n % STEPS_BETWEEN == 0 and share_right(model, tokenizer, lesson, config.seed + 1) >= lesson.goal:
+            if n % STEPS_BETWEEN == 0 and share_right(model, exam) >= lesson.goal:
                 break
     model.eval()
 
 
-def share_right(model: GPT, tokenizer: Tokenizer, lesson: Lesson, seed: int) -> float:
-    """How many of the places that a lesson's documents ask for the model knows. Chance is one in three."""
-    T, rng = lesson.window, random.Random(seed)
-    prompts, answers = [], []
-    for text in lesson.documents(N_QUESTIONS, seed):
-        asked = [([tokenizer.eot_id, *tokenizer.encode(before)], place) for before, place in questions(text)]
-        if fitting := [(ids, place) for ids, place in asked if len(ids) <= T]:
-            prompt, place = rng.choice(fitting)
-            prompts.append(prompt)
-            answers.append(tokenizer.encode(f" {place}")[0])
-    ids = np.full((len(prompts), T), tokenizer.eot_id, np.int32)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt  # what follows, an earlier position does not see
-    last = mx.array([len(prompt) - 1 for prompt in prompts])
+class Exam(NamedTuple):
+    """Texts (N, T) that ask for a place after token ``last`` (N,), where ``answers`` (N,) has to come."""
+
+    texts: np.ndarray
+    last: mx.array
+    answers: mx.array
+
+    @classmethod
+    def of(cls, lesson: Lesson, tokenizer: Tokenizer, seed: int) -> Exam:
+        """``N_QUESTIONS`` questions that fit into the window, each of another document of a lesson."""
+        T, rng = lesson.window, random.Random(seed)
+        prompts, answers = [], []
+        for text in lesson.documents(4 * N_QUESTIONS, seed):
+            asked = [([tokenizer.eot_id, *tokenizer.encode(before)], place) for before, place in questions(text)]
+            if fitting := [(ids, place) for ids, place in asked if len(ids) <= T]:
+                prompt, place = rng.choice(fitting)
+                prompts.append(prompt)
+                answers.append(tokenizer.encode(f" {place}")[0])
+            if len(prompts) == N_QUESTIONS:
+                break
+        texts = np.full((len(prompts), T), tokenizer.eot_id, np.int32)
+        for row, prompt in zip(texts, prompts, strict=True):
+            row[: len(prompt)] = prompt  # what follows, an earlier position does not see
+        return cls(texts, mx.array([len(prompt) - 1 for prompt in prompts]), mx.array(answers))
+
+
+def share_right(model: GPT, exam: Exam) -> float:
+    """How many of the places that an exam asks for the model knows. Chance is one in three and less."""
     model.eval()
-    said = model(ids)[mx.arange(len(prompts)), last].argmax(axis=-1)
+    said = model(exam.texts)[mx.arange(len(exam.texts)), exam.last].argmax(axis=-1)
     model.train()
-    return float(mx.mean(said == mx.array(answers)))
+    return float(mx.mean(said == exam.answers))
