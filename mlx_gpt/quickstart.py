@@ -53,7 +53,7 @@ class Size(NamedTuple):
     muon_learning_rate: float
     schedule: str
     head_start: bool  # see there; where there is little time noise was better
-    practice: bool  # lessons before the stories; they take a fixed number of tokens
+    practice: bool  # lessons before the stories; they take one to three million tokens
     architecture: GPTConfig
 
 
@@ -63,7 +63,7 @@ DEEP = GPTConfig(n_positions=144, n_embd=64, n_layer=6, n_head=2, n_inner=64)
 SIZES = (  # from small to large
     Size(0, 0.03, "wsd", False, False, GPTConfig(n_positions=144, n_embd=64, n_layer=2, n_head=2)),
     Size(1_200_000, 0.013, "cosine", True, False, DEEP),
-    Size(6_000_000, 0.013, "cosine", True, True, DEEP),
+    Size(4_500_000, 0.013, "cosine", True, True, DEEP),
 )
 
 

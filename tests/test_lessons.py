@@ -126,19 +126,34 @@ def test_an_exam_tells_who_knows_from_who_repeats_the_last_place(lesson: Lesson,
     assert share_right(Reader(tokenizer, knows=False), exam) == 0  # type: ignore[arg-type]
 
 
+def practised(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, rate: float) -> list[dict[str, mx.array]]:
+    """Weights before and after a lesson of five steps."""
+    monkeypatch.setattr(head_start, "LESSONS", (Lesson(partial(pairs, between=0), 20, 24, 5 * 480, 0.9, rate),))
+    monkeypatch.setattr(head_start, "STEPS_BETWEEN", 2)
+    mx.random.seed(0)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=24, n_embd=16, n_layer=1, n_head=2))
+    before = dict(tree_flatten(model.parameters()))
+    practise(model, tokenizer, TrainConfig(steps=1, optimizer="muon"))
+    return [before, dict(tree_flatten(model.parameters()))]
+
+
 @pytest.mark.parametrize(("learned", "exams"), [(1.0, 1), (0.0, 2)])
 def test_a_lesson_ends_when_it_is_learned_or_its_tokens_are_used_up(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, learned: float, exams: int
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(head_start, "LESSONS", (Lesson(partial(pairs, between=0), 20, 24, 5 * 480, 0.9, 0.3),))
-    monkeypatch.setattr(head_start, "STEPS_BETWEEN", 2)
     monkeypatch.setattr(head_start, "share_right", lambda *_: (asked.append(1), learned)[1])
-    mx.random.seed(0)
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=24, n_embd=16, n_layer=1, n_head=2))
-    before = dict(tree_flatten(model.parameters()))
-    practise(model, tokenizer, TrainConfig(steps=1, optimizer="muon"))
-    after = dict(tree_flatten(model.parameters()))
+    before, after = practised(monkeypatch, tokenizer, rate=0.3)
     assert len(asked) == exams
     assert not mx.array_equal(before["wte.weight"], after["wte.weight"])
     assert all(mx.isfinite(weight).all() for weight in after.values())
+
+
+def test_the_rate_of_a_lesson_scales_every_step(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved(rate: float) -> dict[str, float]:
+        before, after = practised(monkeypatch, tokenizer, rate)
+        return {name: float(mx.abs(after[name] - before[name]).max()) for name in before}
+
+    whole, tenth, none = moved(1), moved(0.1), moved(0)
+    for name in whole:
+        assert none[name] == 0 < tenth[name] < 0.3 * whole[name]

@@ -122,7 +122,8 @@ def long_story(rng: random.Random) -> str:
 
 
 # Windows grow with the distance: in a long one a match is a needle in a haystack, and is not found. Once it is found,
-# smaller steps: with larger ones it stays a match in three of four cases.
+# smaller steps: with larger ones it stays a match in three of four cases. The last lesson is given all of its tokens:
+# it also asks who has the thing, which no exam asks.
 FINER = 0.3
 LESSONS = (
     Lesson(partial(pairs, between=0), rows=20, window=24, tokens=600_000, goal=0.7, rate=1),
