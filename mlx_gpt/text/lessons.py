@@ -122,8 +122,8 @@ def long_story(rng: random.Random) -> str:
 
 
 # Windows grow with the distance: in a long one a match is a needle in a haystack, and is not found. Once it is found,
-# smaller steps: with larger ones it stays a match in three of four cases, or is lost in the stories. And what was
-# learned in a short window holds at the positions of that window only.
+# smaller steps: with larger ones it stays a match in three of four cases. The last lesson is given all of its tokens:
+# it also asks who has the thing, which no exam asks.
 FINER = 0.3
 LESSONS = (
     Lesson(partial(pairs, between=0), rows=20, window=24, tokens=600_000, goal=0.7, rate=1),
@@ -132,6 +132,5 @@ LESSONS = (
     Lesson(partial(pairs, between=6, cue=True), rows=8, window=60, tokens=300_000, goal=0.9, rate=FINER),
     Lesson(partial(sentences, n_people=4, moves=0), rows=8, window=60, tokens=300_000, goal=0.9, rate=FINER),
     Lesson(partial(sentences, n_people=3, moves=0.35), rows=6, window=80, tokens=500_000, goal=0.9, rate=FINER),
-    Lesson(partial(sentences, n_people=3, moves=0.35), rows=4, window=144, tokens=500_000, goal=0.9, rate=FINER),
-    Lesson(long_story, rows=4, window=144, tokens=800_000, goal=0.9, rate=FINER),
+    Lesson(long_story, rows=8, window=144, tokens=800_000, goal=1, rate=0.7),
 )
