@@ -24,15 +24,22 @@ enum { LONG = 1024, PART = 256 }; // terms of a sum that OpenBLAS is to add in p
 enum { SHARE = 128 << 10 };       // bytes of w that a core takes at a time: its cache holds them for the next rows of x
 enum { MANY = 8 };                // shares that are worth another core: to call it takes as long as to read some
 enum { SPINS = 50, LOOKS = 300 }; // how long a core waits for more before it sleeps: some tenths of a millisecond
+enum { AHEAD = 128 };             // floats of a row of w that are on the way from the memory before they are needed
+enum { LONGEST = 8192 };          // terms of a sum for which there is room where rows of x are put side by side
 
+// Floats of a vector, and how many rows of w are multiplied at once with how many of x: with 1, with 4, with WIDE. The
+// registers hold the sums; with one row of x it is the memory that wants to be asked for several rows of w.
 #if defined(__AVX512F__)
-enum { LANES = 16, DEEP = 3, WIDE = 8 }; // floats of a vector; rows of w and of x that the registers hold sums for
+enum { LANES = 16, WIDE = 8, WITH_ONE = 6, WITH_FOUR = 4, WITH_WIDE = 3 };
 #elif defined(__AVX__)
-enum { LANES = 8, DEEP = 3, WIDE = 4 };
+enum { LANES = 8, WIDE = 4, WITH_ONE = 6, WITH_FOUR = 3, WITH_WIDE = 3 };
 #else
-enum { LANES = 4, DEEP = 3, WIDE = 4 };
+enum { LANES = 4, WIDE = 4, WITH_ONE = 6, WITH_FOUR = 3, WITH_WIDE = 3 };
 #endif
+enum { SUMS = 3 * WIDE }; // vectors, at most
+enum { EACH = 12 };       // rows of w that can be cut into any of these numbers
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float Four __attribute__((vector_size(16)));
 
 // y = alpha x w^T + beta y: x (m, k), w (n, k), y (m, n); each row begins so many floats after the one before.
 typedef struct {
@@ -40,37 +47,43 @@ typedef struct {
   float alpha, beta;
   const float *x, *w;
   float *y;
+  const float *packed; // if there is more than one row: x, with the vectors that meet the same one of w side by side
 } Product;
 
+static inline int at_most(int n, int limit) { return n < limit ? n : limit; }
+
+static inline int rows_at_once(const Product *p) { return p->m == 1 ? 1 : p->m <= 4 ? 4 : WIDE; }
+
 static inline float sum(Lanes v) {
-  float s[LANES];
-  *(Lanes *)s = v;
-  for (int half = LANES / 2; half; half /= 2)
+  Four s[LANES / 4];
+  __builtin_memcpy(s, &v, sizeof s);
+  for (int half = LANES / 8; half; half /= 2)
     for (int i = 0; i < half; i++) s[i] += s[i + half];
-  return s[0];
+  return (s[0][0] + s[0][2]) + (s[0][1] + s[0][3]);
 }
 
-// M rows of x with N rows of w, each pair with U sums, so that an addition need not wait for the one before. Where only
-// m and n of them are there, the last stands for the rest, and nothing is written.
-static inline __attribute__((always_inline)) void tile(const Product *p, int row, int column, int m, int n, const int M,
-                                                       const int N, const int U) {
-  const float *x[WIDE], *w[DEEP];
-  Lanes sums[WIDE * DEEP] = {0};
+// M rows of x with N rows of w that are ``apart``, each pair with U sums, so that an addition need not wait for the one
+// before. Where only m and n of them are there, the last stands for the rest, and nothing is written.
+static inline __attribute__((always_inline)) void tile(const Product *p, int row, int column, int m, int n, int apart,
+                                                       const int M, const int N, const int U) {
+  const float *x = M > 1 ? p->packed + (int64_t)row * (p->k / LANES * LANES) : p->x, *w[WITH_ONE];
+  Lanes sums[SUMS];
   int k = 0;
-  for (int i = 0; i < M; i++) x[i] = p->x + (int64_t)(row + (i < m ? i : m - 1)) * p->x_step;
-  for (int j = 0; j < N; j++) w[j] = p->w + (int64_t)(column + (j < n ? j : n - 1)) * p->w_step;
+#pragma GCC unroll 24
+  for (int i = 0; i < M * N * U; i++) sums[i] = (Lanes){0};
+  for (int j = 0; j < N; j++) w[j] = p->w + (int64_t)(column + (j < n ? j : n - 1) * apart) * p->w_step;
   for (; k <= p->k - U * LANES; k += U * LANES) {
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++) {
-      Lanes some[DEEP];
+      Lanes some[WITH_ONE];
 #pragma GCC unroll 8
       for (int j = 0; j < N; j++) {
         some[j] = *(const Lanes *)(w[j] + k + u * LANES);
-        if (M > 1) __builtin_prefetch(w[j] + (int64_t)N * p->w_step + k); // of the next tile
+        __builtin_prefetch(w[j] + k + u * LANES + AHEAD);
       }
 #pragma GCC unroll 8
       for (int i = 0; i < M; i++) {
-        Lanes one = *(const Lanes *)(x[i] + k + u * LANES);
+        Lanes one = *(const Lanes *)(x + (k + u * LANES) * M + i * LANES);
 #pragma GCC unroll 8
         for (int j = 0; j < N; j++) sums[(i * N + j) * U + u] += one * some[j];
       }
@@ -80,8 +93,9 @@ static inline __attribute__((always_inline)) void tile(const Product *p, int row
 #pragma GCC unroll 8
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 8
-      for (int j = 0; j < N; j++) sums[(i * N + j) * U] += *(const Lanes *)(x[i] + k) * *(const Lanes *)(w[j] + k);
-  Lanes found[WIDE * DEEP]; // out of the registers
+      for (int j = 0; j < N; j++)
+        sums[(i * N + j) * U] += *(const Lanes *)(x + k * M + i * LANES) * *(const Lanes *)(w[j] + k);
+  Lanes found[SUMS]; // out of the registers
 #pragma GCC unroll 24
   for (int i = 0; i < M * N; i++) {
     found[i] = sums[i * U];
@@ -90,22 +104,35 @@ static inline __attribute__((always_inline)) void tile(const Product *p, int row
   }
   for (int i = 0; i < m; i++)
     for (int j = 0; j < n; j++) {
-      float s = sum(found[i * N + j]), *y = p->y + (int64_t)(row + i) * p->y_step + column + j;
-      for (int l = k; l < p->k; l++) s += x[i][l] * w[j][l];
+      float s = sum(found[i * N + j]), *y = p->y + (int64_t)(row + i) * p->y_step + column + j * apart;
+      for (int l = k; l < p->k; l++) s += p->x[(int64_t)(row + i) * p->x_step + l] * w[j][l];
       *y = p->alpha * s + (p->beta ? p->beta * *y : 0);
     }
 }
 
-static inline int at_most(int n, int limit) { return n < limit ? n : limit; }
-
-// The columns of y from first up to last.
+// The columns of y from first up to last. Rows of w that are multiplied at once lie far from each other: as many streams
+// of numbers, each from one place to the next, come faster than one.
 static void multiply(const Product *p, int first, int last) {
-  if (p->m == 1)
-    for (int column = first; column < last; column++) tile(p, 0, column, 1, 1, 1, 1, 4);
-  else
-    for (int row = 0; row < p->m; row += WIDE)
-      for (int column = first; column < last; column += DEEP)
-        tile(p, row, column, at_most(p->m - row, WIDE), at_most(last - column, DEEP), WIDE, DEEP, 1);
+  int M = rows_at_once(p), N = M == 1 ? WITH_ONE : M == 4 ? WITH_FOUR : WITH_WIDE;
+  int apart = (last - first + N - 1) / N;
+  for (int row = 0; row < p->m; row += M)
+    for (int column = first; column < first + apart; column++) {
+      int m = at_most(p->m - row, M), n = (last - column + apart - 1) / apart;
+      if (M == 1) tile(p, row, column, m, n, apart, 1, WITH_ONE, 2);
+      else if (M == 4) tile(p, row, column, m, n, apart, 4, WITH_FOUR, 1);
+      else tile(p, row, column, m, n, apart, WIDE, WITH_WIDE, 1);
+    }
+}
+
+static const float *pack(const Product *p) {
+  static _Thread_local float packed[FEW * LONGEST] __attribute__((aligned(64)));
+  int M = rows_at_once(p);
+  float *at = packed;
+  for (int row = 0; row < p->m; row += M)
+    for (int k = 0; k <= p->k - LANES; k += LANES)
+      for (int i = row; i < row + M; i++, at += LANES)
+        *(Lanes *)at = *(const Lanes *)(p->x + (int64_t)at_most(i, p->m - 1) * p->x_step + k);
+  return packed;
 }
 
 // The cores. Who has a product puts it up and takes shares of it until all are taken, and so does every helper that is
@@ -155,10 +182,10 @@ static void *help(void *number) {
 
 static void multiply_together(const Product *p) {
   static uint64_t number;
-  int rows = SHARE / (4 * p->k) / DEEP * DEEP + DEEP, shares = (p->n + rows - 1) / rows, nobody = 0;
+  int rows = SHARE / (4 * p->k) / EACH * EACH + EACH, shares = (p->n + rows - 1) / rows, nobody = 0;
   int others = OPENBLAS(openblas_get_num_threads)() - 1;
   if (others < 1 || shares < MANY || !atomic_compare_exchange_strong(&busy, &nobody, 1)) {
-    multiply(p, 0, p->n);
+    for (int first = 0; first < p->n; first += rows) multiply(p, first, at_most(p->n, first + rows));
     return;
   }
   for (pthread_t thread; helpers < others && !pthread_create(&thread, 0, help, (void *)(intptr_t)helpers); helpers++)
@@ -181,8 +208,11 @@ static void multiply_together(const Product *p) {
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
                  int ldb, float beta, float *c, int ldc) {
   int few = order == ROW_MAJOR && ta == NO_TRANS && m <= FEW && k > 0;
-  if (few && tb == TRANS && (int64_t)n * k > SMALL)
-    multiply_together(&(Product){m, n, k, lda, ldb, ldc, alpha, beta, a, b, c});
+  if (few && tb == TRANS && (int64_t)n * k > SMALL && (m == 1 || k <= LONGEST)) {
+    Product p = {m, n, k, lda, ldb, ldc, alpha, beta, a, b, c, 0};
+    if (m > 1) p.packed = pack(&p);
+    multiply_together(&p);
+  }
   else if (few && m == 1 && (int64_t)n * k > LARGE)
     OPENBLAS(cblas_sgemv)(order, TRANS, k, n, alpha, b, ldb, a, 1, beta, c, 1);
   else if (order == ROW_MAJOR && k >= LONG && ta == NO_TRANS && tb == TRANS)
