@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 GROWTH = 256  # slots by which a cache grows; a compiled step is traced anew for each length
+FIRST = 64  # slots of the first, which are doubled up to ``GROWTH``: a step reads all slots, used or not
 
 Packed = tuple[mx.array, ...]  # keys or values as they are kept: (B, H, slots, D), or quantized, with scales and biases
 
@@ -74,7 +75,10 @@ class KVCache:
 
     def grow(self, n: int) -> None:
         """See to room for at least n tokens."""
-        slots = -(-n // GROWTH) * GROWTH
+        step = GROWTH
+        while step > FIRST and n <= step // 2:
+            step //= 2
+        slots = -(-n // step) * step
         slots = min(slots, self.n_positions) if n <= self.n_positions else slots
         if n > self.n_slots:
             self.keys, self.values = _longer(self.keys, slots), _longer(self.values, slots)
