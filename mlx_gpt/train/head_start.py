@@ -15,6 +15,7 @@ from mlx_gpt.text.shards import TokenStream, endless_batches
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import optimizer_of
+from mlx_gpt.train.optimizer import Schedule
 from mlx_gpt.train.step import make_train_step
 
 N_QUESTIONS = 100  # of an exam
@@ -45,13 +46,12 @@ def practise(model: GPT, tokenizer: Tokenizer, config: TrainConfig) -> None:
     A lesson that is not learned in its number of tokens is left: the stories have to do then.
     """
     optimizer = optimizer_of(config, model.config.n_head)
-    peaks = [one.learning_rate for one in optimizer.optimizers]
+    schedule = Schedule(optimizer)
     for lesson in LESSONS:
         T, B = lesson.window, lesson.rows
         documents = lesson.documents(1 + lesson.tokens // (2 * T), config.seed)
         batches = endless_batches(TokenStream.from_documents(documents, tokenizer), T, B, config.seed)
-        for one, peak in zip(optimizer.optimizers, peaks, strict=True):
-            one.learning_rate = peak * lesson.rate
+        schedule.scale(lesson.rate)
         step = make_train_step(model, optimizer, config.grad_clip, B)
         exam = Exam.of(lesson, tokenizer, config.seed + 1)
         for n, (x, y) in enumerate(islice(batches, lesson.tokens // (B * T)), start=1):

@@ -121,7 +121,10 @@ class Schedule:
 
     def set(self, done: float) -> float:
         """Set the learning rates; returns AdamW's."""
-        factor = self.factor(done)
+        return self.scale(self.factor(done))
+
+    def scale(self, factor: float) -> float:
+        """Set them to so many times their peaks; returns AdamW's."""
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.learning_rate = peak * factor
         return self.peaks[-1] * factor
