@@ -71,7 +71,7 @@ def roll_positions(model: GPT, optimizer: optim.MultiOptimizer, by: int) -> None
     """Let each position have the vector of the one so many before it, with what the optimizer keeps of that."""
 
     def rolled(rows: mx.array) -> mx.array:
-        return mx.roll(rows, by, axis=0)
+        return mx.roll(rows, by, 0)
 
     model.wpe.weight = rolled(model.wpe.weight)
     for one in optimizer.optimizers:
