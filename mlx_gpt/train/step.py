@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,30 +51,38 @@ class TrainStep:
         mx.eval(self.state)
         self._scaled_loss_and_gradient = nn.value_and_grad(model, self._scaled_loss)
         compiled = partial(mx.compile, inputs=self.state, outputs=self.state)
-        self._whole = compiled(lambda x, y: self._apply(*self._measure(x, y)))
-        self._micro = compiled(lambda x, y, total: tree_map(mx.add, total, self._measure(x, y)))
-        self._finish = compiled(lambda total: self._apply(*_scaled(total, 1 / accumulate)))
+        self._whole = compiled(lambda x, y: self._apply(*self._loss_and_gradient(x, y)))
+        self._shares = [self._compiled_share(stream) for stream in self.lanes]
+        self._add = mx.compile(lambda *parts: _sum(parts))
+        n = accumulate * len(self.lanes)  # the mean over equal shares is the mean over all
+        self._finish = compiled(lambda *parts: self._apply(*_scaled(_sum(parts), 1 / n)))
 
     def __call__(self, x: np.ndarray | mx.array, y: np.ndarray | mx.array) -> tuple[mx.array, mx.array]:
         x, y = mx.array(x), mx.array(y)
-        if self.accumulate == 1:
+        if self.accumulate == len(self.lanes) == 1:
             return self._whole(x, y)
-        total = (mx.array(0.0), tree_map(mx.zeros_like, self.model.trainable_parameters()))
-        for rows, targets in zip(x, y, strict=True):
-            total = self._micro(rows, targets, total)
-            mx.eval(total, self.state)  # or the graphs of all of them pile up
-        return self._finish(total)
+        parts: list[Any] = []
+        for rows, targets in [(x, y)] if self.accumulate == 1 else zip(x, y, strict=True):
+            shares = zip(self._shares, mx.split(rows, len(self.lanes)), mx.split(targets, len(self.lanes)), strict=True)
+            parts += [share(*its) for share, *its in shares]
+            if self.accumulate > 1:
+                parts = [self._add(*parts)]
+                mx.eval(parts, self.state)  # or the graphs of all of them pile up
+        return self._finish(*parts)
 
-    def _measure(self, x: mx.array, y: mx.array) -> tuple[mx.array, Any]:
-        """Loss and gradient over the rows of this process. The mean over equal shares is the mean over all."""
-        results = []
-        shares = zip(self.lanes, mx.split(x, len(self.lanes)), mx.split(y, len(self.lanes)), strict=True)
-        for stream, rows, targets in shares:
+    def _compiled_share(self, stream: mx.Stream) -> Callable[[mx.array, mx.array], Any]:
+        """Loss and gradient of some rows in a lane, compiled by itself.
+
+        In one graph MLX takes what is equal in two lanes, such as a constant spread over a shape, for one and the same,
+        and then can fuse it with the operations of one of them only: the others wait for it, and take it in strides.
+        """
+
+        @partial(mx.compile, inputs=[self.model.state, mx.random.state], outputs=[mx.random.state])
+        def share(rows: mx.array, targets: mx.array) -> tuple[mx.array, Any]:
             with mx.stream(stream):
-                results.append(self._loss_and_gradient(rows, targets))
-        if len(results) == 1:
-            return results[0]
-        return _scaled(tree_map(lambda *parts: sum(parts[1:], parts[0]), *results), 1 / len(results))
+                return self._loss_and_gradient(rows, targets)
+
+        return share
 
     def _loss_and_gradient(self, x: mx.array, y: mx.array) -> tuple[mx.array, Any]:
         masters = self.model.trainable_parameters()
@@ -126,6 +134,10 @@ def make_train_step(
     float32. ``recompute`` computes what is inside a block again on the way back, instead of keeping it.
     """
     return TrainStep(model, optimizer, clip, batch_size, accumulate, getattr(mx, dtype), recompute, group)
+
+
+def _sum(trees: Sequence[Any]) -> Any:
+    return tree_map(lambda *parts: sum(parts[1:], parts[0]), *trees)
 
 
 def _scaled(tree: Any, factor: float) -> Any:
