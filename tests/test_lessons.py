@@ -14,12 +14,14 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text import tinyworld
-from mlx_gpt.text.lessons import IDLE, LESSONS, Lesson, pairs, questions
+from mlx_gpt.text.lessons import IDLE, LESSONS, Lesson, long_story, pairs, questions
 from mlx_gpt.text.tinyworld import NAMES, PLACES
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 from mlx_gpt.train import head_start
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.head_start import N_QUESTIONS, Exam, practise, share_right
+from mlx_gpt.train.head_start import N_QUESTIONS, Exam, practise, roll_positions, share_right
+from mlx_gpt.train.optimizer import make_optimizer
+from mlx_gpt.train.step import make_train_step
 
 EVERY = pytest.mark.parametrize("lesson", LESSONS, ids=range(len(LESSONS)))
 
@@ -74,7 +76,7 @@ def test_the_same_person_has_the_same_place_until_it_moves() -> None:
 
 def test_a_long_story_is_tinyworld_without_an_end_and_nothing_idle() -> None:
     idle = {word for slot in IDLE for word in tinyworld.WORDS[slot]}
-    for text in LESSONS[-1].documents(30, seed=1):
+    for text in Lesson(long_story, 1, 144, 1, 1.0, 1).documents(30, seed=1):
         assert not idle & set(words(text))
         reading = tinyworld.read_story(text)  # it goes on after as many events as a story has, and no further
         assert reading.sentences > tinyworld.FEWEST_EVENTS + 4
@@ -127,11 +129,12 @@ def test_an_exam_tells_who_knows_from_who_repeats_the_last_place(lesson: Lesson,
 
 
 def practised(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, rate: float) -> list[dict[str, mx.array]]:
-    """Weights before and after a lesson of five steps."""
-    monkeypatch.setattr(head_start, "LESSONS", (Lesson(partial(pairs, between=0), 20, 24, 5 * 480, 0.9, rate),))
+    """Weights before and after a lesson of five steps, in half of the positions."""
+    lesson = Lesson(partial(pairs, between=0), 20, 24, 5 * 480, 0.9, rate)
+    monkeypatch.setattr(head_start, "LESSONS", (lesson,))
     monkeypatch.setattr(head_start, "STEPS_BETWEEN", 2)
     mx.random.seed(0)
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=24, n_embd=16, n_layer=1, n_head=2))
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=48, n_embd=16, n_layer=1, n_head=2))
     before = dict(tree_flatten(model.parameters()))
     practise(model, tokenizer, TrainConfig(steps=1, optimizer="muon"))
     return [before, dict(tree_flatten(model.parameters()))]
@@ -157,3 +160,33 @@ def test_the_rate_of_a_lesson_scales_every_step(tokenizer: Tokenizer, monkeypatc
     whole, tenth, none = moved(1), moved(0.1), moved(0)
     for name in whole:
         assert none[name] == 0 < tenth[name] < 0.3 * whole[name]
+
+
+def test_a_lesson_trains_the_positions_past_its_window_too(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = practised(monkeypatch, tokenizer, rate=1)
+    moved = np.array(mx.abs(after["wpe.weight"] - before["wpe.weight"]).max(axis=1))
+    assert (moved > 1e-3).mean() > 0.75  # five windows, each half as long as the context
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_position_takes_with_it_what_the_optimizer_keeps_of_it(name: str) -> None:
+    model = GPT(GPTConfig(vocab_size=20, n_positions=8, n_embd=16, n_layer=1, n_head=2))
+    optimizer = make_optimizer(name, muon_embeddings=True, n_head=2)
+    step = make_train_step(model, optimizer, clip=1.0, batch_size=2)
+    ids = mx.array(np.random.default_rng(0).integers(0, 20, (2, 9)), mx.int32)
+
+    def rows() -> dict[str, np.ndarray]:
+        state = [value for key, value in tree_flatten(optimizer.state) if "wpe" in key and value.ndim == 2]
+        return {str(i): np.array(one) for i, one in enumerate([model.wpe.weight, *state])}
+
+    mx.eval(step(ids[:, :-1], ids[:, 1:]), step.state)
+    before = rows()
+    assert len(before) == 3  # the vectors, and their gradients' two moments
+    roll_positions(model, optimizer, 3)
+    for key, rolled in rows().items():
+        np.testing.assert_array_equal(rolled, np.roll(before[key], 3, axis=0))
+    roll_positions(model, optimizer, -3)
+    mx.eval(step(ids[:, :-1], ids[:, 1:]), step.state)  # goes on with them
+    assert not np.array_equal(rows()["0"], before["0"])

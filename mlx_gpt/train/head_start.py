@@ -7,7 +7,9 @@ from itertools import islice
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_map
 
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.lessons import LESSONS, Lesson, questions
@@ -43,10 +45,13 @@ def head_start(model: GPT, seed: int) -> None:
 def practise(model: GPT, tokenizer: Tokenizer, config: TrainConfig) -> None:
     """Train on the lessons, one after the other, each until it is learned, with the optimizer of ``config``.
 
-    A lesson that is not learned in its number of tokens is left: the stories have to do then.
+    A lesson that is not learned in its number of tokens is left: the stories have to do then. Windows begin at any of
+    the model's positions, or what is learned in a short one would hold at its positions only (Kiyono et al. 2021,
+    "SHAPE: Shifted Absolute Position Embedding for Transformers").
     """
     optimizer = optimizer_of(config, model.config.n_head)
     schedule = Schedule(optimizer)
+    rng = random.Random(config.seed)
     for lesson in LESSONS:
         T, B = lesson.window, lesson.rows
         documents = lesson.documents(1 + lesson.tokens // (2 * T), config.seed)
@@ -55,10 +60,25 @@ def practise(model: GPT, tokenizer: Tokenizer, config: TrainConfig) -> None:
         step = make_train_step(model, optimizer, config.grad_clip, B)
         exam = Exam.of(lesson, tokenizer, config.seed + 1)
         for n, (x, y) in enumerate(islice(batches, lesson.tokens // (B * T)), start=1):
+            start = rng.randrange(model.config.n_positions - T + 1)
+            roll_positions(model, optimizer, -start)
             mx.eval(step(x, y), step.state)
+            roll_positions(model, optimizer, start)
             if n % STEPS_BETWEEN == 0 and share_right(model, exam) >= lesson.goal:
                 break
     model.eval()
+
+
+def roll_positions(model: GPT, optimizer: optim.MultiOptimizer, by: int) -> None:
+    """Let each position have the vector of the one so many before it, with what the optimizer keeps of that."""
+
+    def rolled(rows: mx.array) -> mx.array:
+        return mx.roll(rows, by, 0)
+
+    model.wpe.weight = rolled(model.wpe.weight)
+    for one in optimizer.optimizers:
+        if "wpe" in one.state:
+            one.state["wpe"]["weight"] = tree_map(rolled, one.state["wpe"]["weight"])
 
 
 class Exam(NamedTuple):
