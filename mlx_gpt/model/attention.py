@@ -114,7 +114,7 @@ class MultiHeadAttention(nn.Module):
 
     def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
         """(B, T, C) -> (B, T, C); with a cache the T tokens also see the ones before them."""
-        q, k, v = mx.split(split_heads(self.c_attn(x), 3 * self.n_head), 3, axis=1)  # (B, H, T, D) each
+        q, k, v = (split_heads(part, self.n_head) for part in mx.split(self.c_attn(x), 3, axis=-1))  # (B, H, T, D)
         mask: mx.array | str = "causal"
         if cache is not None:
             k, v, mask = cache.extend(k, v)  # (B, H, S, D) twice; the cache knows which tokens there are to see
