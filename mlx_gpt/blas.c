@@ -212,8 +212,7 @@ void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, co
     Product p = {m, n, k, lda, ldb, ldc, alpha, beta, a, b, c, 0};
     if (m > 1) p.packed = pack(&p);
     multiply_together(&p);
-  }
-  else if (few && m == 1 && (int64_t)n * k > LARGE)
+  } else if (few && m == 1 && (int64_t)n * k > LARGE)
     OPENBLAS(cblas_sgemv)(order, TRANS, k, n, alpha, b, ldb, a, 1, beta, c, 1);
   else if (order == ROW_MAJOR && k >= LONG && ta == NO_TRANS && tb == TRANS)
     // A layer with long rows, x W^T: in parts, or the last terms of a row are rounded as the whole sum is.
