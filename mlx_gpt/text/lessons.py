@@ -121,9 +121,12 @@ def long_story(rng: random.Random) -> str:
     return " ".join(told)
 
 
+moving = partial(sentences, n_people=3, moves=0.35)
+
+
 def sentences_and_stories(rng: random.Random) -> str:
     """One or the other: in long stories alone who is where is lost again."""
-    return sentences(rng, n_people=3, moves=0.35) if rng.random() < 0.5 else long_story(rng)
+    return moving(rng) if rng.random() < 0.5 else long_story(rng)
 
 
 # Windows grow with the distance: in a long one a match is a needle in a haystack, and is not found. Once it is found,
@@ -136,6 +139,6 @@ LESSONS = (
     Lesson(partial(pairs, between=1, cue=True), rows=16, window=30, tokens=300_000, goal=0.9, rate=FINER),
     Lesson(partial(pairs, between=6, cue=True), rows=8, window=60, tokens=300_000, goal=0.9, rate=FINER),
     Lesson(partial(sentences, n_people=4, moves=0), rows=8, window=60, tokens=200_000, goal=0.9, rate=FINER),
-    Lesson(partial(sentences, n_people=3, moves=0.35), rows=6, window=80, tokens=300_000, goal=0.9, rate=FINER),
+    Lesson(moving, rows=6, window=80, tokens=300_000, goal=0.9, rate=FINER),
     Lesson(sentences_and_stories, rows=6, window=144, tokens=400_000, goal=1, rate=FINER),
 )
