@@ -13,11 +13,23 @@ import mlx.core as mx
 import pytest
 from command_line import SMALL
 
+from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
 
+NOT_ON_A_GPU = {
+    "cpu": "for a CPU as the default device",
+    "freed_at_once": "a GPU frees memory when a whole buffer of commands is done",
+}
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, which tests press
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name, reason in NOT_ON_A_GPU.items():
+        if item.get_closest_marker(name) and not on_cpu():
+            pytest.skip(reason)
 
 
 @pytest.fixture

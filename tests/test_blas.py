@@ -11,6 +11,7 @@ from command_line import ROOT, environment
 
 PRODUCT = """
 import mlx.core as mx, numpy as np, ctypes, time
+mx.set_default_device(mx.cpu)
 a = np.random.default_rng(0).standard_normal((300, 300), np.float32)
 product = np.array(mx.array(a) @ mx.array(a).T)
 print(float(np.abs(product - a.astype(np.float64) @ a.T.astype(np.float64)).max()))
@@ -83,6 +84,7 @@ def test_without_it_everything_stays_as_it_is(before: str, env: dict[str, str], 
 
 FEW_ROWS = """
 import mlx_gpt, mlx.core as mx, numpy as np
+mx.set_default_device(mx.cpu)
 from mlx_gpt.blas import set_threads
 rng = np.random.default_rng(0)
 before = 0
@@ -118,6 +120,7 @@ def test_products_with_few_rows_are_no_less_exact_than_numpys() -> None:
 
 TOGETHER = """
 import mlx_gpt, mlx.core as mx, threading
+mx.set_default_device(mx.cpu)
 from mlx_gpt.blas import set_threads
 w = mx.random.randint(-4, 5, (3000, 256), key=mx.random.key(0)).astype(mx.float32)  # whole numbers: sums are exact
 x = mx.random.randint(-4, 5, (40, 256), key=mx.random.key(1)).astype(mx.float32)

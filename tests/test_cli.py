@@ -23,6 +23,7 @@ from rich.console import Console
 from mlx_gpt import cli, quickstart
 from mlx_gpt.cli import main, parse
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import on_cpu
 from mlx_gpt.generate.decode import generate
 from mlx_gpt.generate.settings import Chance
 from mlx_gpt.quickstart import Judgement, judge
@@ -261,7 +262,8 @@ def test_quickstart_leaves_a_model_its_samples_and_a_table(
     assert main(["quickstart", "--minutes", "0.2"]) == 0  # again: in a new folder
     assert everything(folder) == before
     assert (here / "runs/quickstart-2/model.safetensors").exists()
-    assert (here / "runs/quickstart-2/model.safetensors").read_bytes() == before["model.safetensors"]
+    if on_cpu():  # a GPU adds gradients in any order
+        assert (here / "runs/quickstart-2/model.safetensors").read_bytes() == before["model.safetensors"]
 
 
 def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_gpt.device import on_cpu
 from mlx_gpt.model import cpu
 from mlx_gpt.model.attention import attend
 from mlx_gpt.model.mlp import FEW, gelu_new
 from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss
-
-on_a_cpu = pytest.mark.skipif(not on_cpu(), reason="for a CPU as the default device")
 
 
 def normal(*shape: int, seed: int = 0) -> mx.array:
@@ -85,6 +82,7 @@ def test_no_query_sees_the_future_not_even_a_little() -> None:
     assert mx.array_equal(before, after)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("C", [24, 768, 1025])
 def test_layer_norm_is_the_formula_with_less_rounding_than_mlx(C: int) -> None:
     x, weight, bias = normal(64, C) * 3 + 1, 1 + 0.1 * normal(C, seed=1), normal(C, seed=2)
@@ -125,7 +123,7 @@ def test_attention_keeps_no_pattern_for_the_way_back() -> None:
     assert peak(12) - peak(4) < 8 * B * H * T * T * 4 / 4  # a quarter of what eight layers' patterns would take
 
 
-@on_a_cpu
+@pytest.mark.cpu
 def test_on_a_cpu_float32_takes_these_forms_and_other_types_do_not() -> None:
     assert cpu.suits(mx.float32)
     assert not cpu.suits(mx.float16)
@@ -135,7 +133,7 @@ def test_on_a_cpu_float32_takes_these_forms_and_other_types_do_not() -> None:
     assert largest_difference(gelu_new(few), cpu.gelu_new(few)) < 1e-6
 
 
-@on_a_cpu
+@pytest.mark.cpu
 @pytest.mark.parametrize("V", [7, 300])
 def test_the_loss_with_one_exp_is_the_loss(V: int) -> None:
     x, head = normal(2, 150, 8, seed=1), normal(V, 8, seed=2)

@@ -93,6 +93,7 @@ def test_a_generation_holds_its_weights_and_lets_them_go(monkeypatch: pytest.Mon
 # Memory and time ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.freed_at_once
 def test_memory_is_the_weights_and_the_cache_that_is_needed() -> None:
     config = {"n_positions": 256, "n_embd": 256, "n_layer": 4, "n_head": 4}
     model = new_model(**config)

@@ -15,7 +15,6 @@ from command_line import TINY, everything, the_line
 
 from mlx_gpt.cli import main
 from mlx_gpt.config import PRESETS, GPTConfig
-from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train import machine
@@ -52,6 +51,7 @@ def peak(config: GPTConfig, training: TrainConfig) -> int:
     return mx.get_peak_memory() - before
 
 
+@pytest.mark.freed_at_once
 @pytest.mark.parametrize(
     ("shape", "how"),
     [
@@ -131,9 +131,8 @@ def test_a_batch_that_cannot_fit_is_refused_before_the_first_step(
     assert main(["train", "--data", "text.txt", "--out", "run", *flags]) == 0
 
 
+@pytest.mark.cpu
 def test_a_container_has_no_more_memory_than_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not on_cpu():
-        pytest.skip("the GPU's memory is MLX's to know")
     monkeypatch.setattr(machine, "CGROUP_LIMIT", tmp_path / "memory.max")
     whole = machine.memory_size()
     (tmp_path / "memory.max").write_text("123456789\n")

@@ -194,7 +194,11 @@ def test_a_folder_we_saved_opens_in_transformers_with_the_same_logits(tmp_path: 
     assert {name: getattr(theirs.config, name) for name in asdict(model.config)} == asdict(model.config)
     assert theirs.config.eos_token_id == Tokenizer.bytes().eot_id
     ids = np.arange(48).reshape(2, 24)
-    assert error(np.array(model(ids)), logits_of(theirs.eval().double(), ids)) < TOLERANCE
+    in_float32 = logits_of(theirs.eval(), ids)
+    exact = logits_of(theirs.double(), ids)
+    off, off_theirs = error(np.array(model(ids)), exact), error(in_float32, exact)
+    print(f"{settings}: off by {off:.1e}, transformers by {off_theirs:.1e}")
+    assert off < 2 * off_theirs
 
 
 @pytest.mark.parity

@@ -20,6 +20,7 @@ import pytest
 from command_line import environment, everything, in_a_process, the_line
 
 from mlx_gpt.cli import main
+from mlx_gpt.device import on_cpu
 from mlx_gpt.store import folder
 from mlx_gpt.store.checkpoint import Keeper, list_checkpoints
 from mlx_gpt.store.folder import load
@@ -49,6 +50,11 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
+    """To the bit on a CPU; a GPU adds the gradients of an embedding in any order."""
+    if not on_cpu():
+        for row, other_row in zip(rows(one), rows(other), strict=True):
+            assert row == pytest.approx(other_row, rel=1e-3)
+        return
     assert rows(one) == rows(other)
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 

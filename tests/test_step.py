@@ -114,6 +114,7 @@ def peak(run: Callable[[], Any]) -> int:
         mx.set_memory_limit(limit)
 
 
+@pytest.mark.freed_at_once
 def test_chunks_have_only_one_chunks_logits_in_memory() -> None:
     x, head = mx.random.normal((1, 2048, 4)), mx.random.normal((4000, 4))
     y = mx.zeros((1, 2048), mx.int32)
@@ -167,6 +168,7 @@ def memory_of_a_step(recompute: bool) -> int:
     return peak(lambda: [step(x, y), step.state])
 
 
+@pytest.mark.freed_at_once
 def test_computing_again_takes_less_memory() -> None:
     """In a process of its own, with the narrow graph of ``mlx-gpt train --recompute``: see ``machine.set_breadth``."""
     code = "from test_step import memory_of_a_step; print(memory_of_a_step(True), memory_of_a_step(False))"

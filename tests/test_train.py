@@ -250,6 +250,7 @@ def test_the_last_validation_loss_is_that_of_the_saved_model_over_all_windows(
     assert evaluate(model, make_eval_step(model), windows, 4) == pytest.approx(result.val_loss, rel=1e-6)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_runs_with_the_same_seed_are_equal_to_the_bit(material: Material, tmp_path: Path, optimizer: str) -> None:
     config = replace(QUICK, optimizer=optimizer)

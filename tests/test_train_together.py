@@ -17,6 +17,7 @@ from command_line import TINY, environment, everything, the_line
 from mlx_gpt.cli import main
 from mlx_gpt.store.checkpoint import list_checkpoints
 from mlx_gpt.store.run_file import read_run_file
+from mlx_gpt.train.distributed import RANKS, join
 
 RUN = ["train", "--data", "text.txt", *TINY, "--eval-every", "5", "--checkpoint-every", "4"]
 
@@ -48,6 +49,20 @@ def ends(pair: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     finally:
         for process in pair:
             process.kill()
+
+
+@pytest.mark.parametrize("name", [None, *RANKS])
+def test_mlx_is_asked_for_others_only_by_one_of_several(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would start MPI where that is installed, in every run."""
+    asked: list[int] = []
+    for known in RANKS:
+        monkeypatch.delenv(known, raising=False)
+    if name:
+        monkeypatch.setenv(name, "0")
+    alone = type("Group", (), {"size": lambda self: 1})()
+    monkeypatch.setattr("mlx.core.distributed.init", lambda: asked.append(1) or alone)
+    assert join() is None
+    assert len(asked) == (1 if name else 0)
 
 
 def losses(run: Path) -> list[tuple[int, int, float]]:

@@ -85,7 +85,7 @@ class KVCache:
 
     def _keep_room(self, n: int, k: mx.array, v: mx.array) -> None:
         if not self.keys:
-            self.keys, self.values = self._pack(k[:, :, :0]), self._pack(v[:, :, :0])
+            self.keys, self.values = self._pack_none(k), self._pack_none(v)
         self.grow(n)
 
     def _write(self, kept: Packed, new: mx.array, start: int | mx.array) -> Packed:
@@ -96,6 +96,10 @@ class KVCache:
         if self.bits in (8, 4):
             return tuple(mx.quantize(x, group_size=_group_size(x.shape[-1]), bits=self.bits))
         return (x.astype(mx.float16) if self.bits == 16 and x.dtype == mx.float32 else x,)
+
+    def _pack_none(self, like: mx.array) -> Packed:
+        # of a token, or MLX would quantize an empty array, which divides by zero on CUDA
+        return tuple(part[:, :, :0] for part in self._pack(like[:, :, :1]))
 
     def _read(self, kept: Packed, S: int, dtype: mx.Dtype) -> mx.array:
         x, *scales = (part[:, :, :S] for part in kept)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,9 +14,18 @@ import numpy as np
 
 from mlx_gpt.errors import MLXGPTError
 
+# What mlx.launch, and mpirun of Open MPI and of MPICH, tell each process they start.
+RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+
 
 def join() -> mx.distributed.Group | None:
-    """The processes that train together, or None where this one trains alone."""
+    """The processes that train together, or None where this one trains alone.
+
+    Unless somebody started it as one of several, MLX is not asked: it would start MPI wherever that is installed, and
+    MPI ends the process where it finds no network to its liking.
+    """
+    if not any(name in os.environ for name in RANKS):
+        return None
     try:
         group = mx.distributed.init()
     except RuntimeError as error:
