@@ -17,7 +17,7 @@ from mlx_gpt.cli import main
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.train import machine
+from mlx_gpt.train import machine, memory
 from mlx_gpt.train import run as run_module
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import make_step, optimizer_of
@@ -62,6 +62,7 @@ def peak(config: GPTConfig, training: TrainConfig) -> int:
         ({"vocab_size": 50257, "n_embd": 32, "n_layer": 1}, {"batch_size": 16}),  # more than a chunk
         ({"n_embd": 256, "n_head": 4, "n_layer": 4, "n_positions": 32}, {"batch_size": 2}),  # little beside the weights
         ({"resid_pdrop": 0.1, "embd_pdrop": 0.1}, {}),
+        ({"n_positions": 256, "n_head": 4, "n_layer": 3, "attn_pdrop": 0.1}, {}),
         ({}, {"optimizer": "muon"}),
         ({}, {"accumulate": 3}),
         ({}, {"dtype": "bfloat16"}),
@@ -74,6 +75,29 @@ def test_the_estimate_is_near_what_mlx_counts(
     config, training = replace(SHAPE, **shape), TrainConfig(**how)
     estimate, measured = step_memory(config, training), peak(config, training)
     assert abs(measured / estimate - 1) < ERROR, f"estimated {estimate:,}, measured {measured:,}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "how", "megabytes"),
+    [
+        ({"n_layer": 2}, {}, 10.3),
+        ({}, {}, 28.7),
+        ({"n_positions": 256, "n_head": 4, "n_layer": 2}, {"batch_size": 4}, 27.3),
+        ({"vocab_size": 4096, "n_layer": 2}, {}, 18.9),
+        ({"vocab_size": 50257, "n_embd": 32, "n_layer": 1}, {"batch_size": 16}, 141.2),
+        ({"n_embd": 256, "n_head": 4, "n_layer": 4, "n_positions": 32}, {"batch_size": 2}, 58.4),
+        ({"resid_pdrop": 0.1, "embd_pdrop": 0.1}, {}, 30.6),
+    ],
+    ids=str,
+)
+def test_the_estimate_is_near_what_was_counted_on_a_gpu(
+    shape: dict[str, Any], how: dict[str, Any], megabytes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an H100 with MLX 0.32.4 for CUDA 13, ``MLX_MAX_OPS_PER_BUFFER=1`` and ``MLX_MAX_MB_PER_BUFFER=1``."""
+    for module in (machine, memory):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    estimate = step_memory(replace(SHAPE, **shape), TrainConfig(**how))
+    assert abs(1e6 * megabytes / estimate - 1) < ERROR, f"estimated {estimate:,}"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-xl", "tiny"])

@@ -2,7 +2,7 @@
 
 Four things add up: the weights with their gradients and the optimizer's two moments, what the way back needs of each
 block, what is alive for a moment in the one block that is computed, and the logits. The factors were fitted to
-``mx.get_peak_memory`` of steps on a CPU; ``tests/test_memory.py`` measures again and holds them to ``ERROR``.
+``mx.get_peak_memory`` of steps on a CPU and on an H100; ``tests/test_memory.py`` holds them to ``ERROR``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from mlx_gpt.train.machine import lanes
 
 ERROR = 0.3  # the estimate may be off by this share of it
 KEPT = 16.4  # numbers of the residual stream's width that a block keeps of each token
+BENT = 8.0  # and where GELU does not make them again: twice the MLP's width
 MASKS = 1.5  # and of masks, with dropout
 MOMENTARY = 7.0  # numbers of that width that are alive in one block only
 BLOCK = 256  # scores of each head and token that are alive there: attention goes in blocks of queries
 LOGITS = 3.3  # numbers of each logit: itself, its exponential, its gradient
+ON_A_GPU = 2.2  # there, where MLX has one kernel for the loss
 RESIDUAL = 1.0  # numbers that --recompute keeps of a block: its input
 
 
@@ -73,13 +75,16 @@ def step_memory(config: GPTConfig, training: TrainConfig, spread: bool = False) 
     rows = training.batch_size * config.n_positions
     width = 4 if training.dtype == "float32" else 2
     weights = (12 + 4 * streams + (0 if width == 4 else width)) * n_parameters(config)
-    in_blocks = width == 4 and not config.attn_pdrop  # else the whole pattern is kept, with dropout twice
-    pattern = 0 if in_blocks or not (on_cpu() or config.attn_pdrop) else config.n_head * T
-    block = (KEPT + MASKS * (config.resid_pdrop > 0)) * C + pattern * (2 if config.attn_pdrop else 1)
+    ours = on_cpu() and width == 4  # model/cpu.py: attention and GELU that keep only what they were given
+    # MLX's own keep the pattern, also on Metal; but cuDNN does not (backend/cuda/scaled_dot_product_attention.cpp).
+    cudnn = not on_cpu() and mx.cuda.is_available() and width == 2 and T % 128 == 0 and config.head_dim % 8 == 0
+    in_blocks = (ours or cudnn) and not config.attn_pdrop
+    pattern = 0 if in_blocks else config.n_head * T * (3 if config.attn_pdrop else 1)  # itself, masked, the mask
+    block = (KEPT + BENT * (not ours) + MASKS * (config.resid_pdrop > 0)) * C + pattern
     kept = RESIDUAL * C * L + block if training.recompute else block * L
-    momentary = MOMENTARY * C + (config.n_head * min(T, BLOCK) if on_cpu() else 0)
+    momentary = MOMENTARY * C + config.n_head * (min(T, BLOCK) if in_blocks else T)
     chunked = in_chunks(rows // streams * V, getattr(mx, training.dtype))
-    logits = LOGITS * V * (min(rows, ROWS * streams) if chunked else rows)
+    logits = (LOGITS if on_cpu() else ON_A_GPU) * V * (min(rows, ROWS * streams) if chunked else rows)
     return round(weights + width * rows * (kept + momentary) + 4 * logits)
 
 
