@@ -27,7 +27,7 @@ from mlx_gpt.cli import main
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import ModelFolderError
-from mlx_gpt.model.attention import MultiHeadAttention, attend, merge_heads, split_heads
+from mlx_gpt.model.attention import MultiHeadAttention, attend, merge_heads
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.gpt import GPT
@@ -227,8 +227,9 @@ class Unmasked(MultiHeadAttention):
     """Everyone sees everyone."""
 
     def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
-        q, k, v = (split_heads(part, self.n_head) for part in mx.split(self.c_attn(x), 3, axis=-1))
-        return self.c_proj(merge_heads(mx.softmax(q @ k.swapaxes(-1, -2) * self.scale, axis=-1) @ v))
+        q, k, v = self._heads(self.c_attn(x))
+        moved = merge_heads(mx.softmax(q @ k.swapaxes(-1, -2) * self.scale, axis=-1) @ v)
+        return self.c_proj(moved.reshape(x.shape))
 
 
 class NormBehind(Block):

@@ -113,8 +113,8 @@ class MultiHeadAttention(nn.Module):
         self.resid_dropout = Dropout(config.resid_pdrop)
 
     def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
-        """(B, T, C) -> (B, T, C); with a cache the T tokens also see the ones before them."""
-        q, k, v = (split_heads(part, self.n_head) for part in mx.split(self.c_attn(x), 3, axis=-1))  # (B, H, T, D)
+        """(B, T, C) -> (B, T, C), or (B, C) for one token; with a cache the tokens also see the ones before them."""
+        q, k, v = self._heads(self.c_attn(x))  # (B, H, T, D) each
         mask: mx.array | str = "causal"
         if cache is not None:
             k, v, mask = cache.extend(k, v)  # (B, H, S, D) twice; the cache knows which tokens there are to see
@@ -124,7 +124,14 @@ class MultiHeadAttention(nn.Module):
             moved = cpu.causal_attention(q, k, v, self.scale)
         else:
             moved = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)  # (B, H, T, D)
-        return self.resid_dropout(self.c_proj(merge_heads(moved)))  # (B, T, C)
+        merged = moved.reshape(x.shape) if x.ndim == 2 else merge_heads(moved)
+        return self.resid_dropout(self.c_proj(merged))  # (B, T, C)
+
+    def _heads(self, qkv: mx.array) -> list[mx.array]:
+        """(B, T, 3C), or (B, 3C) for one token -> (B, H, T, D) three times."""
+        if qkv.ndim == 2:  # of one token they lie in that order already
+            return mx.split(qkv.reshape(qkv.shape[0], 3 * self.n_head, 1, -1), 3, axis=1)
+        return [split_heads(part, self.n_head) for part in mx.split(qkv, 3, axis=-1)]
 
     def _attend_with_dropout(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         # The fused kernel has no dropout, so training with attn_pdrop > 0 takes the explicit form.

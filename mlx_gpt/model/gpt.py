@@ -48,9 +48,12 @@ class GPT(nn.Module):
     def hidden(self, tokens: Any, cache: list[KVCache] | None = None) -> mx.array:
         """The residual stream after the final norm, before the head: ids (B, T) -> (B, T, C)."""
         x = self.embed(tokens, cache)
+        B, T, C = x.shape
+        if cache and T == 1:  # without that axis: MLX would reshape before and after each product
+            x = x.reshape(B, C)
         for i, block in enumerate(self.h):
             x = block(x, None if cache is None else cache[i])
-        return self.ln_f(x)
+        return self.ln_f(x).reshape(B, T, C)
 
     def embed(self, tokens: Any, cache: list[KVCache] | None = None) -> mx.array:
         """What enters the first block: ids (B, T) -> (B, T, C)."""
