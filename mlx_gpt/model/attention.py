@@ -7,6 +7,7 @@ the three are the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import sqrt
 
 import mlx.core as mx
@@ -127,11 +128,11 @@ class MultiHeadAttention(nn.Module):
         merged = moved.reshape(x.shape) if x.ndim == 2 else merge_heads(moved)
         return self.resid_dropout(self.c_proj(merged))  # (B, T, C)
 
-    def _heads(self, qkv: mx.array) -> list[mx.array]:
+    def _heads(self, qkv: mx.array) -> Iterable[mx.array]:
         """(B, T, 3C), or (B, 3C) for one token -> (B, H, T, D) three times."""
         if qkv.ndim == 2:  # of one token they lie in that order already
             return mx.split(qkv.reshape(qkv.shape[0], 3 * self.n_head, 1, -1), 3, axis=1)
-        return [split_heads(part, self.n_head) for part in mx.split(qkv, 3, axis=-1)]
+        return (split_heads(part, self.n_head) for part in mx.split(qkv, 3, axis=-1))
 
     def _attend_with_dropout(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         # The fused kernel has no dropout, so training with attn_pdrop > 0 takes the explicit form.
