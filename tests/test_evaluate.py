@@ -98,7 +98,7 @@ class Torch(Plain):
 
     def __init__(self, trained: Path):
         super().__init__(trained)
-        transformers = pytest.importorskip("transformers")
+        _, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
         self.peer = transformers.GPT2LMHeadModel.from_pretrained(trained / "model").eval()
 
     def __call__(self, ids: list[int]) -> np.ndarray:

@@ -153,6 +153,7 @@ def test_half_precision_files_are_computed_in_float32(config: GPTConfig) -> None
     ids=str,
 )
 def test_a_model_that_transformers_saves_loads_with_its_logits(tmp_path: Path, settings: dict[str, Any]) -> None:
+    pytest.importorskip("torch")
     pytest.importorskip("transformers")
     theirs = tiny_gpt2(**settings)
     theirs.save_pretrained(tmp_path)
@@ -186,7 +187,7 @@ def a_model(**settings: Any) -> GPT:
 @pytest.mark.parity
 @pytest.mark.parametrize("settings", SAVED, ids=str)
 def test_a_folder_we_saved_opens_in_transformers_with_the_same_logits(tmp_path: Path, settings: dict[str, Any]) -> None:
-    transformers = pytest.importorskip("transformers")
+    _, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = a_model(**settings)
     save(model, Tokenizer.bytes(), tmp_path)
     theirs, report = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -215,7 +216,7 @@ def test_a_folder_we_saved_opens_in_mlx_lm_with_the_same_logits(tmp_path: Path) 
 
 @pytest.mark.parity
 def test_what_transformers_writes_of_our_folder_loads_again(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    _, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = a_model()
     save(model, Tokenizer.bytes(), tmp_path / "ours")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours")
@@ -230,6 +231,7 @@ def test_what_transformers_writes_of_our_folder_loads_again(tmp_path: Path) -> N
 @pytest.mark.parity
 def test_at_gpt2s_size_our_error_is_at_most_one_and_a_half_times_that_of_transformers() -> None:
     """In a process of its own, where TF32 can be chosen before MLX is there."""
+    pytest.importorskip("torch")
     pytest.importorskip("transformers")
     environment = os.environ | {"MLX_ENABLE_TF32": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     script = Path(__file__).with_name("parity_at_gpt2_size.py")

@@ -460,6 +460,7 @@ def test_a_folder_without_safetensors_is_refused_by_the_source(tmp_path: Path, f
 
 @pytest.mark.parity
 def test_transformers_agrees_with_a_sound_model(folder: Path) -> None:
+    pytest.importorskip("torch")
     pytest.importorskip("transformers")
     report = checks(folder)
     assert wrong(report) == []
@@ -474,6 +475,7 @@ def test_transformers_agrees_with_a_sound_model(folder: Path) -> None:
 @pytest.mark.parity
 @pytest.mark.parametrize("settings", SETTINGS[:7], ids=str)
 def test_transformers_agrees_in_every_setting(tmp_path: Path, settings: dict[str, Any]) -> None:
+    pytest.importorskip("torch")
     pytest.importorskip("transformers")
     save(a_model(**settings), Tokenizer.bytes(), tmp_path)
     assert wrong(checks(tmp_path)) == []
@@ -482,6 +484,7 @@ def test_transformers_agrees_in_every_setting(tmp_path: Path, settings: dict[str
 @pytest.mark.parity
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if "epsilon" not in fault])
 def test_transformers_shows_a_fault_in_the_logits_and_gradients(folder: Path, fault: str) -> None:
+    pytest.importorskip("torch")
     pytest.importorskip("transformers")
     report = checks(folder, FAULTS[fault][0])
     assert {"transformers: logits, 40 tokens", "transformers: gradients"} <= set(wrong(report))
@@ -489,6 +492,7 @@ def test_transformers_shows_a_fault_in_the_logits_and_gradients(folder: Path, fa
 
 @pytest.mark.parity
 def test_transformers_shows_a_fault_in_the_greedy_text(folder: Path) -> None:
+    pytest.importorskip("torch")
     pytest.importorskip("transformers")
     report = checks(folder, FAULTS["positions off by one"][0])
     line = report["transformers: greedy, up to 32 tokens"]
