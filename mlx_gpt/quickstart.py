@@ -25,6 +25,7 @@ from mlx_gpt.generate.decode import generate, generate_many
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import load_corpus
+from mlx_gpt.text.lessons import long_stories
 from mlx_gpt.text.shards import endless_batches
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
@@ -41,7 +42,8 @@ N_LOOKS = 3  # evaluations on the way
 
 N_VAL_STORIES = 200
 EVAL_WINDOWS = 32
-BATCH_SIZE = 8
+BATCH_SIZE = 16
+LONG_STORIES = 0.35  # of the time that is left after the lessons, for long stories, in which most sentences ask
 VOCABULARY = "bpe:980"  # nearly every word is one token: a name that is copied is copied whole
 MUON_ITERATIONS = 3  # as good here as five, at three fifths of their cost
 
@@ -103,6 +105,9 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     if size.practice:
         with console.status("practice: who is where, with ever more words between"):
             practise(model, material.tokenizer, _settings(size, speed, deadline, seed))
+            tokens = round(LONG_STORIES * speed * max(0.0, deadline - time.perf_counter()))
+            long = long_stories(BATCH_SIZE, size.architecture.n_positions, tokens)
+            practise(model, material.tokenizer, _settings(size, speed, deadline, seed), [long])
     config = _settings(size, speed, deadline, seed)
     result = run(model, material, config, out, console, lambda step, done: tell(f"at {done:.0%}"))
     tell("after training")

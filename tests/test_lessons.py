@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text import tinyworld
-from mlx_gpt.text.lessons import IDLE, LESSONS, Lesson, long_story, pairs, questions
+from mlx_gpt.text.lessons import IDLE, LESSONS, Lesson, long_stories, long_story, pairs, questions
 from mlx_gpt.text.tinyworld import NAMES, PLACES
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 from mlx_gpt.train import head_start
@@ -81,6 +81,15 @@ def test_a_long_story_is_tinyworld_without_an_end_and_nothing_idle() -> None:
         reading = tinyworld.read_story(text)  # it goes on after as many events as a story has, and no further
         assert reading.sentences > tinyworld.FEWEST_EVENTS + 4
         assert "does not follow" in reading.broken
+        assert len(set(PLACES) & set(words(text))) <= 4
+        assert len(set(NAMES) & set(words(text))) <= 3
+
+
+def test_long_stories_fill_the_tokens_that_they_are_given(tokenizer: Tokenizer) -> None:
+    lesson = long_stories(rows=16, window=144, tokens=9_216)
+    assert (lesson.rows, lesson.window, lesson.tokens) == (16, 144, 9_216)
+    assert lesson.goal == lesson.rate == 1
+    assert sum(len(tokenizer.encode(text)) for text in lesson.documents(1 + 9_216 // 288, seed=0)) > 9_216 / 2
 
 
 @pytest.mark.parametrize("between", [0, 1, 6])
@@ -131,12 +140,11 @@ def test_an_exam_tells_who_knows_from_who_repeats_the_last_place(lesson: Lesson,
 def practised(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, rate: float) -> list[dict[str, mx.array]]:
     """Weights before and after a lesson of five steps, in half of the positions."""
     lesson = Lesson(partial(pairs, between=0), 20, 24, 5 * 480, 0.9, rate)
-    monkeypatch.setattr(head_start, "LESSONS", (lesson,))
     monkeypatch.setattr(head_start, "STEPS_BETWEEN", 2)
     mx.random.seed(0)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=48, n_embd=16, n_layer=1, n_head=2))
     before = dict(tree_flatten(model.parameters()))
-    practise(model, tokenizer, TrainConfig(steps=1, optimizer="muon"))
+    practise(model, tokenizer, TrainConfig(steps=1, optimizer="muon"), [lesson])
     return [before, dict(tree_flatten(model.parameters()))]
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import log
@@ -328,12 +328,17 @@ def story(rng: random.Random) -> str:
     return " ".join(sentences)
 
 
-def tell(rng: random.Random, scene: Scene, allowed: Sequence[tuple[Rule, float]]) -> tuple[str, Scene]:
-    """One more sentence, by one of the rules ``allowed``, and the scene after it."""
+def tell(
+    rng: random.Random, scene: Scene, allowed: Sequence[tuple[Rule, float]], without: Collection[str] = ()
+) -> tuple[str, Scene]:
+    """One more sentence, by one of the rules ``allowed``, and the scene after it; ``without`` some words, if it can."""
     rule = rng.choices([rule for rule, _ in allowed], [share for _, share in allowed])[0]
     said: Said = {}
     for slot in rule.pieces[1::2]:
-        said[slot] = rng.choice(options(scene, slot, said))
+        left = options(scene, slot, said)
+        if without:
+            left = [word for word in left if word not in without] or left
+        said[slot] = rng.choice(left)
     return rule.text.format(**said), after(scene, rule, said)
 
 

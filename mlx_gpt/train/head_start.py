@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -42,8 +43,8 @@ def head_start(model: GPT, seed: int) -> None:
         block.attn.c_proj.weight = mx.array(output.astype(np.float32))
 
 
-def practise(model: GPT, tokenizer: Tokenizer, config: TrainConfig) -> None:
-    """Train on the lessons, one after the other, each until it is learned, with the optimizer of ``config``.
+def practise(model: GPT, tokenizer: Tokenizer, config: TrainConfig, lessons: Sequence[Lesson] = LESSONS) -> None:
+    """Train on lessons, one after the other, each until it is learned, with the optimizer of ``config``.
 
     A lesson that is not learned in its number of tokens is left: the stories have to do then. Windows begin at any of
     the model's positions, or what is learned in a short one would hold at its positions only (Kiyono et al. 2021,
@@ -52,7 +53,7 @@ def practise(model: GPT, tokenizer: Tokenizer, config: TrainConfig) -> None:
     optimizer = optimizer_of(config, model.config.n_head)
     schedule = Schedule(optimizer)
     rng = random.Random(config.seed)
-    for lesson in LESSONS:
+    for lesson in lessons:
         T, B = lesson.window, lesson.rows
         documents = lesson.documents(1 + lesson.tokens // (2 * T), config.seed)
         batches = endless_batches(TokenStream.from_documents(documents, tokenizer), T, B, config.seed)
