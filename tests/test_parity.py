@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten
 from reference_numpy import gpt2
 
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.convert import from_hub, hub_shapes, to_hub
 from mlx_gpt.store.folder import load, read_model, save
@@ -200,6 +201,8 @@ def test_a_folder_we_saved_opens_in_transformers_with_the_same_logits(tmp_path: 
     off, off_theirs = error(np.array(model(ids)), exact), error(in_float32, exact)
     print(f"{settings}: off by {off:.1e}, transformers by {off_theirs:.1e}")
     assert off < 2 * off_theirs
+    if on_cpu():  # a GPU rounds otherwise
+        assert off < TOLERANCE
 
 
 @pytest.mark.parity
