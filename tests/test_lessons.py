@@ -93,15 +93,18 @@ def test_long_stories_fill_the_tokens_that_they_are_given(tokenizer: Tokenizer) 
 
 
 @pytest.mark.parametrize("between", [0, 1, 6])
-def test_the_distance_is_what_was_asked_for(between: int) -> None:
-    texts = Lesson(partial(pairs, between=between), 1, 24, 1, 1.0, 1).documents(30, seed=0)
-    distances = set()
+@pytest.mark.parametrize("apart", [0, 0.5, 1])
+def test_the_distance_is_what_was_asked_for(apart: float, between: int) -> None:
+    texts = Lesson(partial(pairs, apart=apart, between=between), 1, 24, 1, 1.0, 1).documents(30, seed=0)
+    distances = []
     for text in texts:
         told = words(text)
         for i, word in enumerate(told):
             if word in NAMES:
-                distances.add(next(j for j, later in enumerate(told[i:]) if later in PLACES) - 1)
-    assert distances == set(range(between + 1))
+                distances.append(next(j for j, later in enumerate(told[i:]) if later in PLACES) - 1)
+    far = [distance for distance in distances if distance]
+    assert set(far) == ({2 + n for n in range(between + 1)} if apart else set())  # "in the" counts
+    assert len(far) / len(distances) == pytest.approx(apart, abs=0.06)
 
 
 class Reader:
@@ -139,7 +142,7 @@ def test_an_exam_tells_who_knows_from_who_repeats_the_last_place(lesson: Lesson,
 
 def practised(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, rate: float) -> list[dict[str, mx.array]]:
     """Weights before and after a lesson of five steps, in half of the positions."""
-    lesson = Lesson(partial(pairs, between=0), 20, 24, 5 * 480, 0.9, rate)
+    lesson = Lesson(partial(pairs, apart=0), 20, 24, 5 * 480, 0.9, rate)
     monkeypatch.setattr(head_start, "STEPS_BETWEEN", 2)
     mx.random.seed(0)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=48, n_embd=16, n_layer=1, n_head=2))

@@ -77,16 +77,16 @@ def questions(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def pairs(rng: random.Random, between: int, cue: bool = False) -> str:
-    """Names of four people, each followed by its place, the same one every time: ``"Nora mill Tom park Nora mill"``.
+def pairs(rng: random.Random, apart: float, between: int = 0) -> str:
+    """Names of four people, each with its place, always the same: ``"Nora mill Tom shy in the park Nora mill"``.
 
-    Between name and place stand up to ``between`` other words, and then, as a ``cue``, "in the".
+    A share ``apart`` of the pairs has up to ``between`` other words, and then "in the", between name and place.
     """
     people, at = rng.sample(NAMES, 4), rng.sample(PLACES, 4)
-    cued = ["in", "the"] if cue else []
     words: list[str] = []
     for who in rng.choices(range(4), k=N_PAIRS):
-        words += [people[who], *rng.choices(OTHER_WORDS, k=rng.randint(0, between)), *cued, at[who]]
+        far = [*rng.choices(OTHER_WORDS, k=rng.randint(0, between)), "in", "the"] if rng.random() < apart else []
+        words += [people[who], *far, at[who]]
     return " ".join(words)
 
 
@@ -137,13 +137,14 @@ def sentences_and_stories(rng: random.Random) -> str:
 
 # Windows grow with the distance: in a long one a match is a needle in a haystack, and is not found. Once it is found,
 # smaller steps: with larger ones it stays a match in three of four cases. The last lesson is given all of its tokens:
-# it also asks who has the thing, which no exam asks.
+# it also asks who has the thing, which no exam asks. While half of the pairs stay side by side, a place can be looked
+# up there before the name is found at a distance: without that step some seeds learned nothing more.
 FINER = 0.3
 LESSONS = (
-    Lesson(partial(pairs, between=0), rows=20, window=24, tokens=600_000, goal=0.7, rate=1),
-    Lesson(partial(pairs, between=1), rows=20, window=24, tokens=400_000, goal=0.9, rate=FINER),
-    Lesson(partial(pairs, between=1, cue=True), rows=16, window=30, tokens=300_000, goal=0.9, rate=FINER),
-    Lesson(partial(pairs, between=6, cue=True), rows=8, window=60, tokens=300_000, goal=0.9, rate=FINER),
+    Lesson(partial(pairs, apart=0), rows=20, window=24, tokens=600_000, goal=0.7, rate=1),
+    Lesson(partial(pairs, apart=0.5, between=1), rows=20, window=24, tokens=300_000, goal=0.9, rate=FINER),
+    Lesson(partial(pairs, apart=1, between=1), rows=16, window=30, tokens=300_000, goal=0.9, rate=FINER),
+    Lesson(partial(pairs, apart=1, between=6), rows=8, window=60, tokens=300_000, goal=0.9, rate=FINER),
     Lesson(partial(sentences, n_people=4, moves=0), rows=8, window=60, tokens=200_000, goal=0.9, rate=FINER),
     Lesson(moving, rows=6, window=80, tokens=300_000, goal=0.9, rate=FINER),
     Lesson(sentences_and_stories, rows=6, window=144, tokens=400_000, goal=1, rate=FINER),
