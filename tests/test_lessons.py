@@ -62,7 +62,7 @@ def test_a_lesson_asks_what_it_has_told_and_fills_its_window(lesson: Lesson, tok
 
 
 def test_the_same_person_has_the_same_place_until_it_moves() -> None:
-    *still, moving, _ = LESSONS
+    *still, moving = LESSONS
     for lesson in still:
         for text in lesson.documents(20, seed=1):
             told = [word for word in words(text) if word in NAMES + PLACES]

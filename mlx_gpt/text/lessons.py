@@ -127,27 +127,18 @@ def long_story(rng: random.Random) -> str:
     return " ".join(told)
 
 
-moving = partial(sentences, n_people=3, moves=0.35)
-
-
-def sentences_and_stories(rng: random.Random) -> str:
-    """One or the other: in long stories alone who is where is lost again."""
-    return moving(rng) if rng.random() < 0.5 else long_story(rng)
-
-
 # Windows grow with the distance: in a long one a match is a needle in a haystack, and is not found. Once it is found,
 # smaller steps: with larger ones it stays a match in three of four cases, or is lost again. While half of the pairs
-# stay side by side, a place can be looked up there before the name is found at a distance: without that step some seeds
-# learned nothing more. The last lesson is given all of its tokens: it also asks who has the thing, which no exam asks.
+# stay side by side, a place can be looked up there before the name is found at a distance: until six of ten are right,
+# however long that takes, since without that step some seeds learn nothing more.
 FINER = 0.3
 LESSONS = (
     Lesson(partial(pairs, apart=0), rows=20, window=24, tokens=600_000, goal=0.7, rate=1),
-    Lesson(partial(pairs, apart=0.5, between=1), rows=20, window=24, tokens=300_000, goal=0.9, rate=FINER),
-    Lesson(partial(pairs, apart=1, between=1), rows=16, window=30, tokens=300_000, goal=0.9, rate=FINER),
+    Lesson(partial(pairs, apart=0.5, between=1), rows=20, window=24, tokens=900_000, goal=0.6, rate=FINER),
+    Lesson(partial(pairs, apart=1, between=1), rows=16, window=30, tokens=500_000, goal=0.85, rate=FINER),
     Lesson(partial(pairs, apart=1, between=6), rows=8, window=60, tokens=300_000, goal=0.9, rate=FINER),
     Lesson(partial(sentences, n_people=4, moves=0), rows=8, window=60, tokens=200_000, goal=0.9, rate=FINER),
-    Lesson(moving, rows=6, window=80, tokens=300_000, goal=0.9, rate=FINER),
-    Lesson(sentences_and_stories, rows=6, window=144, tokens=400_000, goal=1, rate=FINER),
+    Lesson(partial(sentences, n_people=3, moves=0.35), rows=6, window=80, tokens=200_000, goal=0.9, rate=FINER),
 )
 
 
