@@ -55,7 +55,7 @@ class Size(NamedTuple):
     muon_learning_rate: float
     schedule: str
     head_start: bool  # see there; where there is little time noise was better
-    practice: bool  # lessons before the stories; they take one to three million tokens
+    practice: bool  # lessons before the stories; they take one to two million tokens
     architecture: GPTConfig
 
 
