@@ -140,9 +140,11 @@ def test_an_exam_tells_who_knows_from_who_repeats_the_last_place(lesson: Lesson,
     assert share_right(Reader(tokenizer, knows=False), exam) == 0  # type: ignore[arg-type]
 
 
-def practised(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, rate: float) -> list[dict[str, mx.array]]:
+def practised(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, rate: float, goal: float = 0.9
+) -> list[dict[str, mx.array]]:
     """Weights before and after a lesson of five steps, in half of the positions."""
-    lesson = Lesson(partial(pairs, apart=0), 20, 24, 5 * 480, 0.9, rate)
+    lesson = Lesson(partial(pairs, apart=0), 20, 24, 5 * 480, goal, rate)
     monkeypatch.setattr(head_start, "STEPS_BETWEEN", 2)
     mx.random.seed(0)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=48, n_embd=16, n_layer=1, n_head=2))
@@ -151,13 +153,13 @@ def practised(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, rate: float
     return [before, dict(tree_flatten(model.parameters()))]
 
 
-@pytest.mark.parametrize(("learned", "exams"), [(1.0, 1), (0.0, 2)])
+@pytest.mark.parametrize(("goal", "learned", "exams"), [(0.9, 1.0, 1), (0.9, 0.0, 2), (1.0, 1.0, 0)])
 def test_a_lesson_ends_when_it_is_learned_or_its_tokens_are_used_up(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, learned: float, exams: int
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, goal: float, learned: float, exams: int
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(head_start, "share_right", lambda *_: (asked.append(1), learned)[1])
-    before, after = practised(monkeypatch, tokenizer, rate=0.3)
+    before, after = practised(monkeypatch, tokenizer, 0.3, goal)
     assert len(asked) == exams
     assert not mx.array_equal(before["wte.weight"], after["wte.weight"])
     assert all(mx.isfinite(weight).all() for weight in after.values())

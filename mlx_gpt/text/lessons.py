@@ -42,8 +42,8 @@ IDLE = {"feeling", "food", "animal", "nice"}  # slots of the sentences of a stor
 class Lesson:
     """Documents to learn one thing from: ``write`` makes one. ``rows`` B and ``window`` T are what a step looks at.
 
-    The lesson is over when the share ``goal`` of the places asked for is right, or after ``tokens``. ``rate`` is what
-    the learning rates are multiplied by.
+    The lesson is over when the share ``goal`` of the places asked for is right, or after ``tokens``; with a goal of 1
+    nobody asks. ``rate`` is what the learning rates are multiplied by.
     """
 
     write: Callable[[random.Random], str]
@@ -129,8 +129,8 @@ def long_story(rng: random.Random) -> str:
 
 # Windows grow with the distance: in a long one a match is a needle in a haystack, and is not found. Once it is found,
 # smaller steps: with larger ones it stays a match in three of four cases, or is lost again. While half of the pairs
-# stay side by side, a place can be looked up there before the name is found at a distance: until six of ten are right,
-# however long that takes, since without that step some seeds learn nothing more.
+# stay side by side, a place can be looked up there before the name is found at a distance. That lesson may take long:
+# without six right of ten, some seeds learn nothing more.
 FINER = 0.3
 LESSONS = (
     Lesson(partial(pairs, apart=0), rows=20, window=24, tokens=600_000, goal=0.7, rate=1),
