@@ -113,8 +113,8 @@ def sentences(rng: random.Random, n_people: int, moves: float) -> str:
 def long_story(rng: random.Random) -> str:
     """A story of tinyworld that does not end, without the sentences that ask nothing of what was told.
 
-    It has few people and places: that whoever goes somewhere goes where they are not is hardly worth learning among
-    twenty places, but is among four.
+    It has few people and places, so that to know who and what it is not is worth more: whoever goes somewhere goes to
+    one of three places, not of nineteen.
     """
     few = {*rng.sample(PLACES, 4), *rng.sample(tinyworld.GIRLS, 2), *rng.sample(tinyworld.BOYS, 2)}
     others = {*NAMES, *PLACES} - few

@@ -64,13 +64,13 @@ def practise(model: GPT, tokenizer: Tokenizer, config: TrainConfig, lessons: Seq
         batches = endless_batches(TokenStream.from_documents(documents, tokenizer), T, B, config.seed)
         schedule.scale(lesson.rate)
         step = make_train_step(model, optimizer, config.grad_clip, B)
-        exam = Exam.of(lesson, tokenizer, config.seed + 1)
+        exam = Exam.of(lesson, tokenizer, config.seed + 1) if lesson.goal < 1 else None
         for n, (x, y) in enumerate(islice(batches, lesson.tokens // (B * T)), start=1):
             start = rng.randrange(model.config.n_positions - T + 1)
             roll_positions(model, optimizer, -start)
             mx.eval(step(x, y), step.state)
             roll_positions(model, optimizer, start)
-            if lesson.goal < 1 and n % STEPS_BETWEEN == 0 and share_right(model, exam) >= lesson.goal:
+            if exam and n % STEPS_BETWEEN == 0 and share_right(model, exam) >= lesson.goal:
                 break
     model.eval()
 
