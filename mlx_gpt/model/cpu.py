@@ -88,17 +88,41 @@ def _mean(x: mx.array) -> mx.array:
 
 
 def causal_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """``attention.attend``, a block of queries at a time: (B, H, T, D), (B, H, S, D) twice -> (B, H, T, D).
+    """``attention.attend``: (B, H, T, D), (B, H, S, D) twice -> (B, H, T, D).
 
-    Nothing of size T x S is kept for the way back: the logarithm of each row's sum is enough to make its pattern again
-    (Dao et al. 2022, section 3). Half of the scores, those of the future, are never computed.
+    A long sequence goes a block of queries at a time, and nothing of size T x S is kept for the way back: the logarithm
+    of each row's sum is enough to make its pattern again (Dao et al. 2022, section 3). Half of the scores, those of the
+    future, are never computed. A short one keeps its pattern: exp is most of the time that attention takes.
     """
-    outputs: Any = _attend(q * scale, mx.contiguous(k), mx.contiguous(v))  # or every block would copy its share
-    return outputs[0]
+    attend: Any = _attend if keeps_pattern(k.shape[-2]) else _attend_in_blocks
+    return attend(q * scale, mx.contiguous(k), mx.contiguous(v))[0]  # or every product would copy its share
+
+
+def keeps_pattern(S: int) -> bool:
+    """Whether a sequence is short enough that its pattern is kept for the way back."""
+    return S <= ROWS
 
 
 @mx.custom_function
-def _attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+def _attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    scores = _apart(q @ k.swapaxes(-1, -2) + _future(q.shape[-2], k.shape[-2]))  # (B, H, T, S)
+    odds = exp(_apart(scores - scores.max(axis=-1, keepdims=True)))
+    of_all = odds.sum(axis=-1, keepdims=True)
+    return odds @ v / of_all, odds, of_all
+
+
+@_attend.vjp
+def _attend_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
+    (q, k, v), (moved, odds, of_all) = primals, outputs
+    # A row's softmax has the gradient pattern * (d_pattern - sum(pattern * d_pattern)); that sum is d_moved . moved.
+    # The pattern is odds / of_all: the smaller factor is divided.
+    d_moved = cotangents[0] / of_all
+    d_scores = odds * (d_moved @ v.swapaxes(-1, -2) - (d_moved * moved).sum(axis=-1, keepdims=True))
+    return d_scores @ k, d_scores.swapaxes(-1, -2) @ q, odds.swapaxes(-1, -2) @ d_moved
+
+
+@mx.custom_function
+def _attend_in_blocks(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
     moved: list[mx.array] = []
     log_sums: list[mx.array] = []
     for rows, seen, future in _blocks(q.shape[-2], k.shape[-2]):
@@ -112,11 +136,10 @@ def _attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
     return mx.concatenate(moved, axis=-2), mx.concatenate(log_sums, axis=-2)
 
 
-@_attend.vjp
-def _attend_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
+@_attend_in_blocks.vjp
+def _attend_in_blocks_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
     (q, k, v), (moved, log_sums), d_moved = primals, outputs, mx.contiguous(cotangents[0])
-    # A row's softmax has the gradient pattern * (d_pattern - sum(pattern * d_pattern)); that sum is d_moved . moved.
-    # What is to be subtracted from a whole row goes through the product as one more column: two passes less.
+    # The gradient is that of _attend. What is to be subtracted from a whole row goes through the product as one more column: two passes less.
     ones = mx.ones((*k.shape[:-1], 1))
     q_less = mx.concatenate([q, -log_sums], axis=-1)
     d_less = mx.concatenate([d_moved, -(d_moved * moved).sum(axis=-1, keepdims=True)], axis=-1)

@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import UsageError
+from mlx_gpt.model.cpu import keeps_pattern
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loss import ROWS, in_chunks
 from mlx_gpt.train.machine import lanes
@@ -75,10 +76,10 @@ def step_memory(config: GPTConfig, training: TrainConfig, spread: bool = False) 
     rows = training.batch_size * config.n_positions
     width = 4 if training.dtype == "float32" else 2
     weights = (12 + 4 * streams + (0 if width == 4 else width)) * n_parameters(config)
-    ours = on_cpu() and width == 4  # model/cpu.py: attention and GELU that keep only what they were given
+    ours = on_cpu() and width == 4  # model/cpu.py: GELU and long attention that keep only what they were given
     # MLX's own keep the pattern, also on Metal; but cuDNN does not (backend/cuda/scaled_dot_product_attention.cpp).
     cudnn = not on_cpu() and mx.cuda.is_available() and width == 2 and T % 128 == 0 and config.head_dim % 8 == 0
-    in_blocks = (ours or cudnn) and not config.attn_pdrop
+    in_blocks = (cudnn or (ours and not keeps_pattern(T))) and not config.attn_pdrop
     pattern = 0 if in_blocks else config.n_head * T * (3 if config.attn_pdrop else 1)  # itself, masked, the mask
     block = (KEPT + BENT * (not ours) + MASKS * (config.resid_pdrop > 0)) * C + pattern
     kept = RESIDUAL * C * L + block if training.recompute else block * L
