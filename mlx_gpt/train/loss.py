@@ -45,10 +45,11 @@ def chunked_mean_loss(x: mx.array, head: mx.array, targets: mx.array, rows: int 
             # One chunk after the other, or all their logits would be alive at once.
             chunk, target = mx.depends([flat[i : i + rows], wanted[i : i + rows]], [d_head, total, *d_flat[-1:]])
             logits = (chunk @ head.T).astype(mx.float32)  # (rows, V)
-            highest = logits.max(axis=-1, keepdims=True)
+            highest, at_target = logits.max(axis=-1, keepdims=True), mx.take_along_axis(logits, target, axis=-1)
+            (logits,) = mx.depends([logits], [at_target])  # exp needs them last, and may have their memory
             odds = cpu.exp(logits - highest) if cpu.suits(logits.dtype) else mx.exp(logits - highest)
             of_all = odds.sum(axis=-1, keepdims=True)
-            total = total + (mx.log(of_all) + (highest - mx.take_along_axis(logits, target, axis=-1))).sum()
+            total = total + (mx.log(of_all) + (highest - at_target)).sum()
             d_logits = (odds / of_all).at[mx.arange(len(target)), target[:, 0]].subtract(1.0).astype(flat.dtype)
             d_flat.append(d_logits @ head)
             d_head = d_head + d_logits.T @ chunk
