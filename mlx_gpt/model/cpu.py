@@ -1,4 +1,4 @@
-"""The same mathematics for MLX's CPU backend: exp as products and sums, and attention that keeps no pattern.
+"""The same mathematics for MLX's CPU backend: exp as products and sums, and attention that keeps no large pattern.
 
 On Linux that backend calls a scalar exp for every number, and once products are fast a model spends most of its time
 there. What ``mx.compile`` makes of products and sums, the C++ compiler turns into vector instructions. So exp is
@@ -139,7 +139,8 @@ def _attend_in_blocks(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, 
 @_attend_in_blocks.vjp
 def _attend_in_blocks_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
     (q, k, v), (moved, log_sums), d_moved = primals, outputs, mx.contiguous(cotangents[0])
-    # The gradient is that of _attend. What is to be subtracted from a whole row goes through the product as one more column: two passes less.
+    # As in _attend_vjp, but what is to be subtracted from a whole row goes through the product as one more column: two
+    # passes less.
     ones = mx.ones((*k.shape[:-1], 1))
     q_less = mx.concatenate([q, -log_sums], axis=-1)
     d_less = mx.concatenate([d_moved, -(d_moved * moved).sum(axis=-1, keepdims=True)], axis=-1)
