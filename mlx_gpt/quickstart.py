@@ -79,7 +79,7 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     out = unused(out)
     console = Console()
     console.print("[bold]tinyworld[/bold]: telling stories and learning their vocabulary ...", highlight=False)
-    n_stories = min(200_000, max(2_000, round(6_000 * minutes)))
+    n_stories = min(200_000, max(2_000, round(5_000 * minutes)))
     material = prepare(
         load_corpus("tinyworld", n_stories=n_stories, val_fraction=N_VAL_STORIES / n_stories, seed=seed), VOCABULARY
     )
