@@ -15,7 +15,7 @@ from mlx_gpt.train.loss import mean_loss
 @pytest.fixture
 def model() -> GPT:
     mx.random.seed(0)
-    model = GPT(GPTConfig(vocab_size=200, n_positions=48, n_embd=32, n_layer=3, n_head=2))
+    model = GPT(GPTConfig(vocab_size=200, n_positions=48, n_embd=32, n_layer=4, n_head=2))
     head_start(model, seed=0)
     return model
 
@@ -24,7 +24,7 @@ def test_a_head_asks_for_what_it_answers_to_or_for_what_it_does_not(model):
     for layer, block in enumerate(model.h):
         same, other = (block.attn.head(i) for i in range(2))
         assert mx.array_equal(same.query.weight, same.key.weight)
-        assert mx.array_equal(other.query.weight, (-1 if layer >= 2 else 1) * other.key.weight)
+        assert mx.array_equal(other.query.weight, (-1 if layer == 2 else 1) * other.key.weight)
 
 
 def test_what_a_layer_moves_it_moves_whole(model):
@@ -33,6 +33,13 @@ def test_what_a_layer_moves_it_moves_whole(model):
         through = np.array(block.attn.c_proj.weight) @ value
         lengths = np.linalg.svd(through, compute_uv=False)
         np.testing.assert_allclose(lengths, lengths[0], rtol=1e-5)  # no direction is lost
+
+
+def test_the_last_block_takes_away_what_it_finds(model):
+    attention = model.h[-1].attn
+    through = np.array(attention.c_proj.weight) @ np.array(mx.split(attention.c_attn.weight, 3)[2])
+    np.testing.assert_allclose(through, through[0, 0] * np.eye(32), atol=1e-6)
+    assert through[0, 0] < 0
 
 
 def test_neighbouring_positions_look_alike(model):

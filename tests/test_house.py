@@ -20,8 +20,8 @@ FLOORS = [
     "errors  files  device",
     "blas",
     "text/vocab_files",
-    "config  text/tokenizer  text/tinyworld  train/optimizer  train/config  train/pace "
-    "train/report  train/panel  train/plot  train/trackers",
+    "config  text/tokenizer  text/tinyworld  text/tinyworld_rules  text/tinyworld_words  train/optimizer  train/config "
+    "train/pace  train/report  train/panel  train/plot  train/trackers",
     "text/corpus  text/lessons  text/shards  text/batches  text/records  text/sources  text/prepare "
     "train/distributed  train/machine  generate/settings  generate/sampling",
     "model/cache  model/dropout  model/cpu",

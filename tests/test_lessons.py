@@ -15,11 +15,12 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.lessons import IDLE, LESSONS, Lesson, long_stories, long_story, pairs, questions
-from mlx_gpt.text.tinyworld import NAMES, PLACES
+from mlx_gpt.text.tinyworld_rules import FEWEST_EVENTS, WORDS
+from mlx_gpt.text.tinyworld_words import NAMES, PLACES
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 from mlx_gpt.train import head_start
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.head_start import N_QUESTIONS, Exam, practise, roll_positions, share_right
+from mlx_gpt.train.head_start import EXAM, Exam, practise, roll_positions, share_right
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.step import make_train_step
 
@@ -75,11 +76,11 @@ def test_the_same_person_has_the_same_place_until_it_moves() -> None:
 
 
 def test_a_long_story_is_tinyworld_without_an_end_and_nothing_idle() -> None:
-    idle = {word for slot in IDLE for word in tinyworld.WORDS[slot]}
+    idle = {word for slot in IDLE for word in WORDS[slot]}
     for text in Lesson(long_story, 1, 144, 1, 1.0, 1).documents(30, seed=1):
         assert not idle & set(words(text))
         reading = tinyworld.read_story(text)  # it goes on after as many events as a story has, and no further
-        assert reading.sentences > tinyworld.FEWEST_EVENTS + 4
+        assert reading.sentences > FEWEST_EVENTS + 4
         assert "does not follow" in reading.broken
         assert len(set(PLACES) & set(words(text))) <= 4
         assert len(set(NAMES) & set(words(text))) <= 3
@@ -117,9 +118,10 @@ class Reader:
 
     def train(self) -> None: ...
 
-    def __call__(self, ids: np.ndarray) -> mx.array:
-        logits = np.zeros((*ids.shape, self.tokenizer.vocab_size), np.float32)
-        for row, said in zip(ids, logits, strict=True):
+    def hidden(self, ids: np.ndarray) -> mx.array:
+        """What it will say, as one number for each word."""
+        every = np.zeros((*ids.shape, self.tokenizer.vocab_size), np.float32)
+        for row, said in zip(ids, every, strict=True):
             end = (*row[1:], self.tokenizer.eot_id).index(self.tokenizer.eot_id)  # of the prompt
             at, who, last = {"": "mill"}, "", "mill"
             for word in words(self.tokenizer.decode(row[1 : end + 1].tolist())):
@@ -129,13 +131,16 @@ class Reader:
                     at[who] = last = word
             answer = at[who] if self.knows else last
             said[end, self.tokenizer.encode(f" {answer}")[0]] = 1
-        return mx.array(logits)
+        return mx.array(every)
+
+    def logits(self, x: mx.array) -> mx.array:
+        return x
 
 
 @EVERY
 def test_an_exam_tells_who_knows_from_who_repeats_the_last_place(lesson: Lesson, tokenizer: Tokenizer) -> None:
     exam = Exam.of(lesson, tokenizer, seed=0)
-    assert len(exam.texts) == N_QUESTIONS
+    assert exam.texts.shape == (EXAM // lesson.window, lesson.window)
     assert share_right(Reader(tokenizer, knows=True), exam) == 1  # type: ignore[arg-type]
     assert share_right(Reader(tokenizer, knows=False), exam) == 0  # type: ignore[arg-type]
 

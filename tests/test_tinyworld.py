@@ -11,30 +11,20 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mlx_gpt.text import tinyworld
-from mlx_gpt.text.tinyworld import (
-    BOYS,
+from mlx_gpt.text.tinyworld import Reading, best_loss, read_story, sentences, stories, story
+from mlx_gpt.text.tinyworld_rules import (
     FEWEST_EVENTS,
-    GIRLS,
-    LOOKS,
     MOST_EVENTS,
-    NAMES,
-    PLACES,
     RULES,
-    THINGS,
-    Reading,
+    WORDS,
     Rule,
     Said,
     Scene,
     after,
-    best_loss,
     choices,
     options,
-    read_story,
-    sentences,
-    stories,
-    story,
 )
+from mlx_gpt.text.tinyworld_words import BOYS, GIRLS, LOOKS, NAMES, PLACES, THINGS
 
 N = 10_000
 
@@ -241,7 +231,7 @@ def test_what_may_stand_in_a_slot_is_never_nothing_and_never_the_same_word_twice
                 allowed = options(step.scene, slot, said)
                 assert allowed, f"nothing to say for {slot} in {rule.text}"
                 assert len(set(allowed)) == len(allowed)
-                assert set(allowed) <= set(tinyworld.WORDS[slot])
+                assert set(allowed) <= set(WORDS[slot])
                 said[slot] = allowed[0]
 
 

@@ -6,21 +6,8 @@ from math import log
 
 import pytest
 
-from mlx_gpt.text.tinyworld import (
-    BOYS,
-    FEELINGS,
-    LOOKS,
-    NAMES,
-    PLACES,
-    ROLES,
-    THINGS,
-    TIMES,
-    WEATHER,
-    is_sentence,
-    read_story,
-    sentences,
-    stories,
-)
+from mlx_gpt.text.tinyworld import is_sentence, read_story, sentences, stories
+from mlx_gpt.text.tinyworld_words import BOYS, FEELINGS, LOOKS, NAMES, PLACES, ROLES, THINGS, TIMES, WEATHER
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from mlx_gpt.text import tinyworld
-from mlx_gpt.text.tinyworld import NAMES, PLACES, WORDS
+from mlx_gpt.text.tinyworld import tell
+from mlx_gpt.text.tinyworld_rules import WORDS, Scene, choices
+from mlx_gpt.text.tinyworld_words import BOYS, GIRLS, NAMES, PLACES
 
 N_PAIRS = 24
 N_SENTENCES = 24
@@ -106,7 +107,7 @@ def sentences(rng: random.Random, n_people: int, moves: float) -> str:
         if who not in at or rng.random() < moves:
             form, at[who] = GOES, rng.choice([place for place in PLACES if place != at.get(who)])
         words = {slot: rng.choice(WORDS[slot]) for slot in ("went", "how", "do", "did", "feeling")}
-        she = "She" if who in tinyworld.GIRLS else "He"
+        she = "She" if who in GIRLS else "He"
         told.append(form.format(who=who, other=other, place=at[who], She=she, **words))
     return " ".join(told)
 
@@ -117,12 +118,12 @@ def long_story(rng: random.Random) -> str:
     It has few people and places, so that to know who and what it is not is worth more: whoever goes somewhere goes to
     one of three places, not of nineteen.
     """
-    few = {*rng.sample(PLACES, 4), *rng.sample(tinyworld.GIRLS, 2), *rng.sample(tinyworld.BOYS, 2)}
+    few = {*rng.sample(PLACES, 4), *rng.sample(GIRLS, 2), *rng.sample(BOYS, 2)}
     others = {*NAMES, *PLACES} - few
-    scene, told = tinyworld.Scene(), []
+    scene, told = Scene(), []
     for _ in range(N_OF_A_STORY):
-        allowed = [(rule, share) for rule, share in tinyworld.choices(scene) if not IDLE & set(rule.pieces[1::2])]
-        sentence, scene = tinyworld.tell(rng, scene, allowed, without=others)
+        allowed = [(rule, share) for rule, share in choices(scene) if not IDLE & set(rule.pieces[1::2])]
+        sentence, scene = tell(rng, scene, allowed, without=others)
         told.append(sentence)
         scene = replace(scene, events=0)  # a story ends after so many
     return " ".join(told)

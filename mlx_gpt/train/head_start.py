@@ -21,7 +21,7 @@ from mlx_gpt.train.loop import optimizer_of
 from mlx_gpt.train.optimizer import Schedule
 from mlx_gpt.train.step import make_train_step
 
-N_QUESTIONS = 200  # of an exam: with fewer, luck ends a lesson
+EXAM = 4_800  # tokens that an exam looks at: of short texts 200, or luck would end a lesson
 STEPS_BETWEEN = 60  # two exams
 
 
@@ -31,8 +31,9 @@ def head_start(model: GPT, seed: int) -> None:
     Positions are sinusoids, so that neighbours look alike (Vaswani et al. 2017, section 3.5). Queries are equal to keys
     (Trockman and Kolter 2023, "Mimetic initialization of self-attention layers"), values and outputs orthogonal. From
     the third block on, the later half of the heads has its keys turned round and looks for what is unlike: who is not
-    the one just named. The scales were chosen by trial on runs of 1.6 M tokens. All of it is trained like any other
-    weight.
+    the one just named. The last block takes away what it finds: what is about to be said and has been said, as heads of
+    GPT-2 do (McDougall et al. 2023, "Copy suppression: comprehensively understanding an attention head"). The scales
+    were chosen by trial on runs of 1.6 M tokens. All of it is trained like any other weight.
     """
     C, rng = model.config.n_embd, np.random.default_rng(seed)
     frequencies = 10000.0 ** (-2 * mx.arange(C // 2) / C)  # (C/2,)
@@ -41,9 +42,11 @@ def head_start(model: GPT, seed: int) -> None:
     for layer, block in enumerate(model.h):
         query = rng.normal(scale=0.1, size=(C, C))
         key = query.copy()
-        if layer >= 2:
-            key[C // 2 :] *= -1  # rows of the later heads
         value, output = (0.4 * np.linalg.qr(rng.normal(size=(C, C)))[0] for _ in range(2))
+        if layer == len(model.h) - 1:
+            output = -value.T
+        elif layer >= 2:
+            key[C // 2 :] *= -1  # rows of the later heads
         block.attn.c_attn.weight = mx.array(np.concatenate([query, key, value]).astype(np.float32))
         block.attn.c_proj.weight = mx.array(output.astype(np.float32))
 
@@ -96,16 +99,17 @@ class Exam(NamedTuple):
 
     @classmethod
     def of(cls, lesson: Lesson, tokenizer: Tokenizer, seed: int) -> Exam:
-        """``N_QUESTIONS`` questions that fit into the window, each of another document of a lesson."""
+        """Questions that fit into the window, as many as ``EXAM`` has room for, each of another document."""
         T, rng = lesson.window, random.Random(seed)
+        n = EXAM // T
         prompts, answers = [], []
-        for text in lesson.documents(4 * N_QUESTIONS, seed):
+        for text in lesson.documents(4 * n, seed):
             asked = [([tokenizer.eot_id, *tokenizer.encode(before)], place) for before, place in questions(text)]
             if fitting := [(ids, place) for ids, place in asked if len(ids) <= T]:
                 prompt, place = rng.choice(fitting)
                 prompts.append(prompt)
                 answers.append(tokenizer.encode(f" {place}")[0])
-            if len(prompts) == N_QUESTIONS:
+            if len(prompts) == n:
                 break
         texts = np.full((len(prompts), T), tokenizer.eot_id, np.int32)
         for row, prompt in zip(texts, prompts, strict=True):
