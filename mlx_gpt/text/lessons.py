@@ -21,7 +21,6 @@ from mlx_gpt.text.tinyworld_words import BOYS, GIRLS, NAMES, PLACES
 
 N_PAIRS = 24
 N_SENTENCES = 24
-N_OF_A_STORY = 16  # sentences that fill a window: what comes later, in the next one, would lack its beginning
 
 OTHER_WORDS = tuple(
     word
@@ -121,7 +120,7 @@ def long_story(rng: random.Random) -> str:
     few = {*rng.sample(PLACES, 4), *rng.sample(GIRLS, 2), *rng.sample(BOYS, 2)}
     others = {*NAMES, *PLACES} - few
     scene, told = Scene(), []
-    for _ in range(N_OF_A_STORY):
+    for _ in range(N_SENTENCES):
         allowed = [(rule, share) for rule, share in choices(scene) if not IDLE & set(rule.pieces[1::2])]
         sentence, scene = tell(rng, scene, allowed, without=others)
         told.append(sentence)
