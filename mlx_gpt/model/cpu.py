@@ -92,7 +92,7 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
 
     A long sequence goes a block of queries at a time, and nothing of size T x S is kept for the way back: the logarithm
     of each row's sum is enough to make its pattern again (Dao et al. 2022, section 3). Half of the scores, those of the
-    future, are never computed. A short one keeps its pattern: exp is most of the time that attention takes.
+    future, are never computed. A short one keeps its pattern: to make it again would take a third more time.
     """
     attend: Any = _attend if keeps_pattern(k.shape[-2]) else _attend_in_blocks
     return attend(q * scale, mx.contiguous(k), mx.contiguous(v))[0]  # or every product would copy its share
