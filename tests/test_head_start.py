@@ -27,6 +27,16 @@ def test_a_head_asks_for_what_it_answers_to_or_for_what_it_does_not(model):
         assert mx.array_equal(other.query.weight, (-1 if layer == 2 else 1) * other.key.weight)
 
 
+@pytest.mark.parametrize(("n_head", "turned"), [(1, []), (2, [1]), (3, [2]), (4, [2, 3])])
+def test_a_head_is_turned_round_as_a_whole(n_head, turned):
+    model = GPT(GPTConfig(vocab_size=20, n_positions=8, n_embd=24, n_layer=4, n_head=n_head))
+    head_start(model, seed=0)
+    heads = [model.h[2].attn.head(i) for i in range(n_head)]
+    signs = [1 if mx.array_equal(head.query.weight, head.key.weight) else -1 for head in heads]
+    assert signs == [-1 if i in turned else 1 for i in range(n_head)]
+    assert all(mx.array_equal(head.query.weight, s * head.key.weight) for s, head in zip(signs, heads, strict=True))
+
+
 def test_what_a_layer_moves_it_moves_whole(model):
     for block in model.h:
         value = np.array(mx.split(block.attn.c_attn.weight, 3)[2])

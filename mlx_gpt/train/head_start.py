@@ -35,7 +35,8 @@ def head_start(model: GPT, seed: int) -> None:
     GPT-2 do (McDougall et al. 2023, "Copy suppression: comprehensively understanding an attention head"). The scales
     were chosen by trial on runs of 1.6 M tokens. All of it is trained like any other weight.
     """
-    C, rng = model.config.n_embd, np.random.default_rng(seed)
+    C, D, rng = model.config.n_embd, model.config.head_dim, np.random.default_rng(seed)
+    later = model.config.n_head // 2 * D  # rows of the later heads: whole ones, and never of the only one
     frequencies = 10000.0 ** (-2 * mx.arange(C // 2) / C)  # (C/2,)
     angles = mx.arange(model.config.n_positions)[:, None] * frequencies  # (T, C/2)
     model.wpe.weight = 0.01 * mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=1)
@@ -46,7 +47,7 @@ def head_start(model: GPT, seed: int) -> None:
         if layer == len(model.h) - 1:
             output = -value.T
         elif layer >= 2:
-            key[C // 2 :] *= -1  # rows of the later heads
+            key[C - later :] *= -1
         block.attn.c_attn.weight = mx.array(np.concatenate([query, key, value]).astype(np.float32))
         block.attn.c_proj.weight = mx.array(output.astype(np.float32))
 
