@@ -82,7 +82,9 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     console.print("[bold]tinyworld[/bold]: telling stories and learning their vocabulary ...", highlight=False)
     n_stories = min(200_000, max(2_000, round(5_000 * minutes)))
     material = prepare(
-        load_corpus("tinyworld", n_stories=n_stories, val_fraction=N_VAL_STORIES / n_stories, seed=seed), VOCABULARY
+        load_corpus("tinyworld", n_stories=n_stories, val_fraction=N_VAL_STORIES / n_stories, seed=seed),
+        VOCABULARY,
+        exclude=True,
     )
     size, speed = _choose_size(material, deadline)
     model = new_model(size.architecture, material, seed)

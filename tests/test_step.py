@@ -68,7 +68,7 @@ def test_in_chunks_loss_and_gradients_are_the_same(rows: int) -> None:
     x, head = (mx.array(rng.normal(size=shape).astype(np.float32)) for shape in [(2, 32, 16), (400, 16)])
     y = mx.array(rng.integers(0, 400, (2, 32)))
     whole = mx.value_and_grad(lambda x, head: 3 * mean_loss(x @ head.T, y), argnums=(0, 1))
-    chunks = mx.value_and_grad(lambda x, head: 3 * chunked_mean_loss(x, head, y, rows), argnums=(0, 1))
+    chunks = mx.value_and_grad(lambda x, head: 3 * chunked_mean_loss(x, head, y, rows=rows), argnums=(0, 1))
     loss, gradients = whole(x, head)
     for run in (chunks, mx.compile(chunks)):
         chunked_loss, chunked_gradients = run(x, head)
@@ -121,7 +121,7 @@ def test_chunks_have_only_one_chunks_logits_in_memory() -> None:
     mx.eval(x, head, y)
     all_logits = 4 * 2048 * 4000
     whole = peak(lambda: mx.grad(lambda x: mean_loss(x @ head.T, y))(x))
-    chunked = peak(lambda: mx.grad(lambda x: chunked_mean_loss(x, head, y, 128))(x))
+    chunked = peak(lambda: mx.grad(lambda x: chunked_mean_loss(x, head, y, rows=128))(x))
     assert whole > all_logits
     assert chunked < all_logits / 3
 

@@ -123,7 +123,7 @@ def long_story(rng: random.Random) -> str:
     for _ in range(N_SENTENCES):
         allowed = [(rule, share) for rule, share in choices(scene) if not IDLE & set(rule.pieces[1::2])]
         sentence, scene = tell(rng, scene, allowed, without=others)
-        told.append(sentence)
+        told.append(sentence.text)
         scene = replace(scene, events=0)  # a story ends after so many
     return " ".join(told)
 
