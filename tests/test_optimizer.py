@@ -7,10 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 from small_training import batch, new_small, weights
 
+from mlx_gpt.train import optimizer as optimizer_module
 from mlx_gpt.train.optimizer import Schedule, StackedMuon, make_optimizer, orthogonalized
 from mlx_gpt.train.step import make_train_step
 
@@ -99,6 +101,41 @@ def test_a_small_gradient_moves_its_head_as_far_as_a_large_one() -> None:
     step = np.array(optimizer.apply_gradients({"w": mx.array(gradient)}, weight)["w"])
     lengths = [np.linalg.svd(part, compute_uv=False) for part in np.split(step, 2)]
     assert all(0.06 < length < 0.13 for part in lengths for length in part)
+
+
+def test_weights_of_one_shape_move_as_each_would_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"a": (8, 8), "b": (24, 8), "c": (8, 8), "d": (8, 24), "e": (24, 8)}
+    before = {name: mx.array(rng.normal(size=shape).astype(np.float32)) for name, shape in shapes.items()}
+
+    def moved(size: int) -> dict[str, mx.array]:
+        monkeypatch.setattr(optimizer_module, "SMALL", size)
+        optimizer, found = StackedMuon(0.1, 2, momentum=0.95, weight_decay=0.0, ns_steps=5), before
+        optimizer.init(found)
+        for seed in range(3):
+            keys = mx.random.split(mx.random.key(seed), len(shapes))
+            gradient = {
+                name: mx.random.normal(w.shape, key=key) for (name, w), key in zip(found.items(), keys, strict=True)
+            }
+            found = optimizer.apply_gradients(gradient, found)
+        return found
+
+    alone, together = moved(0), moved(1 << 16)
+    for name in shapes:
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-4, atol=1e-5)
+
+
+def test_one_matrix_moves_as_with_mlxs_muon() -> None:
+    rng = np.random.default_rng(0)
+    weight = {"w": mx.array(rng.normal(size=(24, 8)).astype(np.float32))}
+    settings: dict = {"momentum": 0.95, "weight_decay": 0.0, "ns_steps": 5}
+    ours, theirs = StackedMuon(0.1, 1, **settings), optim.Muon(0.1, **settings)
+    one = other = weight
+    for _ in range(3):
+        gradient = {"w": mx.array(rng.normal(size=(24, 8)).astype(np.float32))}
+        one, other = ours.apply_gradients(gradient, one), theirs.apply_gradients(gradient, other)
+    np.testing.assert_allclose(one["w"], other["w"], rtol=1e-4, atol=1e-5)
+    assert ours.state.keys() == theirs.state.keys()  # a checkpoint of one is one of the other
 
 
 # The schedule

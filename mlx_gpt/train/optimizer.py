@@ -7,9 +7,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd")
+SMALL = 1 << 16  # weights of a matrix that goes through Muon's iteration with others of its shape
 WSD_DECAY = 0.4  # share of the run in which wsd decays
 
 
@@ -43,7 +45,7 @@ def make_optimizer(
         settings: dict = {"momentum": 0.95, "weight_decay": 0.0, "ns_steps": muon_iterations}
         groups[:0] = [
             StackedMuon(muon_learning_rate, 3 * n_head, **settings),
-            optim.Muon(muon_learning_rate, **settings),
+            StackedMuon(muon_learning_rate, 1, **settings),
         ]
         filters[:0] = [
             lambda path, weight: path.endswith("attn.c_attn.weight"),
@@ -59,23 +61,42 @@ def _is_matrix(path: str, weight: mx.array) -> bool:
 
 
 class StackedMuon(optim.Muon):
-    """Muon for a weight (n x rows, columns) that is ``n`` matrices one below the other, each taken for itself.
+    """Muon for weights (n x rows, columns) that are ``n`` matrices one below the other, each taken for itself.
 
     ``attn.c_attn`` is: queries, keys and values, and of each the heads. Made orthogonal as one matrix, those with the
-    larger gradients, at first the values, would leave the others next to nothing. It is also less work.
+    larger gradients, at first the values, would leave the others next to nothing. It is also less work. Small weights
+    of one shape go through the iteration together: it takes longer to begin their products than to compute them.
     """
 
     def __init__(self, learning_rate: float, n: int, **settings: Any):
         super().__init__(learning_rate, **settings)
         self.n = n
 
-    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        """The new parameter: momentum (Nesterov's), then a step whose singular values are near one."""
+    def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
+        """The new parameters: momentum (Nesterov's), then steps whose singular values are near one."""
+        if not self._initialized:
+            self.init(gradients)
+        self.state["step"] = self.step + 1
+        updates: Any = tree_flatten(tree_map(self._update, gradients, self.state))
+        together: dict[Any, list[tuple[str, mx.array]]] = {}
+        for name, update in updates:
+            together.setdefault(update.shape if update.size <= SMALL else name, []).append((name, update))
+        steps = {name: step for some in together.values() for name, step in self._steps(some)}
+        unfolded = tree_unflatten([(name, steps[name]) for name, _ in updates])
+        return tree_map(lambda step, parameter: parameter - step, unfolded, parameters)
+
+    def _update(self, gradient: mx.array, state: dict) -> mx.array:
         state["v"] = self.momentum * state["v"] + (1 - self.momentum) * gradient
-        update = self.momentum * state["v"] + (1 - self.momentum) * gradient
-        stack = update.reshape(self.n, -1, update.shape[-1])
-        step = orthogonalized(stack, self.ns_steps).reshape(update.shape)
-        return parameter - self.learning_rate.astype(gradient.dtype) * step
+        return self.momentum * state["v"] + (1 - self.momentum) * gradient
+
+    def _steps(self, updates: list[tuple[str, mx.array]]) -> list[tuple[str, mx.array]]:
+        """How far the weights with these updates, all of one shape, go; a high matrix further, as in MLX's Muon."""
+        names, arrays = zip(*updates, strict=True)
+        shape = arrays[0].shape
+        stack = mx.concatenate([one.reshape(self.n, -1, shape[-1]) for one in arrays])  # (n x weights, rows, columns)
+        rate = self.learning_rate.astype(stack.dtype) * max(1.0, stack.shape[-2] / stack.shape[-1]) ** 0.5
+        steps = mx.split(rate * orthogonalized(stack, self.ns_steps), len(arrays))
+        return [(name, step.reshape(shape)) for name, step in zip(names, steps, strict=True)]
 
 
 def orthogonalized(x: mx.array, iterations: int) -> mx.array:
@@ -89,7 +110,8 @@ def orthogonalized(x: mx.array, iterations: int) -> mx.array:
     x = x / (mx.sqrt((x * x).sum((-2, -1), keepdims=True)) + 1e-7)
     for _ in range(iterations):
         a = x @ x.swapaxes(-1, -2)
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
+        b = mx.addmm(a, a, a, alpha=2.0315, beta=-4.7750)
+        x = mx.addmm(x, b, x, beta=3.4445)
     return x
 
 
