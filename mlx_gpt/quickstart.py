@@ -2,7 +2,7 @@
 
 Everything here is what ``mlx-gpt train --data tinyworld`` and ``mlx-gpt generate`` do, with the settings chosen for a
 number of minutes on the machine at hand, and the result held against what is known of that world; but for what the
-model brings to its first story (``train/head_start.py``).
+model brings to its first story (``train/head_start.py``), and that it is told what cannot come (``text/excluded.py``).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx_gpt.model import cpu
 
 ROWS = 256  # positions whose logits are in memory at once, where the loss goes in chunks
-UNLIKELIHOOD = 10.0  # times the loss from what cannot come: a word in twenty is half of what one that comes is
+UNLIKELIHOOD = 10.0  # what cannot come and has one chance in twenty counts half as much as what came
 SURE = 1 - 1e-6  # the most that a probability counts for there
 LARGE = 1 << 24  # logits: from 64 MiB on, chunks save memory and cost no time that one could measure
 
