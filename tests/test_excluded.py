@@ -25,7 +25,7 @@ from mlx_gpt.text.tinyworld_rules import Rule, Said, Scene, after, choices, opti
 from mlx_gpt.text.tinyworld_words import NAMES, PLACES
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train import step as step_module
-from mlx_gpt.train.loss import UNLIKELIHOOD, chunked_mean_loss, mean_loss, unlikelihood
+from mlx_gpt.train.loss import UNLIKELIHOOD, chunked_mean_loss, mean_loss, unlikelihood, with_unlikelihood
 from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.step import largest_gradient, make_train_step
 
@@ -186,21 +186,28 @@ def test_unlikelihood_is_what_the_paper_says(example: tuple[mx.array, ...]) -> N
 
 
 @pytest.mark.parametrize("rows", [7, 16, 1000])
-def test_in_chunks_it_is_the_same(rows: int, example: tuple[mx.array, ...]) -> None:
+def test_the_loss_stays_and_the_gradient_is_that_of_both_in_chunks_too(
+    rows: int, example: tuple[mx.array, ...]
+) -> None:
     x, head, y, excluded = example
 
-    def whole(x: mx.array, head: mx.array) -> mx.array:
+    def both(x: mx.array, head: mx.array) -> mx.array:
         logits = x @ head.T
         return 3 * (mean_loss(logits, y) + UNLIKELIHOOD * unlikelihood(logits, excluded))
+
+    def steered(x: mx.array, head: mx.array) -> mx.array:
+        logits = x @ head.T
+        return 3 * with_unlikelihood(mean_loss(logits, y), logits, excluded)
 
     def chunks(x: mx.array, head: mx.array) -> mx.array:
         return 3 * chunked_mean_loss(x, head, y, excluded, rows=rows)
 
-    loss, gradients = mx.value_and_grad(whole, argnums=(0, 1))(x, head)
-    for run in (mx.value_and_grad(chunks, argnums=(0, 1)), mx.compile(mx.value_and_grad(chunks, argnums=(0, 1)))):
-        chunked_loss, chunked_gradients = run(x, head)
-        assert chunked_loss.item() == pytest.approx(loss.item(), rel=1e-6)
-        for one, other in zip(chunked_gradients, gradients, strict=True):
+    gradients = mx.grad(both, argnums=(0, 1))(x, head)
+    runs = [mx.value_and_grad(loss, argnums=(0, 1)) for loss in (steered, chunks)]
+    for run in (*runs, mx.compile(runs[1])):
+        loss, found = run(x, head)
+        assert loss.item() == pytest.approx(3 * mean_loss(x @ head.T, y).item(), rel=1e-6)
+        for one, other in zip(found, gradients, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
@@ -218,7 +225,7 @@ def test_a_model_that_is_sure_of_what_cannot_come_still_has_a_gradient(chunked: 
     def loss(x: mx.array) -> mx.array:
         if chunked:
             return chunked_mean_loss(x, head, y, excluded)
-        return mean_loss(x @ head.T, y) + UNLIKELIHOOD * unlikelihood(x @ head.T, excluded)
+        return with_unlikelihood(mean_loss(x @ head.T, y), x @ head.T, excluded)
 
     value, gradient = mx.value_and_grad(loss)(mx.array([[[50.0]]]))
     assert np.isfinite(value.item())
@@ -249,15 +256,16 @@ def test_a_step_follows_the_gradient_of_both(chunked: bool, accumulate: int, mon
     model, parts = small(), [batch(seed) for seed in range(accumulate)]
     before = dict(tree_flatten(model.trainable_parameters()))
 
-    def loss(model: GPT) -> mx.array:
+    def loss(model: GPT, weight: float) -> mx.array:
         def one(x: np.ndarray, y: np.ndarray) -> mx.array:
             logits = model(mx.array(x))
             wanted, excluded = mx.array(y[..., 0]), mx.array(y[..., 1:])
-            return mean_loss(logits, wanted) + UNLIKELIHOOD * unlikelihood(logits, excluded)
+            return mean_loss(logits, wanted) + weight * unlikelihood(logits, excluded)
 
         return sum((one(x, y) for x, y in parts), mx.array(0.0)) / accumulate
 
-    expected, gradient = nn.value_and_grad(model, loss)(model)
+    expected = loss(model, 0)
+    _, gradient = nn.value_and_grad(model, loss)(model, UNLIKELIHOOD)
     model.train()
     step = make_train_step(model, optim.SGD(1.0), clip=1e9, batch_size=B, accumulate=accumulate)
     x, y = parts[0] if accumulate == 1 else (np.stack([x for x, _ in parts]), np.stack([y for _, y in parts]))

@@ -37,6 +37,12 @@ def unlikelihood(logits: mx.array, excluded: mx.array) -> mx.array:
     return -mx.where(excluded < 0, 0.0, mx.log(others)).sum(axis=-1).mean()
 
 
+def with_unlikelihood(loss: mx.array, logits: mx.array, excluded: mx.array) -> mx.array:
+    """The same loss, to compare with others, but with the gradient of ``UNLIKELIHOOD`` times ``unlikelihood`` too."""
+    steering = UNLIKELIHOOD * unlikelihood(logits, excluded)
+    return loss + (steering - mx.stop_gradient(steering))
+
+
 def in_chunks(logits: int, dtype: mx.Dtype) -> bool:
     """Whether the loss of so many logits should go in chunks: for memory, or on a CPU for one exp, not two."""
     return logits >= LARGE or cpu.suits(dtype)
@@ -49,8 +55,8 @@ def chunked_mean_loss(
 
     x (B, T, C), the residual stream after the final norm; head (V, C); targets (B, T) -> nats per token. Also the
     gradients are made on the way forward, chunk by chunk, since they need the same logits: d loss / d logits is the
-    model's probabilities, less one at the target. With ``excluded`` (B, T, K) it is ``mean_loss`` and ``UNLIKELIHOOD``
-    times the ``unlikelihood``; for each excluded token, d -log(1 - p) is p / (1 - p) there, less so many times the
+    model's probabilities, less one at the target. With ``excluded`` (B, T, K) the gradients, not the loss, are those of
+    ``with_unlikelihood``: for each excluded token, d -log(1 - p) is p / (1 - p) there, less so many times the
     probabilities.
     """
     flat, wanted = x.reshape(-1, x.shape[-1]), targets.reshape(-1, 1)  # (N, C), (N, 1)
@@ -73,7 +79,6 @@ def chunked_mean_loss(
             if unwanted is not None:
                 tokens, known = mx.maximum(unwanted[i : i + rows], 0), unwanted[i : i + rows] >= 0
                 p = mx.where(known, mx.minimum(mx.take_along_axis(d_logits, tokens, axis=-1), SURE), 0.0)  # (rows, K)
-                total = total - UNLIKELIHOOD * mx.log(1 - p).sum()
                 push = UNLIKELIHOOD * p / (1 - p)
                 d_logits = d_logits * (1 - push.sum(axis=-1, keepdims=True))
                 d_logits = d_logits.at[mx.arange(len(tokens))[:, None], tokens].add(push)

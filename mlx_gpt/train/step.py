@@ -15,14 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gpt.blas import set_threads
 from mlx_gpt.device import cores
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.train.loss import (
-    UNLIKELIHOOD,
-    chunked_mean_loss,
-    in_chunks,
-    mean_loss,
-    next_token_losses,
-    unlikelihood,
-)
+from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss, next_token_losses, with_unlikelihood
 from mlx_gpt.train.machine import lanes, set_breadth
 from mlx_gpt.train.recompute import hidden_recomputed
 
@@ -33,9 +26,10 @@ class TrainStep:
     """One optimizer step, compiled: ``step(x, y) -> (loss, gradient norm before clipping)``.
 
     x, y: ids (B, T), or (accumulate, B, T), always of the same shape (a new shape is a new trace). y may have
-    one more axis, 1 + K: what comes, and what cannot come in its place (-1 for nothing). ``state`` is what a step
-    changes: weights, optimizer state and random state; evaluate it after each step. All of it goes into the trace and
-    comes out, so that nothing is frozen: but an optimizer's state is loaded before the step is made.
+    one more axis, 1 + K: what comes, and what cannot come in its place (-1 for nothing), which the loss does not count
+    but its gradient does. ``state`` is what a step changes: weights, optimizer state and random state; evaluate it
+    after each step. All of it goes into the trace and comes out, so that nothing is frozen: but an optimizer's state is
+    loaded before the step is made.
     """
 
     def __init__(
@@ -110,7 +104,7 @@ class TrainStep:
             logits = model.logits(hidden)
             loss = mean_loss(logits, targets)
             if excluded is not None:
-                loss = loss + UNLIKELIHOOD * unlikelihood(logits, excluded)
+                loss = with_unlikelihood(loss, logits, excluded)
         return loss * self._scale(y)
 
     def _scale(self, y: mx.array) -> int:
