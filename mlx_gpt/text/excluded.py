@@ -1,9 +1,8 @@
 """What cannot come: beside each token of a story, those in whose place it stands that the rules of its world exclude.
 
 A text says what came. Whoever knows its rules can also say what could not have: nobody goes where they are already, or
-is their own friend. From text alone that is hard to learn: a word that never comes, among twenty that seldom do, is
-missed by a twentieth of a nat. Nothing of it was learned in five million tokens; told, it was in one.
-``train/loss.py`` says what a step makes of it.
+is their own friend. From text alone that is hard to learn, for to leave one word of twenty out is worth a twentieth
+of a nat. ``train/loss.py`` says what a step makes of it.
 """
 
 from __future__ import annotations
