@@ -28,7 +28,7 @@ def excluded_ids(stream: TokenStream, told: Sequence[Told], tokenizer: Tokenizer
     ids = {word: tokens[0] for word in words if len(tokens := tokenizer.encode(f" {word}")) == 1}
     marks = [
         (story + at - 1, [ids[word] for word in words if word in ids])  # from the space before the word
-        for story, one in zip(begins[stream.starts], told, strict=False)
+        for story, one in zip(begins[stream.starts[:-1]], told, strict=True)
         for at, words in one.excluded
     ]
     excluded = np.full((len(stream.ids), max((len(those) for _, those in marks), default=1)), -1, np.int32)
