@@ -12,10 +12,12 @@ import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that it multiplies
 import mlx.core as mx
 import pytest
 from command_line import SMALL
+from walked_stories import Step, steps
 
 from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import save
+from mlx_gpt.text.tinyworld import Reading, read_story, stories
 from mlx_gpt.text.tokenizer import Tokenizer
 
 NOT_ON_A_GPU = {
@@ -30,6 +32,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, reason in NOT_ON_A_GPU.items():
         if item.get_closest_marker(name) and not on_cpu():
             pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def told() -> list[str]:
+    """Ten thousand stories of tinyworld."""
+    return stories(10_000, seed=0)
+
+
+@pytest.fixture(scope="session")
+def readings(told: list[str]) -> list[Reading]:
+    return [read_story(text) for text in told]
+
+
+@pytest.fixture(scope="session")
+def walked(told: list[str]) -> list[list[Step]]:
+    """The first three thousand stories, step by step."""
+    return [list(steps(text)) for text in told[:3000]]
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
-"""What the tests of training share: a small model, a batch for it, and its weights in NumPy."""
+"""What the tests of training share: a small model, a batch for it, its weights in NumPy, a yardstick, a scale."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,3 +28,22 @@ def batch(seed: int = 0, B: int = 4) -> tuple[mx.array, mx.array]:
 
 def weights(model: nn.Module) -> dict[str, np.ndarray]:
     return {name: np.array(weight) for name, weight in tree_flatten(model.parameters())}
+
+
+def distance(a: Any, b: Any) -> float:
+    """|a - b| / |b|."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def peak(run: Callable[[], Any]) -> int:
+    """Bytes that were in use at once, above what was in use before."""
+    limit = mx.set_memory_limit(1)  # MLX then waits for memory to come free instead of running ahead
+    try:
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(run())
+        return mx.get_peak_memory() - before
+    finally:
+        mx.set_memory_limit(limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from functools import partial
 from itertools import islice
 
 import mlx.core as mx
@@ -13,6 +12,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from walked_stories import Step
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
@@ -21,38 +21,23 @@ from mlx_gpt.text.corpus import load_corpus
 from mlx_gpt.text.excluded import excluded_ids
 from mlx_gpt.text.shards import TokenStream, endless_batches
 from mlx_gpt.text.tinyworld import Told
-from mlx_gpt.text.tinyworld_rules import Rule, Said, Scene, after, choices, options
+from mlx_gpt.text.tinyworld_rules import Rule, Said, Scene, choices, options
 from mlx_gpt.text.tinyworld_words import NAMES, PLACES
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train import step as step_module
-from mlx_gpt.train.loss import UNLIKELIHOOD, chunked_mean_loss, mean_loss, unlikelihood, with_unlikelihood
+from mlx_gpt.train.loss import UNLIKELIHOOD, mean_loss, unlikelihood
 from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.step import largest_gradient, make_train_step
 
 B, T, V, K = 4, 24, 60, 3
 
 
-@pytest.fixture(scope="module")
-def told() -> list[Told]:
-    return tinyworld.told(300, seed=0)
+N = 300  # stories
 
 
 @pytest.fixture(scope="module")
-def scenes(told: list[Told]) -> list[list[tuple[int, Scene]]]:
-    """Of each story, where its sentences begin, and the scene before each."""
-    every = []
-    for text, _ in told:
-        scene, start, walked = Scene(), 0, []
-        while start < len(text):
-            walked.append((start, scene))
-            rule, (said, end, _) = next(
-                (rule, match)
-                for rule, _ in choices(scene)
-                if (match := tinyworld._match(rule, text, start, partial(options, scene)))
-            )
-            scene, start = after(scene, rule, said), end + 1
-        every.append(walked)
-    return every
+def marked() -> list[Told]:
+    return tinyworld.told(N, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +49,8 @@ def material() -> Material:
 # What the rules say
 
 
-def test_a_story_is_the_same_with_and_without_what_it_excludes(told: list[Told]) -> None:
-    assert tinyworld.stories(300, seed=0) == [text for text, _ in told]
+def test_a_story_is_the_same_with_and_without_what_it_excludes(marked: list[Told], told: list[str]) -> None:
+    assert told[:N] == [text for text, _ in marked]
 
 
 def begins(rule: Rule, scene: Scene, text: str) -> bool:
@@ -87,12 +72,14 @@ def begins(rule: Rule, scene: Scene, text: str) -> bool:
 
 
 def test_of_who_and_where_is_known_what_is_excluded_cannot_stand_there_and_the_rest_can(
-    told: list[Told], scenes: list[list[tuple[int, Scene]]]
+    marked: list[Told], walked: list[list[Step]]
 ) -> None:
     kinds: Counter[str] = Counter()
-    for (text, excluded), walked in zip(told, scenes, strict=True):
+    for (text, excluded), way in zip(marked, walked[:N], strict=True):
+        lengths = [len(step.rule.text.format(**step.said)) + 1 for step in way]  # of the sentences
+        starts = [sum(lengths[:i]) for i in range(len(way))]
         for at, words in excluded:
-            start, scene = [(start, scene) for start, scene in walked if start < at][-1]
+            start, scene = [(start, step.scene) for start, step in zip(starts, way, strict=True) if start < at][-1]
             rules = [rule for rule, _ in choices(scene)]
             stands = re.findall(r"\w+", text[at:])[0]
             assert any(begins(rule, scene, text[start:at] + stands) for rule in rules)
@@ -103,8 +90,8 @@ def test_of_who_and_where_is_known_what_is_excluded_cannot_stand_there_and_the_r
     assert kinds["place"] > 200
 
 
-def test_nobody_is_their_own_friend(told: list[Told]) -> None:
-    for text, excluded in told:
+def test_nobody_is_their_own_friend(marked: list[Told]) -> None:
+    for text, excluded in marked:
         hero = re.search(r"(\w+) (?:went|ran) to the", text)
         assert hero
         friend = re.search(r"(?:Her|His) \w+ (\w+) (?:went to|was in) the", text)
@@ -139,10 +126,10 @@ def test_the_ids_stand_at_the_token_in_whose_place_they_cannot(material: Materia
     assert not (stream.excluded == stream.ids[:, None]).any()
 
 
-def test_words_of_several_tokens_are_left_out(told: list[Told]) -> None:
+def test_words_of_several_tokens_are_left_out(marked: list[Told]) -> None:
     tokenizer = Tokenizer.bytes()
-    stream = TokenStream.from_documents([text for text, _ in told], tokenizer)
-    assert (excluded_ids(stream, told, tokenizer) == -1).all()
+    stream = TokenStream.from_documents([text for text, _ in marked], tokenizer)
+    assert (excluded_ids(stream, marked, tokenizer) == -1).all()
 
 
 def test_a_text_knows_what_it_excludes_only_if_asked() -> None:
@@ -160,76 +147,6 @@ def test_batches_say_beside_each_target_what_cannot_come(material: Material) -> 
         assert (x == same_x).all()
         assert (y[..., 0] == same_y).all()
         assert all(tuple(row[-1, 1:]) in beside[tuple(row[:, 0])] for row in y)
-
-
-# The loss
-
-
-@pytest.fixture
-def example() -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    rng = np.random.default_rng(0)
-    x, head = (mx.array(rng.normal(size=shape).astype(np.float32)) for shape in [(B, T, 16), (V, 16)])
-    targets, excluded = rng.integers(0, V, (B, T)), rng.integers(-1, V, (B, T, K))
-    excluded[rng.random((B, T)) < 0.7] = -1
-    return x, head, mx.array(targets), mx.array(excluded)
-
-
-def test_unlikelihood_is_what_the_paper_says(example: tuple[mx.array, ...]) -> None:
-    x, head, _, excluded = example
-    logits = np.array(x @ head.T, np.float64)
-    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    by_hand = [
-        -np.log(1 - p[b, t, token]) for b, t, k in np.ndindex(B, T, K) if (token := int(excluded[b, t, k].item())) >= 0
-    ]
-    assert len(by_hand) > 40
-    assert unlikelihood(mx.array(logits), excluded).item() == pytest.approx(sum(by_hand) / (B * T), rel=1e-5)
-
-
-@pytest.mark.parametrize("rows", [7, 16, 1000])
-def test_the_loss_stays_and_the_gradient_is_that_of_both_in_chunks_too(
-    rows: int, example: tuple[mx.array, ...]
-) -> None:
-    x, head, y, excluded = example
-
-    def both(x: mx.array, head: mx.array) -> mx.array:
-        logits = x @ head.T
-        return 3 * (mean_loss(logits, y) + UNLIKELIHOOD * unlikelihood(logits, excluded))
-
-    def steered(x: mx.array, head: mx.array) -> mx.array:
-        logits = x @ head.T
-        return 3 * with_unlikelihood(mean_loss(logits, y), logits, excluded)
-
-    def chunks(x: mx.array, head: mx.array) -> mx.array:
-        return 3 * chunked_mean_loss(x, head, y, excluded, rows=rows)
-
-    gradients = mx.grad(both, argnums=(0, 1))(x, head)
-    runs = [mx.value_and_grad(loss, argnums=(0, 1)) for loss in (steered, chunks)]
-    for run in (*runs, mx.compile(runs[1])):
-        loss, found = run(x, head)
-        assert loss.item() == pytest.approx(3 * mean_loss(x @ head.T, y).item(), rel=1e-6)
-        for one, other in zip(found, gradients, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-
-
-def test_nothing_excluded_changes_nothing(example: tuple[mx.array, ...]) -> None:
-    x, head, y, _ = example
-    nothing = mx.full((B, T, K), -1)
-    assert unlikelihood(x @ head.T, nothing).item() == 0
-    assert chunked_mean_loss(x, head, y, nothing).item() == pytest.approx(chunked_mean_loss(x, head, y).item())
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_a_model_that_is_sure_of_what_cannot_come_still_has_a_gradient(chunked: bool) -> None:
-    y, excluded, head = mx.array([[1]]), mx.array([[[0]]]), mx.array([[1.0], [0.0]])
-
-    def loss(x: mx.array) -> mx.array:
-        if chunked:
-            return chunked_mean_loss(x, head, y, excluded)
-        return with_unlikelihood(mean_loss(x @ head.T, y), x @ head.T, excluded)
-
-    value, gradient = mx.value_and_grad(loss)(mx.array([[[50.0]]]))
-    assert np.isfinite(value.item())
-    assert 1 <= gradient.item() <= 1 + 2 * UNLIKELIHOOD
 
 
 # The step
