@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mlx_gpt.model import cpu
-from mlx_gpt.model.attention import attend
-from mlx_gpt.model.mlp import FEW, gelu_new
+from mlx_gpt.model.attention import attend, attention_pattern, attention_scores, weighted_values
+from mlx_gpt.model.mlp import gelu_new
 from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss
 
 
@@ -75,6 +75,20 @@ def test_attention_and_its_gradients_are_those_of_the_explicit_form(T: int, S: i
         assert mx.abs(one - other).max().item() < 5e-6 * max(1.0, mx.abs(other).max().item())
 
 
+@pytest.mark.parametrize(("T", "S"), [(1, 8), (1, 500), (6, 90)])  # fewer numbers than FEW, and more
+@pytest.mark.parametrize("each_row", [False, True])
+def test_attention_with_a_mask_is_the_explicit_form(T: int, S: int, each_row: bool) -> None:
+    q, k, v = normal(4, 3, T, 8, seed=1), normal(4, 3, S, 8, seed=2), normal(4, 3, S, 8, seed=3)
+    keys = mx.arange(S)  # of which nobody sees the first three, and everybody the one in the middle
+    mask = (normal(4 if each_row else 1, 1, T, S, seed=4) > 0) & (keys > 2) | (keys == S // 2)
+    mask = mask if each_row else mask[0, 0]
+    wanted = weighted_values(attention_pattern(attention_scores(q, k, 0.5), mask), v)
+    found = cpu.masked_attention(q, k, v, 0.5, mask)
+    assert largest_difference(found, wanted) < 2e-6
+    huge = mx.where(keys[:, None] > 2, v, 1e30)
+    assert mx.array_equal(cpu.masked_attention(q, k, huge, 0.5, mask), found)
+
+
 @pytest.mark.parametrize("T", [140, 260])  # the pattern is kept, or not
 def test_no_query_sees_the_future_not_even_a_little(T: int) -> None:
     q, k, v = (normal(1, 1, T, 8, seed=seed) for seed in (1, 2, 3))
@@ -128,7 +142,7 @@ def test_attention_keeps_no_large_pattern_for_the_way_back() -> None:
 def test_on_a_cpu_float32_takes_these_forms_and_other_types_do_not() -> None:
     assert cpu.suits(mx.float32)
     assert not cpu.suits(mx.float16)
-    many, few = normal(FEW + 1), normal(FEW)
+    many, few = normal(cpu.FEW + 1), normal(cpu.FEW)
     assert mx.array_equal(gelu_new(many), cpu.gelu_new(many))
     assert not mx.array_equal(gelu_new(few), cpu.gelu_new(few))  # in one operation, by MLX's own exp
     assert largest_difference(gelu_new(few), cpu.gelu_new(few)) < 1e-6

@@ -121,7 +121,9 @@ class MultiHeadAttention(nn.Module):
             k, v, mask = cache.extend(k, v)  # (B, H, S, D) twice; the cache knows which tokens there are to see
         if self.training and self.attn_pdrop > 0:
             moved = self._attend_with_dropout(q, k, v)
-        elif isinstance(mask, str) and q.shape[2] > 1 and cpu.suits(q.dtype):
+        elif isinstance(mask, mx.array) and cpu.suits(q.dtype):
+            moved = cpu.masked_attention(q, k, v, self.scale, mask)
+        elif q.shape[2] > 1 and cpu.suits(q.dtype):
             moved = cpu.causal_attention(q, k, v, self.scale)
         else:
             moved = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)  # (B, H, T, D)

@@ -21,6 +21,7 @@ from mlx_gpt.device import on_cpu
 
 ROWS = 160  # queries at a time: of the keys, none sees more than its last one may
 PART = 16  # terms of a sum that are added by themselves
+FEW = 2048  # numbers for which one operation with MLX's exp takes less time than several with the one below
 HALVINGS, SQUARINGS, DEGREE = 9, 3, 6
 NEVER = -144.0  # from here on the result of ``exp`` is exactly 0
 
@@ -98,6 +99,15 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
     return attend(q * scale, mx.contiguous(k), mx.contiguous(v))[0]  # or every product would copy its share
 
 
+def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array) -> mx.array:
+    """The same where the mask, (T, S) or (B, 1, T, S), says which keys a query may see: True for at least one."""
+    B, H, T, _ = q.shape
+    if B * H * T * k.shape[-2] <= FEW:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    odds, of_all = _odds(q * scale, k, mx.where(mask, 0.0, -mx.inf))
+    return odds @ v / of_all
+
+
 def keeps_pattern(S: int) -> bool:
     """Whether a sequence is short enough that its pattern is kept for the way back."""
     return S <= ROWS
@@ -105,10 +115,15 @@ def keeps_pattern(S: int) -> bool:
 
 @mx.custom_function
 def _attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    scores = _apart(q @ k.swapaxes(-1, -2) + _future(q.shape[-2], k.shape[-2]))  # (B, H, T, S)
-    odds = exp(_apart(scores - scores.max(axis=-1, keepdims=True)))
-    of_all = odds.sum(axis=-1, keepdims=True)
+    odds, of_all = _odds(q, k, _future(q.shape[-2], k.shape[-2]))
     return odds @ v / of_all, odds, of_all
+
+
+def _odds(q: mx.array, k: mx.array, never: mx.array) -> tuple[mx.array, mx.array]:
+    """What the pattern is a share of, (B, H, T, S), and the whole, (B, H, T, 1); ``never`` is -inf for unseen keys."""
+    scores = _apart(q @ k.swapaxes(-1, -2) + never)
+    odds = exp(_apart(scores - scores.max(axis=-1, keepdims=True)))
+    return odds, odds.sum(axis=-1, keepdims=True)
 
 
 @_attend.vjp

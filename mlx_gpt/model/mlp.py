@@ -11,15 +11,13 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.model import cpu
 from mlx_gpt.model.dropout import Dropout
 
-FEW = 4096  # numbers for which one operation with MLX's exp takes less time than several with a faster one
-
 
 def gelu_new(x: mx.array) -> mx.array:
     """GPT-2's GELU: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016, section 2).
 
     Written with the sigmoid, since 0.5 (1 + tanh(z)) == sigmoid(2z); x*x*x because x**3 would call powf.
     """
-    if cpu.suits(x.dtype) and x.size > FEW:
+    if cpu.suits(x.dtype) and x.size > cpu.FEW:
         return cpu.gelu_new(x)
     return x * mx.sigmoid((2 * sqrt(2 / pi)) * (x + 0.044715 * x * x * x))
 
