@@ -21,7 +21,7 @@ from mlx_gpt.device import on_cpu
 
 ROWS = 160  # queries at a time: of the keys, none sees more than its last one may
 PART = 16  # terms of a sum that are added by themselves
-FEW = 2048  # numbers for which one operation with MLX's exp takes less time than several with the one below
+FEW = 4096  # numbers for which one operation with MLX's exp takes less time than several with the one below
 HALVINGS, SQUARINGS, DEGREE = 9, 3, 6
 NEVER = -144.0  # from here on the result of ``exp`` is exactly 0
 
@@ -71,8 +71,18 @@ def _gelu_new_vjp(x: mx.array, d_y: mx.array, y: mx.array) -> mx.array:
 
 def _gate(x: mx.array) -> mx.array:
     """sigmoid(2z)."""
+    z, low = _bent(x)
+    return _share(z, exp(low))
+
+
+@partial(mx.compile, shapeless=True)
+def _bent(x: mx.array) -> tuple[mx.array, mx.array]:
     z = (2 * sqrt(2 / pi)) * (x + 0.044715 * x * x * x)
-    small = exp(-mx.abs(z))
+    return z, -mx.abs(z)
+
+
+@partial(mx.compile, shapeless=True)
+def _share(z: mx.array, small: mx.array) -> mx.array:
     return mx.where(z >= 0, 1.0, small) / (1 + small)
 
 
@@ -104,8 +114,13 @@ def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: 
     B, H, T, _ = q.shape
     if B * H * T * k.shape[-2] <= FEW:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    odds, of_all = _odds(q * scale, k, mx.where(mask, 0.0, -mx.inf))
-    return odds @ v / of_all
+    moved: list[mx.array] = []
+    for start in range(0, T, ROWS):
+        rows = slice(start, start + ROWS)
+        (block,) = mx.depends([q[..., rows, :] * scale], moved[-1:])
+        odds, of_all = _odds(block, k, mx.where(mask[..., rows, :], 0.0, -mx.inf))
+        moved.append(odds @ v / of_all)
+    return mx.concatenate(moved, axis=-2)
 
 
 def keeps_pattern(S: int) -> bool:
