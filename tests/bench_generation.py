@@ -7,6 +7,7 @@ not depend on them. Needs no network; ``tiny`` needs mlx-lm (the parity extra).
 tiny    decode of the preset tiny, bound by overhead, beside mlx-lm on the same folder (with the same BLAS), tokens/s
 share   decode at GPT-2 124M's shape in float32: the speed at which it reads its weights, as a share of that at which
         products of a matrix with a vector read 512 MiB, MLX's or NumPy's, measured before and after in the same process
+        (on stderr: the same of a step that is nothing but its products)
 batch   eight prompts side by side beside one, at the same shape, tokens/s of all rows
 first   from the start of ``mlx-gpt generate`` to the first of its tokens on stdout, after a prompt of 20, less the time
         that ``load`` takes; the same shape, a vocabulary of 50257
@@ -95,9 +96,38 @@ def share(where: Path, n: int) -> float:
     generation(where / "gpt2", 5)
     before = max(memory_speed(131_072), numpys_speed())
     run = generation(where / "gpt2", n)
+    alone = run.figures.weight_bytes / products_alone(LOADED[where / "gpt2"][0], n)
     speed = max(before, memory_speed(131_072))
-    print(f"  {run.figures.speed:.1f} tokens/s, matrix with vector {speed / 1e9:.1f} GB/s", file=sys.stderr)
+    print(
+        f"  {run.figures.speed:.1f} tokens/s, matrix with vector {speed / 1e9:.1f} GB/s, "
+        f"a step's products alone {alone / speed:.3f} of it",
+        file=sys.stderr,
+    )
     return run.figures.memory_share(speed)
+
+
+def products_alone(model: GPT, n: int) -> float:
+    """Seconds for the products of a step with its weights, with nothing between them; n steps, each after the other."""
+
+    def products(x: mx.array) -> tuple[mx.array, mx.array]:
+        C = x.shape[-1]
+        for block in model.h:
+            x = x @ block.attn.c_attn.weight.T
+            x = x[:, :C] @ block.attn.c_proj.weight.T
+            x = x @ block.mlp.c_fc.weight.T @ block.mlp.c_proj.weight.T
+        logits = x @ model.head_weight.T
+        return logits[:, :C] * 0 + 1, logits  # what was made smaller by each would in the end be slow to multiply
+
+    step = mx.compile(products)
+    steps = [step(mx.ones((1, model.config.n_embd)))]
+    mx.eval(steps)
+    started = time.perf_counter()
+    for _ in range(n):
+        steps = [*steps[-1:], step(steps[-1][0])]
+        mx.async_eval(steps[-1])
+        mx.eval(steps[0])  # as in a generation: while one is computed, the next is on its way
+    mx.eval(steps)
+    return (time.perf_counter() - started) / n
 
 
 def numpys_speed() -> float:
