@@ -75,7 +75,7 @@ def test_attention_and_its_gradients_are_those_of_the_explicit_form(T: int, S: i
         assert mx.abs(one - other).max().item() < 5e-6 * max(1.0, mx.abs(other).max().item())
 
 
-@pytest.mark.parametrize(("T", "S"), [(1, 8), (1, 500), (6, 90)])  # fewer numbers than FEW, and more
+@pytest.mark.parametrize(("T", "S"), [(1, 8), (1, 500), (200, 210)])  # fewer numbers than FEW; a block; two
 @pytest.mark.parametrize("each_row", [False, True])
 def test_attention_with_a_mask_is_the_explicit_form(T: int, S: int, each_row: bool) -> None:
     q, k, v = normal(4, 3, T, 8, seed=1), normal(4, 3, S, 8, seed=2), normal(4, 3, S, 8, seed=3)
@@ -136,6 +136,16 @@ def test_attention_keeps_no_large_pattern_for_the_way_back() -> None:
         return mx.get_peak_memory()
 
     assert peak(12) - peak(4) < 8 * B * H * T * T * 4 / 4  # a quarter of what eight layers' patterns would take
+
+
+@pytest.mark.cpu
+def test_attention_with_a_mask_holds_a_few_blocks_at_a_time() -> None:
+    B, H, T, D = 1, 1, 4096, 8
+    x, mask = normal(B, H, T, D), mx.tri(T, dtype=mx.bool_)
+    mx.eval(x, mask)
+    mx.reset_peak_memory()
+    mx.eval(cpu.masked_attention(x, x, x, 0.3, mask))
+    assert mx.get_peak_memory() - mask.nbytes < B * H * T * T * 4  # the scores of all queries
 
 
 @pytest.mark.cpu

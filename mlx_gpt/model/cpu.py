@@ -110,14 +110,17 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
 
 
 def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array) -> mx.array:
-    """The same where the mask, (T, S) or (B, 1, T, S), says which keys a query may see: True for at least one."""
+    """The same where the mask, (T, S) or (B, 1, T, S), says which keys a query may see: True for at least one.
+
+    A block of queries at a time, too, but for reading only: on the way back all patterns would be alive.
+    """
     B, H, T, _ = q.shape
     if B * H * T * k.shape[-2] <= FEW:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     moved: list[mx.array] = []
     for start in range(0, T, ROWS):
         rows = slice(start, start + ROWS)
-        (block,) = mx.depends([q[..., rows, :] * scale], moved[-1:])
+        (block,) = mx.depends([q[..., rows, :] * scale], moved[-1:])  # one after the other
         odds, of_all = _odds(block, k, mx.where(mask[..., rows, :], 0.0, -mx.inf))
         moved.append(odds @ v / of_all)
     return mx.concatenate(moved, axis=-2)
