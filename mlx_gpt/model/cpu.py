@@ -9,7 +9,7 @@ it, each with its gradient by hand. Layer norm is here for its rounding. A GPU h
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from math import ceil, factorial, gcd, pi, sqrt
 from typing import Any
@@ -31,7 +31,7 @@ def suits(dtype: mx.Dtype) -> bool:
     return dtype == mx.float32 and on_cpu()
 
 
-@partial(mx.compile, shapeless=True)
+@mx.compile
 def exp(x: mx.array) -> mx.array:
     """e^x for x <= 0, elementwise, float32, in products and sums only; exactly 0 from -144 down, -inf included.
 
@@ -75,13 +75,13 @@ def _gate(x: mx.array) -> mx.array:
     return _share(z, exp(low))
 
 
-@partial(mx.compile, shapeless=True)
+@mx.compile
 def _bent(x: mx.array) -> tuple[mx.array, mx.array]:
     z = (2 * sqrt(2 / pi)) * (x + 0.044715 * x * x * x)
     return z, -mx.abs(z)
 
 
-@partial(mx.compile, shapeless=True)
+@mx.compile
 def _share(z: mx.array, small: mx.array) -> mx.array:
     return mx.where(z >= 0, 1.0, small) / (1 + small)
 
