@@ -17,7 +17,7 @@ void OPENBLAS(cblas_sgemv)(int, int, int64_t, int64_t, float, const float *, int
 int OPENBLAS(openblas_get_num_threads)(void);
 
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
-enum { FEW = 16 };                // rows of x; with more, a product computes more than it reads
+enum { FEW = 40 };                // rows of x; with more, it pays to copy w for the sake of computing
 enum { SMALL = 100000 };          // floats of w up to which OpenBLAS is as fast, and waits for nobody
 enum { LARGE = 1000000 };         // multiplications from which on OpenBLAS copies
 enum { LONG = 1024, PART = 256 }; // terms of a sum that OpenBLAS is to add in parts, and of a part
