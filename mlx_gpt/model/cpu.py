@@ -31,7 +31,7 @@ def suits(dtype: mx.Dtype) -> bool:
     return dtype == mx.float32 and on_cpu()
 
 
-@mx.compile
+@mx.compile  # not shapeless: then MLX would write every scalar out as an array
 def exp(x: mx.array) -> mx.array:
     """e^x for x <= 0, elementwise, float32, in products and sums only; exactly 0 from -144 down, -inf included.
 
@@ -71,19 +71,21 @@ def _gelu_new_vjp(x: mx.array, d_y: mx.array, y: mx.array) -> mx.array:
 
 def _gate(x: mx.array) -> mx.array:
     """sigmoid(2z)."""
-    z, low = _bent(x)
-    return _share(z, exp(low))
+    two_z, below = _argument(x)
+    return _sigmoid(two_z, exp(below))
 
 
 @mx.compile
-def _bent(x: mx.array) -> tuple[mx.array, mx.array]:
-    z = (2 * sqrt(2 / pi)) * (x + 0.044715 * x * x * x)
-    return z, -mx.abs(z)
+def _argument(x: mx.array) -> tuple[mx.array, mx.array]:
+    """2z and -|2z|."""
+    two_z = (2 * sqrt(2 / pi)) * (x + 0.044715 * x * x * x)
+    return two_z, -mx.abs(two_z)
 
 
 @mx.compile
-def _share(z: mx.array, small: mx.array) -> mx.array:
-    return mx.where(z >= 0, 1.0, small) / (1 + small)
+def _sigmoid(x: mx.array, small: mx.array) -> mx.array:
+    """Of x, where ``small`` is e^-|x|."""
+    return mx.where(x >= 0, 1.0, small) / (1 + small)
 
 
 def layer_norm(x: mx.array, weight: mx.array, bias: mx.array, eps: float) -> mx.array:
@@ -121,7 +123,7 @@ def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: 
     for start in range(0, T, ROWS):
         rows = slice(start, start + ROWS)
         (block,) = mx.depends([q[..., rows, :] * scale], moved[-1:])  # one after the other
-        odds, of_all = _odds(block, k, mx.where(mask[..., rows, :], 0.0, -mx.inf))
+        odds, of_all, _ = _odds(block, k, mx.where(mask[..., rows, :], 0.0, -mx.inf))
         moved.append(odds @ v / of_all)
     return mx.concatenate(moved, axis=-2)
 
@@ -131,17 +133,21 @@ def keeps_pattern(S: int) -> bool:
     return S <= ROWS
 
 
+def _odds(q: mx.array, k: mx.array, never: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """What the pattern is a share of, (B, H, T, S), then for each row the whole and the highest score, (B, H, T, 1).
+
+    ``never`` is -inf for the keys that a query may not see, else 0.
+    """
+    scores = _apart(q @ k.swapaxes(-1, -2) + never)
+    highest = scores.max(axis=-1, keepdims=True)
+    odds = exp(_apart(scores - highest))
+    return odds, odds.sum(axis=-1, keepdims=True), highest
+
+
 @mx.custom_function
 def _attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    odds, of_all = _odds(q, k, _future(q.shape[-2], k.shape[-2]))
+    odds, of_all, _ = _odds(q, k, _future(q.shape[-2], k.shape[-2]))
     return odds @ v / of_all, odds, of_all
-
-
-def _odds(q: mx.array, k: mx.array, never: mx.array) -> tuple[mx.array, mx.array]:
-    """What the pattern is a share of, (B, H, T, S), and the whole, (B, H, T, 1); ``never`` is -inf for unseen keys."""
-    scores = _apart(q @ k.swapaxes(-1, -2) + never)
-    odds = exp(_apart(scores - scores.max(axis=-1, keepdims=True)))
-    return odds, odds.sum(axis=-1, keepdims=True)
 
 
 @_attend.vjp
@@ -160,10 +166,7 @@ def _attend_in_blocks(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, 
     log_sums: list[mx.array] = []
     for rows, seen, future in _blocks(q.shape[-2], k.shape[-2]):
         (block,) = mx.depends([q[..., rows, :]], moved[-1:])  # one after the other, or all would be alive at once
-        scores = _apart(block @ k[..., seen, :].swapaxes(-1, -2) + future)  # (B, H, t, s)
-        highest = scores.max(axis=-1, keepdims=True)
-        odds = exp(_apart(scores - highest))
-        of_all = odds.sum(axis=-1, keepdims=True)
+        odds, of_all, highest = _odds(block, k[..., seen, :], future)
         moved.append(odds @ v[..., seen, :] / of_all)
         log_sums.append(highest + mx.log(of_all))
     return mx.concatenate(moved, axis=-2), mx.concatenate(log_sums, axis=-2)
