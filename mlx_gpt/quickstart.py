@@ -1,8 +1,7 @@
 """``mlx-gpt quickstart``: a small GPT learns to tell stories of tinyworld, and is marked.
 
 Everything here is what ``mlx-gpt train --data tinyworld`` and ``mlx-gpt generate`` do, with the settings chosen for a
-number of minutes on the machine at hand, and the result held against what is known of that world; but for what the
-model brings to its first story (``train/head_start.py``), and that it is told what cannot come (``text/excluded.py``).
+number of minutes on the machine at hand, and the result held against what is known of that world.
 """
 
 from __future__ import annotations
@@ -25,11 +24,9 @@ from mlx_gpt.generate.decode import generate, generate_many
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import load_corpus
-from mlx_gpt.text.lessons import long_stories
 from mlx_gpt.text.shards import endless_batches
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.head_start import head_start, practise
 from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.run import Run, new_model, run
@@ -43,7 +40,6 @@ N_LOOKS = 3  # evaluations on the way
 N_VAL_STORIES = 200
 EVAL_WINDOWS = 32
 BATCH_SIZE = 16
-LONG_STORIES = 0.35  # of the time that is left after the lessons, for long stories, in which most sentences ask
 VOCABULARY = "bpe:980"  # nearly every word is one token: a name that is copied is copied whole
 MUON_ITERATIONS = 3  # as good here as five, at three fifths of their cost
 
@@ -54,8 +50,6 @@ class Size(NamedTuple):
     tokens: int
     muon_learning_rate: float
     schedule: str
-    head_start: bool  # see there; where there is little time noise was better
-    practice: bool  # lessons before the stories; they take one to two million tokens
     architecture: GPTConfig
 
 
@@ -64,9 +58,8 @@ class Size(NamedTuple):
 # told no more stories right. The positions are just enough for the longest story.
 DEEP = GPTConfig(n_positions=144, n_embd=64, n_layer=6, n_head=2, n_inner=64)
 SIZES = (  # from small to large
-    Size(0, 0.03, "wsd", False, False, GPTConfig(n_positions=144, n_embd=64, n_layer=2, n_head=2)),
-    Size(1_200_000, 0.013, "cosine", True, False, DEEP),
-    Size(4_500_000, 0.013, "cosine", True, True, DEEP),
+    Size(0, 0.03, "wsd", GPTConfig(n_positions=144, n_embd=64, n_layer=2, n_head=2)),
+    Size(1_200_000, 0.013, "cosine", DEEP),
 )
 
 
@@ -84,12 +77,9 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     material = prepare(
         load_corpus("tinyworld", n_stories=n_stories, val_fraction=N_VAL_STORIES / n_stories, seed=seed),
         VOCABULARY,
-        exclude=True,
     )
     size, speed = _choose_size(material, deadline)
     model = new_model(size.architecture, material, seed)
-    if size.head_start:
-        head_start(model, seed)
     console.print(
         f"{n_stories:,} stories, {material.train.n_tokens:,} tokens, vocabulary {material.tokenizer.vocab_size}; "
         f"{model.n_parameters:,} parameters; {speed:,.0f} tokens/s\n",
@@ -105,12 +95,6 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
         console.print()
 
     tell("before training")
-    if size.practice:
-        with console.status("practice: who is where, with ever more words between"):
-            practise(model, material.tokenizer, _settings(size, speed, deadline, seed))
-            tokens = round(LONG_STORIES * speed * max(0.0, deadline - time.perf_counter()))
-            long = long_stories(BATCH_SIZE, size.architecture.n_positions, tokens)
-            practise(model, material.tokenizer, _settings(size, speed, deadline, seed), [long])
     config = _settings(size, speed, deadline, seed)
     result = run(model, material, config, out, console, lambda step, done: tell(f"at {done:.0%}"))
     tell("after training")

@@ -235,7 +235,7 @@ def test_quickstart_leaves_a_model_its_samples_and_a_table(
     few = TrainConfig(steps=4, batch_size=2, eval_every=2, eval_windows=2)
     small = GPTConfig(n_positions=48, n_embd=16, n_layer=1, n_head=2)
     monkeypatch.setattr(quickstart, "_settings", lambda *_: few)
-    monkeypatch.setattr(quickstart, "SIZES", (quickstart.Size(0, 0.02, "cosine", True, False, small),))
+    monkeypatch.setattr(quickstart, "SIZES", (quickstart.Size(0, 0.02, "cosine", small),))
     monkeypatch.setattr(quickstart, "_measure", lambda *_: 1000.0)
     monkeypatch.setattr(quickstart, "N_VAL_STORIES", 20)
     monkeypatch.setattr(quickstart, "judge", lambda model, tokenizer, seed: judge(model, tokenizer, seed, n=3))

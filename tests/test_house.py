@@ -22,7 +22,7 @@ FLOORS = [
     "text/vocab_files",
     "config  text/tokenizer  text/tinyworld  text/tinyworld_rules  text/tinyworld_words  train/optimizer  train/config "
     "train/pace  train/report  train/panel  train/plot  train/trackers",
-    "text/corpus  text/lessons  text/shards  text/excluded  text/batches  text/records  text/sources  text/prepare "
+    "text/corpus  text/shards  text/batches  text/records  text/sources  text/prepare "
     "train/distributed  train/machine  generate/settings  generate/sampling",
     "model/cache  model/dropout  model/cpu",
     "model/attention  model/mlp  model/norm  train/loss  train/memory  train/model_size  train/defaults",
@@ -32,7 +32,7 @@ FLOORS = [
     "store/*",
     "train/recompute",
     "train/step  train/validation  generate/*  lens/*",
-    "train/loop  train/material  train/head_start  check/*  serve/*",
+    "train/loop  train/material  check/*  serve/*",
     "train/run  train/plan",
     "__init__",  # the front door
     "quickstart",

@@ -15,13 +15,9 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.files import cache_folder
-
-if TYPE_CHECKING:
-    from mlx_gpt.text.tinyworld import Told
 
 TEXT_FILES = (".txt", ".md")
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -31,15 +27,11 @@ TIMEOUT = 30.0  # seconds that a server may stay silent
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text to train on (``train``) and to measure by (``val``), each a list of documents.
-
-    Of tinyworld's stories ``told`` says too what cannot stand in ``train``, document by document.
-    """
+    """Text to train on (``train``) and to measure by (``val``), each a list of documents."""
 
     name: str
     train: list[str]
     val: list[str]
-    told: Sequence[Told] = ()
 
 
 def load_corpus(source: str, *, val_fraction: float = 0.1, n_stories: int = 20_000, seed: int = 0) -> Corpus:
@@ -138,8 +130,7 @@ def _tinyworld(n_stories: int, val_fraction: float, seed: int) -> Corpus:
 
     # Even seeds to train, odd ones to measure: no run's validation stories are another run's training stories.
     n_val = max(1, round(n_stories * val_fraction))
-    told = tinyworld.told(n_stories, 2 * seed)
-    return Corpus("tinyworld", [text for text, _ in told], tinyworld.stories(n_val, 2 * seed + 1), told)
+    return Corpus("tinyworld", tinyworld.stories(n_stories, 2 * seed), tinyworld.stories(n_val, 2 * seed + 1))
 
 
 def _check_fraction(val_fraction: float) -> None:

@@ -17,13 +17,11 @@ class TokenStream:
     """Documents as one row of ids, ``<|endoftext|>`` before each and after the last.
 
     ``ids`` (N,) integers, in memory or mapped from a file; ``starts`` (documents + 1,) the positions of the
-    ``<|endoftext|>``: document i is ``ids[starts[i] + 1 : starts[i + 1]]``. ``excluded`` (N, K), where that is known:
-    ids that cannot stand in place of each, -1 where they are fewer than K.
+    ``<|endoftext|>``: document i is ``ids[starts[i] + 1 : starts[i + 1]]``.
     """
 
     ids: np.ndarray
     starts: np.ndarray
-    excluded: np.ndarray | None = None
 
     @classmethod
     def from_documents(cls, documents: Sequence[str], tokenizer: Tokenizer) -> TokenStream:
@@ -108,10 +106,7 @@ def check_length(stream: TokenStream, T: int) -> None:
 def endless_batches(
     stream: TokenStream, T: int, batch_size: int, seed: int, skip: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Training batches without end: x, y (B, T) int32, with y[:, :-1] == x[:, 1:]. The first ``skip`` are left out.
-
-    Where the stream knows what cannot come, y is (B, T, 1 + K): what comes, and what cannot in its place.
-    """
+    """Training batches without end: x, y (B, T) int32, with y[:, :-1] == x[:, 1:]. The first ``skip`` are left out."""
     rows, drawn = np.arange(T + 1), skip * batch_size
     left = np.array([], np.int64)
     for epoch in count():
@@ -121,10 +116,7 @@ def endless_batches(
         for i in range(0, len(left) - batch_size + 1, batch_size):
             at = left[i : i + batch_size, None] + rows
             batch = stream.ids[at].astype(np.int32, copy=False)
-            y = batch[:, 1:]
-            if stream.excluded is not None:
-                y = np.concatenate([y[..., None], stream.excluded[at[:, 1:]]], axis=-1)
-            yield batch[:, :-1], y
+            yield batch[:, :-1], batch[:, 1:]
         left = left[len(left) // batch_size * batch_size :]  # the next epoch fills the last batch
 
 

@@ -15,63 +15,36 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import log
-from typing import NamedTuple
 
-from mlx_gpt.text.tinyworld_rules import RULES, WORDS, Options, Rule, Said, Scene, after, choices, excluded, options
+from mlx_gpt.text.tinyworld_rules import RULES, WORDS, Options, Rule, Said, Scene, after, choices, options
 from mlx_gpt.text.tinyworld_words import ROLES
 
 # Writing ----------------------------------------------------------------------------------------------------------
 
 
-class Told(NamedTuple):
-    """Some text, and ``excluded``: where in it (characters before) a word stands for which others cannot, and which."""
-
-    text: str
-    excluded: list[tuple[int, Options]]
-
-
-def story(rng: random.Random) -> Told:
-    """One story, drawn from the rules."""
-    scene, text, every = Scene(), "", []
+def story(rng: random.Random) -> str:
+    """Draw one story from the rules."""
+    scene, sentences = Scene(), []
     while allowed := choices(scene):
-        sentence, scene = tell(rng, scene, allowed)
-        text += " " if text else ""
-        every += [(len(text) + at, words) for at, words in sentence.excluded]
-        text += sentence.text
-    return Told(text, every)
-
-
-def tell(
-    rng: random.Random, scene: Scene, allowed: Sequence[tuple[Rule, float]], without: Collection[str] = ()
-) -> tuple[Told, Scene]:
-    """One more sentence, by one of the rules ``allowed``, and the scene after it; ``without`` some words, if it can."""
-    rule = rng.choices([rule for rule, _ in allowed], [share for _, share in allowed])[0]
-    said: Said = {}
-    text, every = rule.pieces[0], []
-    for slot, literal in zip(rule.pieces[1::2], rule.pieces[2::2], strict=True):
-        left = options(scene, slot, said)
-        if text and (words := excluded(scene, slot, left)):  # another rule may begin with another name
-            every.append((len(text), words))
-        if without:
-            left = [word for word in left if word not in without] or left
-        said[slot] = rng.choice(left)
-        text += said[slot] + literal
-    return Told(text, every), after(scene, rule, said)
-
-
-def told(n: int, seed: int) -> list[Told]:
-    """The first n stories of a seed: the same ones every time."""
-    rng = random.Random(seed)
-    return [story(rng) for _ in range(n)]
+        rule = rng.choices([rule for rule, _ in allowed], [share for _, share in allowed])[0]
+        said: Said = {}
+        text = rule.pieces[0]
+        for slot, literal in zip(rule.pieces[1::2], rule.pieces[2::2], strict=True):
+            said[slot] = rng.choice(options(scene, slot, said))
+            text += said[slot] + literal
+        sentences.append(text)
+        scene = after(scene, rule, said)
+    return " ".join(sentences)
 
 
 def stories(n: int, seed: int) -> list[str]:
-    """The text of ``told``."""
-    return [text for text, _ in told(n, seed)]
+    """The first n stories of a seed: the same ones every time."""
+    rng = random.Random(seed)
+    return [story(rng) for _ in range(n)]
 
 
 # Reading ----------------------------------------------------------------------------------------------------------

@@ -282,14 +282,6 @@ def options(scene: Scene, slot: str, said: Said) -> Options:
     return LEFT[slot](scene, said) if slot in LEFT else WORDS[slot]
 
 
-def excluded(scene: Scene, slot: str, left: Options) -> Options:
-    """Of the people in the story, or the places where they are, those that cannot stand in a slot where others can."""
-    if len(left) == 1 or WORDS[slot] not in (NAMES, PLACES):
-        return []
-    known = scene.at if WORDS[slot] is NAMES else scene.at.values()
-    return [word for word in known if word not in left]
-
-
 def after(scene: Scene, rule: Rule, said: Said) -> Scene:
     """The scene when this has been said."""
     changes: dict = {"giver": "", "question": ("", ""), **rule.then(scene, said)}

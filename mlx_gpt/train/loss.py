@@ -10,8 +10,6 @@ import mlx.nn as nn
 from mlx_gpt.model import cpu
 
 ROWS = 256  # positions whose logits are in memory at once, where the loss goes in chunks
-UNLIKELIHOOD = 10.0  # what cannot come and has one chance in twenty counts half as much as what came
-SURE = 1 - 1e-6  # the most that a probability counts for there
 LARGE = 1 << 24  # logits: from 64 MiB on, chunks save memory and cost no time that one could measure
 
 
@@ -25,42 +23,19 @@ def mean_loss(logits: mx.array, targets: mx.array) -> mx.array:
     return next_token_losses(logits, targets).mean()
 
 
-def unlikelihood(logits: mx.array, excluded: mx.array) -> mx.array:
-    """-log(1 - p) for each token that cannot come, summed up, the mean over all positions, in nats per token.
-
-    ``excluded`` (B, T, K): ids that cannot come at a position of ``logits`` (B, T, V), or -1. Welleck et al. 2020,
-    "Neural text generation with unlikelihood training", section 5; there they are guessed, here they are known.
-    """
-    log_of_all = mx.logsumexp(logits.astype(mx.float32), axis=-1, keepdims=True)
-    at_excluded = mx.take_along_axis(logits.astype(mx.float32), mx.maximum(excluded, 0), axis=-1)
-    others = 1 - mx.minimum(mx.exp(at_excluded - log_of_all), SURE)
-    return -mx.where(excluded < 0, 0.0, mx.log(others)).sum(axis=-1).mean()
-
-
-def with_unlikelihood(loss: mx.array, logits: mx.array, excluded: mx.array) -> mx.array:
-    """The same loss, to compare with others, but with the gradient of ``UNLIKELIHOOD`` times ``unlikelihood`` too."""
-    steering = UNLIKELIHOOD * unlikelihood(logits, excluded)
-    return loss + (steering - mx.stop_gradient(steering))
-
-
 def in_chunks(logits: int, dtype: mx.Dtype) -> bool:
     """Whether the loss of so many logits should go in chunks: for memory, or on a CPU for one exp, not two."""
     return logits >= LARGE or cpu.suits(dtype)
 
 
-def chunked_mean_loss(
-    x: mx.array, head: mx.array, targets: mx.array, excluded: mx.array | None = None, rows: int = ROWS
-) -> mx.array:
+def chunked_mean_loss(x: mx.array, head: mx.array, targets: mx.array, rows: int = ROWS) -> mx.array:
     """``mean_loss(x @ head.T, targets)`` with the logits of only ``rows`` positions in memory at a time.
 
     x (B, T, C), the residual stream after the final norm; head (V, C); targets (B, T) -> nats per token. Also the
     gradients are made on the way forward, chunk by chunk, since they need the same logits: d loss / d logits is the
-    model's probabilities, less one at the target. With ``excluded`` (B, T, K) the gradients, not the loss, are those of
-    ``with_unlikelihood``: for each excluded token, d -log(1 - p) is p / (1 - p) there, less so many times the
-    probabilities.
+    model's probabilities, less one at the target.
     """
     flat, wanted = x.reshape(-1, x.shape[-1]), targets.reshape(-1, 1)  # (N, C), (N, 1)
-    unwanted = None if excluded is None else excluded.reshape(len(flat), -1)  # (N, K)
 
     @mx.custom_function
     def total_loss(flat: mx.array, head: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -76,12 +51,6 @@ def chunked_mean_loss(
             of_all = odds.sum(axis=-1, keepdims=True)
             total = total + (mx.log(of_all) + (highest - at_target)).sum()
             d_logits = odds / of_all
-            if unwanted is not None:
-                tokens, known = mx.maximum(unwanted[i : i + rows], 0), unwanted[i : i + rows] >= 0
-                p = mx.where(known, mx.minimum(mx.take_along_axis(d_logits, tokens, axis=-1), SURE), 0.0)  # (rows, K)
-                push = UNLIKELIHOOD * p / (1 - p)
-                d_logits = d_logits * (1 - push.sum(axis=-1, keepdims=True))
-                d_logits = d_logits.at[mx.arange(len(tokens))[:, None], tokens].add(push)
             d_logits = d_logits.at[mx.arange(len(target)), target[:, 0]].subtract(1.0).astype(flat.dtype)
             d_flat.append(d_logits @ head)
             d_head = d_head + d_logits.T @ chunk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from mlx_gpt.errors import DataError, HubError, UsageError
 from mlx_gpt.store import hub
 from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import Corpus, load_corpus
-from mlx_gpt.text.excluded import excluded_ids
 from mlx_gpt.text.prepare import Prepared, Progress, cached, check_tokenizer, is_prepared, open_prepared
 from mlx_gpt.text.shards import TokenStream, entropies
 from mlx_gpt.text.sources import Sources, find_sources
@@ -73,16 +72,11 @@ def _from_hub(repository: str, file: str) -> Path:
         raise DataError(f"{repository}: {error}; or download {file} by hand and give its path") from error
 
 
-def prepare(corpus: Corpus, tokenizer: str | Tokenizer, exclude: bool = False) -> Material:
-    """A text that is in memory: learn or take a vocabulary, and encode it.
-
-    With ``exclude`` stories of tinyworld to train on come with what cannot stand in them.
-    """
+def prepare(corpus: Corpus, tokenizer: str | Tokenizer) -> Material:
+    """A text that is in memory: learn or take a vocabulary, and encode it."""
     if isinstance(tokenizer, str):
         tokenizer = make_tokenizer(tokenizer, lambda: _beginning(corpus.train))
     train = TokenStream.from_documents(corpus.train, tokenizer)
-    if exclude:
-        train = replace(train, excluded=excluded_ids(train, corpus.told, tokenizer))
     val = TokenStream.from_documents(corpus.val, tokenizer)
     marks = _marks(train, tokenizer)
     if corpus.name == "tinyworld":

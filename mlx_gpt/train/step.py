@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gpt.blas import set_threads
 from mlx_gpt.device import cores
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss, next_token_losses, with_unlikelihood
+from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss, next_token_losses
 from mlx_gpt.train.machine import lanes, set_breadth
 from mlx_gpt.train.recompute import hidden_recomputed
 
@@ -25,9 +25,8 @@ EvalStep = Callable[[mx.array, mx.array, mx.array], mx.array]
 class TrainStep:
     """One optimizer step, compiled: ``step(x, y) -> (loss, gradient norm before clipping)``.
 
-    x, y: ids (B, T), or (accumulate, B, T), always of the same shape (a new shape is a new trace). y may have
-    one more axis, 1 + K: what comes, and what cannot come in its place (-1 for nothing), which the loss does not count
-    but its gradient does. ``state`` is what a step changes: weights, optimizer state and random state; evaluate it
+    x, y: ids (B, T), or (accumulate, B, T), always of the same shape (a new shape is a new trace).
+    ``state`` is what a step changes: weights, optimizer state and random state; evaluate it
     after each step. All of it goes into the trace and comes out, so that nothing is frozen: but an optimizer's state is
     loaded before the step is made.
     """
@@ -97,14 +96,10 @@ class TrainStep:
         if self.dtype != mx.float32:  # the cast is part of the loss, so its gradient comes back in float32
             model.update(tree_map(lambda weight: weight.astype(self.dtype), model.trainable_parameters()))
         hidden = hidden_recomputed(model, x) if self.recompute else model.hidden(x)
-        targets, excluded = wanted_and_not(x, y)
-        if in_chunks(targets.size * model.config.vocab_size, hidden.dtype):
-            loss = chunked_mean_loss(hidden, model.head_weight, targets, excluded)
+        if in_chunks(y.size * model.config.vocab_size, hidden.dtype):
+            loss = chunked_mean_loss(hidden, model.head_weight, y)
         else:
-            logits = model.logits(hidden)
-            loss = mean_loss(logits, targets)
-            if excluded is not None:
-                loss = with_unlikelihood(loss, logits, excluded)
+            loss = mean_loss(model.logits(hidden), y)
         return loss * self._scale(y)
 
     def _scale(self, y: mx.array) -> int:
@@ -142,11 +137,6 @@ def make_train_step(
     return TrainStep(model, optimizer, clip, batch_size, accumulate, getattr(mx, dtype), recompute, group)
 
 
-def wanted_and_not(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array | None]:
-    """The targets of a step, of the shape of its input, and what cannot come in their place, where y says that."""
-    return (y[..., 0], y[..., 1:]) if y.ndim > x.ndim else (y, None)
-
-
 def _sum(trees: Sequence[Any]) -> Any:
     return tree_map(lambda *parts: sum(parts[1:], parts[0]), *trees)
 
@@ -160,10 +150,9 @@ def largest_gradient(model: GPT, x: np.ndarray | mx.array, y: np.ndarray | mx.ar
 
     One that is no number is largest; of several the one nearest to the loss, since the others have it from there.
     """
-    ids = mx.array(x)
-    targets, _ = wanted_and_not(ids, mx.array(y))
+    T = x.shape[-1]
     _, gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))(
-        ids.reshape(-1, ids.shape[-1]), targets.reshape(-1, ids.shape[-1])
+        mx.array(x).reshape(-1, T), mx.array(y).reshape(-1, T)
     )
     gradients: dict[str, mx.array] = dict(tree_flatten(gradient))
     sizes = {name: float(np.abs(np.array(part)).max()) for name, part in gradients.items()}
