@@ -10,17 +10,17 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, subcommand
 
+from mlx_gpt.commands.convert import Convert
+from mlx_gpt.commands.eval import Eval
+from mlx_gpt.commands.export import Export
+from mlx_gpt.commands.generate import Generate
+from mlx_gpt.commands.prepare import Prepare
+from mlx_gpt.commands.quickstart import Quickstart
+from mlx_gpt.commands.serve import Serve
+from mlx_gpt.commands.talk import Talk
+from mlx_gpt.commands.train import Train, command_line
+from mlx_gpt.commands.verify import Verify
 from mlx_gpt.errors import MLXGPTError, UsageError
-from mlx_gpt.verbs.convert import Convert
-from mlx_gpt.verbs.eval import Eval
-from mlx_gpt.verbs.export import Export
-from mlx_gpt.verbs.generate import Generate
-from mlx_gpt.verbs.prepare import Prepare
-from mlx_gpt.verbs.quickstart import Quickstart
-from mlx_gpt.verbs.serve import Serve
-from mlx_gpt.verbs.talk import Talk
-from mlx_gpt.verbs.train import Train, command_line
-from mlx_gpt.verbs.verify import Verify
 
 Verb = OmitArgPrefixes[
     Annotated[Train, subcommand("train", prefix_name=False)]

@@ -20,14 +20,14 @@ from rich.table import Table
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import unused
-from mlx_gpt.generate.decode import generate, generate_many
+from mlx_gpt.generate.generation import generate, generate_many
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.text import tinyworld
 from mlx_gpt.text.corpus import load_corpus
-from mlx_gpt.text.shards import endless_batches
+from mlx_gpt.text.dataset import Material, prepare
 from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.text.windows import endless_batches
+from mlx_gpt.tinyworld import stories as tinyworld
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.material import Material, prepare
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.run import Run, new_model, run
 from mlx_gpt.train.step import make_train_step

@@ -11,14 +11,14 @@ from pathlib import Path
 import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that it multiplies with OpenBLAS, as the command does
 import mlx.core as mx
 import pytest
-from command_line import SMALL
-from walked_stories import Step, steps
+from helpers.command_line import SMALL
+from helpers.walked_stories import Step, steps
 
 from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import save
-from mlx_gpt.text.tinyworld import Reading, read_story, stories
 from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.tinyworld.stories import Reading, read_story, stories
 
 NOT_ON_A_GPU = {
     "cpu": "for a CPU as the default device",

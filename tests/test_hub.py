@@ -22,14 +22,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from command_line import SMALL, environment, in_a_process, the_line
-from loopback_hub import NOWHERE, Hub, ask, running
+from helpers.command_line import SMALL, environment, in_a_process, the_line
+from helpers.loopback_hub import NOWHERE, Hub, ask, running
 
 from mlx_gpt.cli import main
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
-from mlx_gpt.store.hub import find_folder
+from mlx_gpt.store.locate import find_folder
 from mlx_gpt.text.tokenizer import Tokenizer
 
 UNNEEDED = ("pytorch_model.bin", "tf_model.h5", "onnx/decoder_model.onnx", "64.tflite", "README.md")

@@ -16,7 +16,7 @@ from mlx_gpt.check.layers import FACTOR, FLOOR, ULP, by_token
 from mlx_gpt.check.reference import Array
 from mlx_gpt.check.result import Check, measured, skipped
 from mlx_gpt.check.source import CONV1D, Source
-from mlx_gpt.generate.decode import generate_tokens
+from mlx_gpt.generate.generation import generate_tokens
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.loss import mean_loss

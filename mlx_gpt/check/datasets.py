@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlx_gpt import hub
 from mlx_gpt.check.hellaswag import Question, question
 from mlx_gpt.errors import DataError, HubError
-from mlx_gpt.store import hub
 
 # Repository and file: what transformers' docs and lm-evaluation-harness measure on.
 PUBLIC = {

@@ -19,9 +19,9 @@ import numpy as np
 from mlx_gpt.check.result import Check, measured, skipped
 from mlx_gpt.check.source import Source
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.decode import generate_tokens
+from mlx_gpt.generate.generation import generate_tokens
+from mlx_gpt.hub import sha256
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.download import sha256
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.loss import mean_loss, next_token_losses
 

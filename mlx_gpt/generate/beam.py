@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.generate.decoder import Decoder
-from mlx_gpt.generate.keys import row_keys
+from mlx_gpt.generate.rng import row_keys
 from mlx_gpt.generate.sampler import Said, Sampler
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate import sampling
 from mlx_gpt.generate.decoder import Inputs
-from mlx_gpt.generate.keys import key_at
+from mlx_gpt.generate.rng import key_at
 from mlx_gpt.generate.settings import Settings
 from mlx_gpt.text.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.decode import Generation
+from mlx_gpt.generate.generation import Generation
 from mlx_gpt.generate.prompt_cache import PromptCache
 from mlx_gpt.generate.settings import SLIDE, Settings
 from mlx_gpt.generate.speculative import numbers

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 
 from mlx_gpt.generate.decoder import Decoder
-from mlx_gpt.generate.keys import key_at
+from mlx_gpt.generate.rng import key_at
 from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
 from mlx_gpt.generate.sampling import draw, greedy
 from mlx_gpt.generate.settings import SLIDE

@@ -1,7 +1,7 @@
 """Attention: queries ask, keys answer, the pattern weighs, values move.
 
 First as four small functions on the trailing axes (Vaswani et al. 2017, equation 1), then as one head,
-then as all heads of a layer in one product and the fused kernel. ``tests/test_attention.py`` shows that
+then as all heads of a layer in one product and the fused kernel. ``tests/model/test_attention.py`` shows that
 the three are the same.
 """
 
@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.model import cpu
+from mlx_gpt.linux_cpu import kernels as cpu
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.dropout import Dropout
 

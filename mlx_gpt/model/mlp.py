@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.model import cpu
+from mlx_gpt.linux_cpu import kernels as cpu
 from mlx_gpt.model.dropout import Dropout
 
 

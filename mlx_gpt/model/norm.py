@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_gpt.model import cpu
+from mlx_gpt.linux_cpu import kernels as cpu
 
 
 class LayerNorm(nn.LayerNorm):

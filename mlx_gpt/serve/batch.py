@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.generate import sampling
-from mlx_gpt.generate.decode import as_tokens, logprobs
 from mlx_gpt.generate.decoder import Decoder, side_by_side
+from mlx_gpt.generate.generation import as_tokens, logprobs
 from mlx_gpt.generate.writer import Token
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.serve.row import MAX_LOGPROBS, Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_gpt.generate.keys import row_key
+from mlx_gpt.generate.rng import row_key
 from mlx_gpt.generate.settings import Settings
 from mlx_gpt.generate.writer import Piece, Token, Writer
 from mlx_gpt.text.tokenizer import Tokenizer

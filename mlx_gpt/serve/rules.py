@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.generate import sampling
-from mlx_gpt.generate.keys import keys_at
+from mlx_gpt.generate.rng import keys_at
 from mlx_gpt.serve.row import Row
 
 

@@ -22,8 +22,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt.errors import CheckpointError, ModelFolderError
+from mlx_gpt.hub import sha256
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.download import sha256
 from mlx_gpt.store.folder import force_to_disk, read_model, read_tokenizer, save
 from mlx_gpt.store.settings import CONFIG
 from mlx_gpt.store.tensors import WEIGHTS, check_safetensors

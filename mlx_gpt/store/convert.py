@@ -2,7 +2,7 @@
 
 The hub keeps OpenAI's layout (``transformers``, ``pytorch_utils.py``, ``Conv1D``): a matrix is (in, out) and is
 used as ``x @ W``. ``nn.Linear`` keeps (out, in) and uses ``x @ W.T``. One of the four, ``attn.c_proj``, is square:
-no shape tells whether it has been transposed, so ``tests/test_parity.py`` looks at the logits.
+no shape tells whether it has been transposed, so ``tests/check/test_parity.py`` looks at the logits.
 """
 
 from __future__ import annotations

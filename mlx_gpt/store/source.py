@@ -31,8 +31,8 @@ from mlx_gpt.store.convert import (
     parameters_of,
     to_hub,
 )
-from mlx_gpt.store.hub import find_folder
 from mlx_gpt.store.llmc import is_llmc, read_llmc
+from mlx_gpt.store.locate import find_folder
 from mlx_gpt.store.nanogpt import CHECKPOINT, from_nanogpt, is_nanogpt
 from mlx_gpt.store.pickles import arrays_of, read_pickle
 from mlx_gpt.store.settings import CONFIG, read_config, read_quantization

@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 import numpy as np
 
-from mlx_gpt.text.shards import TokenStream, check_length, endless_batches
+from mlx_gpt.text.windows import TokenStream, check_length, endless_batches
 
 AHEAD = 4  # batches
 Batch = tuple[np.ndarray, np.ndarray]

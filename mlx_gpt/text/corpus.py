@@ -126,7 +126,7 @@ def tiny_shakespeare() -> Path:
 def _tinyworld(n_stories: int, val_fraction: float, seed: int) -> Corpus:
     if n_stories < 1:
         raise UsageError(f"the number of stories must be at least 1, not {n_stories}")
-    from mlx_gpt.text import tinyworld
+    from mlx_gpt.tinyworld import stories as tinyworld
 
     # Even seeds to train, odd ones to measure: no run's validation stories are another run's training stories.
     n_val = max(1, round(n_stories * val_fraction))

@@ -20,9 +20,9 @@ import numpy as np
 
 from mlx_gpt.errors import DataError
 from mlx_gpt.files import cache_folder
-from mlx_gpt.text.shards import TokenStream
 from mlx_gpt.text.sources import Piece, Sources
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
+from mlx_gpt.text.windows import TokenStream
 
 ABOUT = "data.json"
 FORMAT = 1

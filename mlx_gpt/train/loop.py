@@ -15,12 +15,12 @@ from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint, Keeper, Progress, random_keys, restore_optimizer, restore_random_key
 from mlx_gpt.text.batches import Batches
-from mlx_gpt.text.shards import TokenStream, Windows
+from mlx_gpt.text.windows import TokenStream, Windows
+from mlx_gpt.train.clock import Clock, deferred_ctrl_c
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import rank, size
 from mlx_gpt.train.optimizer import Schedule, make_optimizer
-from mlx_gpt.train.pace import Clock, deferred_ctrl_c
-from mlx_gpt.train.report import Report
+from mlx_gpt.train.report.metrics import Report
 from mlx_gpt.train.step import TrainStep, largest_gradient, make_eval_step, make_train_step
 from mlx_gpt.train.validation import evaluate
 

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_gpt.model import cpu
+from mlx_gpt.linux_cpu import kernels as cpu
 
 ROWS = 256  # positions whose logits are in memory at once, where the loss goes in chunks
 LARGE = 1 << 24  # logits: from 64 MiB on, chunks save memory and cost no time that one could measure

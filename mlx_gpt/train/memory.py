@@ -2,7 +2,7 @@
 
 Four things add up: the weights with their gradients and the optimizer's two moments, what the way back needs of each
 block, what is alive for a moment in the one block that is computed, and the logits. The factors were fitted to
-``mx.get_peak_memory`` of steps on a CPU and on an H100; ``tests/test_memory.py`` holds them to ``ERROR``.
+``mx.get_peak_memory`` of steps on a CPU and on an H100; ``tests/train/test_memory.py`` holds them to ``ERROR``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import UsageError
-from mlx_gpt.model.cpu import keeps_pattern
+from mlx_gpt.linux_cpu.kernels import keeps_pattern
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loss import ROWS, in_chunks
 from mlx_gpt.train.machine import lanes

@@ -18,16 +18,16 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint, Keeper, load_checkpoint, newest_checkpoint
 from mlx_gpt.store.folder import save
 from mlx_gpt.store.run_file import RUN_FILE, Settings, differences, read_run_file, write_run_file
+from mlx_gpt.text.dataset import Material
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import is_main
 from mlx_gpt.train.loop import OnEval, Trainer
 from mlx_gpt.train.machine import matrix_speed, memory_size, training_flops
-from mlx_gpt.train.material import Material
 from mlx_gpt.train.memory import check_memory
-from mlx_gpt.train.plot import plot_loss
-from mlx_gpt.train.report import Report, keep_rows
-from mlx_gpt.train.trackers import open_tracker
+from mlx_gpt.train.report.metrics import Report, keep_rows
+from mlx_gpt.train.report.plot import plot_loss
+from mlx_gpt.train.report.trackers import open_tracker
 
 if TYPE_CHECKING:
     from rich.console import Console

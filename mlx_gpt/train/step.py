@@ -12,8 +12,8 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_gpt.blas import set_threads
 from mlx_gpt.device import cores
+from mlx_gpt.linux_cpu.openblas import set_threads
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss, next_token_losses
 from mlx_gpt.train.machine import lanes, set_breadth

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.text.shards import Windows
+from mlx_gpt.text.windows import Windows
 from mlx_gpt.train.distributed import rank, size
 from mlx_gpt.train.step import EvalStep
 

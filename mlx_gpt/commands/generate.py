@@ -1,0 +1,181 @@
+"""``mlx-gpt generate``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from mlx_gpt.commands.generation_flags import Faster, Flag, Speaker, as_json, as_row, legend, note, painted, say
+from mlx_gpt.errors import DataError, UsageError
+from mlx_gpt.generate.settings import SLIDE, Number, Search, Settings
+
+if TYPE_CHECKING:
+    from mlx_gpt.generate.generation import Generation
+    from mlx_gpt.generate.writer import Piece
+    from mlx_gpt.text.tokenizer import Tokenizer
+
+File = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")]
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Fastest(Faster):
+    """Less memory, less time."""
+
+    save_prompt_cache: File = None
+    """keep there what the model made of the prompt, and"""
+    prompt_cache: File = None
+    """go on from there with this prompt behind it; of the same model only"""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is shown. The text goes to stdout, everything else to stderr."""
+
+    samples: int = 1
+    """so many texts, computed side by side; a line --- stands between them"""
+    logprobs: Number = None
+    """a line for each token, with its probability and those of the N most probable"""
+    colour: Flag = False
+    """show how much each token surprised the model"""
+    json: Flag = False
+    """lines of JSON for programs: each token, then each text, with the figures"""
+    figures: Flag = True
+    """no line of figures in the end: speed, memory, share of the memory's speed"""
+
+
+@dataclass(frozen=True)
+class Generate(Speaker):
+    """Continue a prompt with a model folder or a GPT-2 from the Hugging Face hub.
+
+    The prompt is --prompt, or a file, or what comes from a pipe; without one a new text begins.
+    """
+
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None
+    """the text to continue"""
+    prompt_file: File = None
+    """a file with the text to continue, - for stdin; an end of line at its end is left out"""
+    special: Flag = False
+    """<|endoftext|> in the prompt is the mark between texts, not text"""
+    output: Output = field(default_factory=Output)
+    search: Search = field(default_factory=Search)
+    speed: Fastest = field(default_factory=Fastest)
+
+    def __call__(self) -> None:
+        settings = self.settings()
+        from mlx_gpt.generate.generation import Generation
+        from mlx_gpt.generate.prompt_cache import load_prompt_cache, save_prompt_cache
+        from mlx_gpt.generate.speculative import numbers
+        from mlx_gpt.generate.writer import CONTEXT
+
+        model, tokenizer, draft = self.load()
+        ids = self._ids(tokenizer)
+        kept = self.speed.prompt_cache
+        before = load_prompt_cache(Path(kept).expanduser(), model) if kept else None
+        run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, before)
+        self._show(run, tokenizer)
+        if CONTEXT in run.reasons and not self.output.json:
+            n = model.config.n_positions
+            note(f"the text ends where the model's context of {n} tokens is full; --context slide goes on")
+        if self.speed.save_prompt_cache:
+            run.read_prompt()
+            save_prompt_cache(Path(self.speed.save_prompt_cache).expanduser(), run.decoder, numbers(run.prompts[0]))
+
+    def settings(self) -> Settings:
+        """The rules and limits that the flags give; ``UsageError`` where they contradict each other."""
+        out = self.output
+        if out.samples < 1:
+            raise UsageError(f"--samples must be 1 or above, not {out.samples}")
+        if out.colour and (out.json or out.logprobs is not None):
+            raise UsageError("--colour shows the text, --logprobs and --json show each token; take one of them")
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UsageError("--prompt and --prompt-file both give the prompt; take one of them")
+        logprobs = 0 if out.colour and out.logprobs is None else out.logprobs
+        settings = Settings.of(self.length, self.wording, self.chance, self.search, self.speed, logprobs=logprobs)
+        if file := self.speed.save_prompt_cache:
+            if settings.context == SLIDE:
+                raise UsageError("--save-prompt-cache keeps what --context slide forgets; leave out one")
+            if not Path(file).expanduser().parent.is_dir():
+                raise UsageError(f"--save-prompt-cache {file}: there is no folder {Path(file).parent}; make it")
+        return settings
+
+    def _ids(self, tokenizer: Tokenizer) -> list[int]:
+        """The prompt in ids, wherever it comes from."""
+        text = prompt_text(self.prompt, self.prompt_file)
+        marks = [mark for mark in tokenizer.specials if mark in text]
+        if marks and not self.special:
+            note(f"{marks[0]} in the prompt is read as text; --special makes it the mark")
+        return tokenizer.encode(text, allow_special=self.special)
+
+    def _show(self, run: Generation, tokenizer: Tokenizer) -> None:
+        from mlx_gpt.generate.stats import memory_speed
+
+        out, text = self.output, ""
+        rows = out.logprobs is not None
+        for row, piece in in_order(run, out.samples):
+            if piece is not None:
+                text += piece.text
+                if out.json:
+                    say(json.dumps({"sample": row} | as_json(piece, tokenizer)) + "\n")
+                else:
+                    say(as_row(piece, tokenizer) if rows else painted(piece) if out.colour else piece.text)
+            else:
+                if out.json:
+                    say(json.dumps({"sample": row, "end": run.reasons[row], "text": text}) + "\n")
+                else:
+                    say(("" if rows else "\n") + ("---\n" if row < out.samples - 1 else ""))
+                text = ""
+        if out.colour:
+            print(legend(), file=sys.stderr)
+        if out.figures and out.json:
+            say(json.dumps({"figures": run.figures.as_dict(memory_speed())}) + "\n")
+        elif out.figures:
+            note(run.figures.summary(memory_speed()))
+
+
+def in_order(run: Generation, n: int) -> Iterator[tuple[int, Piece | None]]:
+    """The pieces of each of n rows after those of the row before, then None. The first come as they are said."""
+    held: list[list[Piece]] = [[] for _ in range(n)]
+    for row, piece in run:
+        if row:
+            held[row].append(piece)
+        else:
+            yield 0, piece
+    for row in range(n):
+        yield from ((row, piece) for piece in held[row])
+        yield row, None
+
+
+def prompt_text(prompt: str | None, file: str | None) -> str:
+    """The prompt that the flags give, or else what comes from a pipe; "" where nothing does.
+
+    One end of line at the end is left out: editors and ``echo`` put it there. Raises ``DataError`` for a file that
+    cannot be read, and where the text is no UTF-8.
+    """
+    if prompt is not None:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # how Python keeps bytes of the command line that are no text
+            raise DataError("--prompt: expected text in UTF-8, found other bytes; convert it, as with iconv") from None
+        return prompt
+    if file is None and (sys.stdin is None or sys.stdin.isatty()):
+        return ""
+    try:
+        content = sys.stdin.buffer.read() if file in (None, STDIN) else Path(file or "").expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(f"--prompt-file {file}: cannot be read ({error.strerror or error})") from error
+    name = "stdin" if file in (None, STDIN) else file
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}: expected text in UTF-8, found byte 0x{content[error.start]:02x} at {error.start}; convert it, "
+            f"as with iconv"
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,1 @@
+"""Faster products and kernels for MLX's CPU backend on Linux."""

@@ -1,0 +1,1 @@
+"""The built-in corpus: short stories whose best possible loss is known."""

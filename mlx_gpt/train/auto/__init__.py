@@ -1,0 +1,1 @@
+"""What is picked when nothing is given."""

@@ -1,0 +1,63 @@
+"""Requests a second: sixteen clients at once against one that asks again when it has its answer.
+
+    python tests/benchmarks/serving.py --n-layer 4 --n-embd 256
+
+On a model of random weights, served on loopback; runs alternate, the figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from test_serve import Client, serving
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import save
+from mlx_gpt.text.tokenizer import Tokenizer
+
+
+def requests_a_second(client: Client, n: int, at_once: int, max_tokens: int) -> float:
+    def ask(i: int) -> None:
+        answer = client.complete(f"Once upon a time {i}", seed=i, max_tokens=max_tokens, logit_bias={"256": -100})
+        assert answer.body["usage"]["completion_tokens"] == max_tokens
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(ask, range(n)))
+    return n / (time.perf_counter() - started)
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--n-layer", type=int, default=4)
+    flags.add_argument("--n-embd", type=int, default=256)
+    flags.add_argument("--max-tokens", type=int, default=64)
+    flags.add_argument("--requests", type=int, default=32)
+    flags.add_argument("--runs", type=int, default=5)
+    given = flags.parse_args()
+    config = GPTConfig(
+        vocab_size=257, n_positions=256, n_embd=given.n_embd, n_layer=given.n_layer, n_head=given.n_embd // 64
+    )
+    with tempfile.TemporaryDirectory() as place:
+        save(GPT(config), Tokenizer.bytes(), Path(place) / "tiny")
+        with serving(Path(place) / "tiny") as client:
+            ways = {1: [], 16: []}  # type: dict[int, list[float]]
+            for run in range(given.runs + 1):  # the first warms up
+                for at_once, found in ways.items():
+                    speed = requests_a_second(client, given.requests, at_once, given.max_tokens)
+                    found += [speed] if run else []
+    one, many = (statistics.median(found) for found in ways.values())
+    print(
+        f"{given.max_tokens} tokens each: {one:.1f} requests/s one after the other, {many:.1f} sixteen at once", end=""
+    )
+    print(f", {many / one:.1f} times as many ({given.runs} runs, medians)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Training beside mlx-lm: ``python tests/benchmarks/training.py small`` (or ``gpt2``, ``memory``); the parity extra.
+
+Both train the same GPT-2 on the same random ids with AdamW in float32, in a step that is compiled alike: ours, and
+mlx-lm's model under the step of MLX's documentation. Each measurement has a process of its own, ours and theirs in
+turn, so that what else the machine does falls on both; printed is the median of the ratios.
+
+``small``: 6 layers, 384 wide, T=256, B=8. ``gpt2``: 124M, T=256, B=4. Both with 50257 ids; tokens/s. ``memory``: 124M,
+T=1024, B=2; the largest number of bytes in use at once, ours also with ``recompute``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that on Linux both sides multiply with OpenBLAS
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.train.optimizer import make_optimizer
+from mlx_gpt.train.step import make_train_step
+
+SHAPES = {  # config, batch size
+    "small": (GPTConfig(n_positions=256, n_embd=384, n_layer=6, n_head=6), 8),
+    "gpt2": (GPTConfig(n_positions=256), 4),
+    "memory": (GPTConfig(), 2),
+}
+Step = Callable[[mx.array, mx.array], None]  # takes ids (B, T) and targets, and evaluates all that it changes
+
+
+def our_step(config: GPTConfig, batch_size: int, recompute: bool) -> Step:
+    step = make_train_step(GPT(config), make_optimizer(learning_rate=1e-4), 1.0, batch_size, recompute=recompute)
+    return lambda x, y: mx.eval(step(x, y), step.state)
+
+
+def their_step(config: GPTConfig) -> Step:
+    from mlx_lm.models.gpt2 import Model, ModelArgs
+
+    model = Model(
+        ModelArgs(
+            model_type="gpt2",
+            n_ctx=config.n_positions,
+            n_embd=config.n_embd,
+            n_head=config.n_head,
+            n_layer=config.n_layer,
+            n_positions=config.n_positions,
+            layer_norm_epsilon=config.layer_norm_epsilon,
+            vocab_size=config.vocab_size,
+        )
+    )
+    optimizer = optim.AdamW(1e-4, betas=[0.9, 0.95], weight_decay=0.1, bias_correction=True)
+    optimizer.init(model.trainable_parameters())
+    state = [model.state, optimizer.state]
+    mx.eval(state)
+    loss_and_gradient = nn.value_and_grad(model, lambda x, y: nn.losses.cross_entropy(model(x), y).mean())
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+        loss, gradient = loss_and_gradient(x, y)
+        gradient, norm = optim.clip_grad_norm(gradient, 1.0)
+        optimizer.update(model, gradient)
+        return loss, norm
+
+    return lambda x, y: mx.eval(step(x, y), state)
+
+
+def measure(shape: str, side: str, steps: int) -> float:
+    """Tokens/s of some steps after the first; for ``memory`` the peak of them in bytes."""
+    config, B = SHAPES[shape]
+    if shape == "memory":  # MLX then frees at once, and the peak is what the step needs
+        mx.set_memory_limit(1)
+        mx.set_cache_limit(0)
+    step = their_step(config) if side == "mlx-lm" else our_step(config, B, side == "recompute")
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (B, config.n_positions + 1), np.int32)
+    x, y = mx.array(ids[:, :-1]), mx.array(ids[:, 1:])
+    step(x, y)
+    mx.reset_peak_memory()
+    started = time.perf_counter()
+    for _ in range(steps):
+        step(x, y)
+    if shape == "memory":
+        return float(mx.get_peak_memory())
+    return steps * x.size / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--side", choices=["ours", "recompute", "mlx-lm"], help="measure one of them, here and now")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    flags = parser.parse_args()
+    if flags.side:
+        print(json.dumps(measure(flags.shape, flags.side, flags.steps)))
+        return
+
+    def apart(side: str) -> float:
+        command = [sys.executable, __file__, flags.shape, "--side", side, "--steps", str(flags.steps)]
+        return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+    sides = ["ours", "recompute"] if flags.shape == "memory" else ["ours"]
+    ratios: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(1 if flags.shape == "memory" else flags.rounds):
+        for side in sides:
+            ours, theirs = apart(side), apart("mlx-lm")
+            ratios[side].append(ours / theirs)
+            print(f"{side} {ours:,.0f}, mlx-lm {theirs:,.0f}: {ours / theirs:.2f}", flush=True)
+    for side, values in ratios.items():
+        print(f"{flags.shape}, {side}: {statistics.median(values):.2f} of mlx-lm (median)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Our logits are GPT-2's: against float64 NumPy, stored logits of transformers, transformers itself and mlx-lm.
+
+The figures behind the tolerances are printed with ``pytest -s tests/check/test_parity.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers.make_fixture import FOLDER, VARIANTS, logits_of, tiny_gpt2
+from helpers.reference_numpy import gpt2
+from mlx.utils import tree_flatten
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import on_cpu
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.convert import from_hub, hub_shapes, to_hub
+from mlx_gpt.store.folder import load, read_model, save
+from mlx_gpt.text.tokenizer import Tokenizer
+
+# Logits here reach 7. In float32 ours are off by 5.4e-6 at most and transformers' by 3.8e-6 (CPU, measured); the
+# smallest of the mistakes below moves them by 1e-3.
+TOLERANCE = 1.5e-5
+
+STORED = dict(np.load(FOLDER / "logits.npz"))
+IDS = STORED["ids"]  # (2, 24): every position is used
+CONFIG: dict[str, Any] = json.loads((FOLDER / "config.json").read_text())
+WEIGHTS: dict[str, np.ndarray] = {
+    name: np.array(weight) for name, weight in mx.load(str(FOLDER / "model.safetensors")).items()
+}
+
+
+def ours(weights: dict[str, np.ndarray], config: GPTConfig, ids: np.ndarray = IDS) -> np.ndarray:
+    """The logits of our model with a hub checkpoint's weights."""
+    model = GPT(config)
+    model.load_weights(list(from_hub({name: mx.array(weight) for name, weight in weights.items()}, config).items()))
+    return np.array(model.eval()(ids))
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of two logits."""
+    assert found.shape == expected.shape
+    return float(np.abs(found.astype(np.float64) - expected).max())
+
+
+@pytest.fixture(scope="module")
+def config() -> GPTConfig:
+    return read_model(FOLDER).config
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_numpy_reference_is_transformers_in_float64(variant: str) -> None:
+    reference, _ = gpt2(WEIGHTS, CONFIG | VARIANTS[variant], IDS)
+    stored = STORED[variant]  # "plain" is kept in float64, the others rounded to float32
+    assert error(reference, stored) < (1e-12 if variant == "plain" else 5e-7)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_agree_with_the_float64_reference(config: GPTConfig, variant: str) -> None:
+    reference, _ = gpt2(WEIGHTS, CONFIG | VARIANTS[variant], IDS)
+    off = error(ours(WEIGHTS, replace(config, **VARIANTS[variant])), reference)
+    print(f"tiny-gpt2, {variant}: off by {off:.1e} of {np.abs(reference).max():.1f}")
+    assert off < TOLERANCE
+
+
+def test_a_loaded_folder_gives_the_logits_that_transformers_gave() -> None:
+    logits = np.array(read_model(FOLDER)(IDS))
+    assert error(logits, STORED["plain_float32"]) < TOLERANCE
+    assert error(logits, STORED["plain"]) < 2 * error(STORED["plain_float32"], STORED["plain"])
+
+
+def test_the_residual_stream_agrees_after_every_block() -> None:
+    model = read_model(FOLDER)
+    _, streams = gpt2(WEIGHTS, CONFIG, IDS)
+    x = model.wte(mx.array(IDS)) + model.wpe(mx.arange(IDS.shape[1]))
+    assert error(np.array(x), streams[0]) < 1e-6
+    for i, block in enumerate(model.h):
+        x = block(x)
+        assert error(np.array(x), streams[i + 1]) < 3e-5, f"first wrong in block {i}"  # of values up to 26
+
+
+def transposed(name: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    return lambda weights: weights | {name: weights[name].T}
+
+
+def without(name: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    neutral = np.ones_like if name.endswith("weight") else np.zeros_like
+    return lambda weights: weights | {name: neutral(weights[name])}
+
+
+def swapped(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    q, k, v = np.split(weights["transformer.h.0.attn.c_attn.weight"], 3, axis=1)
+    return weights | {"transformer.h.0.attn.c_attn.weight": np.concatenate([k, q, v], axis=1)}
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]]] = {
+    "the square attn.c_proj not transposed": ({}, transposed("transformer.h.1.attn.c_proj.weight")),
+    "queries and keys exchanged": ({}, swapped),
+    "a bias of the output left out": ({}, without("transformer.h.2.attn.c_proj.bias")),
+    "the key's bias, and all of c_attn's, left out": ({}, without("transformer.h.0.attn.c_attn.bias")),
+    "the scale of a norm left out": ({}, without("transformer.h.0.ln_2.weight")),
+    "the shift of the last norm left out": ({}, without("transformer.ln_f.bias")),
+    "heads cut at the wrong places": ({"n_head": 8}, dict),
+    "the other GELU": ({"activation_function": "gelu"}, dict),
+    "scores divided by the layer": ({"scale_attn_by_inverse_layer_idx": True}, dict),
+    "scores not scaled": ({"scale_attn_weights": False}, dict),
+    "another epsilon": ({"layer_norm_epsilon": 1e-3}, dict),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_that_every_shape_allows_shows_in_the_logits(config: GPTConfig, mistake: str) -> None:
+    settings, corrupt = MISTAKES[mistake]
+    off = error(ours(corrupt(WEIGHTS), replace(config, **settings)), STORED["plain"])
+    print(f"{mistake}: off by {off:.1e}")
+    assert off > 50 * TOLERANCE
+
+
+def test_half_precision_files_are_computed_in_float32(config: GPTConfig) -> None:
+    halved = {name: mx.array(weight).astype(mx.float16) for name, weight in WEIGHTS.items()}
+    rounded = {name: np.array(weight.astype(mx.float32)) for name, weight in halved.items()}
+    model = GPT(config)
+    model.load_weights(list(from_hub(halved, config).items()))
+    assert error(np.array(model.eval()(IDS)), gpt2(rounded, CONFIG, IDS)[0]) < TOLERANCE
+
+
+# From here on with torch and transformers.
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"activation_function": "gelu"},
+        {"n_inner": 48},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_weights": False},
+        {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+        {"tie_word_embeddings": False},
+        {"layer_norm_epsilon": 1e-3},
+        {"reorder_and_upcast_attn": True},
+    ],
+    ids=str,
+)
+def test_a_model_that_transformers_saves_loads_with_its_logits(tmp_path: Path, settings: dict[str, Any]) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    theirs = tiny_gpt2(**settings)
+    theirs.save_pretrained(tmp_path)
+    logits = np.array(read_model(tmp_path)(IDS))
+    weights = {name: weight.detach().numpy() for name, weight in theirs.named_parameters()}
+    reference, _ = gpt2(weights, json.loads((tmp_path / "config.json").read_text()), IDS)
+    assert error(logits_of(theirs, IDS), reference) < TOLERANCE
+    assert error(logits, reference) < TOLERANCE
+
+
+SAVED = [
+    {},
+    {"n_inner": 80},
+    {"activation_function": "gelu", "scale_attn_by_inverse_layer_idx": True},
+    {"scale_attn_weights": False},
+    {"tie_word_embeddings": False},
+    {"layer_norm_epsilon": 1e-3},
+]
+
+
+def a_model(**settings: Any) -> GPT:
+    """A small model with every weight random, on the byte vocabulary."""
+    mx.random.seed(0)
+    shape = {"vocab_size": 264, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    model = GPT(GPTConfig(**(shape | settings)))
+    parameters = tree_flatten(model.parameters())
+    model.load_weights([(name, weight + mx.random.normal(weight.shape, scale=0.3)) for name, weight in parameters])
+    return model.eval()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("settings", SAVED, ids=str)
+def test_a_folder_we_saved_opens_in_transformers_with_the_same_logits(tmp_path: Path, settings: dict[str, Any]) -> None:
+    _, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = a_model(**settings)
+    save(model, Tokenizer.bytes(), tmp_path)
+    theirs, report = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report  # no key missing, unexpected, or of another shape
+    assert {name: getattr(theirs.config, name) for name in asdict(model.config)} == asdict(model.config)
+    assert theirs.config.eos_token_id == Tokenizer.bytes().eot_id
+    ids = np.arange(48).reshape(2, 24)
+    in_float32 = logits_of(theirs.eval(), ids)
+    exact = logits_of(theirs.double(), ids)
+    off, off_theirs = error(np.array(model(ids)), exact), error(in_float32, exact)
+    print(f"{settings}: off by {off:.1e}, transformers by {off_theirs:.1e}")
+    assert off < 2 * off_theirs
+    if on_cpu():  # a GPU rounds otherwise
+        assert off < TOLERANCE
+
+
+@pytest.mark.parity
+def test_a_folder_we_saved_opens_in_mlx_lm_with_the_same_logits(tmp_path: Path) -> None:
+    mlx_lm = pytest.importorskip("mlx_lm")
+    model = a_model()
+    save(model, Tokenizer.bytes(), tmp_path)
+    theirs, tokenizer = mlx_lm.load(str(tmp_path))
+    ids = np.arange(48).reshape(2, 24)
+    assert error(np.array(model(ids)), np.array(theirs(mx.array(ids))).astype(np.float64)) < TOLERANCE
+    assert tokenizer.encode("héllo") == Tokenizer.bytes().encode("héllo")
+    assert tokenizer.eos_token_ids == {Tokenizer.bytes().eot_id}
+
+
+@pytest.mark.parity
+def test_what_transformers_writes_of_our_folder_loads_again(tmp_path: Path) -> None:
+    _, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = a_model()
+    save(model, Tokenizer.bytes(), tmp_path / "ours")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")  # in several files
+    Tokenizer.bytes().save(tmp_path / "theirs")
+    assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 1
+    again, _ = load(tmp_path / "theirs")
+    assert mx.array_equal(again(IDS), model(IDS))
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_at_gpt2s_size_our_error_is_at_most_one_and_a_half_times_that_of_transformers() -> None:
+    """In a process of its own, where TF32 can be chosen before MLX is there."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    environment = os.environ | {"MLX_ENABLE_TF32": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    script = Path(__file__).parents[1] / "benchmarks" / "parity_at_gpt2_size.py"
+    run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True)
+    for line in run.stdout.splitlines():
+        found = json.loads(line)
+        figures = (
+            f"GPT-2 124M's shape, N(0, {found['std']}): largest error ours {found['ours']:.2e}, transformers' "
+            f"{found['theirs']:.2e}, ratio {found['ratio']:.2f}; of a product alone {found['product_ratio']:.2f}"
+        )
+        print(figures)
+        assert found["ratio"] < 1.5, figures
+
+
+def test_to_hub_undoes_from_hub_bit_for_bit(config: GPTConfig) -> None:
+    back = to_hub(from_hub({name: mx.array(weight) for name, weight in WEIGHTS.items()}, config))
+    assert set(back) == set(hub_shapes(config))
+    assert all(np.array_equal(np.array(back[name]), WEIGHTS[f"transformer.{name}"]) for name in back)

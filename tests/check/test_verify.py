@@ -1,0 +1,500 @@
+"""``verify`` finds a sound model right in every layout, and a planted fault wrong, by the name of layer and tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers.make_fixture import FOLDER, VARIANTS
+from mlx.utils import tree_flatten
+
+from mlx_gpt.check import against_transformers
+from mlx_gpt.check.layers import ULP, compare
+from mlx_gpt.check.published import sha256
+from mlx_gpt.check.reference import gpt2
+from mlx_gpt.check.result import Check
+from mlx_gpt.check.source import Source
+from mlx_gpt.check.verify import as_json, check_devices, verify
+from mlx_gpt.cli import main
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import on_cpu
+from mlx_gpt.errors import ModelFolderError
+from mlx_gpt.model.attention import MultiHeadAttention, attend, merge_heads
+from mlx_gpt.model.block import Block
+from mlx_gpt.model.cache import KVCache
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.mlp import gelu
+from mlx_gpt.store.folder import load, read_model, save
+from mlx_gpt.text.tokenizer import Tokenizer
+
+TOY = GPTConfig(vocab_size=257, n_positions=40, n_embd=32, n_layer=3, n_head=4)
+IDS = np.random.default_rng(0).integers(0, 257, 40)
+
+
+def a_model(**settings: Any) -> GPT:
+    """Every weight random: no bias is 0, no norm is 1."""
+    mx.random.seed(0)
+    model = GPT(replace(TOY, **settings))
+    weights: Any = tree_flatten(model.parameters())
+    model.load_weights([(name, weight + mx.random.normal(weight.shape, scale=0.2)) for name, weight in weights])
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _without_transformers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "parity" not in request.keywords:
+        monkeypatch.setattr(against_transformers, "find_spec", lambda name: None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(a_model(), Tokenizer.bytes(), tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+def checks(folder: Path, fault: Callable[[GPT], None] = lambda model: None, **options: Any) -> dict[str, Check]:
+    """The report on a folder, whose model has been spoilt, by what was checked."""
+    model, tokenizer = load(folder)
+    fault(model)
+    return {check.what: check for check in verify(model, options.pop("tokenizer", tokenizer), folder, **options)}
+
+
+def wrong(report: dict[str, Check]) -> list[str]:
+    return [what for what, check in report.items() if check.holds is False]
+
+
+# A sound model
+
+
+def test_the_reference_is_transformers_in_float64() -> None:
+    stored = np.load(FOLDER / "logits.npz")  # made by transformers: tests/helpers/make_fixture.py
+    for name, settings in VARIANTS.items():
+        source = Source(FOLDER)
+        source.settings |= settings
+        for ids, expected in zip(stored["ids"], stored[name], strict=True):
+            off = np.abs(gpt2(source, ids) - expected).max()
+            assert off < (1e-12 if name == "plain" else 5e-7)  # "plain" is kept in float64
+
+
+def test_a_sound_model_passes_every_check(folder: Path) -> None:
+    report = checks(folder)
+    assert wrong(report) == []
+    assert {what for what, check in report.items() if check.holds is None} == {
+        "GPU against CPU" if on_cpu() else "",
+        "against transformers",
+        "checksum of the weights",
+        "published figures",
+    } - {""}
+    assert [what for what in report if what.startswith("float64: logits")] == [
+        "float64: logits, one token (1)",
+        "float64: logits, a text (32)",
+        "float64: logits, random tokens (40)",
+        "float64: logits, a long text (40)",  # the full context
+    ]
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"activation_function": "gelu"},
+    {"n_inner": 48},
+    {"scale_attn_by_inverse_layer_idx": True},
+    {"scale_attn_weights": False},
+    {"tie_word_embeddings": False},
+    {"layer_norm_epsilon": 1e-3},
+    {"vocab_size": 320},  # padded
+    {"n_positions": 2},
+    {"n_positions": 1},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_every_setting_that_changes_the_numbers_is_followed(tmp_path: Path, settings: dict[str, Any]) -> None:
+    save(a_model(**settings), Tokenizer.bytes(), tmp_path)
+    assert wrong(checks(tmp_path)) == []
+
+
+def prefixed(folder: Path) -> None:
+    rewrite(folder, lambda weights: {f"transformer.{name}": weight for name, weight in weights.items()})
+
+
+def with_masks(folder: Path) -> None:
+    mask = mx.tril(mx.ones((1, 1, 40, 40)))
+    masks = {f"h.{i}.attn.bias": mask for i in range(3)} | {f"h.{i}.attn.masked_bias": mx.array(-1e4) for i in range(3)}
+    rewrite(folder, lambda weights: weights | masks)
+
+
+def with_a_copied_head(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights | {"lm_head.weight": weights["wte.weight"]})
+
+
+def sharded(folder: Path) -> None:
+    weights = mx.load(str(folder / "model.safetensors"))
+    names = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(weights))}
+    for file in set(names.values()):
+        mx.save_safetensors(str(folder / file), {name: weights[name] for name in names if names[name] == file})
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def as_dtype(dtype: mx.Dtype) -> Callable[[Path], None]:
+    return lambda folder: rewrite(folder, lambda weights: {name: w.astype(dtype) for name, w in weights.items()})
+
+
+def with_other_names(folder: Path) -> None:
+    text = (folder / "config.json").read_text()
+    for name, other in {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}.items():
+        text = text.replace(f'"{name}"', f'"{other}"')
+    (folder / "config.json").write_text(text)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, mx.array]], dict[str, mx.array]]) -> None:
+    weights = change(dict(mx.load(str(folder / "model.safetensors"))))
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
+
+
+LAYOUTS = [
+    prefixed,
+    with_masks,
+    with_a_copied_head,
+    sharded,
+    as_dtype(mx.float16),
+    as_dtype(mx.bfloat16),
+    with_other_names,
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__qualname__)
+def test_every_layout_of_the_hub_is_read(folder: Path, layout: Callable[[Path], None]) -> None:
+    layout(folder)
+    assert wrong(checks(folder)) == []
+
+
+def test_the_tolerance_is_a_small_multiple_of_float32s_rounding() -> None:
+    """Neither so wide that a fault hides in it, nor so narrow that it is luck: measured on the stored model."""
+    comparison = compare(read_model(FOLDER), Source(FOLDER), np.load(FOLDER / "logits.npz")["ids"][0])
+    shares = [tensor.share for tensor in comparison.tensors]
+    print(f"largest share of the tolerance {max(shares):.2f}, largest tolerance {comparison.logits.tolerance:.1e}")
+    assert max(shares) < 0.5
+    assert 16 * ULP < max(tensor.tolerance for tensor in comparison.tensors) < 1000 * ULP
+
+
+# Planted faults
+
+
+def change(name: str, how: Callable[[mx.array], mx.array]) -> Callable[[GPT], None]:
+    def plant(model: GPT) -> None:
+        weights: Any = dict(tree_flatten(model.parameters()))
+        model.load_weights([(name, how(weights[name]))], strict=False)
+
+    return plant
+
+
+def swapped(weight: mx.array) -> mx.array:
+    q, k, v = mx.split(weight, 3)
+    return mx.concatenate([k, q, v])
+
+
+def other_epsilon(model: GPT) -> None:
+    model.h[0].ln_1.eps = 1e-6
+
+
+def exact_gelu(model: GPT) -> None:
+    model.h[0].mlp.activation = gelu
+
+
+def positions_off_by_one(model: GPT) -> None:
+    P = model.config.n_positions
+    model._positions = lambda T, cache: mx.minimum(mx.arange(1, T + 1), P - 1)
+
+
+def wrong_scale(model: GPT) -> None:
+    model.h[2].attn.scale *= 1.001
+
+
+def wrong_heads(model: GPT) -> None:
+    model.h[1].attn.n_head = 8
+
+
+class Unmasked(MultiHeadAttention):
+    """Everyone sees everyone."""
+
+    def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
+        q, k, v = self._heads(self.c_attn(x))
+        moved = merge_heads(mx.softmax(q @ k.swapaxes(-1, -2) * self.scale, axis=-1) @ v)
+        return self.c_proj(moved.reshape(x.shape))
+
+
+class NormBehind(Block):
+    """The norms after their parts, as in the first GPT."""
+
+    def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
+        x = self.ln_1(x + self.attn(x, cache))
+        return self.ln_2(x + self.mlp(x))
+
+
+def no_mask(model: GPT) -> None:
+    model.h[1].attn.__class__ = Unmasked
+
+
+def norm_behind(model: GPT) -> None:
+    model.h[2].__class__ = NormBehind
+
+
+def other_last_norm(model: GPT) -> None:
+    model.ln_f.eps = 1e-3
+
+
+FAULTS: dict[str, tuple[Callable[[GPT], None], str]] = {
+    "a square matrix transposed": (change("h.1.attn.c_proj.weight", mx.transpose), "h.1.attn.c_proj"),
+    "queries and keys swapped": (change("h.0.attn.c_attn.weight", swapped), "h.0.attn.q"),
+    "a bias dropped": (change("h.2.mlp.c_fc.bias", mx.zeros_like), "h.2.mlp.c_fc"),
+    "an output's bias dropped": (change("h.1.attn.c_proj.bias", mx.zeros_like), "h.1.attn.c_proj"),
+    "another epsilon": (other_epsilon, "h.0.ln_1"),
+    "another epsilon at the end": (other_last_norm, "ln_f"),
+    "exact gelu for tanh": (exact_gelu, "h.0.mlp.activation"),
+    "positions off by one": (positions_off_by_one, "wte + wpe"),
+    "scores scaled by a thousandth more": (wrong_scale, "h.2.attn.pattern"),
+    "heads cut elsewhere": (wrong_heads, "h.1.attn.pattern"),
+    "no mask": (no_mask, "h.1.attn.c_proj"),
+    "norms behind instead of in front": (norm_behind, "h.2.resid_post"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named_by_layer_and_tensor(folder: Path, fault: str) -> None:
+    plant, tensor = FAULTS[fault]
+    report = checks(folder, plant)
+    line = report["float64: layer by layer, random tokens (40)"]
+    assert line.holds is False
+    assert line.remark.startswith(f"first wrong: {tensor}, at token")
+    assert "float64: logits, random tokens (40)" in wrong(report) or fault == "another epsilon"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_not_carried_on_into_the_blocks_behind_it(folder: Path, fault: str) -> None:
+    plant, tensor = FAULTS[fault]
+    model = read_model(folder)
+    plant(model)
+    found = [one.name for one in compare(model, Source(folder), IDS).tensors if one.share > 1]
+    assert found[0] == tensor
+    assert len({name.split(".")[1] if name.startswith("h.") else "" for name in found}) == 1
+
+
+def test_a_changed_weight_is_named_even_where_no_prompt_reaches_it(folder: Path) -> None:
+    report = checks(folder, change("wpe.weight", lambda w: w.at[39, 0].add(1e-6)), tokens=8)
+    assert wrong(report) == ["weights other than in the files"]
+    assert report["weights other than in the files"].remark == "first: wpe.weight"
+
+
+def test_no_number_is_never_right(folder: Path) -> None:
+    report = checks(folder, change("h.1.mlp.c_proj.bias", lambda w: w.at[0].add(mx.nan)))
+    assert report["weights with NaN or infinity"].remark == "first: h.1.mlp.c_proj.bias"
+    assert {"logits with NaN or infinity", "cached, against all at once"} <= set(wrong(report))
+    assert "first wrong: h.1.mlp.c_proj" in report["float64: layer by layer, one token (1)"].remark
+    assert {"figure": None, "holds": False}.items() <= json.loads(as_json(list(report.values())))[3].items()
+
+
+# Structure
+
+
+def test_a_leak_from_the_future_is_seen(folder: Path) -> None:
+    assert "a change of the future, seen before it" in wrong(checks(folder, no_mask))
+
+
+def test_a_cache_that_forgets_where_it_stands_is_seen(folder: Path) -> None:
+    def forgetful(model: GPT) -> None:
+        model._positions = lambda T, cache: mx.arange(T)
+
+    report = checks(folder, forgetful)
+    assert wrong(report) == ["cached, against all at once"]
+
+
+def test_a_tokenizer_of_another_model_is_seen(folder: Path) -> None:
+    longer = Tokenizer.train(["the old lighthouse, the old keeper, the old lamp " * 20], 280)
+    report = checks(folder, tokenizer=longer)
+    assert wrong(report) == ["ids of the tokenizer past the vocabulary", "id of the end of a text"]
+    assert report["id of the end of a text"].remark == "config.json: 256, tokenizer: 279"
+
+
+def test_a_head_that_should_be_tied_and_is_not_is_seen(folder: Path) -> None:
+    untied = a_model(tie_word_embeddings=False)
+    report = {check.what: check for check in verify(untied, Tokenizer.bytes(), folder)}
+    assert "config.json says wte.weight" in report["head tied as in config.json"].remark
+    assert "head tied as in config.json" in wrong(report)
+
+
+@pytest.mark.parametrize(("noise", "holds"), [(0.0, True), (1e-6, True), (1e-3, False), (np.nan, False)])
+def test_a_gpu_that_computes_otherwise_than_the_cpu_is_seen(
+    noise: float, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the GPU: logits are off by some noise wherever the CPU has not been asked for."""
+    model, asked = a_model(), ["gpu"]
+
+    @contextmanager
+    def stream(device: Any) -> Iterator[None]:
+        asked.append(device)
+        yield
+        asked.pop()
+
+    def computed(ids: Any) -> mx.array:
+        logits = model(ids)
+        return logits if asked[-1] == mx.cpu else logits + noise * mx.abs(logits).max()
+
+    monkeypatch.setattr("mlx_gpt.check.verify.on_cpu", lambda: False)
+    monkeypatch.setattr(mx, "stream", stream)
+    check = check_devices(computed, IDS, tolerance=1e-5)  # type: ignore[arg-type]
+    assert check.holds is holds
+    assert check.figure == pytest.approx(noise, rel=1, abs=1e-6, nan_ok=True)
+    assert asked == ["gpu"]
+
+
+def test_the_check_of_attention_is_the_readable_form(folder: Path) -> None:
+    """``attend`` spelled out and the kernel the model calls are the same, so ``attn.moved`` speaks for both."""
+    q = k = v = mx.random.normal((1, 2, 8, 4))
+    fused = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask="causal")
+    assert mx.allclose(attend(q, k, v, 0.5), fused, atol=1e-6)
+
+
+# The command
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    out, err = capsys.readouterr()
+    return out, err.strip().splitlines()[-1] if err.strip() else ""
+
+
+def test_the_command_reports_and_returns_0(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder)]) == 0
+    out, err = said(capsys)
+    assert "float64: layer by layer, a long text (40)" in out
+    assert "not installed" in out
+    assert err == ""
+
+
+def test_the_command_says_what_is_wrong_and_returns_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"eos_token_id": 3}))
+    assert main(["verify", str(folder), "--tokens", "4", "--json"]) == 1
+    out, err = said(capsys)
+    lines = json.loads(out)
+    assert [line["what"] for line in lines if line["holds"] is False] == ["id of the end of a text"]
+    assert err.endswith(
+        f"1 of {len(lines)} checks fail, first: id of the end of a text; config.json: 3, tokenizer: 256"
+    )
+
+
+def test_a_model_of_the_hub_is_verified_by_its_id_and_its_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the cache, through the real client, which names each large file by its sha256."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cached = tmp_path / "cache" / "models--someone--toy"
+    shutil.copytree(folder, cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "blobs").mkdir()
+    weights = cached / "snapshots" / "abc" / "model.safetensors"
+    blob = cached / "blobs" / sha256(weights)
+    shutil.move(weights, blob)
+    weights.symlink_to(blob)
+    assert main(["verify", "someone/toy", "--tokens", "4"]) == 0
+    out, _ = said(capsys)
+    assert f"sha256 {blob.name[:12]}…" in out
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    assert main(["verify", "someone/toy", "--tokens", "4"]) == 1
+    _, err = said(capsys)
+    assert "checksum of the weights is 1 and may be 0; model.safetensors: expected sha256" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "line"),
+    [
+        (["{}/nowhere/at/all"], 1, "no such folder"),
+        (["{}", "--tokens", "0"], 2, "--tokens must be at least 1, not 0"),
+        (["{}", "--known-as", "gpt3"], 2, "--known-as must be one of distilgpt2, gpt2, gpt2-large"),
+        (["{}/config.json"], 1, "expected a model folder, found a file"),
+    ],
+)
+def test_bad_input_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, line: str
+) -> None:
+    assert main(["verify", *(flag.format(folder) for flag in flags)]) == code
+    _, err = capsys.readouterr()
+    assert line in err
+    assert len(err.splitlines()) == 1
+
+
+def test_weights_that_are_no_floats_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(folder, lambda weights: weights | {"h.0.mlp.c_fc.weight": mx.zeros((32, 128), mx.uint32)})
+    assert main(["verify", str(folder)]) == 1
+    _, err = capsys.readouterr()
+    assert "h.0.mlp.c_fc.weight" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_reference_reads_no_quantized_weights(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights | {"h.0.mlp.c_fc.weight": mx.zeros((32, 16), mx.uint32)})
+    with pytest.raises(ModelFolderError, match="found U32; verify the float model that a quantized one was made from"):
+        Source(folder).read("h.0.mlp.c_fc.weight")
+
+
+def test_a_folder_without_safetensors_is_refused_by_the_source(tmp_path: Path, folder: Path) -> None:
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(ModelFolderError, match=r"expected model\.safetensors to check the model against"):
+        Source(tmp_path)
+
+
+# Against transformers
+
+
+@pytest.mark.parity
+def test_transformers_agrees_with_a_sound_model(folder: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    report = checks(folder)
+    assert wrong(report) == []
+    rows = [what for what in report if what.startswith("transformers: ")]
+    assert rows == [
+        "transformers: logits, 40 tokens",
+        "transformers: greedy, up to 32 tokens",
+        "transformers: gradients",
+    ]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("settings", SETTINGS[:7], ids=str)
+def test_transformers_agrees_in_every_setting(tmp_path: Path, settings: dict[str, Any]) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    save(a_model(**settings), Tokenizer.bytes(), tmp_path)
+    assert wrong(checks(tmp_path)) == []
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if "epsilon" not in fault])
+def test_transformers_shows_a_fault_in_the_logits_and_gradients(folder: Path, fault: str) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    report = checks(folder, FAULTS[fault][0])
+    assert {"transformers: logits, 40 tokens", "transformers: gradients"} <= set(wrong(report))
+
+
+@pytest.mark.parity
+def test_transformers_shows_a_fault_in_the_greedy_text(folder: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    report = checks(folder, FAULTS["positions off by one"][0])
+    line = report["transformers: greedy, up to 32 tokens"]
+    assert line.holds is False
+    assert "theirs" in line.remark

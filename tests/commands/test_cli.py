@@ -1,0 +1,313 @@
+"""The command line: each verb does its work, and what goes wrong is one clear line that leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.command_line import ROOT, environment, everything, in_a_process, the_line
+from helpers.loopback_hub import NOWHERE, ask, running
+from rich.console import Console
+
+from mlx_gpt import cli, quickstart
+from mlx_gpt.cli import main, parse
+from mlx_gpt.commands.generate import Generate
+from mlx_gpt.commands.quickstart import Quickstart
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import on_cpu
+from mlx_gpt.generate.generation import generate
+from mlx_gpt.generate.settings import Chance
+from mlx_gpt.quickstart import Judgement, judge
+from mlx_gpt.store.folder import load
+from mlx_gpt.text.corpus import Corpus
+from mlx_gpt.text.dataset import prepare
+from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.tinyworld import stories as tinyworld
+from mlx_gpt.train.config import TrainConfig
+
+# What goes wrong --------------------------------------------------------------------------------------------------
+
+
+def nothing(here: Path) -> None:
+    pass
+
+
+def no_config(here: Path) -> None:
+    (here / "model/config.json").unlink()
+
+
+def other_config(here: Path) -> None:
+    config = json.loads((here / "model/config.json").read_text())
+    (here / "model/config.json").write_text(json.dumps(config | {"n_layer": 3}))
+
+
+def empty_weights(here: Path) -> None:
+    (here / "model/model.safetensors").write_bytes(b"")
+
+
+def cut_weights(here: Path) -> None:
+    file = here / "model/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+GENERATE = ["generate", "./model"]
+
+WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
+    # Outside: 1
+    (nothing, ["generate", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
+    (nothing, ["generate", "text.txt"], 1, "text.txt: expected a model folder, found a file; give the folder"),
+    (no_config, GENERATE, 1, "config.json: expected a settings file there, but it cannot be read"),
+    (other_config, GENERATE, 1, "h.2.ln_1.weight: expected shape (16,), found no such tensor (and 11 more like it)"),
+    (empty_weights, GENERATE, 1, "model.safetensors: expected a whole safetensors file, found 0 bytes"),
+    (cut_weights, GENERATE, 1, "bytes where its header promises"),
+    # Usage: 2
+    (nothing, [*GENERATE, "--temperature", "-0.5"], 2, "temperature must be 0 (greedy) or above, not -0.5"),
+    (nothing, ["generate", "./nowhere", "--top-p", "2"], 2, "top-p must be above 0 and at most 1"),  # told first
+    (nothing, [*GENERATE, "--top-k", "-1"], 2, "top-k must be 0 (off) or a number of ids, not -1"),
+    (nothing, [*GENERATE, "--max-tokens", "-1"], 2, "max-tokens must be 0 or above, not -1"),
+    (nothing, [*GENERATE, "--seed", "-1"], 2, "seed must be 0 or above"),
+    (
+        nothing,
+        [*GENERATE, "--prompt", "a" * 32],
+        2,
+        "32 tokens long and the model's context is 32; shorten it to at most",
+    ),
+    (nothing, ["quickstart", "--minutes", "0"], 2, "--minutes must be between 0.2 and 1440, not 0"),
+    (nothing, ["quickstart", "--minutes", "nan"], 2, "--minutes must be between 0.2 and 1440, not nan"),
+    (nothing, ["quickstart", "--seed", "-1"], 2, "--seed must be 0 or above and below 2^64, not -1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "code", "message"), WRONG, ids=lambda part: getattr(part, "__name__", str(part)[:60])
+)
+def test_what_goes_wrong_is_one_clear_line_and_leaves_nothing(
+    prepare: Callable[[Path], None],
+    arguments: list[str],
+    code: int,
+    message: str,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prepare(here)
+    before = everything(here)
+    assert main(arguments) == code
+    assert message in the_line(capsys.readouterr().err)
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "train, generate, "),
+        (["walk"], "walk"),
+        (["generate"], "MODEL"),
+        ([*GENERATE, "--top", "3"], "--top"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_wrong_flags_are_told_in_readable_words(
+    arguments: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(here)
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    said = capsys.readouterr()
+    assert end.value.code == 2
+    assert told in said.err
+    assert "Traceback" not in said.err
+    assert "--help" in said.err
+    assert not said.out
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (True, "ada/gpt: no such folder here, and from the hub: no such model on the hub; check the spelling"),
+        (False, "127.0.0.1:9 cannot be reached … connect to the internet, or give a folder"),
+    ],
+    ids=["no such model", "no network"],
+)
+def test_a_model_that_the_hub_does_not_give_is_told_in_one_line(
+    network: bool,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with running() as hub:  # without any model
+        ask(hub.address if network else NOWHERE, tmp_path / "hub", monkeypatch)
+        assert main(["generate", "ada/gpt"]) == 1
+    said = capsys.readouterr()
+    assert all(part in the_line(said.err) for part in message.split(" … "))  # between them the system's own words
+    assert not said.out
+    assert not [path for path in (tmp_path / "hub").rglob("*.json") if path.is_file()]
+
+
+def test_a_mistake_of_ours_is_not_called_a_wrong_usage(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Generate) -> None:
+        raise ValueError("deep inside")
+
+    monkeypatch.setattr(Generate, "__call__", broken)
+    with pytest.raises(ValueError, match="deep inside"):
+        main(GENERATE)
+
+
+# Generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_stdout_holds_the_continuation_and_nothing_else(here: Path) -> None:
+    model, tokenizer = load(here / "model")
+    text = "".join(generate(model, tokenizer, "The", max_tokens=12, temperature=1.0, top_k=50, seed=3))
+    flags = shlex.split("--prompt The --max-tokens 12 --temperature 1 --top-k 50 --seed 3 --no-figures")
+    run = in_a_process("generate", "model", *flags, cwd=here, encoding="utf-8")
+    assert run.stdout == text + "\n"
+    assert run.stderr == ""
+    assert run.returncode == 0
+
+
+def test_a_reader_who_leaves_is_no_error(here: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)  # as after `| head -1`, but surely before the first word
+    with subprocess.Popen(
+        [sys.executable, "-m", "mlx_gpt", *GENERATE],
+        cwd=here,
+        env=environment(),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        os.close(write)
+        assert process.communicate(timeout=100)[1] == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_flags_reach_the_settings() -> None:
+    assert parse(["generate", "m", "--top-k", "3"]) == Generate("m", chance=Chance(top_k=3))
+    assert parse(["quickstart"]) == Quickstart()
+
+
+# Starting ---------------------------------------------------------------------------------------------------------
+
+
+def test_help_answers_at_once_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mlx_gpt", "--help"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.returncode == 0
+    assert "quickstart" in run.stdout
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # whatever else the machine does
+    assert worked < 2  # seconds; a third of one where this was written
+    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in run.stderr.splitlines()}
+    assert "mlx_gpt" in modules
+    assert not modules & {"matplotlib", "tokenizers", "huggingface_hub", "tiktoken", "torch", "transformers"}
+
+
+def test_the_installed_command_is_the_function_tested_here() -> None:
+    assert 'mlx-gpt = "mlx_gpt.cli:main"' in (ROOT / "pyproject.toml").read_text()
+    assert cli.main is main
+
+
+# Quickstart -------------------------------------------------------------------------------------------------------
+
+
+def test_quickstart_leaves_a_model_its_samples_and_a_table(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = TrainConfig(steps=4, batch_size=2, eval_every=2, eval_windows=2)
+    small = GPTConfig(n_positions=48, n_embd=16, n_layer=1, n_head=2)
+    monkeypatch.setattr(quickstart, "_settings", lambda *_: few)
+    monkeypatch.setattr(quickstart, "SIZES", (quickstart.Size(0, 0.02, "cosine", small),))
+    monkeypatch.setattr(quickstart, "_measure", lambda *_: 1000.0)
+    monkeypatch.setattr(quickstart, "N_VAL_STORIES", 20)
+    monkeypatch.setattr(quickstart, "judge", lambda model, tokenizer, seed: judge(model, tokenizer, seed, n=3))
+    assert main(["quickstart", "--minutes", "0.2"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    folder = here / "runs/quickstart"
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "loss.png",
+        "samples.md",
+    }
+    for name in ("ln V", "unigram", "bigram", "best possible", "sentences valid, of 3", "whole stories valid, of 3"):
+        assert name in said.out
+    for moment in ("before training", "at 50%", "after training"):
+        assert moment in said.out
+        assert f"- {moment}: " in (folder / "samples.md").read_text()
+    assert "mlx-gpt generate runs/quickstart" in said.out
+    load(folder)
+
+    before = everything(folder)
+    assert main(["quickstart", "--minutes", "0.2"]) == 0  # again: in a new folder
+    assert everything(folder) == before
+    assert (here / "runs/quickstart-2/model.safetensors").exists()
+    if on_cpu():  # a GPU adds gradients in any order
+        assert (here / "runs/quickstart-2/model.safetensors").read_bytes() == before["model.safetensors"]
+
+
+def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = type("Model", (), {"config": GPTConfig(n_positions=9)})
+    told = tinyworld.stories(3, seed=0)
+    wrong = "Tom was in the ball."
+    monkeypatch.setattr(quickstart, "generate_many", lambda *_, **__: [*told, wrong, ""])
+    judgement = judge(model, Tokenizer.bytes(), seed=0, n=5)
+    assert judgement.stories == [*told, wrong, ""]
+    assert judgement.valid_stories == 3
+    assert judgement.valid_sentences == 3
+    assert [sentence for sentence, valid in judgement.sentences if not valid] == [wrong, ""]
+    assert all(
+        sentence in tinyworld.sentences(story)
+        for (sentence, _), story in zip(judgement.sentences[:3], told, strict=True)
+    )
+
+
+def test_the_table_goes_from_knowing_nothing_to_the_rules() -> None:
+    told = tinyworld.stories(30, seed=0)
+    material = prepare(Corpus("tinyworld", told[:20], told[20:]), "bytes")
+    judgement = Judgement(told[:2], [tinyworld.read_story(story) for story in told[:2]], [("x", False), ("y", True)])
+    result: Any = type("Result", (), {"val_loss": 1.25})
+    out = StringIO()
+    Console(file=out, width=100).print(quickstart._table(result, material, judgement))
+    lines = [line for line in out.getvalue().splitlines() if re.search(r"\d\.\d{3}", line)]
+    names = ["(ln V)", "(unigram", "(bigram", "this model", "(best possible)", "above the best"]
+    assert [name for name, line in zip(names, lines, strict=True) if name not in line] == []
+    values = [float(re.findall(r"\d\.\d{3}", line)[-1]) for line in lines]
+    assert values[:3] == pytest.approx(list(material.marks.values())[:3], abs=6e-4)
+    assert values[3] == 1.25
+    assert values[4] == pytest.approx(material.marks["best possible"], abs=6e-4)
+    assert values[5] == pytest.approx(1.25 - material.marks["best possible"], abs=1.1e-3)
+    assert re.search(r"sentences valid, of 2.* 1\b", out.getvalue())
+    assert re.search(r"whole stories valid, of 2.* 2\b", out.getvalue())
+
+
+def test_samples_tell_where_each_story_breaks(tmp_path: Path) -> None:
+    told = tinyworld.stories(1, seed=0)[0]
+    stories = [told, told[:-20]]
+    judgement = Judgement(stories, [tinyworld.read_story(story) for story in stories], [("It ran.", False)])
+    quickstart._write_samples(tmp_path / "samples.md", [("before", " x\n")], judgement)
+    text = (tmp_path / "samples.md").read_text()
+    assert "- before: x\n" in text
+    assert f"- {told}\n  - **valid**" in text
+    assert re.search(r"\*\*sentence \d+ is not of this world", text)
+    assert text.endswith("- It ran.\n")

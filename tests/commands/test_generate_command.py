@@ -1,0 +1,368 @@
+"""``mlx-gpt generate``: each flag does what it says, programs and terminals are served, bad input is one clear line."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import sys
+from dataclasses import fields, replace
+from math import exp, inf, log
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from helpers.command_line import SMALL, everything, in_a_process, the_line
+
+from mlx_gpt.cli import main, parse
+from mlx_gpt.commands.generate import Generate
+from mlx_gpt.commands.generation_flags import as_row, legend, painted
+from mlx_gpt.generate.generation import Generation, generate, generate_many
+from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.writer import Piece, Token
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import load, save
+from mlx_gpt.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.bytes()
+FEW = ["generate", "model", "--max-tokens", "12", "--seed", "3"]
+
+
+class Stdin(io.TextIOWrapper):
+    """What comes from a pipe."""
+
+    def __init__(self, content: bytes):
+        super().__init__(io.BytesIO(content), encoding="utf-8")
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(content))
+
+
+def shown(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """What goes to stdout. The machine's speed, which is measured for the figures, takes a second: only where asked."""
+    figures = [] if "--json" in flags else ["--no-figures"]
+    assert main([*FEW, *flags, *figures]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def expected(prompt: str, **settings: Any) -> str:
+    model, tokenizer = load("model")
+    return "".join(generate(model, tokenizer, prompt, **({"max_tokens": 12, "seed": 3} | settings))) + "\n"
+
+
+# Flags ----------------------------------------------------------------------------------------------------------------
+
+FLAGS: list[tuple[str, dict[str, Any]]] = [
+    ("--max-tokens 7", {"max_tokens": 7}),
+    ("--stop a --stop bc", {"stop": ("a", "bc")}),
+    ("--context slide", {"context": "slide"}),
+    ("--logit-bias 5 -inf --logit-bias 6 -1.5", {"logit_bias": {5: -inf, 6: -1.5}}),
+    ("--repetition-penalty 1.2", {"repetition_penalty": 1.2}),
+    ("--frequency-penalty 0.5 --presence-penalty -1", {"frequency_penalty": 0.5, "presence_penalty": -1.0}),
+    ("--no-repeat-ngram 3", {"no_repeat_ngram": 3}),
+    ("--ban no --ban 'not so'", {"ban": ("no", "not so")}),
+    ("--force yes", {"force": ("yes",)}),
+    ("--min-tokens 4", {"min_tokens": 4}),
+    ("--temperature 0.5 --top-k 3 --top-p 0.9", {"temperature": 0.5, "top_k": 3, "top_p": 0.9}),
+    ("--min-p 0.1 --typical-p 0.8 --seed 9", {"min_p": 0.1, "typical_p": 0.8, "seed": 9}),
+    ("--beams 3 --length-penalty 2", {"beams": 3, "length_penalty": 2.0}),
+    ("--cache-bits 8 --guesses 2", {"cache_bits": 8, "guesses": 2}),
+    ("--logprobs 2", {"logprobs": 2}),
+]
+
+
+@pytest.mark.parametrize(("flags", "settings"), FLAGS, ids=lambda part: part if isinstance(part, str) else "")
+def test_a_flag_is_a_field_of_the_settings(flags: str, settings: dict[str, Any]) -> None:
+    verb = parse(["generate", "m", *shlex.split(flags)])
+    assert isinstance(verb, Generate)
+    assert verb.settings() == Settings(**settings)
+
+
+def test_every_setting_has_a_flag_and_the_same_usual_value(capsys: pytest.CaptureFixture[str]) -> None:
+    verb = parse(["generate", "m"])
+    assert isinstance(verb, Generate)
+    assert verb.settings() == Settings()
+    tried = {name for _, settings in FLAGS for name in settings}
+    assert tried == {field.name for field in fields(Settings)}
+    with pytest.raises(SystemExit):
+        parse(["generate", "--help"])
+    told = capsys.readouterr().out
+    assert [name for name in tried if f"--{name.replace('_', '-')} " not in told] == []
+    for group in ("length", "wording", "chance", "search", "speed", "output"):
+        assert f"{group} options" in told
+
+
+def test_rules_reach_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {}
+    for flags, settings in FLAGS:
+        if not {"cache_bits", "logprobs", "seed"} & settings.keys():
+            texts[flags] = shown(capsys, "--prompt", "ab", *shlex.split(flags))
+            assert texts[flags] == expected("ab", **settings)
+    assert len(set(texts.values())) > 4
+
+
+# The prompt -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["héllo", "héllo\n", "héllo\r\n"])
+def test_a_prompt_may_come_from_a_file_or_a_pipe(
+    content: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = expected("héllo")
+    assert shown(capsys, "--prompt", "héllo") == text
+    Path("prompt.txt").write_bytes(content.encode())
+    assert shown(capsys, "--prompt-file", "prompt.txt") == text
+    for flags in ([], ["--prompt-file", "-"]):
+        piped(monkeypatch, content.encode())
+        assert shown(capsys, *flags) == text
+
+
+def test_of_the_ends_of_line_only_the_last_is_left_out(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped(monkeypatch, b"a\n\n")
+    assert shown(capsys) == expected("a\n") != expected("a")
+
+
+def test_a_prompt_given_is_the_prompt_whatever_comes_from_a_pipe(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped(monkeypatch, b"b")
+    assert shown(capsys, "--prompt", "a") == expected("a") != expected("b")
+
+
+def test_nothing_starts_a_new_text(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped(monkeypatch, b"")
+    assert shown(capsys) == shown(capsys, "--prompt", "") == expected("")
+
+
+def test_a_mark_in_the_prompt_is_text_unless_it_is_meant(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*FEW, "--no-figures", "--prompt", "a<|endoftext|>"]
+    assert main(flags) == 0
+    said = capsys.readouterr()
+    assert said.out == expected("a<|endoftext|>")
+    assert the_line(said.err) == "<|endoftext|> in the prompt is read as text; --special makes it the mark"
+    assert main([*flags, "--special"]) == 0
+    meant = capsys.readouterr()
+    assert meant.err == ""
+    model, tokenizer = load("model")
+    run = Generation(model, tokenizer, [[TOKENIZER.ranks[b"a"], TOKENIZER.eot_id]], Settings(max_tokens=12, seed=3))
+    assert meant.out == "".join(piece.text for _, piece in run) + "\n" != said.out
+
+
+# What is shown --------------------------------------------------------------------------------------------------------
+
+
+def test_several_samples_stand_one_below_the_other(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = load("model")
+    texts = generate_many(model, tokenizer, ["ab"] * 3, max_tokens=12, seed=3)
+    assert len(set(texts)) == 3
+    assert shown(capsys, "--prompt", "ab", "--samples", "3") == "\n---\n".join(texts) + "\n"
+
+
+def test_lines_for_programs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(capsys, "--prompt", "ab", "--json", "--logprobs", "2", "--samples", "2")
+    *rows, figures = [json.loads(line) for line in out.splitlines()]
+    assert capsys.readouterr().err == ""
+    model, tokenizer = load("model")
+    run = Generation(model, tokenizer, [TOKENIZER.encode("ab")] * 2, Settings(max_tokens=12, seed=3, logprobs=2))
+    pieces = list(run)
+    for sample in range(2):
+        mine = [row for row in rows if row["sample"] == sample]
+        *tokens, end = mine
+        wanted = [piece for row, piece in pieces if row == sample]
+        assert [row["text"] for row in tokens] == [piece.text for piece in wanted]
+        for row, piece in zip(tokens, wanted, strict=True):
+            if piece.token:
+                assert row["id"] == piece.token.id
+                assert row["logprob"] == pytest.approx(piece.token.logprob)
+                assert [(one["id"], one["logprob"]) for one in row["top"]] == [
+                    (i, pytest.approx(logprob)) for i, logprob in piece.token.top
+                ]
+                assert row["top"][0]["token"] == TOKENIZER.decode([row["top"][0]["id"]])
+        assert end == {"sample": sample, "end": run.reasons[sample], "text": "".join(p.text for p in wanted)}
+    assert figures["figures"].keys() >= {"prompt_tokens", "tokens_per_second", "peak_memory_bytes"}
+    assert figures["figures"]["prompt_tokens"] == 4
+    assert "figures" not in shown(capsys, "--json", "--no-figures", "--prompt", "a")
+
+
+def test_a_line_for_each_token_with_the_alternatives(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, "--prompt", "ab", "--logprobs", "3").splitlines()
+    assert len(lines) == 12
+    for line in lines:
+        probability, token, *top = re.findall(r"\S+", line)
+        assert re.fullmatch(r"\d+\.\d\d%", probability), line
+        assert re.match(r"\"|b'", token), line
+        assert len([word for word in top if re.fullmatch(r"\d+\.\d%", word)]) == 3, line
+
+
+def test_a_row_names_spaces_bytes_and_ids_that_mean_nothing() -> None:
+    space, half = TOKENIZER.ranks[b" "], TOKENIZER.ranks[b"\xc3"]
+    token = Token(space, log(0.5), ((space, log(0.5)), (half, log(0.25)), (300, log(0.125))))
+    assert (
+        as_row(Piece(" ", token), TOKENIZER) == ' 50.00%  " "               50.0% " "  25.0% b\'\\xc3\'  12.5% id 300\n'
+    )
+    assert as_row(Piece("\ufffd", None), TOKENIZER) == ""
+
+
+def test_colours_say_how_surprised_the_model_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def of(bits: float, text: str = "x") -> str:
+        return painted(Piece(text, Token(0, -bits * log(2))))
+
+    assert of(1.9) == "x"
+    assert len({of(bits) for bits in (1, 3, 5, 8, 12, 100)}) == 5
+    assert of(12, "a\nb").count("\x1b[0m\n") == 1  # no colour runs to the end of a line
+    assert re.sub(r"\x1b\[[\d;]*m", "", of(12, "a\n\nb")) == "a\n\nb"
+    text = shown(capsys, "--prompt", "ab", "--colour")
+    assert re.sub(r"\x1b\[[\d;]*m", "", text) == expected("ab")
+    assert "\x1b[" in text
+    assert "2 to 4" in legend()
+
+
+def test_figures_end_the_run_on_stderr(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FEW, "--prompt", "abc"]) == 0
+    line = the_line(capsys.readouterr().err)
+    assert re.fullmatch(
+        r"prompt of 3: [\d.]+ tokens/s; text: [\d.]+ tokens/s, \d+% of this machine's memory speed \([\d.]+ GB/s\); "
+        r"peak memory [\d,]+ MiB",
+        line,
+    )
+
+
+def test_a_full_context_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["generate", "model", "--prompt", "abc", "--no-figures", "--min-tokens", "60", "--max-tokens", "60"]
+    assert main(flags) == 0
+    told = the_line(capsys.readouterr().err)
+    assert told == "the text ends where the model's context of 32 tokens is full; --context slide goes on"
+    assert main([*flags, "--context", "slide"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_that_lacks_a_character_shows_another(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--prompt", "ab", "--max-tokens", "20"]
+    plain = shown(capsys, *flags)
+    ascii_only = in_a_process(*FEW, *flags, "--no-figures", cwd=here, env={"PYTHONIOENCODING": "ascii"})
+    assert not plain.isascii()
+    assert ascii_only.stderr == ""
+    assert ascii_only.stdout == plain.encode("ascii", "replace").decode()
+
+
+# Less memory, less time -----------------------------------------------------------------------------------------------
+
+
+def wide(seed: int, vocab_size: int = 257, **shape: Any) -> GPT:
+    mx.random.seed(seed)
+    return GPT(replace(SMALL, n_embd=64, vocab_size=vocab_size, **shape))
+
+
+def test_a_prompt_is_read_once_and_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--temperature", "0", "--max-tokens", "8"]
+    whole = shown(capsys, "--prompt", "a longer text", *flags)
+    shown(capsys, "--prompt", "a longer", "--save-prompt-cache", "kept", *flags)
+    assert shown(capsys, "--prompt", " text", "--prompt-cache", "kept", *flags) == whole
+    shown(capsys, "--prompt", "a longer", "--save-prompt-cache", "again", "--max-tokens", "0")
+    assert Path("again").read_bytes() == Path("kept").read_bytes()
+    shown(capsys, "--prompt", " text", "--prompt-cache", "kept", "--save-prompt-cache", "longer", *flags)
+    assert shown(capsys, "--prompt", "", "--prompt-cache", "longer", *flags) == whole
+
+
+def test_guesses_change_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(GPT(replace(SMALL, n_layer=1)), TOKENIZER, "draft")
+    plain = shown(capsys, "--prompt", "ab", "--temperature", "0")
+    for flags in (["--draft-model", "draft"], ["--draft-model", "model"], ["--prompt-lookup", "--guesses", "2"]):
+        assert shown(capsys, "--prompt", "ab", "--temperature", "0", *flags) == plain
+
+
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_quantized_weights(bits: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlx_gpt.model.quantize import quantize
+
+    save(wide(0), TOKENIZER, "model")
+    model, tokenizer = load("model")
+    text = "".join(generate(quantize(model, int(bits)), tokenizer, "ab", max_tokens=12, seed=3))
+    assert shown(capsys, "--prompt", "ab", "--quantize", bits) == text + "\n"
+    exact, rounded = (shown(capsys, "--prompt", "ab", "--logprobs", "0", *more) for more in ([], ["--quantize", bits]))
+    assert exact != rounded
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+WRONG: list[tuple[str, int, str]] = [
+    ("--top-p 0", 2, "top-p must be above 0 and at most 1 (off), not 0.0"),
+    ("--top-p 2", 2, "top-p must be above 0 and at most 1 (off), not 2.0"),
+    ("--stop ''", 2, "stop must be texts of at least one character"),
+    ("--logit-bias 300 1", 2, "logit-bias: no token has id 300; the vocabulary's ids are 0 to 256"),
+    ("--logit-bias -1 1", 2, "logit-bias: no token has id -1"),
+    ("--ban yes --force yes", 2, "--force 'yes' contradicts --ban or --logit-bias"),
+    ("--max-tokens 2 --min-tokens 3", 2, "min-tokens 3 is more than max-tokens 2"),
+    ("--samples 0", 2, "--samples must be 1 or above, not 0"),
+    ("--colour --json", 2, "--colour shows the text, --logprobs and --json show each token; take one of them"),
+    ("--prompt-file text.txt", 2, "--prompt and --prompt-file both give the prompt; take one of them"),
+    ("--quantize 3", 2, "weights can be quantized to 8 or 4 bits, not 3"),
+    ("--quantize 4", 2, "weights are quantized in groups of 64"),
+    ("--cache-bits 5", 2, "cache-bits must be 16"),
+    ("--draft-model other", 2, "--draft-model other speaks another vocabulary (258 ids) than model (257)"),
+    ("--draft-model nowhere", 1, "nowhere: no such folder"),
+    ("--draft-model model --prompt-lookup", 2, "both guess ahead; take one of them"),
+    ("--draft-model model --samples 2", 2, "a draft guesses for one prompt at a time"),
+    ("--beams 2 --samples 2", 2, "beam search is for one prompt"),
+    ("--prompt-cache kept", 2, "kept: this prompt was read by another model"),
+    ("--prompt-cache mine --cache-bits 16", 2, "--cache-bits 16 is not how the prompt was kept"),
+    ("--prompt-cache text.txt", 1, "text.txt: expected a whole safetensors file"),
+    ("--save-prompt-cache k --context slide", 2, "leave out one"),
+    ("--save-prompt-cache no/such/file", 2, "--save-prompt-cache no/such/file: there is no folder no/such; make it"),
+    ("--revision v1", 1, "a revision ('v1') names a version on the hub, but this is a folder"),
+]
+
+
+@pytest.mark.parametrize(("flags", "code", "message"), WRONG, ids=lambda part: str(part)[:40])
+def test_what_cannot_be_is_one_clear_line(
+    flags: str, code: int, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, cache in (("another", "kept"), ("model", "mine")):
+        if cache in flags:
+            save(wide(1), TOKENIZER, "another")
+            assert main(["generate", name, "--prompt", "x", "--save-prompt-cache", cache, "--max-tokens", "0"]) == 0
+    if "other" in flags:
+        save(wide(1, 258), Tokenizer.train(["aab"] * 9, 258), "other")
+    before = everything(here)
+    capsys.readouterr()
+    assert main(["generate", "model", "--prompt", "a", "--no-figures", *shlex.split(flags)]) == code
+    assert message in the_line(capsys.readouterr().err)
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize("source", ["pipe", "file", "flag"])
+def test_text_that_is_no_utf8_is_told_and_where(
+    source: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = b"caf\xe9!"  # Latin-1
+    flags = {"pipe": [], "file": ["--prompt-file", "latin.txt"], "flag": ["--prompt", "caf\udce9!"]}[source]
+    piped(monkeypatch, content)
+    Path("latin.txt").write_bytes(content)
+    assert main([*FEW, *flags]) == 1
+    line = the_line(capsys.readouterr().err)
+    assert "expected text in UTF-8" in line
+    assert source == "flag" or "found byte 0xe9 at 3" in line
+
+
+def test_a_prompt_file_that_is_not_there_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FEW, "--prompt-file", "nowhere.txt"]) == 1
+    assert the_line(capsys.readouterr().err) == "--prompt-file nowhere.txt: cannot be read (No such file or directory)"
+
+
+def test_rules_that_forbid_all_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [flag for i in range(257) for flag in ("--logit-bias", str(i), "-inf")]
+    assert main([*FEW, "--prompt", "a", *flags]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "mlx-gpt: no token is left to say: --logit-bias forbid all; relax one of them"
+
+
+def test_probabilities_sum_to_one_over_all_alternatives(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(capsys, "--prompt", "a", "--json", "--logprobs", "1000", "--max-tokens", "1", "--no-figures")
+    assert sum(exp(one["logprob"]) for one in json.loads(out.splitlines()[0])["top"]) == pytest.approx(1, abs=1e-4)

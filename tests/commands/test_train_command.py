@@ -1,0 +1,329 @@
+"""``mlx-gpt train``: flags, files of settings, runs; what goes wrong is one line that leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from helpers.command_line import TINY, TRAIN, everything, the_line
+
+from mlx_gpt.cli import main, parse
+from mlx_gpt.commands.train import Train
+from mlx_gpt.config import PRESETS, GPTConfig
+from mlx_gpt.store.folder import load
+from mlx_gpt.store.run_file import read_run_file
+from mlx_gpt.train.config import TrainConfig
+
+# What goes wrong --------------------------------------------------------------------------------------------------
+
+
+def nothing(here: Path) -> None:
+    pass
+
+
+def empty_text(here: Path) -> None:
+    (here / "text.txt").write_text("")
+
+
+def short_text(here: Path) -> None:
+    (here / "text.txt").write_text("too short")
+
+
+def earlier_run(here: Path) -> None:
+    (here / "run").mkdir()
+    (here / "run/metrics.jsonl").write_text("{}\n")
+
+
+def settings(text: str) -> Callable[[Path], None]:
+    def settings(here: Path) -> None:
+        (here / "my.toml").write_text(text)
+
+    return settings
+
+
+SIZE = TINY[2:]  # without the tokenizer
+NO_DATA = ["train", "--data", "no.txt", "--out", "run"]
+FROM_FILE = [*TRAIN, "--config", "my.toml"]
+
+WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
+    # Outside: 1
+    (nothing, NO_DATA, 1, "no.txt: expected text, found no such file, folder or glob"),
+    (empty_text, TRAIN, 1, "expected text to train on and to measure by, found nothing for train; bring more"),
+    (short_text, TRAIN, 1, "the text is shorter than one window: "),
+    (nothing, [*TRAIN, "--init", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
+    # Usage: 2
+    (nothing, [*TRAIN, "--preset", "huge"], 2, "unknown preset 'huge'; choose one of: gpt2, gpt2-medium, gpt2-large"),
+    (nothing, [*TRAIN, "--n-head", "3"], 2, "n_embd must be a multiple of n_head"),
+    (nothing, [*TRAIN, "--steps", "0"], 2, "--steps must be at least 1, not 0"),
+    (
+        nothing,
+        [*TRAIN, "--tokens", "9"],
+        2,
+        "one of --steps, --tokens, --epochs says how long a run is, not --steps and --tokens",
+    ),
+    (nothing, [*TRAIN, "--learning-rate", "-1"], 2, "--learning-rate must be a number above 0, not -1.0"),
+    (nothing, [*TRAIN, "--seed", str(2**64)], 2, "--seed must be 0 or above and below 2^64, not 18446744073709551616"),
+    (nothing, [*TRAIN, "--patience", "2", "--eval-every", "0"], 2, "--patience needs validation losses: give --eval"),
+    (nothing, [*TRAIN, "--tokenizer", "words"], 2, "unknown tokenizer 'words'; choose gpt2, bytes, or bpe:N"),
+    (nothing, [*TRAIN, "--tokenizer", "bpe:9999"], 2, "the text is too small for a vocabulary of 9999 ids"),
+    (nothing, [*TRAIN, "--prompt", "a" * 16], 2, "the prompt is 16 tokens long and the model's context is 16"),
+    (earlier_run, TRAIN, 2, "--out run exists already; choose a new folder"),
+    (nothing, ["train", "--data", "text.txt", "--out", "text.txt/run"], 2, "text.txt is not a folder; choose another"),
+    (nothing, [*TRAIN, "--init", "model"], 2, "--n-positions 16 (it has 32), --n-layer 1 (it has 2)"),
+    (
+        nothing,
+        ["train", "--data", "text.txt", "--out", "run", "--init", "model", "--tokenizer", "bpe:300"],
+        2,
+        "--init model brings its architecture and tokenizer; leave out --tokenizer bpe:300",
+    ),
+    (nothing, FROM_FILE, 2, "my.toml: expected the settings of a run, but it cannot be read (No such file"),
+    (settings("steps ="), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
+    (settings("step = 3"), FROM_FILE, 2, "my.toml: unknown setting step; they are called like the flags"),
+    (settings("steps = [3]"), [*FROM_FILE[:-4], "--config", "my.toml"], 2, "my.toml: steps must be one value, not [3]"),
+    (
+        nothing,
+        ["train", "--resume", "nowhere"],
+        2,
+        "nowhere: expected the folder of a run to resume, found no run.toml",
+    ),
+    (earlier_run, ["train", "--resume", "run"], 2, "run: expected the folder of a run to resume, found no run.toml"),
+    (nothing, ["train", "--resume", "run", "--out", "run2"], 2, "--resume goes on with a run in its own folder"),
+]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "code", "message"), WRONG, ids=lambda part: getattr(part, "__name__", str(part)[:60])
+)
+def test_what_goes_wrong_is_one_clear_line_and_leaves_nothing(
+    prepare: Callable[[Path], None],
+    arguments: list[str],
+    code: int,
+    message: str,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prepare(here)
+    before = everything(here)
+    assert main(arguments) == code
+    assert message in the_line(capsys.readouterr().err)
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--out", "run"], "--data"),
+        ([*TRAIN, "--n-layer", "few"], "few"),
+        ([*TRAIN, "--preset"], "--preset"),
+        ([*TRAIN, "--vocab-size", "300"], "--vocab-size"),  # the tokenizer decides
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_wrong_flags_are_told_in_readable_words(
+    arguments: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(here)
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    said = capsys.readouterr()
+    assert end.value.code == 2
+    assert told in said.err
+    assert "--help" in said.err
+    assert not said.out
+    assert everything(here) == before
+
+
+def test_a_loss_that_is_no_number_is_one_line_that_names_step_gradient_cause_and_the_way_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*TRAIN, "--learning-rate", "1e30", "--steps", "5"]) == 1
+    told = the_line(capsys.readouterr().err)
+    assert re.match(r"the (loss|gradient's norm) became (nan|inf) at step \d \(largest gradient: [\w.]+, \S+\); ", told)
+    assert "a lower --learning-rate (it was 1e+30) or a longer --warmup usually helps" in told
+    assert "--init run/checkpoints/step-0" in told
+    assert main([*TRAIN[:3], "--out", "again", "--init", "run/checkpoints/step-0", "--steps", "2"]) == 0
+
+
+# Runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_train_and_generate_from_text_to_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--steps", "4", "--eval-every", "2", "--prompt", "line"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "    line" in said.out  # a sample during training
+    assert re.search(r"validation loss \d\.\d+ nats per token \(ln V 5\.549, unigram \d", said.out)
+    assert "next: mlx-gpt generate run" in said.out
+    assert {path.name for path in (here / "run").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+        "metrics.jsonl",
+        "loss.png",
+        "run.toml",
+    }
+    assert load(here / "run")[0].config == GPTConfig(257, 16, 16, 1, 2)
+    assert main(["generate", "run", "--prompt", "line", "--seed", "0"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+
+
+# Flags ------------------------------------------------------------------------------------------------------------
+
+
+def parsed(*flags: str) -> Train:
+    verb = parse(["train", "--data", "x", "--out", "y", *flags])
+    assert isinstance(verb, Train)
+    return verb
+
+
+def architecture(*flags: str) -> GPTConfig:
+    return parsed(*flags).model.config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_what_the_other_flags_change(preset: str) -> None:
+    assert architecture("--preset", preset) == PRESETS[preset]
+    assert architecture("--preset", preset, "--n-layer", "3") == GPTConfig.preset(preset, n_layer=3)
+    assert architecture("--n-layer", "3", f"--preset={preset}") == GPTConfig.preset(preset, n_layer=3)
+
+
+def test_without_a_preset_the_flags_change_the_tiny_one() -> None:
+    assert architecture() == PRESETS["tiny"]
+    assert architecture("--n-embd", "64", "--embd-pdrop", "0.1") == GPTConfig.preset("tiny", n_embd=64, embd_pdrop=0.1)
+
+
+def test_every_setting_has_a_flag_and_the_preset_is_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--preset", "small", "--help"])
+    help_text = capsys.readouterr().out
+    assert end.value.code == 0
+    names = {field.name for kind in (GPTConfig, TrainConfig) for field in fields(kind)} - {"vocab_size"}
+    names |= {"data", "out", "resume", "config", "init", "tokenizer"}
+    assert {name for name in names if f"--{name.replace('_', '-')} " not in help_text.replace(",", " ")} == set()
+    assert "--vocab-size" not in help_text
+    assert "--given" not in help_text
+    assert re.search(r"--n-embd INT\s+C, width of the residual stream \(default: 256\)", help_text)
+
+
+@pytest.mark.parametrize(
+    ("data", "out"),
+    [
+        ("my.txt", "runs/my"),
+        ("books/v1.2", "runs/v1.2"),
+        ("books/*.txt", "runs/books"),
+        ("tinyworld", "runs/tinyworld"),
+        ("/", "runs/mine"),
+    ],
+)
+def test_a_run_without_out_is_called_like_its_data(here: Path, data: str, out: str) -> None:
+    (here / "books/v1.2").mkdir(parents=True)
+    for name in (out, f"{out}-2", f"{out}-3"):
+        verb = parse(["train", "--data", data])
+        assert isinstance(verb, Train)
+        assert verb.out == Path(name)
+        (here / name).mkdir(parents=True)  # the next one is another
+    assert parse(["train", "--data", data, "--out", "mine"]).out == Path("mine")
+
+
+def test_flags_reach_the_settings() -> None:
+    assert parsed("--steps", "7", "--optimizer", "muon").training == TrainConfig(steps=7, optimizer="muon")
+    assert parsed("--minutes", "2", "--recompute").training == TrainConfig(minutes=2.0, recompute=True)
+
+
+# Files of settings ------------------------------------------------------------------------------------------------
+
+
+def test_flags_win_over_a_file_and_a_file_over_the_defaults(here: Path) -> None:
+    (here / "my.toml").write_text(
+        'data = "a"\nout = "b"\nn_layer = 3\nlearning_rate = 1e-5\nrecompute = true\nprompt = "--steps 3"\n'
+    )
+    verb = parse(["train", "--config", "my.toml", "--n-layer", "2"])
+    assert isinstance(verb, Train)
+    assert (verb.data, verb.out, verb.prompt) == ("a", Path("b"), "--steps 3")
+    assert verb.model.config == GPTConfig.preset("tiny", n_layer=2)
+    assert verb.training == TrainConfig(learning_rate=1e-5, recompute=True)
+    assert not parsed("--config", "my.toml", "--no-recompute").training.recompute
+
+
+def test_a_flag_replaces_what_a_file_says_of_the_same_thing(here: Path) -> None:
+    (here / "my.toml").write_text("steps = 9\nn_layer = 3\nn_embd = 64\n")
+    assert parsed("--config", "my.toml", "--tokens", "100").training == TrainConfig(tokens=100)
+    assert parsed("--config", "my.toml", "--preset", "small").model.config == PRESETS["small"]
+    assert parsed("--config", "my.toml", "--preset", "small", "--n-head", "2").model.config.n_head == 2
+    assert parsed("--config", "my.toml", "--n-head", "2").model.config == GPTConfig.preset(
+        "tiny", n_layer=3, n_embd=64, n_head=2
+    )
+
+
+def test_every_setting_is_written_into_the_run_folder(here: Path) -> None:
+    flags = ["--optimizer", "muon", "--embd-pdrop", "0.1", "--eval-every", "0", "--learning-rate", "2e-3"]
+    assert main([*TRAIN, *flags]) == 0
+    written = read_run_file(here / "run/run.toml")
+    verb = parse(["train", "--config", "run/run.toml", "--out", "again"])
+    assert isinstance(verb, Train)
+    assert verb.settings() == written
+    assert verb.training == TrainConfig(steps=2, batch_size=2, optimizer="muon", eval_every=0, learning_rate=2e-3)
+    assert verb.model.config == GPTConfig(50257, 16, 16, 1, 2, embd_pdrop=0.1)
+    assert verb.data == str(here / "text.txt")  # from wherever it is repeated
+
+
+def test_what_is_written_holds_from_anywhere_and_says_nothing_twice(here: Path) -> None:
+    (here / "texts").mkdir()
+    for i in range(9):
+        (here / f"texts/{i}.txt").write_text(f"the {i}th text of nine is short, as texts are " * 40)
+    assert (
+        main(["train", "--data", "texts/*.txt", "--tokenizer", "bpe:280", "--out", "run", *SIZE, "--epochs", "0.01"])
+        == 0
+    )
+    written = read_run_file(here / "run/run.toml")
+    assert written["data"] == str(here / "texts/*.txt")
+    assert "steps" not in written
+    assert written["epochs"] == 0.01
+    flags = ["--init", "run", "--steps", "1", "--batch-size", "2"]
+    assert main(["train", "--data", "texts", "--out", "tuned", *flags]) == 0
+    written = read_run_file(here / "tuned/run.toml")
+    assert written["init"] == str(here / "run")
+    assert "tokenizer" not in written  # the model's
+
+
+def test_a_prepared_text_has_its_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "text.txt", "--tokenizer", "bytes", "--out", "ids"]) == 0
+    train = ["train", "--data", "ids", *SIZE, "--steps", "2"]
+    assert main([*train, "--out", "run"]) == 0
+    assert main([*train, "--out", "same", "--tokenizer", "bytes"]) == 0
+    assert (here / "run/metrics.jsonl").exists()
+    assert "tokenizer" not in read_run_file(here / "run/run.toml")
+    capsys.readouterr()
+    assert main([*train, "--out", "other", "--tokenizer", "bpe:300"]) == 1
+    assert "the text was prepared with a vocabulary of 257 ids, not bpe:300" in the_line(capsys.readouterr().err)
+    (here / "other.txt").write_text("a text with other words, so that it has other pairs " * 9)
+    assert main(["prepare", "other.txt", "--tokenizer", "bpe:259", "--val-fraction", "0.5", "--out", "others"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--data", "others", "--init", "model", "--out", "other"]) == 1
+    assert "the text was prepared with another tokenizer" in the_line(capsys.readouterr().err)
+    assert not (here / "other").exists()
+
+
+# Starting from a model --------------------------------------------------------------------------------------------
+
+
+def test_a_run_from_a_folder_has_its_weights_architecture_and_tokenizer(here: Path) -> None:
+    flags = ["--init", "model", "--learning-rate", "1e-30", "--steps", "1", "--batch-size", "2", "--resid-pdrop", "0.1"]
+    assert main(["train", "--data", "text.txt", "--out", "run", *flags]) == 0
+    (before, tokenizer), (after, same) = load(here / "model"), load(here / "run")
+    ids = mx.array([[1, 2, 3]])
+    assert mx.allclose(before(ids), after(ids), atol=1e-6)
+    assert same.hash == tokenizer.hash
+    assert after.config == GPTConfig(257, 32, 16, 2, 2, initializer_range=0.3, resid_pdrop=0.1)
+    assert main(["train", "--config", "run/run.toml", "--out", "again"]) == 0
+    assert (here / "run/model.safetensors").read_bytes() == (here / "again/model.safetensors").read_bytes()
+
+
+def test_flags_that_agree_with_the_model_are_no_contradiction(here: Path) -> None:
+    flags = ["--init", "model", "--n-layer", "2", "--tokenizer", "bytes", "--steps", "1", "--batch-size", "2"]
+    assert main(["train", "--data", "text.txt", "--out", "run", *flags]) == 0

@@ -1,0 +1,327 @@
+"""Generation: the cached, compiled, streamed path says what the plain one says; text comes whole and ends in time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.errors import UsageError
+from mlx_gpt.generate.generation import Generation, generate, generate_tokens
+from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.writer import Token, Writer, showable
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.bytes()
+END = TOKENIZER.eot_id
+SMALL = GPTConfig(vocab_size=257, n_positions=24, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
+
+
+def new_model(config: GPTConfig = SMALL, seed: int = 0) -> GPT:
+    mx.random.seed(seed)
+    return GPT(config).eval()
+
+
+def continued(model: GPT, prompt: list[int], n: int) -> list[int]:
+    """The greedy continuation, each time with the whole sequence and no cache."""
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(mx.argmax(model([ids])[0, -1]).item()))
+    return ids[len(prompt) :]
+
+
+def until_end(ids: list[int]) -> list[int]:
+    return ids[: ids.index(END)] if END in ids else ids
+
+
+def said(model: GPT, prompt: list[int], n: int, **more: Any) -> list[int]:
+    return list(generate_tokens(model, TOKENIZER, prompt, max_tokens=n, temperature=0, **more))
+
+
+# Token by token -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", [[65], [65, 66, 67], list(range(20))])
+def test_the_cached_continuation_is_the_uncached_one(prompt: list[int]) -> None:
+    model = new_model()
+    n = 24 - len(prompt) + 1
+    by_hand = continued(model, prompt, n)
+    assert len(set(by_hand)) > 2  # a model that repeats one token would prove little
+    assert END not in by_hand
+    assert said(model, prompt, n) == by_hand
+    assert said(model, prompt, 3) == by_hand[:3]
+
+
+@pytest.mark.parametrize("growth", [1, 5, 8])
+def test_a_cache_that_grows_on_the_way_changes_nothing(growth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_gpt.model.cache.GROWTH", growth)
+    model = new_model()
+    assert said(model, [65], 24) == continued(model, [65], 24)
+
+
+def test_generation_ends_where_the_context_is_full() -> None:
+    model = new_model()
+    for length in (1, 22, 23):
+        run = Generation(model, TOKENIZER, [[65] * length], Settings(temperature=0, max_tokens=1000))
+        assert len(list(run)) == 24 - length + 1  # the last one is drawn at the last position and is not looked at
+        assert run.reasons == ["context"]
+    assert said(model, [65], 0) == []
+
+
+def test_beyond_the_context_the_last_half_is_read_anew() -> None:
+    model = new_model()
+    ids = [65, 66, 67]
+    while len(ids) < 3 + 60:
+        window = ids if len(ids) <= 24 else ids[-(12 + (len(ids) - 25) % 13) :]  # 12 read anew, then up to 24
+        ids.append(int(mx.argmax(model([window])[0, -1]).item()))
+    assert said(model, ids[:3], 60, context="slide") == ids[3:]
+    assert said(model, ids[:3], 60) == ids[3 : 3 + 22]
+
+
+def test_no_position_is_ever_past_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, looked_at = new_model(), []
+    positions = model._positions
+
+    def spy(T: int, cache: Any) -> mx.array:
+        found = positions(T, cache)
+        if isinstance(cache[0].offset, int):  # outside of the compiled step, where values can be looked at
+            looked_at.extend(np.array(found).ravel().tolist())
+        return found
+
+    monkeypatch.setattr(GPT, "_positions", lambda self, T, cache: spy(T, cache))
+    said(model, [65], 100, context="slide")
+    assert max(looked_at) < 24
+    assert len(looked_at) > 1 + 5 * 12
+
+
+def test_the_mark_of_the_end_ends_the_text_and_is_not_part_of_it() -> None:
+    model = new_model()
+    whole = continued(model, [65], 10)
+    other = Tokenizer({token: i for token, i in TOKENIZER.ranks.items() if i != whole[4]}, {"<|endoftext|>": whole[4]})
+    run = Generation(model, other, [[65]], Settings(temperature=0, max_tokens=10))
+    assert [piece.token.id for _, piece in run if piece.token] == whole[: whole.index(whole[4])]
+    assert run.reasons == ["end"]
+
+
+def test_generation_is_without_dropout_and_takes_the_weights_of_the_moment() -> None:
+    model = new_model(replace(SMALL, embd_pdrop=0.5, resid_pdrop=0.5))
+    by_hand = continued(model, [65], 8)
+    model.train()
+    assert said(model, [65], 8) == by_hand
+    model.update(new_model(seed=1).parameters())  # as further training would
+    assert said(model, [65], 8) == continued(model, [65], 8) != by_hand
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_smaller_cache_is_smaller_and_nearly_as_good(bits: int) -> None:
+    config = replace(SMALL, n_embd=64, n_positions=64, initializer_range=0.1)
+    model = new_model(config)
+    prompt = list(range(40))
+
+    def logits_and_size(bits: int | None) -> tuple[np.ndarray, int]:
+        run = Generation(model, TOKENIZER, [prompt], Settings(cache_bits=bits))
+        run.decoder.prefill(run.prompts)
+        logits = run.decoder.step(mx.array([[7]]))[:, -1]
+        kept = [part for layer in run.decoder.cache for part in (*layer.keys, *layer.values)]
+        return np.array(logits), sum(part.nbytes for part in kept)
+
+    exact, full = logits_and_size(None)
+    found, size = logits_and_size(bits)
+    assert size == full * {16: 1 / 2, 8: (8 + 2) / 32, 4: (4 + 2) / 32}[bits]  # of 32 numbers, a scale and a bias
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert 0 < error < {16: 1e-3, 8: 1e-2, 4: 0.1}[bits]
+
+
+def test_a_quantized_cache_needs_heads_of_a_fitting_width() -> None:
+    with pytest.raises(UsageError, match="cache-bits 8 needs heads whose width is a multiple of 32"):
+        generate(new_model(), TOKENIZER, "a", cache_bits=8)
+
+
+def test_what_is_left_unread_costs_nothing_and_leaves_nothing_on_its_way() -> None:
+    model = new_model()
+    pieces = generate(model, TOKENIZER, "a", temperature=0)
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    gc.collect()
+    assert said(model, [65], 5) == continued(model, [65], 5)
+
+
+# How probable ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_token_comes_with_its_probability_and_the_most_probable_ones() -> None:
+    model = new_model()
+    choice = Settings(max_tokens=8, temperature=2.0, top_k=20, seed=1)
+    run = Generation(model, TOKENIZER, [[65, 66]], replace(choice, logprobs=3))
+    tokens = [piece.token for _, piece in run if piece.token]
+    ids = [65, 66]
+    for token in tokens:
+        logits = np.array(model([ids])[0, -1]).astype(np.float64)
+        logp = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()  # the model's own, before any rule
+        assert token.logprob == pytest.approx(logp[token.id], abs=1e-4)
+        best = np.argsort(-logp)[:3]
+        assert [i for i, _ in token.top] == best.tolist()
+        assert [value for _, value in token.top] == pytest.approx(logp[best], abs=1e-4)
+        ids.append(token.id)
+    plain = Generation(model, TOKENIZER, [[65, 66]], choice)
+    assert [piece.token.id for _, piece in plain if piece.token] == ids[2:]  # to look changes nothing
+
+
+@pytest.mark.parametrize("n", [0, 257, 1000])
+def test_any_number_of_alternatives(n: int) -> None:
+    run = Generation(new_model(), TOKENIZER, [[65]], Settings(max_tokens=2, logprobs=n))
+    assert [len(piece.token.top) for _, piece in run if piece.token] == [min(n, 257)] * 2
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def written(ids: Iterable[int], limit: int = 1000, **given: Any) -> tuple[list[str], str | None]:
+    """The pieces of text that a writer makes of these ids, and why it ended."""
+    writer = Writer(TOKENIZER, Settings(max_tokens=1000, **given), limit)
+    pieces = [piece.text for i in ids for piece in writer.push(Token(i))]
+    return [text for text in pieces if text], writer.reason
+
+
+def bytes_of(text: bytes) -> list[int]:
+    return [TOKENIZER.ranks[bytes([b])] for b in text]
+
+
+def test_a_stream_yields_whole_characters_only() -> None:
+    assert written([*bytes_of("aé🙂中!".encode()), END, 65]) == (["a", "é", "🙂", "中", "!"], "end")
+
+
+def test_a_character_that_is_cut_off_is_marked() -> None:
+    assert written([*bytes_of("a🙂".encode()[:-1]), END]) == (["a", "\ufffd"], "end")
+    assert written(bytes_of("a🙂".encode()), limit=3) == (["a", "\ufffd"], "context")
+    assert written([*bytes_of(b"a\xffb"), END])[0] == ["a", "\ufffd", "b"]
+
+
+WORDS = Tokenizer.train(["the cat sat. the cat ran. the dog sat.\n\n"] * 9, 270)
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "shown"),
+    [
+        ("the cat sat. the dog", (" dog",), "the cat sat. the"),
+        ("the cat sat. the dog", ("t. th",), "the cat sa"),  # begins and ends inside of tokens
+        ("the cat sat. the dog", ("the",), ""),
+        ("the cat sat. the dog", ("dogs", "doggy"), "the cat sat. the dog"),  # only begun: shown in the end
+        ("the cat sat. the dog", ("cat sat", "sat"), "the "),
+        ("aaab", ("aab",), "a"),
+        ("aé🙂b", ("🙂",), "aé"),
+        ("aé🙂b", ("\ufffd",), "aé🙂b"),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, WORDS], ids=["bytes", "words"])
+def test_text_ends_before_a_stop_string_wherever_tokens_end(
+    tokenizer: Tokenizer, text: str, stops: tuple[str, ...], shown: str
+) -> None:
+    writer = Writer(tokenizer, Settings(stop=stops), 200)
+    pieces: list[str] = []
+    for i in [*tokenizer.encode(text), tokenizer.eot_id]:
+        pieces += [piece.text for piece in writer.push(Token(i))]
+        assert shown.startswith("".join(pieces))  # at no moment more than in the end
+    assert "".join(pieces) == shown
+    assert writer.reason == ("end" if shown == text else "stop")
+
+
+@given(st.text("ab", max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), st.data())
+@settings(max_examples=300, deadline=None)
+def test_what_is_shown_holds_no_stop_string_however_the_text_comes(text: str, stops: list[str], data: Any) -> None:
+    held, shown, rest, found = "", "", text, False
+    while rest and not found:
+        n = data.draw(st.integers(1, len(rest)))
+        held, rest = held + rest[:n], rest[n:]
+        free, found = showable(held, stops)
+        shown, held = shown + held[:free], held[free:]
+        assert not any(stop in shown for stop in stops)
+        assert text.startswith(shown + held)
+    assert found == any(stop in text for stop in stops)
+    assert not found or any(held.startswith(stop) for stop in stops)
+
+
+def test_several_tokens_may_wait_and_come_with_their_own_text() -> None:
+    writer = Writer(WORDS, Settings(stop=("cat sat on",)), 200)
+    ids = WORDS.encode("the cat sat. the")
+    pieces = [piece for i in ids for piece in writer.push(Token(i))] + writer.push(Token(WORDS.eot_id))
+    assert [piece.token.id for piece in pieces if piece.token] == ids
+    assert [piece.text for piece in pieces] == [WORDS.decode([i]) for i in ids]
+
+
+def test_the_pieces_are_the_text_of_the_continuation() -> None:
+    model = new_model()
+    ids = until_end(continued(model, TOKENIZER.encode("ab"), 22))
+    assert "".join(generate(model, TOKENIZER, "ab", temperature=0)) == TOKENIZER.decode(ids)
+
+
+def test_an_empty_prompt_starts_a_new_text() -> None:
+    model = new_model()
+    ids = until_end(continued(model, [END], 10))
+    assert "".join(generate(model, TOKENIZER, "", max_tokens=10, temperature=0)) == TOKENIZER.decode(ids)
+
+
+def test_the_mark_written_in_a_prompt_is_text() -> None:
+    model = new_model(replace(SMALL, n_positions=64))
+    ids = [TOKENIZER.ranks[bytes([b])] for b in b"<|endoftext|>"]
+    assert "".join(generate(model, TOKENIZER, "<|endoftext|>", temperature=0, max_tokens=20)) == TOKENIZER.decode(
+        until_end(continued(model, ids, 20))
+    )
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_said() -> None:
+    model = new_model(replace(SMALL, vocab_size=600))  # padded: more than half of the ids mean nothing
+    wished = np.array(mx.argmax(model([[i] for i in range(200)])[:, -1], axis=-1))
+    assert (wished >= 257).sum() > 20  # the model wants to
+    for seed in range(10):
+        assert max(generate_tokens(model, TOKENIZER, [65], temperature=2.0, seed=seed), default=0) < 257
+
+
+def test_the_same_seed_says_the_same_and_another_something_else() -> None:
+    model = new_model()
+    texts = ["".join(generate(model, TOKENIZER, "a", temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_longer_than_the_context_is_told_with_both_lengths_before_anything_is_said() -> None:
+    model = new_model()
+    for context in ("stop", "slide"):
+        with pytest.raises(UsageError, match="the prompt is 24 tokens long and the model's context is 24; shorten it"):
+            generate(model, TOKENIZER, "a" * 24, context=context)
+    assert len(TOKENIZER.encode("".join(generate(model, TOKENIZER, "a" * 23, temperature=0)))) <= 2
+
+
+@pytest.mark.parametrize("given", [{"max_tokens": -1}, {"top_p": 2}, {"logit_bias": {999: 1}}], ids=str)
+def test_settings_are_checked_before_anything_is_said(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        generate(new_model(), TOKENIZER, "a", **given)
+
+
+def test_ids_that_the_model_lacks_are_refused() -> None:
+    with pytest.raises(ValueError, match="between 0 and 256"):
+        generate_tokens(new_model(), TOKENIZER, [257])
+
+
+def test_rules_that_leave_nothing_to_say_are_named_when_it_comes_to_that() -> None:
+    forever: dict[str, Any] = {
+        "no_repeat_ngram": 1,
+        "min_tokens": 300,
+        "max_tokens": 300,
+        "context": "slide",
+    }  # of 257 ids
+    said: list[int] = []
+    with pytest.raises(UsageError, match="no token is left to say: --no-repeat-ngram and --min-tokens forbid all"):
+        said.extend(generate_tokens(new_model(), TOKENIZER, [65], **forever))
+    assert sorted(said) == [i for i in range(256) if i != 65]  # all the others have been said

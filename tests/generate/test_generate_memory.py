@@ -1,0 +1,169 @@
+"""What a generation asks of the machine: Metal's limits where there is Metal, memory, and the figures of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.generate import stats as figures
+from mlx_gpt.generate.decoder import Decoder
+from mlx_gpt.generate.generation import Generation, generate
+from mlx_gpt.generate.memory import held_in_memory
+from mlx_gpt.generate.prompt_cache import PromptCache
+from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.stats import Figures, memory_speed, weight_bytes
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.bytes()
+
+
+def new_model(**shape: Any) -> GPT:
+    mx.random.seed(0)
+    return GPT(GPTConfig(vocab_size=257, **({"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2} | shape)))
+
+
+# Metal, as it would be ------------------------------------------------------------------------------------------------
+
+
+class Metal:
+    """Stands for a Mac: notes the limits that are set, and gives back those before, as MLX does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.limits = {"wired": 0, "cache": 7}
+        self.calls: list[tuple[str, int]] = []
+        monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+        monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 1 << 34})
+        monkeypatch.setattr(mx, "set_wired_limit", lambda n: self._set("wired", n))
+        monkeypatch.setattr(mx, "set_cache_limit", lambda n: self._set("cache", n))
+
+    def _set(self, name: str, limit: int) -> int:
+        before, self.limits[name] = self.limits[name], limit
+        self.calls.append((name, limit))
+        return before
+
+
+@pytest.mark.parametrize("ends", ["well", "in an error"])
+def test_on_metal_the_limits_stand_meanwhile_and_are_then_as_before(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    metal = Metal(monkeypatch)
+    with pytest.raises(KeyError) if ends == "in an error" else held_in_memory(0), held_in_memory(10 << 30):
+        assert metal.limits == {"wired": 1 << 34, "cache": 1 << 30}
+        if ends == "in an error":
+            raise KeyError
+    assert metal.limits == {"wired": 0, "cache": 7}
+
+
+def test_elsewhere_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    metal = Metal(monkeypatch)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    with held_in_memory(10):
+        assert metal.calls == []
+    assert metal.calls == []
+
+
+def test_a_generation_holds_its_weights_and_lets_them_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[str] = []
+
+    class Held:
+        def __init__(self, n: int):
+            self.n = n
+
+        def __enter__(self) -> None:
+            held.append(f"held {self.n}")
+
+        def __exit__(self, *_: Any) -> None:
+            held.append("let go")
+
+    monkeypatch.setattr(sys.modules[Generation.__module__], "held_in_memory", Held)
+    model = new_model()
+    pieces = generate(model, TOKENIZER, "a", max_tokens=5, min_tokens=5)
+    assert held == []
+    next(pieces)
+    assert held == [f"held {weight_bytes(model)}"]
+    pieces.close()  # type: ignore[attr-defined]
+    del pieces
+    assert held[1:] == ["let go"]
+
+
+# Memory and time ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.freed_at_once
+def test_memory_is_the_weights_and_the_cache_that_is_needed() -> None:
+    config = {"n_positions": 256, "n_embd": 256, "n_layer": 4, "n_head": 4}
+    model = new_model(**config)
+    mx.eval(model.parameters())
+    run = Generation(model, TOKENIZER, [[65] * 20], Settings(temperature=0, max_tokens=200, min_tokens=200))
+    list(run)  # what is compiled, and the matrices as they are cut, are there from now on
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    run = Generation(model, TOKENIZER, [[65] * 20], Settings(temperature=0, max_tokens=200, min_tokens=200))
+    list(run)
+    cache = 2 * 4 * 4 * 256 * 256  # keys and values, layers, bytes, positions, width
+    needed = model.n_parameters * 4 + cache
+    assert mx.get_peak_memory() - before < 0.15 * needed + cache
+
+
+def test_the_first_token_does_not_wait_for_the_compiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+    turn = Decoder.turn
+
+    def spy(self: Decoder, *arguments: Any) -> Any:
+        turns.append(1)
+        return turn(self, *arguments)
+
+    monkeypatch.setattr(Decoder, "turn", spy)
+    run = iter(Generation(new_model(), TOKENIZER, [[65]], Settings(max_tokens=6, min_tokens=6)))
+    counts = []
+    for _ in range(6):
+        next(run)
+        counts.append(len(turns))
+    assert counts == [0, 2, 3, 4, 5, 5]  # and then the next is on its way while one is shown
+
+
+def test_figures_count_tokens_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(figures.time, "perf_counter", lambda: now[0])
+    found = Figures(new_model(), 20)
+    found.weight_bytes = 1000
+    assert found.summary(1e9).startswith("peak memory ")
+    found.start()
+    for seconds, tokens in ((2.0, 1), (0.5, 2), (0.5, 2)):  # two rows; of the first step only one goes on
+        now[0] += seconds
+        found.count(tokens)
+    assert (found.prompt_seconds, found.prompt_speed, found.speed) == (2.0, 10.0, 4.0)
+    assert found.memory_share(4000) == 0.5  # two steps read 1000 bytes each, in a second
+    assert found.summary(4000).startswith("prompt of 20: 10.0 tokens/s; text: 4.0 tokens/s, 50% of this machine's")
+    assert found.as_dict(4000)["share_of_memory_speed"] == 0.5
+
+
+def test_with_a_kept_prompt_only_what_is_read_counts() -> None:
+    model = new_model()
+    run = Generation(model, TOKENIZER, [[1, 2, 3]], Settings(max_tokens=1))
+    run.read_prompt()
+    before = PromptCache([1, 2, 3], [(layer.keys, layer.values) for layer in run.decoder.cache], None)
+    assert Generation(model, TOKENIZER, [[4, 5]], Settings(), before=before).figures.prompt_tokens == 2
+    assert Generation(model, TOKENIZER, [[]], Settings(), before=before).figures.prompt_tokens == 1
+
+
+def test_weights_count_as_often_as_a_step_reads_them() -> None:
+    model = new_model()
+    assert weight_bytes(model) == 4 * (model.n_parameters - 32 * 32)  # without the positions
+    untied = new_model(tie_word_embeddings=False)
+    assert weight_bytes(untied) == weight_bytes(model)
+
+
+def test_the_memorys_speed_is_that_of_reading_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def tick() -> float:
+        now[0] += 0.05
+        return now[0]
+
+    monkeypatch.setattr(figures.time, "perf_counter", tick)
+    assert memory_speed() == pytest.approx((64 << 20) / 0.05)

@@ -1,0 +1,137 @@
+"""A prompt kept on disk: what comes after it is what would have come, and for another model it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.errors import ModelFolderError, UsageError
+from mlx_gpt.generate import prompt_cache
+from mlx_gpt.generate.generation import Generation
+from mlx_gpt.generate.prompt_cache import fingerprint, load_prompt_cache, save_prompt_cache
+from mlx_gpt.generate.settings import Settings
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.bytes()
+LONG, SHORT = list(range(100, 120)), [7, 8]
+
+
+def new_model(seed: int = 0) -> GPT:
+    mx.random.seed(seed)
+    return GPT(GPTConfig(vocab_size=257, n_positions=48, n_embd=64, n_layer=2, n_head=2, initializer_range=0.3)).eval()
+
+
+def said(model: GPT, prompts: list[list[int]], **more: Any) -> list[list[int]]:
+    settings = Settings(**({"temperature": 0, "max_tokens": 12} | more.pop("settings", {})))
+    rows: list[list[int]] = [[] for _ in prompts]
+    for row, piece in Generation(model, TOKENIZER, prompts, settings, **more):
+        if piece.token:
+            rows[row].append(piece.token.id)
+    return rows
+
+
+def kept(model: GPT, file: Path, ids: list[int], **settings: Any) -> None:
+    run = Generation(model, TOKENIZER, [ids], Settings(**settings))
+    run.read_prompt()
+    save_prompt_cache(file, run.decoder, ids)
+
+
+@pytest.mark.parametrize("bits", [None, 16, 8, 4])
+def test_the_text_goes_on_as_if_all_had_been_read(tmp_path: Path, bits: int | None) -> None:
+    model = new_model()
+    kept(model, tmp_path / "cache", LONG, cache_bits=bits)
+    before = load_prompt_cache(tmp_path / "cache", model)
+    assert (before.ids, before.bits) == (LONG, bits)
+    settings = {"settings": {"cache_bits": bits}}
+    for prompt in (SHORT, [9], []):  # of an empty one, the last token is read once more
+        plain = said(model, [LONG + prompt], **settings)
+        assert len(set(plain[0])) > 3
+        assert said(model, [prompt], before=before) == plain
+
+
+def test_it_serves_several_rows_drafts_and_what_slides(tmp_path: Path) -> None:
+    model = new_model()
+    kept(model, tmp_path / "cache", LONG)
+    before = load_prompt_cache(tmp_path / "cache", model)
+    assert said(model, [[1], [2]], before=before) == said(model, [[*LONG, 1], [*LONG, 2]])
+    assert said(model, [SHORT], before=before, draft="lookup") == said(model, [LONG + SHORT])
+    sliding = {"context": "slide", "max_tokens": 60}
+    assert said(model, [SHORT], before=before, settings=sliding) == said(model, [LONG + SHORT], settings=sliding)
+    with pytest.raises(UsageError, match="--prompt-cache need prompts of one length"):
+        said(model, [[1], [1, 2]], before=before)
+
+
+def test_the_prompt_alone_is_kept_not_what_was_said_after_it(tmp_path: Path) -> None:
+    model = new_model()
+    run = Generation(model, TOKENIZER, [LONG], Settings(temperature=0, max_tokens=10))
+    list(run)
+    save_prompt_cache(tmp_path / "cache", run.decoder, LONG)
+    assert said(model, [SHORT], before=load_prompt_cache(tmp_path / "cache", model)) == said(model, [LONG + SHORT])
+
+
+def test_only_the_new_tokens_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, lengths = new_model(), []
+    kept(model, tmp_path / "cache", LONG)
+    hidden = GPT.hidden
+
+    def spy(self: GPT, tokens: mx.array, cache: Any = None) -> mx.array:
+        lengths.append(tokens.shape[1])
+        return hidden(self, tokens, cache)
+
+    monkeypatch.setattr(GPT, "hidden", spy)
+    said(model, [SHORT], before=load_prompt_cache(tmp_path / "cache", model), settings={"max_tokens": 1})
+    assert lengths == [len(SHORT)]
+
+
+def test_with_the_kept_text_a_prompt_may_be_too_long(tmp_path: Path) -> None:
+    model = new_model()
+    kept(model, tmp_path / "cache", LONG)
+    before = load_prompt_cache(tmp_path / "cache", model)
+    with pytest.raises(UsageError, match="the prompt is 48 tokens long and the model's context is 48"):
+        said(model, [[1] * 28], before=before)
+
+
+def test_another_model_is_refused_to_the_last_bit_of_its_weights(tmp_path: Path) -> None:
+    model = new_model()
+    kept(model, tmp_path / "cache", LONG)
+    nearly = new_model()
+    nearly.ln_f.bias = nearly.ln_f.bias.at[3].add(1e-7)
+    for other in (new_model(1), nearly):
+        with pytest.raises(UsageError, match="this prompt was read by another model"):
+            load_prompt_cache(tmp_path / "cache", other)
+    assert fingerprint(new_model()) == fingerprint(model)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    model, file = new_model(), tmp_path / "cache"
+    with pytest.raises(ModelFolderError, match="cannot be read"):
+        load_prompt_cache(file, model)
+    kept(model, file, LONG)
+    whole = file.read_bytes()
+    for damaged in (b"", b"hello", whole[:-10], whole[: len(whole) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(ModelFolderError, match="expected a whole safetensors file"):
+            load_prompt_cache(file, model)
+    mx.save_safetensors(str(tmp_path / "other.safetensors"), {"x": mx.zeros((2,))})
+    with pytest.raises(UsageError, match="expected what --save-prompt-cache wrote"):
+        load_prompt_cache(tmp_path / "other.safetensors", model)
+
+
+def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, file = new_model(), tmp_path / "cache"
+    kept(model, file, LONG)
+    before = file.read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(prompt_cache.mx, "save_safetensors", full)
+    with pytest.raises(OSError, match="no space left"):
+        kept(model, file, SHORT)
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]

@@ -1,0 +1,48 @@
+"""What the tests of the command line share: running it, what it says, what it leaves."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlx_gpt.config import GPTConfig
+
+ROOT = Path(__file__).parents[2]
+SMALL = GPTConfig(vocab_size=257, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+TINY = shlex.split("--tokenizer bytes --n-positions 16 --n-embd 16 --n-layer 1 --n-head 2 --batch-size 2")
+TRAIN = ["train", "--data", "text.txt", "--out", "run", *TINY, "--steps", "2"]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """All that lies below a folder, but for what is cached."""
+    paths = [path for path in folder.rglob("*") if path.relative_to(folder).parts[0] != "cache"]
+    return {str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes() for path in paths}
+
+
+def in_a_process(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlx_gpt", *arguments],
+        cwd=cwd,
+        env=environment(**options.pop("env", {})),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        **options,
+    )
+
+
+def environment(**more: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
+    return own | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1"} | more
+
+
+def the_line(stderr: str) -> str:
+    """The one line that stands on stderr, without its beginning."""
+    assert "Traceback" not in stderr
+    (line,) = stderr.splitlines()
+    assert line.startswith("mlx-gpt: ")
+    return line.removeprefix("mlx-gpt: ")

@@ -1,0 +1,164 @@
+"""On Linux OpenBLAS multiplies where it can be lent, and products with few rows are right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.command_line import ROOT, environment
+
+PRODUCT = """
+import mlx.core as mx, numpy as np, ctypes, time
+mx.set_default_device(mx.cpu)
+a = np.random.default_rng(0).standard_normal((300, 300), np.float32)
+product = np.array(mx.array(a) @ mx.array(a).T)
+print(float(np.abs(product - a.astype(np.float64) @ a.T.astype(np.float64)).max()))
+times = []
+a = mx.array(a)
+for _ in range(5):
+    start = time.process_time(); mx.eval(a @ a); times.append(time.process_time() - start)
+print(2 * 300**3 / min(times) / 1e9)
+"""
+
+
+def in_python(code: str, **env: str) -> list[str]:
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment(**env), cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return run.stdout.split()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+def test_openblas_is_lent_where_numpy_and_a_compiler_are_there() -> None:
+    lent = f"from mlx_gpt.linux_cpu.openblas import lend_openblas; print(lend_openblas()){PRODUCT}"
+    answer, error, speed = in_python(lent, OPENBLAS_NUM_THREADS="1")  # with two, one waits where others have the cores
+    if answer == "False":
+        pytest.skip("no C compiler, or NumPy comes with another BLAS")
+    _, mlx_speed = in_python(PRODUCT)
+    assert float(error) < 1e-3
+    assert float(speed) > 3 * float(mlx_speed)  # thirty times where this was written
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+def test_what_was_compiled_once_is_lent_without_a_compiler_unless_others_can_write_it(tmp_path: Path) -> None:
+    lend = "from mlx_gpt.linux_cpu.openblas import lend_openblas; print(lend_openblas())"
+    here = {"LD_PRELOAD": "", "XDG_CACHE_HOME": str(tmp_path)}
+    if in_python(lend, **here) == ["False"]:
+        pytest.skip("no C compiler, or NumPy comes with another BLAS")
+    (kept,) = (tmp_path / "mlx_gpt").iterdir()
+    answer, error, _ = in_python(lend + PRODUCT, PATH="", **here)
+    assert answer == "True"
+    assert float(error) < 1e-3
+    kept.chmod(0o777)
+    assert in_python(lend, PATH="", **here) == ["False"]
+    kept.chmod(0o700)
+    kept.write_bytes(b"no library")
+    assert in_python(lend, PATH="", **here) == ["False"]
+    assert in_python(lend, **here) == ["True"]  # compiled again
+    assert in_python(lend, PATH="", **here) == ["True"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+def test_where_nothing_can_be_kept_it_is_compiled_every_time(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    lend = "from mlx_gpt.linux_cpu.openblas import lend_openblas; print(lend_openblas())"
+    first, again = (in_python(lend, LD_PRELOAD="", XDG_CACHE_HOME=str(tmp_path / "file")) for _ in range(2))
+    assert first == again == in_python(lend, LD_PRELOAD="", XDG_CACHE_HOME=str(tmp_path))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+@pytest.mark.parametrize(
+    ("before", "env"),
+    [("import mlx.core", {}), ("", {"PATH": ""})],
+    ids=["mlx imported before", "no compiler"],
+)
+def test_without_it_everything_stays_as_it_is(before: str, env: dict[str, str], tmp_path: Path) -> None:
+    env = {**env, "XDG_CACHE_HOME": str(tmp_path)}
+    code = f"{before}\nfrom mlx_gpt.linux_cpu import openblas as o; print(o.lend_openblas()); o.set_threads(1)"
+    answer, error, _ = in_python(code + PRODUCT, LD_PRELOAD="", **env)
+    assert answer == "False"
+    assert float(error) < 1e-3
+
+
+FEW_ROWS = """
+import mlx_gpt, mlx.core as mx, numpy as np
+mx.set_default_device(mx.cpu)
+from mlx_gpt.linux_cpu.openblas import set_threads
+rng = np.random.default_rng(0)
+before = 0
+for threads, m, n, k, transposed, bias in THESE:
+    if threads != before:
+        set_threads(threads)
+        before = threads
+    x, w, b = (rng.standard_normal(shape, np.float32) for shape in ((m, k), (n, k), (n,)))
+    matrix = mx.array(w).T if transposed else mx.array(np.ascontiguousarray(w.T))
+    found = mx.addmm(mx.array(b), mx.array(x), matrix) if bias else mx.array(x) @ matrix
+    exact = x.astype(np.float64) @ w.T.astype(np.float64) + (b if bias else 0)
+    numpys = x @ w.T + (b if bias else 0)
+    error, numpys_error = (np.sqrt(np.mean((np.array(y) - exact) ** 2)) for y in (found, numpys))
+    print(error / max(numpys_error, 6e-8 * k**0.5))  # or one rounding of such a sum
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
+def test_products_with_few_rows_are_no_less_exact_than_numpys() -> None:
+    """Rows and columns that fill no tile, terms that fill no vector; matrices that threads share, or not."""
+    shapes = [(1, 1), (2, 5), (7, 33), (100, 65), (1700, 60), (301, 768), (800, 3072), (13, 8200)]
+    these = [
+        (threads, m, n, k, transposed, bias)
+        for threads, transposed, bias in ((1, True, False), (3, True, True), (2, False, True))
+        for m in (1, 2, 4, 5, 8, 9, 40, 41)
+        for n, k in shapes
+    ]
+    ratios = [float(ratio) for ratio in in_python(FEW_ROWS.replace("THESE", str(these)))]
+    for (*case, transposed, _), ratio in zip(these, ratios, strict=True):
+        # Rounding is chance; what is not transposed OpenBLAS multiplies. A wrong sum would be off by thousands.
+        assert ratio < (2 if transposed else 6), (case, transposed)
+
+
+TOGETHER = """
+import mlx_gpt, mlx.core as mx, threading
+mx.set_default_device(mx.cpu)
+from mlx_gpt.linux_cpu.openblas import set_threads
+w = mx.random.randint(-4, 5, (3000, 256), key=mx.random.key(0)).astype(mx.float32)  # whole numbers: sums are exact
+x = mx.random.randint(-4, 5, (48, 256), key=mx.random.key(1)).astype(mx.float32)
+wanted = x @ w.T
+mx.eval(w, x, wanted)
+
+def work(first, found):
+    stream = mx.new_stream(mx.cpu)
+    with mx.stream(stream):
+        for i in range(60):
+            row = (first + i) % 48
+            found.append(mx.array_equal(x[row : row + 1] @ w.T, wanted[row : row + 1]).item())
+
+for threads in (4, 1, 2, 4):  # and helpers sleep meanwhile, or are too many
+    set_threads(threads)
+    results = [[], [], []]
+    workers = [threading.Thread(target=work, args=(7 * i, found)) for i, found in enumerate(results)]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join()
+    print(all(len(found) == 60 and all(found) for found in results))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
+def test_streams_that_multiply_at_once_get_each_its_own_product() -> None:
+    assert in_python(TOGETHER) == ["True"] * 4
+
+
+IDLE = """
+import time, mlx_gpt, mlx.core as mx
+a = mx.random.normal((1024, 1024))
+mx.eval(a @ a)
+before = time.process_time()
+time.sleep(0.2)
+print(time.process_time() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
+def test_cores_without_work_are_let_go() -> None:
+    assert float(in_python(IDLE)[0]) < 0.03  # OpenBLAS by itself keeps them for 0.1 s

@@ -1,0 +1,239 @@
+"""What the server computes, without HTTP: rows that join and leave at any turn say what they would say alone."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.generate.generation import Generation
+from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.writer import Token
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.serve.batch import TOGETHER, Batch, alike
+from mlx_gpt.serve.engine import Engine, Event
+from mlx_gpt.serve.row import Row
+from mlx_gpt.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.bytes()
+P = 48
+CONFIG = GPTConfig(vocab_size=260, n_positions=P, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
+ENDLESS: dict[str, Any] = {"logit_bias": {TOKENIZER.eot_id: -100.0}}
+
+KINDS: list[dict[str, Any]] = [
+    {"temperature": 0.0, "max_tokens": 20},
+    {"temperature": 1.0, "max_tokens": 30},
+    {"temperature": 0.7, "top_p": 0.8, "max_tokens": 9},
+    {"temperature": 0.0, "max_tokens": 40, "frequency_penalty": 1.5, "presence_penalty": 0.5},
+    {"temperature": 1.3, "max_tokens": 25, "frequency_penalty": -0.5} | ENDLESS,
+    {"temperature": 1.0, "max_tokens": 12, "logit_bias": {65: 100.0}},
+    {"temperature": 1.0, "max_tokens": 1},
+    {"temperature": 0.9, "max_tokens": 1000} | ENDLESS,
+]
+PROMPTS = ["a somewhat longer prompt", "a", ""]
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    mx.random.seed(0)
+    return GPT(CONFIG).eval()
+
+
+def row(prompt: str = "ab", seed: int = 0, index: int = 0, **settings: Any) -> Row:
+    return Row(TOKENIZER, P, TOKENIZER.encode(prompt), Settings(**settings), seed, index)
+
+
+def run(batch: Batch, arrivals: dict[int, list[Row]]) -> dict[Row, list[int]]:
+    """The ids of each row's text; ``arrivals`` says at which turn rows join."""
+    said: dict[Row, list[int]] = {}
+    turn = 0
+    while arrivals or batch.rows:
+        if new := arrivals.pop(turn, []):
+            said |= {row: [] for row in new}
+            batch.add(new)
+        if batch.rows:
+            for row, token in batch.turn():
+                said[row] += [piece.token.id for piece in row.push(token) if piece.token]
+            batch.keep([row for row in batch.rows if not row.reason])
+        turn += 1
+    return said
+
+
+def generated(model: GPT, prompts: list[str], seed: int, **settings: Any) -> list[list[int]]:
+    """The ids that ``generate`` says, for each prompt."""
+    generation = Generation(model, TOKENIZER, [TOKENIZER.encode(p) for p in prompts], Settings(seed=seed, **settings))
+    ids: list[list[int]] = [[] for _ in prompts]
+    for i, piece in generation:
+        ids[i] += [piece.token.id] if piece.token else []
+    return ids
+
+
+# Rows
+
+
+def test_each_row_says_what_generate_says_whenever_it_joins_and_whoever_is_there(model: GPT) -> None:
+    turns = iter(np.random.default_rng(0).integers(40, size=24))
+    arrivals: dict[int, list[Row]] = {}
+    rows = []
+    for i, prompt in enumerate(PROMPTS):
+        for kind, settings in enumerate(KINDS):
+            rows.append((kind, i, row(prompt, seed=kind, index=i, **settings)))
+            arrivals.setdefault(int(next(turns)), []).append(rows[-1][-1])
+    said = run(Batch(model, TOKENIZER), arrivals)
+    expected = [generated(model, PROMPTS, kind, **settings) for kind, settings in enumerate(KINDS)]
+    for kind, i, new in rows:
+        assert said[new] == expected[kind][i]
+    assert {new.reason for *_, new in rows} >= {"length", "context"}
+    assert len({tuple(ids) for ids in said.values()}) > 18
+
+
+def test_rows_of_one_prompt_differ_by_their_index(model: GPT) -> None:
+    rows = [row("ab", 5, index, temperature=1.0, max_tokens=12) for index in range(4)]
+    said = run(Batch(model, TOKENIZER), {0: rows})
+    assert [said[one] for one in rows] == generated(model, ["ab"] * 4, 5, temperature=1.0, max_tokens=12)
+    assert len({tuple(ids) for ids in said.values()}) == 4
+
+
+def test_ids_that_pad_the_vocabulary_are_never_said(model: GPT) -> None:
+    said = run(Batch(model, TOKENIZER), {0: [row(seed=i, temperature=2.0, max_tokens=40) for i in range(16)]})
+    assert max(max(ids, default=0) for ids in said.values()) < TOKENIZER.vocab_size < CONFIG.vocab_size
+
+
+def test_slots_that_nobody_needs_are_given_back(model: GPT) -> None:
+    batch = Batch(model, TOKENIZER)
+    long, short = row("x" * 40, max_tokens=2, **ENDLESS), row("y", max_tokens=30, **ENDLESS)
+    used = []
+    batch.add([long, short])
+    while batch.rows:
+        for one, token in batch.turn():
+            one.push(token)
+        batch.keep([one for one in batch.rows if not one.reason])
+        used.append(batch._decoder.offset)
+    assert max(used) >= 40
+    assert used[3] < 8  # the long one has left
+    assert batch._decoder.offset == 0
+
+
+def test_a_batch_goes_on_for_longer_than_the_context(model: GPT) -> None:
+    settings: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0} | ENDLESS
+    rows = [row("ab", 0, i, **settings) for i in range(20)]
+    batch = Batch(model, TOKENIZER)
+    said = run(batch, {7 * i: [new] for i, new in enumerate(rows)})
+    assert 3 * P < 7 * 20 + 30
+    assert [said[new] for new in rows] == generated(model, ["ab"] * 20, 0, **settings)
+
+
+def test_the_tokens_of_a_prompt_are_as_probable_as_the_model_says(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_gpt.serve.batch.POSITIONS", 4)
+    ids = list(b"a prompt of some length")
+    tokens = Batch(model, TOKENIZER).prompt_tokens(Row(TOKENIZER, P, ids, Settings(logprobs=2)))
+    logits = np.array(model([ids])[0]).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert tokens[0] == Token(ids[0])
+    for i in range(1, len(ids)):
+        assert tokens[i].id == ids[i]
+        assert tokens[i].logprob == pytest.approx(expected[i - 1, ids[i]], abs=1e-4)
+        assert tokens[i].top[0][0] == expected[i - 1].argmax()
+
+
+def test_prompts_are_read_together_where_little_is_padding() -> None:
+    def lengths(*prompts: int) -> list[list[int]]:
+        return [[len(prompt) for prompt in group] for group in alike([(i,) * n for i, n in enumerate(prompts)])]
+
+    assert lengths(5, 6, 7) == [[5, 6, 7]]
+    assert lengths(1000, 3, 4) == [[3, 4], [1000]]
+    assert lengths(*[TOGETHER // 2] * 3) == [[TOGETHER // 2] * 2, [TOGETHER // 2]]
+    assert lengths(2 * TOGETHER) == [[2 * TOGETHER]]
+
+
+# The engine
+
+
+class Desk:
+    """Notes what an engine delivers and stops it when so many rows have ended."""
+
+    def __init__(self, model: GPT, n: int, max_rows: int = 4):
+        self.events: list[Event] = []
+        self.n = n
+        self.most = 0
+        self.engine = Engine(model, TOKENIZER, max_rows, self.take)
+
+    def take(self, events: list[Event]) -> None:
+        self.events += events
+        self.most = max(self.most, len({event.row for event in events}))
+        if sum(bool(event.reason or event.error) for event in self.events) >= self.n:
+            self.engine.stop()
+
+    def text(self, row: Row) -> str:
+        return "".join(piece.text for event in self.events if event.row is row for piece in event.pieces)
+
+
+def test_rows_that_find_no_place_wait_for_one(model: GPT) -> None:
+    desk = Desk(model, 11)
+    rows = [row("ab", i, max_tokens=5 + i, **ENDLESS) for i in range(11)]
+    desk.engine.submit(rows)
+    desk.engine.run()
+    assert desk.most == 4
+    assert [one.n_said for one in rows] == [5 + i for i in range(11)]
+    assert {one.reason for one in rows} == {"length"}
+
+
+def test_a_row_that_is_cancelled_makes_room(model: GPT) -> None:
+    desk = Desk(model, 3, max_rows=1)
+    first, second, third, fourth = rows = [row("ab", i, max_tokens=30, **ENDLESS) for i in range(4)]
+    desk.n = 2
+    take = desk.take
+
+    def cancel_on_the_way(events: list[Event]) -> None:
+        take(events)
+        if first.n_said == 3:
+            desk.engine.cancel([first, second])
+
+    desk.engine._deliver = cancel_on_the_way
+    desk.engine.submit(rows)
+    desk.engine.run()
+    assert (first.reason, second.n_chosen) == (None, 0)
+    assert (third.reason, fourth.reason) == ("length", "length")
+    assert first.n_chosen <= 5
+
+
+def test_no_tokens_and_the_prompt_back(model: GPT) -> None:
+    desk = Desk(model, 2)
+    nothing = Row(TOKENIZER, P, [1, 2], Settings(max_tokens=0))
+    prompt = Row(TOKENIZER, P, TOKENIZER.encode("né"), Settings(max_tokens=0), echo=True)
+    desk.engine.submit([nothing, prompt])
+    desk.engine.run()
+    assert (desk.text(nothing), desk.text(prompt)) == ("", "né")
+    assert nothing.reason == prompt.reason == "length"
+
+
+def test_what_fails_is_told_and_the_next_are_served(
+    model: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+    turn = Batch.turn
+
+    def fails_once(batch: Batch) -> Any:
+        calls.append(len(batch.rows))
+        if len(calls) == 3:
+            raise RuntimeError("[metal::malloc] no memory")
+        return turn(batch)
+
+    monkeypatch.setattr(Batch, "turn", fails_once)
+    desk = Desk(model, 3, max_rows=2)
+    rows = [row("ab", i, max_tokens=8, **ENDLESS) for i in range(3)]
+    desk.engine.submit(rows)
+    desk.engine.run()
+    assert [event.row for event in desk.events if event.error] == rows[:2]
+    assert rows[2].reason == "length"
+    assert capsys.readouterr().err == "mlx-gpt: RuntimeError: [metal::malloc] no memory\n"
+
+
+def test_an_engine_stops_while_it_waits(model: GPT) -> None:
+    engine = Engine(model, TOKENIZER, 1, lambda events: None)
+    threading.Timer(0.05, engine.stop).start()
+    engine.run()

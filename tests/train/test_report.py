@@ -1,0 +1,406 @@
+"""What one sees of a run: rows that any reader can parse, a panel that makes no step wait, plain lines, the plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from io import StringIO
+from math import inf, log, nan
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers.command_line import TRAIN, everything, the_line
+from rich.console import Console
+
+from mlx_gpt.cli import main
+from mlx_gpt.errors import UsageError
+from mlx_gpt.train.report import metrics as report_module
+from mlx_gpt.train.report.metrics import Report, bits_per_byte, keep_rows
+from mlx_gpt.train.report.panel import Curve, LivePanel, clock, short, sparkline
+from mlx_gpt.train.report.plot import plot_loss, smoothed
+from mlx_gpt.train.report.trackers import open_tracker
+
+MEASURED = {
+    "step": 1240,
+    "tokens": 2_539_520,
+    "loss": 1.6123,
+    "val_loss": 1.7012,
+    "bits_per_byte": 1.0211,
+    "learning_rate": 8.3e-4,
+    "grad_norm": 0.4182,
+    "tokens_per_second": 12_345.6,
+    "peak_memory_bytes": 1_234_567_890,
+}
+
+
+def quiet() -> Console:
+    return Console(file=StringIO())
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def strict(text: str) -> Any:
+    """JSON as the standard has it: no NaN, no Infinity."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def drawn(panel: LivePanel, width: int) -> list[str]:
+    console = Console(width=width, file=StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(panel)
+    return capture.get().splitlines()
+
+
+# Rows
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_told(tmp_path: Path) -> None:
+    report = Report(tmp_path / "run", quiet())
+    assert not (tmp_path / "run").exists()  # a run that cannot begin leaves nothing
+    report.row(step=1, tokens=8, loss=5.5)
+    assert lines(tmp_path / "run") == [{"step": 1, "tokens": 8, "loss": 5.5}]
+    report.close()
+
+
+@pytest.mark.parametrize("value", [nan, inf, -inf, np.float32(nan), mx.array(inf)])
+def test_what_is_no_number_becomes_null_and_the_line_stays_json(tmp_path: Path, value: Any) -> None:
+    report = Report(tmp_path, quiet())
+    report.row(step=1, loss=value)
+    report.close()
+    assert strict((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None}
+
+
+def test_numbers_of_numpy_and_mlx_are_written_as_numbers(tmp_path: Path) -> None:
+    report = Report(tmp_path, quiet())
+    report.row(step=np.int64(3), loss=np.float32(0.5), grad_norm=mx.array(2.0))
+    report.close()
+    assert lines(tmp_path) == [{"step": 3, "loss": 0.5, "grad_norm": 2.0}]
+
+
+def test_a_loss_of_one_bit_per_byte_is_called_so(tmp_path: Path) -> None:
+    # Tokens of four bytes each, whose mean surprise is four bits: 4 ln 2 nats.
+    assert bits_per_byte(4 * log(2), tokens_per_byte=1 / 4) == pytest.approx(1.0)
+    report = Report(tmp_path, quiet(), tokens_per_byte=1 / 4)
+    report.row(step=1, loss=1.0)
+    report.row(step=1, val_loss=4 * log(2))
+    report.close()
+    assert [row.get("bits_per_byte") for row in lines(tmp_path)] == [None, pytest.approx(1.0)]
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = Report(None, quiet())
+    report.row(step=1, loss=1.0)
+    report.close()
+    assert report.rows == [{"step": 1, "loss": 1.0}]
+    assert not list(tmp_path.iterdir())
+
+
+# Going on
+
+
+def write_rows(folder: Path, n: int) -> None:
+    report = Report(folder, quiet())
+    for step in range(1, n + 1):
+        report.row(step=step, loss=1 / step)
+    report.close()
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_appends(tmp_path: Path) -> None:
+    write_rows(tmp_path, 5)
+    report = Report(tmp_path, quiet(), keep_rows(tmp_path, 3))
+    report.row(step=4, loss=0.25)
+    report.close()
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4] == [row["step"] for row in report.rows]
+
+
+def test_half_a_line_that_a_killed_run_left_is_dropped(tmp_path: Path) -> None:
+    write_rows(tmp_path, 3)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "lo')
+    assert [row["step"] for row in keep_rows(tmp_path, 3)] == [1, 2, 3]
+    assert len(lines(tmp_path)) == 3
+
+
+def test_a_failure_while_rows_are_dropped_leaves_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path, 5)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        keep_rows(tmp_path, 3)
+    assert len(lines(tmp_path)) == 5
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+# Plain lines
+
+
+def test_where_there_is_no_terminal_evaluations_are_plain_lines(tmp_path: Path) -> None:
+    console = quiet()
+    report = Report(tmp_path, console, tokens_per_byte=0.4)
+    for step in range(1, 101):
+        report.row(step=step, tokens=8 * step, loss=2.0, tokens_per_second=1000.0)
+        report.progress(step / 100, 60.0)
+    report.row(step=100, tokens=800, val_loss=2.5)
+    report.evaluated(1.0, 0.0)
+    report.close()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert said == "100% · step 100 · loss 2.000 · validation 2.500 · 1.443 bits/byte · 1,000 tokens/s · 0:00 left\n"
+
+
+def test_after_a_long_silence_a_plain_line_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(report_module.time, "monotonic", lambda: now)
+    console = quiet()
+    report = Report(tmp_path, console)
+    for step in range(1, 101):
+        now += 1.0
+        report.row(step=step, loss=2.0)
+        report.progress(step / 100, 100.0 - step)
+    report.close()
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [int(re.findall(r"step (\d+)", line)[0]) for line in said] == [31, 62, 93]
+
+
+# The panel
+
+
+def test_the_panel_shows_every_number_of_the_newest_rows() -> None:
+    panel = LivePanel(flops_per_token=6e6, machine_flops=190e9)
+    panel.latest, panel.done, panel.seconds_left = MEASURED, 0.62, 192.0
+    panel.curve.add(1.6)
+    shown = "\n".join(drawn(panel, 80))
+    numbers = ["62%", "1,240", "3:12", "1.6123", "1.7012", "1.0211", "8.30e-04", "0.418", "12,346", "2.54 M", "1.23 GB"]
+    assert not [number for number in numbers if number not in shown]
+    assert re.search(r"of matrix speed +39%", shown)  # 12,345.6 tokens/s x 6 MFLOP of 190 GFLOP/s
+
+
+@pytest.mark.parametrize("width", [24, 40, 80, 200])
+def test_the_panel_fits_its_terminal_and_cuts_no_number(width: int) -> None:
+    panel = LivePanel(6e6, 190e9)
+    panel.latest = MEASURED
+    for step in range(300):
+        panel.curve.add(5 - step / 100)
+    rows = drawn(panel, width)
+    assert max(map(len, rows)) <= min(width, 96)
+    if width >= 40:
+        assert "1.7012" in "\n".join(rows)
+        assert "…" not in "\n".join(rows)
+
+
+def test_what_has_not_been_measured_is_a_dash() -> None:
+    panel = LivePanel()
+    panel.latest = {"step": 1, "loss": 5.5}
+    assert re.search(r"validation loss +– .*bits per byte +–", "\n".join(drawn(panel, 80)))
+
+
+def test_a_panel_makes_no_step_wait(tmp_path: Path) -> None:
+    """On a terminal a row and its progress take far less than the shortest step, although all is drawn."""
+    console = Console(file=StringIO(), force_terminal=True, width=80)
+    report = Report(tmp_path, console, flops_per_token=1e6, machine_flops=1e9)
+    times = []
+    for step in range(1, 501):
+        started = time.perf_counter()
+        report.row(**{**MEASURED, "step": step})
+        report.progress(step / 500, 10.0)
+        times.append(time.perf_counter() - started)
+    time.sleep(2.5 / report_module.REFRESHES)
+    report.close()
+    assert "gradient norm" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert sorted(times)[len(times) // 2] < 1e-3  # the median: other processes may get in between
+
+
+def test_the_panel_leaves_the_lines_that_were_said(tmp_path: Path) -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=80, color_system=None)
+    report = Report(tmp_path, console)
+    report.row(step=1, tokens=8, loss=2.0, val_loss=2.5)
+    report.evaluated(0.5, 10.0)
+    report.close()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert " 50% · step 1 · loss 2.000 · validation 2.500\n" in said
+
+
+def test_a_console_that_is_quiet_stays_so(tmp_path: Path) -> None:
+    console = Console(file=StringIO(), force_terminal=True, quiet=True)
+    report = Report(tmp_path, console)
+    report.row(step=1, tokens=8, loss=2.0)
+    report.evaluated(0.5, 10.0)
+    report.close()
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_curve_of_any_length_is_kept_in_bounded_memory() -> None:
+    curve = Curve(16)
+    for value in range(10_000):
+        curve.add(float(value))
+    assert len(curve.means) <= 16
+    assert curve.means == sorted(curve.means)
+    assert curve.means[0] == pytest.approx((curve.stride - 1) / 2)  # the mean of the first `stride` values
+
+
+def test_a_curve_leaves_out_what_is_no_number() -> None:
+    curve = Curve()
+    for value in (1.0, nan, inf, 2.0):
+        curve.add(value)
+    assert curve.means == [1.0, 2.0]
+
+
+def test_a_sparkline_falls_where_the_loss_falls() -> None:
+    assert sparkline([4.0, 3.0, 2.0, 1.0], 4) == "█▇▅▁"
+    assert sparkline([1.0] * 9, 3) == "▁▁▁"
+    assert sparkline([], 10) == ""
+    assert len(sparkline([float(i) for i in range(1000)], 60)) == 60
+
+
+def test_times_and_large_numbers_are_written_for_people() -> None:
+    assert [clock(s) for s in (0, 61, 3661, 8 * 86400)] == ["0:00", "1:01", "1:01:01", "8 days"]
+    assert [short(n, "B") for n in (512, 2_000_000, 6.3e9)] == ["512 B", "2.00 MB", "6.30 GB"]
+
+
+# The plot
+
+
+def test_the_running_mean_leaves_a_line_a_line_and_calms_noise() -> None:
+    line = np.linspace(5, 1, 200)
+    np.testing.assert_allclose(smoothed(line)[2:-2], line[2:-2])
+    noise = np.random.default_rng(0).normal(size=2000)
+    assert smoothed(noise).std() < 0.25 * noise.std()
+    assert smoothed(np.array([3.0])) == [3.0]
+
+
+@pytest.mark.parametrize("n", [0, 1, 500])
+def test_a_run_of_any_length_gets_its_plot(tmp_path: Path, n: int) -> None:
+    rows: list[dict[str, Any]] = [{"step": i, "tokens": 8 * i, "loss": 5 - i / 200} for i in range(n)]
+    rows += [{"step": n, "tokens": 8 * n, "val_loss": 3.0}, {"step": n, "tokens": 8 * n, "loss": None}]
+    plot_loss(rows, {"ln V": 5.5, "unigram": 3.3, "bigram": 3.25}, tmp_path / "loss.png", "a title")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Trackers
+
+
+def test_tensorboard_gets_every_number_of_a_row(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    tracker = open_tracker("tensorboard", tmp_path, {"steps": 2})
+    tracker.row({"step": 1, "tokens": 8, "loss": 2.0, "val_loss": None})
+    tracker.row({"step": 2, "tokens": 16, "val_loss": 1.5})
+    tracker.close()
+    assert scalars(tmp_path / "tensorboard") == [
+        (1, "tokens", 8.0),
+        (1, "loss", 2.0),
+        (2, "tokens", 16.0),
+        (2, "val_loss", 1.5),
+    ]
+
+
+def scalars(folder: Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of the event files in a folder: records of a length, its checksum, an event, a checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in folder.iterdir():
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value if v.HasField("simple_value")]
+            at += 16 + length
+    return found
+
+
+def test_wandb_gets_every_number_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    tracker = open_tracker("wandb", tmp_path / "my-run", {"learning_rate": 0.5})
+    tracker.row({"step": 1, "tokens": 8, "loss": 2.0})
+    tracker.row({"step": 2, "tokens": 16, "loss": 1.75, "grad_norm": None})
+    tracker.row({"step": 2, "tokens": 16, "val_loss": 1.5})
+    tracker.close()
+    (written,) = (tmp_path / "my-run" / "wandb").glob("offline-run-*/*.wandb")
+    end = time.monotonic() + 20
+    while len(logged(written)[2]) < 2 and time.monotonic() < end:  # wandb's own process writes it, after close too
+        time.sleep(0.1)
+    name, settings, rows = logged(written)
+    assert (name, settings["learning_rate"]) == ("my-run", 0.5)
+    assert rows == [{"_step": 1, "tokens": 8, "loss": 2.0}, {"_step": 2, "tokens": 16, "loss": 1.75, "val_loss": 1.5}]
+
+
+def test_a_resumed_run_is_the_same_one_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for folder in ("run", "run", "other"):
+        tracker = open_tracker("wandb", tmp_path / folder, {})
+        ids.append(wandb.run.id)
+        tracker.close()
+    assert ids[0] == ids[1] != ids[2]
+
+
+def logged(file: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """A run's name, settings and rows, from its log: after 7 bytes, checksum (4), length (2), kind (1), a record."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def values(items: Any) -> dict[str, Any]:
+        return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+    data, at, own = file.read_bytes(), 7, ("_timestamp", "_runtime")
+    name, settings, rows = "", {}, []
+    while at < len(data):
+        length = int.from_bytes(data[at + 4 : at + 6], "little")
+        record = Record.FromString(data[at + 7 : at + 7 + length])
+        at += 7 + length
+        if record.HasField("run"):
+            name = record.run.display_name
+            settings |= values(record.run.config.update)
+        elif record.HasField("history"):
+            rows.append({key: value for key, value in values(record.history.item).items() if key not in own})
+    return name, settings, rows
+
+
+@pytest.mark.parametrize(("kind", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_tracker_that_is_not_installed_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"needs {package}.*pip install 'mlx-gpt\[{kind}\]'"):
+        open_tracker(kind, tmp_path, {})
+
+
+def test_a_tracker_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--report-to must be one of tensorboard, wandb, not 'mlflow'"):
+        open_tracker("mlflow", tmp_path, {})
+
+
+def test_a_run_whose_tracker_is_refused_leaves_its_folder_free(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, flags = everything(here), [*TRAIN, "--learning-rate", "1e-3"]
+    assert main([*flags, "--report-to", "mlflow"]) == 2
+    assert "--report-to must be one of" in the_line(capsys.readouterr().err)  # before the text is read
+    assert everything(here) == before
+
+    def refuse(*_: Any) -> None:
+        raise UsageError("nobody is logged in")
+
+    monkeypatch.setattr("mlx_gpt.train.report.trackers.find_spec", lambda package: package == "wandb")
+    monkeypatch.setattr("mlx_gpt.train.report.trackers.WandB", refuse)
+    assert main([*flags, "--report-to", "wandb"]) == 2
+    assert "nobody is logged in" in capsys.readouterr().err
+    assert main(flags) == 0

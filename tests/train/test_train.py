@@ -1,0 +1,402 @@
+"""Training: loss and step are what the formulas say; runs repeat, or end in one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from io import StringIO
+from math import log, sqrt
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from helpers.small_training import SMALL, batch, new_small, weights
+from mlx.utils import tree_flatten
+from rich.console import Console
+
+from mlx_gpt.errors import DataError, MLXGPTError, UsageError
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import load
+from mlx_gpt.text.corpus import Corpus
+from mlx_gpt.text.dataset import Material, prepare
+from mlx_gpt.text.windows import Windows, endless_batches
+from mlx_gpt.tinyworld import stories as tinyworld
+from mlx_gpt.train import clock as pace
+from mlx_gpt.train import step as step_module
+from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.loop import Trainer
+from mlx_gpt.train.loss import mean_loss, next_token_losses
+from mlx_gpt.train.machine import set_breadth
+from mlx_gpt.train.optimizer import make_optimizer
+from mlx_gpt.train.report.metrics import Report
+from mlx_gpt.train.run import new_model, run
+from mlx_gpt.train.step import make_eval_step, make_train_step
+from mlx_gpt.train.validation import evaluate
+
+QUICK = TrainConfig(steps=6, batch_size=4, eval_every=3, eval_windows=2)
+
+
+@pytest.fixture(scope="module")
+def material() -> Material:
+    """A few stories, in plain bytes."""
+    told = tinyworld.stories(12, seed=0)
+    return prepare(Corpus("a few stories", told[:10], told[10:]), "bytes")
+
+
+def quiet() -> Console:
+    return Console(file=StringIO())
+
+
+# The loss
+
+
+def test_who_knows_nothing_loses_ln_v() -> None:
+    logits, targets = mx.zeros((2, 5, 50257)), mx.array([[0, 1, 2, 3, 50256]] * 2)
+    assert mean_loss(logits, targets).item() == pytest.approx(log(50257), rel=1e-6)
+    assert mean_loss(new_small()(batch()[0]), batch()[1]).item() == pytest.approx(log(257), abs=0.02)
+
+
+def test_the_loss_is_minus_the_log_of_the_targets_probability() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(2, 3, 7)).astype(np.float32), rng.integers(0, 7, (2, 3))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    by_hand = -np.log(np.take_along_axis(p, targets[..., None], -1))[..., 0]
+    found = next_token_losses(mx.array(logits), mx.array(targets))
+    np.testing.assert_allclose(np.array(found), by_hand, rtol=1e-5)
+    assert mean_loss(mx.array(logits), mx.array(targets)).item() == pytest.approx(by_hand.mean(), rel=1e-5)
+
+
+def test_the_loss_of_half_precision_logits_is_summed_in_full() -> None:
+    logits = mx.random.normal((1, 4, 5000)).astype(mx.bfloat16)
+    exact = next_token_losses(logits.astype(mx.float32), mx.zeros((1, 4), mx.int32))
+    assert mx.allclose(next_token_losses(logits, mx.zeros((1, 4), mx.int32)), exact, atol=1e-6)
+
+
+# The step
+
+
+def one_step(model: GPT, clip: float = 1e9, optimizer: Any = None) -> tuple[float, float, dict[str, np.ndarray]]:
+    """Loss, gradient norm and what a step with SGD of rate 1 subtracted: the gradient."""
+    before = weights(model)
+    step = make_train_step(model, optimizer or optim.SGD(1.0), clip, batch_size=4)
+    loss, norm = step(*batch())
+    mx.eval(loss, norm, step.state)
+    return loss.item(), norm.item(), {name: before[name] - w for name, w in weights(model).items()}
+
+
+def test_the_compiled_step_follows_the_gradient_of_the_mean_loss() -> None:
+    model = new_small()
+    loss, gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))(*batch())
+    expected = {name: np.array(g) for name, g in tree_flatten(gradient)}
+    norm_by_hand = sqrt(sum((g.astype(np.float64) ** 2).sum() for g in expected.values()))
+    found_loss, norm, found = one_step(model)
+    assert found_loss == pytest.approx(loss.item(), abs=1e-6)
+    assert norm == pytest.approx(norm_by_hand, rel=1e-5)
+    for name, g in expected.items():
+        np.testing.assert_allclose(found[name], g, atol=1e-6)
+
+
+def test_a_gradient_is_clipped_to_its_largest_norm_and_keeps_its_direction() -> None:
+    _, norm, whole = one_step(new_small())
+    _, norm_again, clipped = one_step(new_small(), clip=norm / 4)
+    assert norm_again == pytest.approx(norm)  # what is told is the norm before clipping
+    for name, g in whole.items():
+        np.testing.assert_allclose(clipped[name], g / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_a_batch_spread_over_lanes_gives_the_loss_and_gradient_of_one(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lanes(n: int) -> list[mx.Stream]:
+        return [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(n - 1))]
+
+    monkeypatch.setattr(step_module, "batch_lanes", lambda batch_size: lanes(1))
+    loss, norm, gradient = one_step(new_small())
+    monkeypatch.setattr(step_module, "batch_lanes", lambda batch_size: lanes(n))
+    loss_beside, norm_beside, gradient_beside = one_step(new_small())
+    assert loss_beside == pytest.approx(loss, abs=1e-6)
+    assert norm_beside == pytest.approx(norm, abs=1e-6)
+    for name, g in gradient.items():
+        np.testing.assert_allclose(gradient_beside[name], g, atol=1e-6)
+
+
+def test_a_graph_is_wider_only_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, width in ((mx.gpu, None), (mx.cpu, "1000")):
+        monkeypatch.delenv("MLX_BFS_MAX_WIDTH", raising=False)
+        monkeypatch.setattr(mx, "default_device", lambda device=device: mx.Device(device))
+        set_breadth(True)
+        assert os.environ.get("MLX_BFS_MAX_WIDTH") == width
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "cores", "lanes"), [(4, 1, 1), (4, 2, 2), (4, 3, 2), (9, 4, 3), (7, 4, 1), (8, 16, 8)]
+)
+def test_rows_are_spread_evenly_over_at_most_as_many_lanes_as_there_are_cores(
+    batch_size: int, cores: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_gpt.train.machine.cores", lambda: cores)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    assert len(step_module.batch_lanes(batch_size)) == lanes
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "default_stream", lambda device: mx.Stream)
+    assert len(step_module.batch_lanes(batch_size)) == 1
+
+
+def test_dropout_differs_from_step_to_step_and_repeats_with_the_seed() -> None:
+    def losses() -> list[float]:
+        model = new_small(replace(SMALL, embd_pdrop=0.5))
+        step = make_train_step(model, optim.SGD(0.0), clip=1.0, batch_size=4)
+        found = []
+        for _ in range(4):
+            loss, _ = step(*batch())
+            mx.eval(loss, step.state)
+            found.append(loss.item())
+        return found
+
+    assert len(set(losses())) == 4  # the weights stay as they are: only the mask is another
+    assert losses() == losses()
+
+
+def test_a_small_model_learns_one_batch_by_heart() -> None:
+    model = new_small(replace(SMALL, n_embd=32))
+    step = make_train_step(model, make_optimizer(learning_rate=1e-2, weight_decay=0.0), 1.0, batch_size=4)
+    for _ in range(150):
+        loss, _ = step(*batch())
+        mx.eval(loss, step.state)
+    assert loss.item() < 0.05  # from ln 257 = 5.5
+
+
+# Validation
+
+
+@pytest.mark.parametrize(("n_windows", "batch_size"), [(0, 4), (0, 3), (6, 2), (7, 2), (1, 8)])
+def test_the_validation_loss_is_the_mean_over_the_counted_targets(
+    material: Material, n_windows: int, batch_size: int
+) -> None:
+    model = new_small(replace(SMALL, embd_pdrop=0.5))
+    windows = Windows.over(material.val, SMALL.n_positions)
+    n = n_windows or len(windows)
+    rows = np.array([round(i * (len(windows) - 1) / max(1, n - 1)) for i in range(n)])
+    x, y, counts = windows.batch(rows)
+    model.eval()
+    by_hand = np.array(next_token_losses(model(x), mx.array(y)))[counts].mean()
+    model.train()
+    assert evaluate(model, make_eval_step(model), windows, batch_size, n_windows) == pytest.approx(by_hand, rel=1e-5)
+    assert model.training  # as it was
+
+
+def test_a_short_text_is_measured_whole(material: Material) -> None:
+    model = new_small().eval()
+    windows = Windows.over(material.val, SMALL.n_positions)
+    assert windows.counted.sum() == material.val.n_tokens
+    assert not model.training
+    evaluate(model, make_eval_step(model), windows, 4)
+    assert not model.training
+
+
+# Runs
+
+
+def trained(material: Material, out: Path, config: TrainConfig = QUICK, **architecture: Any) -> Any:
+    model = new_model(replace(SMALL, **architecture), material, config.seed)
+    return run(model, material, config, out, quiet())
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_model_folder_that_loads_with_the_same_logits(material: Material, tmp_path: Path) -> None:
+    result = trained(material, tmp_path / "run")
+    model, tokenizer = load(tmp_path / "run")
+    assert mx.array_equal(model(batch()[0]), result.model(batch()[0]))
+    assert tokenizer.hash == material.tokenizer.hash
+    assert not model.training
+    assert (tmp_path / "run" / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_metrics_have_the_promised_names_and_true_values(material: Material, tmp_path: Path) -> None:
+    result = trained(material, tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    steps, looks = [row for row in rows if "loss" in row], [row for row in rows if "val_loss" in row]
+    measured = ["step", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_bytes"]
+    assert [list(row) for row in steps] == [measured] * 6
+    assert [list(row) for row in looks] == [["step", "tokens", "val_loss", "bits_per_byte"]] * 2
+    assert [row["step"] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert [row["tokens"] for row in steps] == [n * 4 * 16 for n in range(1, 7)]
+    assert looks[-1]["val_loss"] == result.val_loss
+    assert all(row["tokens_per_second"] > 0 and row["peak_memory_bytes"] > 0 for row in steps)
+    assert steps[-1]["learning_rate"] == pytest.approx(1e-3 * 0.1)  # the final share of the peak
+    assert steps[0]["loss"] == pytest.approx(log(257), abs=0.1)
+
+
+def test_the_first_loss_is_that_of_the_untrained_model_on_the_first_batch(material: Material, tmp_path: Path) -> None:
+    trained(material, tmp_path / "run")
+    x, y = next(endless_batches(material.train, 16, 4, QUICK.seed))
+    untrained = new_model(SMALL, material, QUICK.seed)
+    assert rows_of(tmp_path / "run")[0]["loss"] == pytest.approx(mean_loss(untrained(x), mx.array(y)).item(), abs=1e-6)
+
+
+def test_the_last_validation_loss_is_that_of_the_saved_model_over_all_windows(
+    material: Material, tmp_path: Path
+) -> None:
+    result = trained(material, tmp_path / "run", embd_pdrop=0.2)
+    model, _ = load(tmp_path / "run")
+    windows = Windows.over(material.val, 16)
+    assert evaluate(model, make_eval_step(model), windows, 4) == pytest.approx(result.val_loss, rel=1e-6)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_runs_with_the_same_seed_are_equal_to_the_bit(material: Material, tmp_path: Path, optimizer: str) -> None:
+    config = replace(QUICK, optimizer=optimizer)
+    once, again, other = (
+        trained(material, tmp_path / name, replace(config, seed=seed), embd_pdrop=0.1)
+        for name, seed in (("once", 1), ("again", 1), ("other", 2))
+    )
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "again", "other")]
+    assert files[0] == files[1] != files[2]
+    assert once.val_loss == again.val_loss != other.val_loss
+
+
+def test_a_run_by_minutes_ends_by_the_clock(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(10**6))
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: float(next(now)))  # each look at the clock is a second
+    trained(material, tmp_path / "run", replace(QUICK, steps=None, minutes=1.0, eval_every=0))
+    n = rows_of(tmp_path / "run")[-1]["step"]
+    assert 6 < n < 60
+
+
+def test_samples_are_shown_in_eval_mode_and_training_goes_on(material: Material, tmp_path: Path) -> None:
+    model = new_small(replace(SMALL, embd_pdrop=0.2))
+    seen = []
+
+    def look(step: int, done: float) -> None:
+        seen.append((step, done, model.training))
+
+    report = Report(tmp_path, quiet())
+    Trainer(model, material.train, material.val, QUICK, report, look).run()
+    report.close()
+    assert seen == [(3, 0.5, False)]
+    assert report.rows[-1]["step"] == 6
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_clear_line(material: Material, tmp_path: Path) -> None:
+    told = r"the loss became (nan|inf) at step \d \(largest gradient: [\w.]+, \S+\); a lower --learning-rate"
+    with pytest.raises(MLXGPTError, match=told) as e:
+        trained(material, tmp_path / "run", replace(QUICK, learning_rate=1e30))
+    assert "\n" not in str(e.value)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]  # no half-written model
+    assert all(np.isfinite(row["loss"]) for row in rows_of(tmp_path / "run") if "loss" in row)
+
+
+def test_an_overflow_in_float16_is_told_with_the_gradient_that_was_too_large(
+    material: Material, tmp_path: Path
+) -> None:
+    told = (
+        r"the (loss|gradient's norm) became (nan|inf) at step 1 \(largest gradient: [\w.]+, [\d.e+]+\); float16 ends "
+        r"at 65504, which --dtype bfloat16 does not; or a lower --learning-rate"
+    )
+    with pytest.raises(MLXGPTError, match=told):
+        trained(material, tmp_path / "run", replace(QUICK, dtype="float16"), initializer_range=1e3)
+
+
+def test_a_step_whose_loss_is_no_number_spares_the_weights() -> None:
+    model = new_small(replace(SMALL, initializer_range=1e3))
+    step = make_train_step(model, make_optimizer(), clip=1.0, batch_size=4, dtype="float16")
+    before = weights(model)
+    loss, _ = step(*batch())
+    mx.eval(loss, step.state)
+    assert not np.isfinite(loss.item())
+    after = weights(model)
+    assert all(np.allclose(after[name], before[name], rtol=1e-3) for name in before)  # but for their decay
+
+
+def test_a_folder_that_exists_is_refused_and_untouched(material: Material, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"exists already; choose a new folder"):
+        trained(material, tmp_path)
+    with pytest.raises(UsageError, match=r"exists already"):
+        trained(material, tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    short = prepare(Corpus("short", ["ab"], ["cd"]), "bytes")
+    with pytest.raises(DataError, match="shorter than one window: 3 tokens"):
+        trained(short, tmp_path / "deep" / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_stopped_leaves_its_metrics_and_no_model(material: Material, tmp_path: Path) -> None:
+    def stop(step: int, done: float) -> None:
+        raise KeyboardInterrupt
+
+    model = new_model(SMALL, material, 0)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, material, QUICK, tmp_path / "run", quiet(), stop)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+    assert len(rows_of(tmp_path / "run")) == 4
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 0},
+        {"tokens": 0},
+        {"epochs": 0.0},
+        {"epochs": float("inf")},
+        {"minutes": 0.0},
+        {"minutes": float("nan")},
+        {"batch_size": 0},
+        {"accumulate": 0},
+        {"dtype": "float64"},
+        {"optimizer": "sgd"},
+        {"schedule": "line"},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"muon_learning_rate": -1.0},
+        {"final_learning_rate": 1.0},
+        {"warmup": -0.1},
+        {"weight_decay": -0.1},
+        {"weight_decay": float("nan")},
+        {"beta1": 1.0},
+        {"beta2": 1.5},
+        {"grad_clip": 0.0},
+        {"eval_every": -1},
+        {"eval_windows": -1},
+        {"patience": -1},
+        {"checkpoint_every": -1},
+        {"keep": 0},
+        {"seed": -1},
+        {"seed": 2**64},
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_work_is_refused_by_its_flag(settings: dict[str, Any]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} must be .*{value}"):
+        TrainConfig(**settings)
+
+
+# What the losses are compared with
+
+
+def test_marks_go_from_knowing_nothing_to_the_best_possible() -> None:
+    told = tinyworld.stories(60, seed=0)
+    made = prepare(Corpus("tinyworld", told[:50], told[50:]), "bpe:300")
+    assert list(made.marks) == ["ln V", "unigram", "bigram", "best possible"]
+    assert list(made.marks.values()) == sorted(made.marks.values(), reverse=True)
+    assert made.marks["ln V"] == log(300)
+    assert made.marks["best possible"] == tinyworld.best_loss(told[50:], made.val.n_tokens)
+    assert "best possible" not in prepare(Corpus("mine", told[:50], told[50:]), "bpe:300").marks
