@@ -23,7 +23,7 @@ from mlx_gpt.files import unused
 from mlx_gpt.generate.generation import generate, generate_many
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.corpus import load_corpus
-from mlx_gpt.text.dataset import Material, prepare
+from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.windows import endless_batches
 from mlx_gpt.tinyworld import stories as tinyworld
@@ -74,21 +74,21 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     console = Console()
     console.print("[bold]tinyworld[/bold]: telling stories and learning their vocabulary ...", highlight=False)
     n_stories = min(200_000, max(2_000, round(5_000 * minutes)))
-    material = prepare(
+    dataset = dataset_from_texts(
         load_corpus("tinyworld", n_stories=n_stories, val_fraction=N_VAL_STORIES / n_stories, seed=seed),
         VOCABULARY,
     )
-    size, speed = _choose_size(material, deadline)
-    model = new_model(size.architecture, material, seed)
+    size, speed = _choose_size(dataset, deadline)
+    model = new_model(size.architecture, dataset, seed)
     console.print(
-        f"{n_stories:,} stories, {material.train.n_tokens:,} tokens, vocabulary {material.tokenizer.vocab_size}; "
+        f"{n_stories:,} stories, {dataset.train.n_tokens:,} tokens, vocabulary {dataset.tokenizer.vocab_size}; "
         f"{model.n_parameters:,} parameters; {speed:,.0f} tokens/s\n",
         highlight=False,
     )
     told: list[tuple[str, str]] = []
 
     def tell(when: str) -> None:
-        text = "".join(generate(model, material.tokenizer, PROMPT, max_tokens=60, temperature=TEMPERATURE, seed=seed))
+        text = "".join(generate(model, dataset.tokenizer, PROMPT, max_tokens=60, temperature=TEMPERATURE, seed=seed))
         told.append((when, text))
         console.print(f"[bold]{when}[/bold]  {PROMPT}", highlight=False)
         console.print(" ".join(text.split()), style="cyan", markup=False, highlight=False)
@@ -96,11 +96,11 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
 
     tell("before training")
     config = _settings(size, speed, deadline, seed)
-    result = run(model, material, config, out, console, lambda step, done: tell(f"at {done:.0%}"))
+    result = run(model, dataset, config, out, console, lambda step, done: tell(f"at {done:.0%}"))
     tell("after training")
-    judgement = judge(model, material.tokenizer, seed)
+    judgement = judge(model, dataset.tokenizer, seed)
     _write_samples(out / "samples.md", told, judgement)
-    console.print(_table(result, material, judgement))
+    console.print(_table(result, dataset, judgement))
     _say_next(console, result)
 
 
@@ -134,19 +134,19 @@ def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Ju
     )
 
 
-def _choose_size(material: Material, deadline: float) -> tuple[Size, float]:
+def _choose_size(dataset: Dataset, deadline: float) -> tuple[Size, float]:
     """The largest model that will see enough tokens before the deadline, and its measured speed in tokens/s."""
     for size in reversed(SIZES):
-        speed = _measure(new_model(size.architecture, material, seed=0), material)
+        speed = _measure(new_model(size.architecture, dataset, seed=0), dataset)
         if speed * (deadline - time.perf_counter()) >= size.tokens:
             break
     return size, speed
 
 
-def _measure(model: GPT, material: Material, seconds: float = 1.5) -> float:
+def _measure(model: GPT, dataset: Dataset, seconds: float = 1.5) -> float:
     """Training speed in tokens/s: some real steps, after one that compiles."""
     T = model.config.n_positions
-    batches = endless_batches(material.train, T, BATCH_SIZE, seed=0)
+    batches = endless_batches(dataset.train, T, BATCH_SIZE, seed=0)
     optimizer = make_optimizer(
         "muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS, n_head=model.config.n_head
     )
@@ -195,13 +195,13 @@ def _write_samples(path: Path, told: Sequence[tuple[str, str]], judgement: Judge
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _table(result: Run, material: Material, judgement: Judgement) -> Table:
+def _table(result: Run, dataset: Dataset, judgement: Judgement) -> Table:
     table = Table(title="What it has learned", title_justify="left", min_width=60)
     table.add_column("")
     table.add_column("nats per token", justify="right")
     names = {"ln V": "knows nothing (ln V)", "unigram": "knows how often each token comes (unigram entropy)"}
     names |= {"bigram": "and after which other (bigram entropy)", "best possible": "knows the rules (best possible)"}
-    rows = {names[mark]: f"{loss:.3f}" for mark, loss in material.marks.items()}
+    rows = {names[mark]: f"{loss:.3f}" for mark, loss in dataset.baselines.items()}
     best = rows.popitem()
     for name, value in [
         *rows.items(),
@@ -209,7 +209,7 @@ def _table(result: Run, material: Material, judgement: Judgement) -> Table:
         best,
     ]:
         table.add_row(name, value)
-    table.add_row("above the best possible", f"{result.val_loss - material.marks['best possible']:.3f}")
+    table.add_row("above the best possible", f"{result.val_loss - dataset.baselines['best possible']:.3f}")
     table.add_section()
     sampled = f"sampled at temperature {TEMPERATURE:g}"
     table.add_row(f"sentences valid, of {len(judgement.sentences)} {sampled}", str(judgement.valid_sentences))

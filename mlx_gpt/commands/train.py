@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mlx_gpt.model.gpt import GPT
     from mlx_gpt.store.checkpoint import Checkpoint
-    from mlx_gpt.text.dataset import Material
+    from mlx_gpt.text.dataset import Dataset
     from mlx_gpt.text.tokenizer import Tokenizer
     from mlx_gpt.train.auto.model_size import Pick
     from mlx_gpt.train.machine import Machine
@@ -130,30 +130,30 @@ class Train:
             base = None if start or self.init == SCRATCH else load(self.init, self.revision)
             if base:
                 self._refuse_contradictions(base[0].config, base[1])
-            material, picks = self._material(start, base, machine, seconds, console)
+            dataset, picks = self._dataset(start, base, machine, seconds, console)
         used = self
         if not start:
-            picks += self._picks(material, base, machine, began + seconds, group)
+            picks += self._picks(dataset, base, machine, began + seconds, group)
             show(picks, console)
             used = self._with(flags_of(picks))
-        model = start.model if start else used._model(material, base)
+        model = start.model if start else used._model(dataset, base)
         console.print(
-            f"{model.n_parameters:,} parameters, {material.train.n_tokens:,} tokens to train on, "
-            f"{material.val.n_tokens:,} to measure by, vocabulary {material.tokenizer.vocab_size}"
+            f"{model.n_parameters:,} parameters, {dataset.train.n_tokens:,} tokens to train on, "
+            f"{dataset.val.n_tokens:,} to measure by, vocabulary {dataset.tokenizer.vocab_size}"
         )
 
-        generate(model, material.tokenizer, self.prompt)  # too long a prompt is told now, not halfway through
+        generate(model, dataset.tokenizer, self.prompt)  # too long a prompt is told now, not halfway through
 
         def sample(step: int, done: float) -> None:
-            text = "".join(generate(model, material.tokenizer, self.prompt, max_tokens=60))
+            text = "".join(generate(model, dataset.tokenizer, self.prompt, max_tokens=60))
             console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan", markup=False)
 
         used = replace(used, model=Architecture.of(model.config))
         look = sample if is_main(group) else None
         result = run(
-            model, material, used.training, self.out, console, look, used.settings(), start, group, self.report_to
+            model, dataset, used.training, self.out, console, look, used.settings(), start, group, self.report_to
         )
-        marks = ", ".join(f"{name} {loss:.3f}" for name, loss in material.marks.items())
+        marks = ", ".join(f"{name} {loss:.3f}" for name, loss in dataset.baselines.items())
         console.print(f"validation loss {result.val_loss:.4f} nats per token ({marks})")
         console.print(f"model and metrics: {result.folder}   plot: {result.plot}")
         console.print(f'next: mlx-gpt generate {result.folder} --prompt "..."')
@@ -175,14 +175,14 @@ class Train:
         whole = "preset" in self.given or self.init != SCRATCH
         return {*self.given, *(ARCHITECTURE if whole else ())}
 
-    def _material(
+    def _dataset(
         self,
         start: Checkpoint | None,
         base: tuple[GPT, Tokenizer] | None,
         machine: Machine | None,
         seconds: float,
         console: Console,
-    ) -> tuple[Material, list[Pick]]:
+    ) -> tuple[Dataset, list[Pick]]:
         """The text in tokens; the tokenizer is picked where there is none."""
         from mlx_gpt.train.auto.model_size import Pick
         from mlx_gpt.train.auto.plan import pick_tokenizer_for
@@ -199,15 +199,15 @@ class Train:
             none = Pick({"tokenizer": "bytes"}, "the text repeats itself: there are not so many pairs to learn")
             return self._read("bytes", console), [none]
 
-    def _read(self, tokenizer: Tokenizer | str | None, console: Console) -> Material:
-        from mlx_gpt.text.dataset import find_material
+    def _read(self, tokenizer: Tokenizer | str | None, console: Console) -> Dataset:
+        from mlx_gpt.text.dataset import load_dataset
 
         with console.status("reading the text") as status:
-            return find_material(
+            return load_dataset(
                 self.data, tokenizer, lambda n: status.update(f"reading the text: {n / 1e6:,.0f} MB are tokens")
             )
 
-    def _model(self, material: Material, base: tuple[GPT, Tokenizer] | None) -> GPT:
+    def _model(self, dataset: Dataset, base: tuple[GPT, Tokenizer] | None) -> GPT:
         """A new model, or the one to start from."""
         import mlx.core as mx
 
@@ -215,7 +215,7 @@ class Train:
         from mlx_gpt.train.run import new_model
 
         if base is None:
-            return new_model(self.model.config, material, self.training.seed)
+            return new_model(self.model.config, dataset, self.training.seed)
         mx.random.seed(self.training.seed)
         dropout = {name: getattr(self.model, name) for name in DROPOUT if name in self.given}
         model = GPT(replace(base[0].config, **dropout))
@@ -224,7 +224,7 @@ class Train:
 
     def _picks(
         self,
-        material: Material,
+        dataset: Dataset,
         base: tuple[GPT, Tokenizer] | None,
         machine: Machine | None,
         deadline: float,
@@ -236,7 +236,7 @@ class Train:
         every = {**asdict(self.model), **(asdict(base[0].config) if base else {}), **asdict(self.training)}
         every |= {name: getattr(self.model, name) for name in self.given & {*DROPOUT}}
         given = {name: value for name, value in every.items() if name in self._names()}
-        return plan(material, machine, deadline, given, group, tuning=base is not None)
+        return plan(dataset, machine, deadline, given, group, tuning=base is not None)
 
     def _with(self, flags: dict[str, Any]) -> Train:
         """The same with these flags."""

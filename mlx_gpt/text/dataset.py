@@ -19,24 +19,24 @@ from mlx_gpt.text.windows import TokenStream, entropies
 from mlx_gpt.tinyworld import stories as tinyworld
 
 TOKENIZER_SAMPLE = 5_000_000  # characters of the training text that a new vocabulary is learned from
-MARKS_SAMPLE = 10_000_000  # ids of the training text that are counted
+BASELINE_SAMPLE = 10_000_000  # ids of the training text that are counted
 VAL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
-class Material:
+class Dataset:
     """A text in two parts, to train on and to measure by, and its tokenizer."""
 
     name: str
     tokenizer: Tokenizer
     train: TokenStream
     val: TokenStream
-    marks: dict[str, float]  # name -> nats per token, from the worst to the best
+    baselines: dict[str, float]  # name -> nats per token, from the worst to the best
     tokens_per_byte: float  # of the validation text
     hash: str  # of text and tokenizer: a run that goes on must find the same
 
 
-def find_material(data: str, tokenizer: str | Tokenizer | None, progress: Progress | None = None) -> Material:
+def load_dataset(data: str, tokenizer: str | Tokenizer | None, progress: Progress | None = None) -> Dataset:
     """The text that ``data`` names: ``tinyworld``, a folder from ``mlx-gpt prepare``, or what that takes.
 
     What is not prepared yet is prepared in the user's cache, once, and needs a ``tokenizer``. A prepared folder has its
@@ -47,12 +47,12 @@ def find_material(data: str, tokenizer: str | Tokenizer | None, progress: Progre
         found = open_prepared(folder)
         if tokenizer:
             _check_tokenizer(found, tokenizer)
-        return _material(data, found)
+        return _dataset(data, found)
     if tokenizer is None:
         raise UsageError(f"--data {data} needs a --tokenizer: gpt2, bytes, or bpe:N")
     if data == "tinyworld":
-        return prepare(load_corpus(data), tokenizer)
-    return _material(data, cached(find_text([data]), tokenizer, progress))
+        return dataset_from_texts(load_corpus(data), tokenizer)
+    return _dataset(data, cached(find_text([data]), tokenizer, progress))
 
 
 def text_size(data: str) -> int:
@@ -72,25 +72,25 @@ def _from_hub(repository: str, file: str) -> Path:
         raise DataError(f"{repository}: {error}; or download {file} by hand and give its path") from error
 
 
-def prepare(corpus: Corpus, tokenizer: str | Tokenizer) -> Material:
+def dataset_from_texts(corpus: Corpus, tokenizer: str | Tokenizer) -> Dataset:
     """A text that is in memory: learn or take a vocabulary, and encode it."""
     if isinstance(tokenizer, str):
         tokenizer = make_tokenizer(tokenizer, lambda: _beginning(corpus.train))
     train = TokenStream.from_documents(corpus.train, tokenizer)
     val = TokenStream.from_documents(corpus.val, tokenizer)
-    marks = _marks(train, tokenizer)
+    baselines = _baselines(train, tokenizer)
     if corpus.name == "tinyworld":
-        marks["best possible"] = tinyworld.best_loss(corpus.val, val.n_tokens)
+        baselines["best possible"] = tinyworld.best_loss(corpus.val, val.n_tokens)
     n_bytes = sum(len(document.encode()) for document in corpus.val)
     digest = hashlib.sha256(train.ids.tobytes() + val.ids.tobytes() + tokenizer.hash.encode()).hexdigest()
-    return Material(corpus.name, tokenizer, train, val, marks, val.n_tokens / n_bytes, digest)
+    return Dataset(corpus.name, tokenizer, train, val, baselines, val.n_tokens / n_bytes, digest)
 
 
-def _material(name: str, found: Prepared) -> Material:
+def _dataset(name: str, found: Prepared) -> Dataset:
     about = {**found.about, "sources": list(found.about["sources"].values())}  # what they hold, not where they are
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    marks = _marks(found.train, found.tokenizer)
-    return Material(name, found.tokenizer, found.train, found.val, marks, found.tokens_per_byte, digest)
+    baselines = _baselines(found.train, found.tokenizer)
+    return Dataset(name, found.tokenizer, found.train, found.val, baselines, found.tokens_per_byte, digest)
 
 
 def _check_tokenizer(found: Prepared, tokenizer: str | Tokenizer) -> None:
@@ -105,8 +105,8 @@ def _check_tokenizer(found: Prepared, tokenizer: str | Tokenizer) -> None:
     check_tokenizer(found.about, wanted, found.folder)
 
 
-def _marks(train: TokenStream, tokenizer: Tokenizer) -> dict[str, float]:
-    unigram, bigram = entropies(TokenStream(train.ids[:MARKS_SAMPLE], train.starts), tokenizer.vocab_size)
+def _baselines(train: TokenStream, tokenizer: Tokenizer) -> dict[str, float]:
+    unigram, bigram = entropies(TokenStream(train.ids[:BASELINE_SAMPLE], train.starts), tokenizer.vocab_size)
     return {"ln V": log(tokenizer.vocab_size), "unigram": unigram, "bigram": bigram}
 
 

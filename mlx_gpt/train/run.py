@@ -18,7 +18,7 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint, Keeper, load_checkpoint, newest_checkpoint
 from mlx_gpt.store.folder import save
 from mlx_gpt.store.run_file import RUN_FILE, Settings, differences, read_run_file, write_run_file
-from mlx_gpt.text.dataset import Material
+from mlx_gpt.text.dataset import Dataset
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import is_main
@@ -44,15 +44,15 @@ class Run:
     plot: Path
 
 
-def new_model(config: GPTConfig, material: Material, seed: int) -> GPT:
+def new_model(config: GPTConfig, dataset: Dataset, seed: int) -> GPT:
     """An untrained model with the vocabulary of the text; the same weights for the same seed."""
     mx.random.seed(seed)
-    return GPT(replace(config, vocab_size=material.tokenizer.vocab_size))
+    return GPT(replace(config, vocab_size=dataset.tokenizer.vocab_size))
 
 
 def run(
     model: GPT,
-    material: Material,
+    dataset: Dataset,
     config: TrainConfig,
     out: Path,
     console: Console,
@@ -71,15 +71,15 @@ def run(
     """
     if start is None and is_main(group):
         check_new(out)
-    if start and start.progress.data != material.hash:
+    if start and start.progress.data != dataset.hash:
         raise UsageError(f"{out}: the text is not the one that the run began with; bring it back, or start a new run")
     check_memory(model.config, config, memory_size())
-    keeper = Keeper(out, material.tokenizer, config.keep) if settings and is_main(group) else None
+    keeper = Keeper(out, dataset.tokenizer, config.keep) if settings and is_main(group) else None
     try:
         rows = keep_rows(out, start.progress.rows) if start and is_main(group) else []
-        with closing(_report(out if is_main(group) else None, console, rows, model, material)) as report:
-            trainer = Trainer(model, material.train, material.val, config, report, on_eval, keeper, start, group)
-            trainer.progress.data = material.hash
+        with closing(_report(out if is_main(group) else None, console, rows, model, dataset)) as report:
+            trainer = Trainer(model, dataset.train, dataset.val, config, report, on_eval, keeper, start, group)
+            trainer.progress.data = dataset.hash
             if report_to and is_main(group):  # before anything is written: it may refuse
                 report.trackers = [open_tracker(report_to, out, settings or {})]
             if keeper and settings and not start:
@@ -95,20 +95,20 @@ def run(
     plot = out / "loss.png"
     if is_main(group):
         if keeper is None:
-            save(model, material.tokenizer, out)
-        plot_loss(report.rows, material.marks, plot, f"{material.name}: {model.n_parameters:,} parameters")
-    return Run(model, material.tokenizer, out, val_loss, plot)
+            save(model, dataset.tokenizer, out)
+        plot_loss(report.rows, dataset.baselines, plot, f"{dataset.name}: {model.n_parameters:,} parameters")
+    return Run(model, dataset.tokenizer, out, val_loss, plot)
 
 
 def _report(
-    folder: Path | None, console: Console, rows: list[dict[str, Any]], model: GPT, material: Material
+    folder: Path | None, console: Console, rows: list[dict[str, Any]], model: GPT, dataset: Dataset
 ) -> Report:
     speed = matrix_speed() if console.is_terminal and not console.quiet else None  # only the panel shows its share
     return Report(
         folder,
         console,
         rows,
-        tokens_per_byte=material.tokens_per_byte,
+        tokens_per_byte=dataset.tokens_per_byte,
         flops_per_token=training_flops(model.config),
         machine_flops=speed,
     )

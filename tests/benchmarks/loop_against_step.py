@@ -23,7 +23,7 @@ from rich.console import Console
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.store.checkpoint import Keeper
 from mlx_gpt.text.corpus import Corpus
-from mlx_gpt.text.dataset import Material, prepare
+from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.tinyworld import stories as tinyworld
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import Trainer
@@ -37,9 +37,9 @@ CONFIG = TrainConfig(steps=10**6, batch_size=12, eval_every=0)
 BLOCK = 10  # steps
 
 
-def bare_steps(material: Material) -> Callable[[], None]:
+def bare_steps(dataset: Dataset) -> Callable[[], None]:
     """A block of bare steps."""
-    model = new_model(NANO, material, seed=0)
+    model = new_model(NANO, dataset, seed=0)
     step = make_train_step(model, make_optimizer(), CONFIG.grad_clip, CONFIG.batch_size)
     rows = np.random.default_rng(0).integers(0, 257, (CONFIG.batch_size, NANO.n_positions + 1), np.int32)
     x, y = mx.array(rows[:, :-1]), mx.array(rows[:, 1:])
@@ -73,14 +73,14 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=40)
     flags = parser.parse_args()
     told = tinyworld.stories(2000, seed=0)
-    material = prepare(Corpus("tinyworld", told[:1990], told[1990:]), "bytes")
+    dataset = dataset_from_texts(Corpus("tinyworld", told[:1990], told[1990:]), "bytes")
     with tempfile.TemporaryDirectory() as folder:
         report = Report(Path(folder), Console(quiet=True))
-        keeper = Keeper(Path(folder), material.tokenizer)
+        keeper = Keeper(Path(folder), dataset.tokenizer)
         trainer = Trainer(
-            new_model(NANO, material, seed=0), material.train, material.val, CONFIG, report, keeper=keeper
+            new_model(NANO, dataset, seed=0), dataset.train, dataset.val, CONFIG, report, keeper=keeper
         )
-        bare, looped = bare_steps(material), looped_steps(trainer)
+        bare, looped = bare_steps(dataset), looped_steps(trainer)
         bare(), looped()  # these compile
         both = [(seconds(bare), seconds(looped)) for _ in range(flags.blocks)]
         checkpoint = statistics.median(seconds(trainer.keep) for _ in range(5))

@@ -31,7 +31,7 @@ from mlx_gpt.generate.settings import Chance
 from mlx_gpt.quickstart import Judgement, judge
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.corpus import Corpus
-from mlx_gpt.text.dataset import prepare
+from mlx_gpt.text.dataset import dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.tinyworld import stories as tinyworld
 from mlx_gpt.train.config import TrainConfig
@@ -284,19 +284,19 @@ def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.
 
 def test_the_table_goes_from_knowing_nothing_to_the_rules() -> None:
     told = tinyworld.stories(30, seed=0)
-    material = prepare(Corpus("tinyworld", told[:20], told[20:]), "bytes")
+    dataset = dataset_from_texts(Corpus("tinyworld", told[:20], told[20:]), "bytes")
     judgement = Judgement(told[:2], [tinyworld.read_story(story) for story in told[:2]], [("x", False), ("y", True)])
     result: Any = type("Result", (), {"val_loss": 1.25})
     out = StringIO()
-    Console(file=out, width=100).print(quickstart._table(result, material, judgement))
+    Console(file=out, width=100).print(quickstart._table(result, dataset, judgement))
     lines = [line for line in out.getvalue().splitlines() if re.search(r"\d\.\d{3}", line)]
     names = ["(ln V)", "(unigram", "(bigram", "this model", "(best possible)", "above the best"]
     assert [name for name, line in zip(names, lines, strict=True) if name not in line] == []
     values = [float(re.findall(r"\d\.\d{3}", line)[-1]) for line in lines]
-    assert values[:3] == pytest.approx(list(material.marks.values())[:3], abs=6e-4)
+    assert values[:3] == pytest.approx(list(dataset.baselines.values())[:3], abs=6e-4)
     assert values[3] == 1.25
-    assert values[4] == pytest.approx(material.marks["best possible"], abs=6e-4)
-    assert values[5] == pytest.approx(1.25 - material.marks["best possible"], abs=1.1e-3)
+    assert values[4] == pytest.approx(dataset.baselines["best possible"], abs=6e-4)
+    assert values[5] == pytest.approx(1.25 - dataset.baselines["best possible"], abs=1.1e-3)
     assert re.search(r"sentences valid, of 2.* 1\b", out.getvalue())
     assert re.search(r"whole stories valid, of 2.* 2\b", out.getvalue())
 

@@ -272,8 +272,8 @@ def test_a_model_whose_speed_surprises_is_chosen_again(here: Path, monkeypatch: 
     sizes = {"train": Text(10**9, 1, 1).train, "val": 10**6}
     stream = {name: type("Stream", (), {"n_tokens": n}) for name, n in sizes.items()}
     tokenizer = type("Tokenizer", (), {"vocab_size": 1024})
-    material = plan_module.Material("x", tokenizer, stream["train"], stream["val"], {}, 1.0, "")  # type: ignore[arg-type]
-    picks: list[Pick] = plan_module.plan(material, MACBOOK, time.perf_counter() + 600, {})
+    dataset = plan_module.Dataset("x", tokenizer, stream["train"], stream["val"], {}, 1.0, "")  # type: ignore[arg-type]
+    picks: list[Pick] = plan_module.plan(dataset, MACBOOK, time.perf_counter() + 600, {})
     assert len(tried) == 2
     assert matrix_weights(tried[1]) < matrix_weights(tried[0])
     assert architecture(flags_of(picks), 1024) == tried[1]

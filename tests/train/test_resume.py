@@ -24,7 +24,7 @@ from mlx_gpt.device import on_cpu
 from mlx_gpt.store import folder
 from mlx_gpt.store.checkpoint import Keeper, list_checkpoints
 from mlx_gpt.store.folder import load
-from mlx_gpt.text.dataset import find_material
+from mlx_gpt.text.dataset import load_dataset
 from mlx_gpt.text.windows import Windows
 from mlx_gpt.train import clock as pace
 from mlx_gpt.train import loop
@@ -182,8 +182,8 @@ def test_ctrl_c_in_a_terminal_says_how_to_go_on(here: Path) -> None:
 
 def full_loss(folder: Path, text: Path) -> float:
     model, tokenizer = load(folder)
-    material = find_material(str(text), tokenizer)
-    windows = Windows.over(material.val, model.config.n_positions)
+    dataset = load_dataset(str(text), tokenizer)
+    windows = Windows.over(dataset.val, model.config.n_positions)
     return evaluate(model, make_eval_step(model), windows, 4)
 
 

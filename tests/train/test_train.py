@@ -23,7 +23,7 @@ from mlx_gpt.errors import DataError, MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.corpus import Corpus
-from mlx_gpt.text.dataset import Material, prepare
+from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.windows import Windows, endless_batches
 from mlx_gpt.tinyworld import stories as tinyworld
 from mlx_gpt.train import clock as pace
@@ -42,10 +42,10 @@ QUICK = TrainConfig(steps=6, batch_size=4, eval_every=3, eval_windows=2)
 
 
 @pytest.fixture(scope="module")
-def material() -> Material:
+def dataset() -> Dataset:
     """A few stories, in plain bytes."""
     told = tinyworld.stories(12, seed=0)
-    return prepare(Corpus("a few stories", told[:10], told[10:]), "bytes")
+    return dataset_from_texts(Corpus("a few stories", told[:10], told[10:]), "bytes")
 
 
 def quiet() -> Console:
@@ -175,10 +175,10 @@ def test_a_small_model_learns_one_batch_by_heart() -> None:
 
 @pytest.mark.parametrize(("n_windows", "batch_size"), [(0, 4), (0, 3), (6, 2), (7, 2), (1, 8)])
 def test_the_validation_loss_is_the_mean_over_the_counted_targets(
-    material: Material, n_windows: int, batch_size: int
+    dataset: Dataset, n_windows: int, batch_size: int
 ) -> None:
     model = new_small(replace(SMALL, embd_pdrop=0.5))
-    windows = Windows.over(material.val, SMALL.n_positions)
+    windows = Windows.over(dataset.val, SMALL.n_positions)
     n = n_windows or len(windows)
     rows = np.array([round(i * (len(windows) - 1) / max(1, n - 1)) for i in range(n)])
     x, y, counts = windows.batch(rows)
@@ -189,10 +189,10 @@ def test_the_validation_loss_is_the_mean_over_the_counted_targets(
     assert model.training  # as it was
 
 
-def test_a_short_text_is_measured_whole(material: Material) -> None:
+def test_a_short_text_is_measured_whole(dataset: Dataset) -> None:
     model = new_small().eval()
-    windows = Windows.over(material.val, SMALL.n_positions)
-    assert windows.counted.sum() == material.val.n_tokens
+    windows = Windows.over(dataset.val, SMALL.n_positions)
+    assert windows.counted.sum() == dataset.val.n_tokens
     assert not model.training
     evaluate(model, make_eval_step(model), windows, 4)
     assert not model.training
@@ -201,26 +201,26 @@ def test_a_short_text_is_measured_whole(material: Material) -> None:
 # Runs
 
 
-def trained(material: Material, out: Path, config: TrainConfig = QUICK, **architecture: Any) -> Any:
-    model = new_model(replace(SMALL, **architecture), material, config.seed)
-    return run(model, material, config, out, quiet())
+def trained(dataset: Dataset, out: Path, config: TrainConfig = QUICK, **architecture: Any) -> Any:
+    model = new_model(replace(SMALL, **architecture), dataset, config.seed)
+    return run(model, dataset, config, out, quiet())
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_a_model_folder_that_loads_with_the_same_logits(material: Material, tmp_path: Path) -> None:
-    result = trained(material, tmp_path / "run")
+def test_a_run_leaves_a_model_folder_that_loads_with_the_same_logits(dataset: Dataset, tmp_path: Path) -> None:
+    result = trained(dataset, tmp_path / "run")
     model, tokenizer = load(tmp_path / "run")
     assert mx.array_equal(model(batch()[0]), result.model(batch()[0]))
-    assert tokenizer.hash == material.tokenizer.hash
+    assert tokenizer.hash == dataset.tokenizer.hash
     assert not model.training
     assert (tmp_path / "run" / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_metrics_have_the_promised_names_and_true_values(material: Material, tmp_path: Path) -> None:
-    result = trained(material, tmp_path / "run")
+def test_metrics_have_the_promised_names_and_true_values(dataset: Dataset, tmp_path: Path) -> None:
+    result = trained(dataset, tmp_path / "run")
     rows = rows_of(tmp_path / "run")
     steps, looks = [row for row in rows if "loss" in row], [row for row in rows if "val_loss" in row]
     measured = ["step", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_bytes"]
@@ -234,28 +234,28 @@ def test_metrics_have_the_promised_names_and_true_values(material: Material, tmp
     assert steps[0]["loss"] == pytest.approx(log(257), abs=0.1)
 
 
-def test_the_first_loss_is_that_of_the_untrained_model_on_the_first_batch(material: Material, tmp_path: Path) -> None:
-    trained(material, tmp_path / "run")
-    x, y = next(endless_batches(material.train, 16, 4, QUICK.seed))
-    untrained = new_model(SMALL, material, QUICK.seed)
+def test_the_first_loss_is_that_of_the_untrained_model_on_the_first_batch(dataset: Dataset, tmp_path: Path) -> None:
+    trained(dataset, tmp_path / "run")
+    x, y = next(endless_batches(dataset.train, 16, 4, QUICK.seed))
+    untrained = new_model(SMALL, dataset, QUICK.seed)
     assert rows_of(tmp_path / "run")[0]["loss"] == pytest.approx(mean_loss(untrained(x), mx.array(y)).item(), abs=1e-6)
 
 
 def test_the_last_validation_loss_is_that_of_the_saved_model_over_all_windows(
-    material: Material, tmp_path: Path
+    dataset: Dataset, tmp_path: Path
 ) -> None:
-    result = trained(material, tmp_path / "run", embd_pdrop=0.2)
+    result = trained(dataset, tmp_path / "run", embd_pdrop=0.2)
     model, _ = load(tmp_path / "run")
-    windows = Windows.over(material.val, 16)
+    windows = Windows.over(dataset.val, 16)
     assert evaluate(model, make_eval_step(model), windows, 4) == pytest.approx(result.val_loss, rel=1e-6)
 
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_two_runs_with_the_same_seed_are_equal_to_the_bit(material: Material, tmp_path: Path, optimizer: str) -> None:
+def test_two_runs_with_the_same_seed_are_equal_to_the_bit(dataset: Dataset, tmp_path: Path, optimizer: str) -> None:
     config = replace(QUICK, optimizer=optimizer)
     once, again, other = (
-        trained(material, tmp_path / name, replace(config, seed=seed), embd_pdrop=0.1)
+        trained(dataset, tmp_path / name, replace(config, seed=seed), embd_pdrop=0.1)
         for name, seed in (("once", 1), ("again", 1), ("other", 2))
     )
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "again", "other")]
@@ -264,16 +264,16 @@ def test_two_runs_with_the_same_seed_are_equal_to_the_bit(material: Material, tm
 
 
 def test_a_run_by_minutes_ends_by_the_clock(
-    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter(range(10**6))
     monkeypatch.setattr(pace.time, "perf_counter", lambda: float(next(now)))  # each look at the clock is a second
-    trained(material, tmp_path / "run", replace(QUICK, steps=None, minutes=1.0, eval_every=0))
+    trained(dataset, tmp_path / "run", replace(QUICK, steps=None, minutes=1.0, eval_every=0))
     n = rows_of(tmp_path / "run")[-1]["step"]
     assert 6 < n < 60
 
 
-def test_samples_are_shown_in_eval_mode_and_training_goes_on(material: Material, tmp_path: Path) -> None:
+def test_samples_are_shown_in_eval_mode_and_training_goes_on(dataset: Dataset, tmp_path: Path) -> None:
     model = new_small(replace(SMALL, embd_pdrop=0.2))
     seen = []
 
@@ -281,30 +281,30 @@ def test_samples_are_shown_in_eval_mode_and_training_goes_on(material: Material,
         seen.append((step, done, model.training))
 
     report = Report(tmp_path, quiet())
-    Trainer(model, material.train, material.val, QUICK, report, look).run()
+    Trainer(model, dataset.train, dataset.val, QUICK, report, look).run()
     report.close()
     assert seen == [(3, 0.5, False)]
     assert report.rows[-1]["step"] == 6
 
 
-def test_a_loss_that_is_no_number_ends_the_run_in_one_clear_line(material: Material, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_in_one_clear_line(dataset: Dataset, tmp_path: Path) -> None:
     told = r"the loss became (nan|inf) at step \d \(largest gradient: [\w.]+, \S+\); a lower --learning-rate"
     with pytest.raises(MLXGPTError, match=told) as e:
-        trained(material, tmp_path / "run", replace(QUICK, learning_rate=1e30))
+        trained(dataset, tmp_path / "run", replace(QUICK, learning_rate=1e30))
     assert "\n" not in str(e.value)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]  # no half-written model
     assert all(np.isfinite(row["loss"]) for row in rows_of(tmp_path / "run") if "loss" in row)
 
 
 def test_an_overflow_in_float16_is_told_with_the_gradient_that_was_too_large(
-    material: Material, tmp_path: Path
+    dataset: Dataset, tmp_path: Path
 ) -> None:
     told = (
         r"the (loss|gradient's norm) became (nan|inf) at step 1 \(largest gradient: [\w.]+, [\d.e+]+\); float16 ends "
         r"at 65504, which --dtype bfloat16 does not; or a lower --learning-rate"
     )
     with pytest.raises(MLXGPTError, match=told):
-        trained(material, tmp_path / "run", replace(QUICK, dtype="float16"), initializer_range=1e3)
+        trained(dataset, tmp_path / "run", replace(QUICK, dtype="float16"), initializer_range=1e3)
 
 
 def test_a_step_whose_loss_is_no_number_spares_the_weights() -> None:
@@ -318,30 +318,30 @@ def test_a_step_whose_loss_is_no_number_spares_the_weights() -> None:
     assert all(np.allclose(after[name], before[name], rtol=1e-3) for name in before)  # but for their decay
 
 
-def test_a_folder_that_exists_is_refused_and_untouched(material: Material, tmp_path: Path) -> None:
+def test_a_folder_that_exists_is_refused_and_untouched(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"exists already; choose a new folder"):
-        trained(material, tmp_path)
+        trained(dataset, tmp_path)
     with pytest.raises(UsageError, match=r"exists already"):
-        trained(material, tmp_path / "notes.txt")
+        trained(dataset, tmp_path / "notes.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
-    short = prepare(Corpus("short", ["ab"], ["cd"]), "bytes")
+    short = dataset_from_texts(Corpus("short", ["ab"], ["cd"]), "bytes")
     with pytest.raises(DataError, match="shorter than one window: 3 tokens"):
         trained(short, tmp_path / "deep" / "run")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_is_stopped_leaves_its_metrics_and_no_model(material: Material, tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_leaves_its_metrics_and_no_model(dataset: Dataset, tmp_path: Path) -> None:
     def stop(step: int, done: float) -> None:
         raise KeyboardInterrupt
 
-    model = new_model(SMALL, material, 0)
+    model = new_model(SMALL, dataset, 0)
     with pytest.raises(KeyboardInterrupt):
-        run(model, material, QUICK, tmp_path / "run", quiet(), stop)
+        run(model, dataset, QUICK, tmp_path / "run", quiet(), stop)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
     assert len(rows_of(tmp_path / "run")) == 4
 
@@ -392,11 +392,11 @@ def test_a_setting_that_cannot_work_is_refused_by_its_flag(settings: dict[str, A
 # What the losses are compared with
 
 
-def test_marks_go_from_knowing_nothing_to_the_best_possible() -> None:
+def test_baselines_go_from_ln_V_to_the_best_possible_loss() -> None:
     told = tinyworld.stories(60, seed=0)
-    made = prepare(Corpus("tinyworld", told[:50], told[50:]), "bpe:300")
-    assert list(made.marks) == ["ln V", "unigram", "bigram", "best possible"]
-    assert list(made.marks.values()) == sorted(made.marks.values(), reverse=True)
-    assert made.marks["ln V"] == log(300)
-    assert made.marks["best possible"] == tinyworld.best_loss(told[50:], made.val.n_tokens)
-    assert "best possible" not in prepare(Corpus("mine", told[:50], told[50:]), "bpe:300").marks
+    made = dataset_from_texts(Corpus("tinyworld", told[:50], told[50:]), "bpe:300")
+    assert list(made.baselines) == ["ln V", "unigram", "bigram", "best possible"]
+    assert list(made.baselines.values()) == sorted(made.baselines.values(), reverse=True)
+    assert made.baselines["ln V"] == log(300)
+    assert made.baselines["best possible"] == tinyworld.best_loss(told[50:], made.val.n_tokens)
+    assert "best possible" not in dataset_from_texts(Corpus("mine", told[:50], told[50:]), "bpe:300").baselines

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.text.batches import Batches
-from mlx_gpt.text.dataset import Material, text_size
+from mlx_gpt.text.dataset import Dataset, text_size
 from mlx_gpt.train.auto.defaults import pick, pick_rate
 from mlx_gpt.train.auto.model_size import STEP, Measured, Pick, Text, architecture, pick_tokenizer
 from mlx_gpt.train.config import TrainConfig
@@ -45,7 +45,7 @@ def pick_tokenizer_for(data: str, machine: Machine, seconds: float) -> Pick:
 
 
 def plan(
-    material: Material,
+    dataset: Dataset,
     machine: Machine | None,
     deadline: float,
     given: Settings,
@@ -58,7 +58,7 @@ def plan(
     another one suits the time better. In a group all processes come to the same. Without a ``machine`` so much is given
     that its speed has no say.
     """
-    text = Text(material.train.n_tokens, material.val.n_tokens, material.tokenizer.vocab_size)
+    text = Text(dataset.train.n_tokens, dataset.val.n_tokens, dataset.tokenizer.vocab_size)
     n, as_found, measured = size(group), machine, None
     if machine is None or as_found is None:
         return pick_rate(text, given, n, tuning)
@@ -72,7 +72,7 @@ def plan(
         config = architecture(settings, text.vocab_size)
         if measured and config == measured.config:
             break
-        speed = training_speed(config, training_of(settings), material, as_found.memory, TRIAL * seconds(), group)
+        speed = training_speed(config, training_of(settings), dataset, as_found.memory, TRIAL * seconds(), group)
         measured = Measured(config, speed)
         share = speed / n * seconds_per_token(config, as_found, STEP)
         machine = Machine(share * as_found.matrix_speed, share * as_found.element_speed, as_found.memory)
@@ -80,14 +80,14 @@ def plan(
 
 
 def training_speed(
-    config: GPTConfig, training: TrainConfig, material: Material, memory: int, seconds: float, group: Group = None
+    config: GPTConfig, training: TrainConfig, dataset: Dataset, memory: int, seconds: float, group: Group = None
 ) -> float:
     """Tokens/s of about so many seconds of real steps, of all processes; what they have trained is thrown away."""
     check_memory(config, training, memory)
     T, B = config.n_positions, training.batch_size
-    model = new_model(config, material, training.seed)
+    model = new_model(config, dataset, training.seed)
     optimizer = optimizer_of(training, config.n_head)
-    with closing(Batches(material.train, T, B, training.seed, 0, rank(group), size(group))) as batches:
+    with closing(Batches(dataset.train, T, B, training.seed, 0, rank(group), size(group))) as batches:
         step = make_step(model, optimizer, training, group)
 
         def time_of(n: int) -> float:
