@@ -100,9 +100,7 @@ def run(
     return Run(model, dataset.tokenizer, out, val_loss, plot)
 
 
-def _report(
-    folder: Path | None, console: Console, rows: list[dict[str, Any]], model: GPT, dataset: Dataset
-) -> Report:
+def _report(folder: Path | None, console: Console, rows: list[dict[str, Any]], model: GPT, dataset: Dataset) -> Report:
     speed = matrix_speed() if console.is_terminal and not console.quiet else None  # only the panel shows its share
     return Report(
         folder,

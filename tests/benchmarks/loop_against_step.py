@@ -77,9 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Report(Path(folder), Console(quiet=True))
         keeper = Keeper(Path(folder), dataset.tokenizer)
-        trainer = Trainer(
-            new_model(NANO, dataset, seed=0), dataset.train, dataset.val, CONFIG, report, keeper=keeper
-        )
+        trainer = Trainer(new_model(NANO, dataset, seed=0), dataset.train, dataset.val, CONFIG, report, keeper=keeper)
         bare, looped = bare_steps(dataset), looped_steps(trainer)
         bare(), looped()  # these compile
         both = [(seconds(bare), seconds(looped)) for _ in range(flags.blocks)]

@@ -241,9 +241,7 @@ def test_the_first_loss_is_that_of_the_untrained_model_on_the_first_batch(datase
     assert rows_of(tmp_path / "run")[0]["loss"] == pytest.approx(mean_loss(untrained(x), mx.array(y)).item(), abs=1e-6)
 
 
-def test_the_last_validation_loss_is_that_of_the_saved_model_over_all_windows(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_the_last_validation_loss_is_that_of_the_saved_model_over_all_windows(dataset: Dataset, tmp_path: Path) -> None:
     result = trained(dataset, tmp_path / "run", embd_pdrop=0.2)
     model, _ = load(tmp_path / "run")
     windows = Windows.over(dataset.val, 16)
@@ -263,9 +261,7 @@ def test_two_runs_with_the_same_seed_are_equal_to_the_bit(dataset: Dataset, tmp_
     assert once.val_loss == again.val_loss != other.val_loss
 
 
-def test_a_run_by_minutes_ends_by_the_clock(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_by_minutes_ends_by_the_clock(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(10**6))
     monkeypatch.setattr(pace.time, "perf_counter", lambda: float(next(now)))  # each look at the clock is a second
     trained(dataset, tmp_path / "run", replace(QUICK, steps=None, minutes=1.0, eval_every=0))
@@ -296,9 +292,7 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_clear_line(dataset: Datase
     assert all(np.isfinite(row["loss"]) for row in rows_of(tmp_path / "run") if "loss" in row)
 
 
-def test_an_overflow_in_float16_is_told_with_the_gradient_that_was_too_large(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_an_overflow_in_float16_is_told_with_the_gradient_that_was_too_large(dataset: Dataset, tmp_path: Path) -> None:
     told = (
         r"the (loss|gradient's norm) became (nan|inf) at step 1 \(largest gradient: [\w.]+, [\d.e+]+\); float16 ends "
         r"at 65504, which --dtype bfloat16 does not; or a lower --learning-rate"
