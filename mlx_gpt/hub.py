@@ -7,7 +7,6 @@ gets its own name, by which the client finds it, when its bytes have the sha256 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.errors import HubError
+from mlx_gpt.files import sha256_of
 
 PATIENCE = 10  # seconds for the hub to begin to answer
 
@@ -161,18 +161,9 @@ def download(file: LargeFile) -> None:
                 expected_size=file.size,
                 displayed_filename=file.name,
             )
-        if (found := sha256(part)) != file.sha256:
+        if (found := sha256_of(part)) != file.sha256:
             part.unlink()
             raise HubError(
                 f"{file.name} came damaged: expected sha256 {file.sha256[:12]}…, found {found[:12]}…; try again"
             )
         os.replace(part, blob)
-
-
-def sha256(file: Path) -> str:
-    """Of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(1 << 24):
-            digest.update(piece)
-    return digest.hexdigest()

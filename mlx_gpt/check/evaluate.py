@@ -11,9 +11,10 @@ from mlx_gpt.check.datasets import read_passages, read_questions, read_text
 from mlx_gpt.check.hellaswag import hellaswag
 from mlx_gpt.check.lambada import lambada
 from mlx_gpt.check.perplexity import Figures, perplexity
-from mlx_gpt.check.published import sha256, tables
+from mlx_gpt.check.published import tables
 from mlx_gpt.check.scoring import Progress
 from mlx_gpt.errors import UsageError
+from mlx_gpt.files import sha256_of
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ def evaluate(
         "task": task,
         "figures": {name: {"value": value, "stderr": error} for name, (value, error) in figures.items()},
         "n": n,
-        "data_sha256": sha256(data),
+        "data_sha256": sha256_of(data),
         "tokenizer_sha256": tokenizer.hash,
         "settings": settings,
         "mlx": version("mlx"),
@@ -66,4 +67,4 @@ def published(task: str, name: str, folder: Path, n_parameters: int) -> list[dic
 
 
 def _digests(folder: Path, names: dict[str, str]) -> dict[str, str]:
-    return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
+    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}

@@ -19,8 +19,8 @@ import numpy as np
 from mlx_gpt.check.result import Check, measured, skipped
 from mlx_gpt.check.source import Source
 from mlx_gpt.errors import UsageError
+from mlx_gpt.files import sha256_of
 from mlx_gpt.generate.generation import generate_tokens
-from mlx_gpt.hub import sha256
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.loss import mean_loss, next_token_losses
@@ -41,7 +41,7 @@ def check_published(
     model: GPT, tokenizer: Tokenizer, source: Source, name: str | None, known: dict[str, Known]
 ) -> Iterator[Check]:
     """The checksum, then every figure; ``name`` is what the model is said to be, an id of the hub."""
-    digests = {file.name: sha256(file) for file in source.files}
+    digests = {file.name: sha256_of(file) for file in source.files}
     of_name = next((one for one in known.values() if name in one["ids"]), None)
     of_bytes = next((one for one in known.values() if set(digests.values()) & set(one["sha256"].values())), None)
     yield checksum(source, digests, of_name or of_bytes)

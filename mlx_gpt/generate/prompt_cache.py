@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gpt.errors import ModelFolderError, UsageError
+from mlx_gpt.files import atomic_path
 from mlx_gpt.generate.decoder import Decoder, Kept
 from mlx_gpt.model.cache import Packed
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.tensors import check_safetensors
+from mlx_gpt.store.tensors import check_safetensors, write_safetensors
 
 KIND = "mlx_gpt prompt cache"
 
@@ -44,14 +44,8 @@ def save_prompt_cache(file: str | os.PathLike[str], decoder: Decoder, ids: list[
         for name, parts in (("keys", layer.keys), ("values", layer.values)):
             arrays |= {f"h.{i}.{name}.{j}": mx.contiguous(part[:1, :, :n]) for j, part in enumerate(parts)}
     metadata = {"kind": KIND, "model": fingerprint(decoder.model), "bits": str(decoder.bits or "")}
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=file.parent) as staging:
-        whole = Path(staging) / "cache.safetensors"
-        try:
-            mx.save_safetensors(str(whole), arrays, metadata=metadata)
-        except RuntimeError as error:
-            raise OSError(None, str(error), str(file)) from error
-        check_safetensors(whole)  # a full disk may not have been reported
-        os.replace(whole, file)
+    with atomic_path(file) as hidden:
+        write_safetensors(hidden, arrays, metadata)
 
 
 def load_prompt_cache(file: str | os.PathLike[str], model: GPT) -> PromptCache:

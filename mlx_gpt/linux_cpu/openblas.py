@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mlx_gpt.files import cache_folder
+from mlx_gpt.files import atomic_path, cache_folder
 
 LIBRARIES = {  # in NumPy's wheels, and what stands around a name in them: their integers have 64 bits, MLX's 32
     "libscipy_openblas64_*": ("scipy_", "64_"),
@@ -101,10 +101,9 @@ def _keep(made: Path, kept: Path) -> None:
     """Put it where the next process looks, or leave it where nothing can be kept."""
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as copy:
-            copy.write(made.read_bytes())
-        os.chmod(copy.name, 0o500)
-        os.replace(copy.name, kept)
+        with atomic_path(kept) as hidden:
+            shutil.copyfile(made, hidden)
+            hidden.chmod(0o500)
 
 
 def set_threads(n: int) -> None:

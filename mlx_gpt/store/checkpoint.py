@@ -22,9 +22,9 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt.errors import CheckpointError, ModelFolderError
-from mlx_gpt.hub import sha256
+from mlx_gpt.files import atomic_path, fsync, sha256_of
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.folder import force_to_disk, read_model, read_tokenizer, save
+from mlx_gpt.store.folder import read_model, read_tokenizer, save
 from mlx_gpt.store.settings import CONFIG
 from mlx_gpt.store.tensors import WEIGHTS, check_safetensors
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ class Keeper:
     def save(self, model: GPT, optimizer: optim.Optimizer, progress: Progress) -> None:
         """A checkpoint of this moment, with the metrics until now."""
         if (metrics := self.run / METRICS).exists():
-            force_to_disk(metrics)  # they are not forced line by line
+            fsync(metrics)  # its lines are not flushed one by one
         save_checkpoint(self.run, model, self.tokenizer, optimizer, progress, self.keep)
 
     def newest(self) -> Path | None:
@@ -103,15 +103,10 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*"):  # of a process that was killed while it wrote or removed one
             shutil.rmtree(leftover, ignore_errors=True)
-        hidden = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=folder))
-        try:
+        with atomic_path(place) as hidden:
+            hidden.mkdir()
             _write(hidden, model, tokenizer, optimizer, progress)
             _remove(place)  # only a damaged one can be there
-            hidden.chmod(folder.stat().st_mode)  # mkdtemp's is for the owner only
-            os.rename(hidden, place)
-            force_to_disk(folder)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
         for old in list_checkpoints(run)[max(1, keep) :]:
             _remove(old)
     except (OSError, RuntimeError, ModelFolderError) as error:
@@ -153,7 +148,7 @@ def check_checkpoint(folder: Path) -> None:
         raise CheckpointError(f"{folder}: expected {SUMS}, which cannot be read ({_reason(error)})") from error
     for name in sorted({CONFIG, WEIGHTS, OPTIMIZER, PROGRESS} | sums.keys()):
         try:
-            found = sha256(folder / name)
+            found = sha256_of(folder / name)
         except OSError as error:
             raise CheckpointError(f"{folder}: expected {name}, which cannot be read ({_reason(error)})") from error
         if found != sums.get(name):
@@ -201,9 +196,7 @@ def _write(folder: Path, model: GPT, tokenizer: Tokenizer, optimizer: optim.Opti
     check_safetensors(folder / OPTIMIZER)  # a full disk may not have been reported
     (folder / PROGRESS).write_text(json.dumps(asdict(progress), allow_nan=False) + "\n", encoding="utf-8")
     names = sorted(path.name for path in folder.iterdir())
-    (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
-    for name in (OPTIMIZER, PROGRESS, SUMS, "."):  # save has seen to the model
-        force_to_disk(folder / name)
+    (folder / SUMS).write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in names), encoding="utf-8")
 
 
 def _remove(place: Path) -> None:

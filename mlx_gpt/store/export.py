@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +9,9 @@ import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError, UsageError
+from mlx_gpt.files import atomic_path
 from mlx_gpt.store import gguf, llmc, nanogpt
-from mlx_gpt.store.folder import PathLike, force_to_disk, read_tokenizer
+from mlx_gpt.store.folder import PathLike, read_tokenizer
 from mlx_gpt.store.source import Source
 
 DTYPES: dict[str, tuple[mx.Dtype, ...]] = {  # the first is the default
@@ -48,7 +44,7 @@ def export(source: Source, file: PathLike, to: str, dtype: mx.Dtype | None = Non
     tokenizer = read_tokenizer(source.place, source.config) if to == "gguf" else None
     weights = source.parameters(None)
     try:
-        with _whole(file) as hidden:
+        with atomic_path(file) as hidden:
             if to == "llm.c":
                 llmc.write_llmc(hidden, source.config, weights, dtype)
             elif to == "nanogpt":
@@ -71,16 +67,3 @@ def check_expressible(config: GPTConfig, to: str) -> None:
         if found != expected:
             only = "4 * n_embd" if name == "n_inner" else expected
             raise ModelFolderError(f"{to} computes {name} = {only} only, this model has {found}: it cannot be exported")
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """A hidden name to write under; what was written gets the name ``file`` when all of it is on the disk."""
-    hidden = Path(tempfile.mkdtemp(prefix=f".{file.name}-", dir=file.parent))
-    try:
-        yield hidden / file.name
-        force_to_disk(hidden / file.name)
-        os.replace(hidden / file.name, file)
-        force_to_disk(file.parent)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)

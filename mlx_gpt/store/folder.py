@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import ModelFolderError, UsageError
+from mlx_gpt.files import fsync
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import check_quantizable
 from mlx_gpt.store.convert import Quantization, Weights, check_weights, pack, to_hub
@@ -205,7 +206,7 @@ def _staging(folder: Path) -> Iterator[Path]:
 def _move_in(names: list[str], staging: Path, folder: Path) -> None:
     """Replace the files of ``folder`` by those of ``staging``: all of them or, on an error, none."""
     for name in names:
-        force_to_disk(staging / name)
+        fsync(staging / name)
     earlier = staging / "earlier"
     earlier.mkdir()
     for name in names[:-1]:  # the last, the weights, is what the others wait for: once it has moved, nothing can fail
@@ -224,13 +225,4 @@ def _move_in(names: list[str], staging: Path, folder: Path) -> None:
     for pattern in LEFTOVERS:
         for leftover in folder.glob(pattern):
             leftover.unlink()
-    force_to_disk(folder)
-
-
-def force_to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.errors import UsageError
-from mlx_gpt.store.folder import force_to_disk
+from mlx_gpt.files import atomic_write
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,9 +24,7 @@ def write_run_file(run: Path, settings: Settings) -> None:
     import tomli_w
 
     again = f"# repeat it with: mlx-gpt train --config {run / RUN_FILE} --out NEW\n"
-    file = run / RUN_FILE
-    file.write_text(again + tomli_w.dumps(settings), encoding="utf-8")
-    force_to_disk(file)
+    atomic_write(run / RUN_FILE, again + tomli_w.dumps(settings))
 
 
 def read_run_file(file: Path) -> Settings:

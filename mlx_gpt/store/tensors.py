@@ -29,7 +29,7 @@ SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)  # a file beside the index,
 # Bytes of an element, for the dtypes of safetensors that MLX reads as they are.
 ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1}
 ITEMSIZE |= {"U8": 1, "BOOL": 1}
-KINDS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32"}  # what is written
+KINDS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32"}  # to write
 
 
 def has_safetensors(folder: Path) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import random
 import ssl
 import urllib.request
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gpt.errors import DataError, UsageError
-from mlx_gpt.files import cache_folder
+from mlx_gpt.files import atomic_write, cache_folder, sha256_of
 
 TEXT_FILES = (".txt", ".md")
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -118,7 +117,7 @@ def tiny_shakespeare() -> Path:
     A file in the cache that is not the expected one is fetched again. Raises ``DataError`` where that fails.
     """
     path = cache_folder() / "tinyshakespeare.txt"
-    if not (path.exists() and _sha256(path.read_bytes()) == SHAKESPEARE_SHA256):
+    if not (path.exists() and sha256_of(path) == SHAKESPEARE_SHA256):
         _write(path, _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256))
     return path
 
@@ -161,10 +160,6 @@ def _cut(document: str, val_fraction: float) -> tuple[str, str]:
     return document[:cut], document[cut:]
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _download(url: str, sha256: str) -> bytes:
     import certifi  # comes with huggingface_hub and tiktoken; python.org's Python for macOS trusts nobody without it
 
@@ -176,7 +171,7 @@ def _download(url: str, sha256: str) -> bytes:
             data: bytes = response.read()
     except (OSError, http.client.HTTPException) as error:  # no network, 404, a connection that ends too early
         raise DataError(f"Tiny Shakespeare could not be downloaded ({error}); {by_hand}") from error
-    if (found := _sha256(data)) != sha256:
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise DataError(
             f"Tiny Shakespeare came damaged: expected sha256 {sha256[:8]}…, found {found[:8]}… ({len(data)} bytes); "
             f"try again, or {by_hand}"
@@ -185,15 +180,9 @@ def _download(url: str, sha256: str) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """The whole file or none: written beside its place, then moved there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        atomic_write(path, data)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another folder"

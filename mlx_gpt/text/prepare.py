@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlx_gpt.errors import DataError
-from mlx_gpt.files import cache_folder
+from mlx_gpt.files import atomic_path, cache_folder
 from mlx_gpt.text.sources import Piece, Sources
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 from mlx_gpt.text.windows import TokenStream
@@ -58,19 +56,14 @@ def prepare_text(sources: Sources, tokenizer: str | Tokenizer, out: Path, progre
         tokenizer = make_tokenizer(tokenizer, lambda: _beginning(sources))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        try:
+        with atomic_path(out) as staging:
+            staging.mkdir()
             about = {"format": FORMAT, "tokenizer_sha256": tokenizer.hash, "vocab_size": tokenizer.vocab_size}
             about |= {"dtype": _dtype(tokenizer).name, "val_fraction": sources.val_fraction, "seed": sources.seed}
             about |= _write_parts(sources, tokenizer, staging, progress)
             about |= {"sources": sources.hashes, "bytes_replaced": sources.replaced}
             tokenizer.save(staging)
             (staging / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            for file in staging.iterdir():
-                _force_to_disk(file)
-            os.replace(staging, out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror}); make room, or choose another folder") from error
     return open_prepared(out)
@@ -222,8 +215,3 @@ def _starts_file(folder: Path, part: str) -> Path:
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-
-
-def _force_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

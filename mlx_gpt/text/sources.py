@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_gpt.errors import DataError
+from mlx_gpt.files import sha256_of
 from mlx_gpt.text.corpus import TEXT_FILES, tiny_shakespeare
 from mlx_gpt.text.records import json_records, parquet_records
 from mlx_gpt.text.vocab_files import EOT
@@ -137,7 +138,7 @@ class Sources:
             lot = random.Random(f"{self.seed} {number} {i}").random()
             for j, part in enumerate(_parts(pieces)):
                 yield Piece(part, j == 0, lot < self.val_fraction)
-        self.hashes[str(path)] = _sha256(path)
+        self.hashes[str(path)] = sha256_of(path)
 
 
 def find_sources(names: Sequence[str], val_fraction: float, seed: int, fetch: Fetch | None = None) -> Sources:
@@ -199,11 +200,3 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     """What is another once a file has been written to, or another has taken its place."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(PIECE):
-            sha.update(data)
-    return sha.hexdigest()

@@ -18,7 +18,6 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.check import against_transformers
 from mlx_gpt.check.layers import ULP, compare
-from mlx_gpt.check.published import sha256
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.check.result import Check
 from mlx_gpt.check.source import Source
@@ -27,6 +26,7 @@ from mlx_gpt.cli import main
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import ModelFolderError
+from mlx_gpt.files import sha256_of
 from mlx_gpt.model.attention import MultiHeadAttention, attend, merge_heads
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.cache import KVCache
@@ -403,7 +403,7 @@ def test_a_model_of_the_hub_is_verified_by_its_id_and_its_bytes(
     (cached / "refs" / "main").write_text("abc")
     (cached / "blobs").mkdir()
     weights = cached / "snapshots" / "abc" / "model.safetensors"
-    blob = cached / "blobs" / sha256(weights)
+    blob = cached / "blobs" / sha256_of(weights)
     shutil.move(weights, blob)
     weights.symlink_to(blob)
     assert main(["verify", "someone/toy", "--tokens", "4"]) == 0

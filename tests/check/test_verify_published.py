@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_gpt.check.published import MEASURES, check_published, checked_name, compare, sha256, tables, training_losses
+from mlx_gpt.check.published import MEASURES, check_published, checked_name, compare, tables, training_losses
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.check.result import Check
 from mlx_gpt.check.source import Source
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
+from mlx_gpt.files import sha256_of
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -69,7 +70,7 @@ def figures(folder: Path) -> list[dict[str, Any]]:
 def known(folder: Path, **changes: Any) -> dict[str, Any]:
     model, _ = load(folder)
     toy = {"ids": ["toy", "someone/toy"], "parameters": model.n_parameters, "sha256_source": "here"}
-    toy["sha256"] = {"model.safetensors": sha256(folder / "model.safetensors")}
+    toy["sha256"] = {"model.safetensors": sha256_of(folder / "model.safetensors")}
     toy["figures"] = [figure | {"what": figure["kind"], "source": "here"} for figure in figures(folder)]
     return {"toy": toy | changes}
 
@@ -176,7 +177,7 @@ def test_every_changed_byte_of_known_weights_is_noticed(folder: Path, place: flo
 def test_weights_from_the_hubs_cache_must_have_the_bytes_that_they_were_downloaded_as(folder: Path) -> None:
     """The cache names each file by its sha256, and links to it: so this holds for any model of the hub."""
     file = folder / "model.safetensors"
-    blob = folder.parent / "blobs" / sha256(file)
+    blob = folder.parent / "blobs" / sha256_of(file)
     blob.parent.mkdir()
     shutil.move(file, blob)
     file.symlink_to(blob)

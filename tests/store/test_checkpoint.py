@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_gpt import files
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import CheckpointError
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store import checkpoint as module
 from mlx_gpt.store import folder as folder_module
 from mlx_gpt.store.checkpoint import (
     Keeper,
@@ -229,6 +229,10 @@ def no_room(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def no_room_for(name: str, replace: Callable[..., None]) -> Callable[..., None]:
+    return lambda source, target: no_room() if Path(target).name == name else replace(source, target)
+
+
 def cut_short(write: Callable[..., None], name: str) -> Callable[..., None]:
     def cut(file: str | Path, *arguments: Any, **options: Any) -> None:
         write(file, *arguments, **options)
@@ -244,8 +248,8 @@ def cut_short(write: Callable[..., None], name: str) -> Callable[..., None]:
         (folder_module, "write_safetensors", lambda: no_room),
         (folder_module, "write_safetensors", lambda: cut_short(folder_module.write_safetensors, "model.safetensors")),
         (mx, "save_safetensors", lambda: cut_short(mx.save_safetensors, "optimizer.safetensors")),
-        (os, "fsync", lambda: no_room),
-        (os, "rename", lambda: no_room),
+        (files, "fsync", lambda: no_room),
+        (os, "replace", lambda: no_room_for("step-5", os.replace)),
         (Path, "write_text", lambda: no_room),
         (Path, "mkdir", lambda: no_room),
     ],
@@ -277,12 +281,12 @@ def test_every_file_is_on_the_disk_before_the_checkpoint_has_its_name(
 
     def renamed(source: Path, target: Path) -> None:
         events.append(f"-> {Path(target).name}")
-        rename(source, target)
+        replace(source, target)
 
-    rename = os.rename
-    monkeypatch.setattr(module, "force_to_disk", forced)
-    monkeypatch.setattr(folder_module, "force_to_disk", forced)
-    monkeypatch.setattr(os, "rename", renamed)
+    replace = os.replace
+    monkeypatch.setattr(files, "fsync", forced)
+    monkeypatch.setattr(folder_module, "fsync", forced)
+    monkeypatch.setattr(os, "replace", renamed)
     model, optimizer, _ = trained(1)
     save_checkpoint(tmp_path, model, Tokenizer.bytes(), optimizer, Progress(step=1))
     named = events.index("-> step-1")

@@ -186,7 +186,7 @@ def test_a_save_that_fails_anywhere_leaves_what_was_there(
             "tokenizer": (Tokenizer, "save"),
             "config": (Path, "write_text"),
             "weights": (folder_module, "write_safetensors"),
-            "fsync": (os, "fsync"),
+            "fsync": (folder_module, "fsync"),
         }[step]
         monkeypatch.setattr(where, name, no_room)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,7 +269,7 @@ def test_a_disk_that_is_full_leaves_no_half_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(corpus.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DataError, match="No space left on device"):
         load_corpus("shakespeare")
     assert not list((tmp_path / "mlx_gpt").iterdir())

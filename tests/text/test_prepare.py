@@ -379,7 +379,7 @@ def test_killed_it_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     )
     arguments = ["prepare", str(file), "--out", str(tmp_path / "out"), "--tokenizer", "bytes"]
     run = subprocess.Popen([sys.executable, "-c", slow, *arguments], stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob(".out-*/train.bin")):
+    while not list(tmp_path.glob(".saving-*/out/train.bin")):
         assert run.poll() is None
         time.sleep(0.02)
     run.send_signal(signal.SIGKILL)

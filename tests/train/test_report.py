@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 from helpers.command_line import TRAIN, everything, the_line
 from rich.console import Console
 
+from mlx_gpt import files
 from mlx_gpt.cli import main
 from mlx_gpt.errors import UsageError
 from mlx_gpt.train.report import metrics as report_module
@@ -140,7 +140,7 @@ def test_a_failure_while_rows_are_dropped_leaves_all_of_them(tmp_path: Path, mon
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(files, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         keep_rows(tmp_path, 3)
     assert len(lines(tmp_path)) == 5

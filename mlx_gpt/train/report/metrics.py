@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from math import isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mlx_gpt.files import atomic_write
 from mlx_gpt.train.report.panel import LivePanel, clock
 from mlx_gpt.train.report.trackers import Tracker
 
@@ -134,15 +134,7 @@ def keep_rows(folder: Path, n: int) -> list[dict[str, Any]]:
     """
     file = folder / METRICS
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:n] if file.exists() else []
-    partial = file.with_name(f".{METRICS}")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.writelines(lines)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write(file, "".join(lines))
     return [json.loads(line) for line in lines]
 
 
