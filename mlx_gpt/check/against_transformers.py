@@ -12,10 +12,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_gpt.check.hub_folder import CONV1D, HubFolder
 from mlx_gpt.check.layers import FACTOR, FLOOR, ULP, by_token
 from mlx_gpt.check.reference import Array
 from mlx_gpt.check.result import Check, measured, skipped
-from mlx_gpt.check.source import CONV1D, Source
 from mlx_gpt.generate.generation import generate_tokens
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ CONTINUED = 32  # tokens
 
 
 def check_against_transformers(
-    model: GPT, tokenizer: Tokenizer, source: Source, ids: Array, tolerance: float
+    model: GPT, tokenizer: Tokenizer, source: HubFolder, ids: Array, tolerance: float
 ) -> Iterator[Check]:
     """``ids`` (T,) are what to compare on; ``tolerance`` is what logits may be off from the truth, relative."""
     if not (find_spec("torch") and find_spec("transformers")):
@@ -43,7 +43,7 @@ def check_against_transformers(
     yield gradients(model, theirs, ids)
 
 
-def their_model(source: Source) -> Any:
+def their_model(source: HubFolder) -> Any:
     import torch
     from transformers import GPT2LMHeadModel
     from transformers import logging as talk

@@ -22,8 +22,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.check import reference
+from mlx_gpt.check.hub_folder import HubFolder
 from mlx_gpt.check.reference import Array
-from mlx_gpt.check.source import Source
 from mlx_gpt.model.attention import attention_pattern, attention_scores, causal_mask, split_heads, weighted_values
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.gpt import GPT
@@ -76,7 +76,7 @@ class Comparison:
         return next((tensor for tensor in self.tensors if tensor.share > 1), None)
 
 
-def compare(model: GPT, source: Source, ids: Array) -> Comparison:
+def compare(model: GPT, source: HubFolder, ids: Array) -> Comparison:
     """Run a prompt, ids (T,), through the model and through the reference, side by side."""
     tensors: list[Difference] = []
 
@@ -117,7 +117,7 @@ def of_block(block: Block, x: mx.array) -> dict[str, mx.array]:
         "attn.k": qkv[1],
         "attn.v": qkv[2],
         "attn.pattern": pattern,
-        "attn.moved": weighted_values(pattern, v),
+        "attn.attended": weighted_values(pattern, v),
         "attn.c_proj": heard,
         "resid_mid": resid_mid,
         "ln_2": ln_2,

@@ -16,8 +16,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
+from mlx_gpt.check.hub_folder import HubFolder
 from mlx_gpt.check.result import Check, measured, skipped
-from mlx_gpt.check.source import Source
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import sha256_of
 from mlx_gpt.generate.generation import generate_tokens
@@ -38,7 +38,7 @@ def tables() -> dict[str, Known]:
 
 
 def check_published(
-    model: GPT, tokenizer: Tokenizer, source: Source, name: str | None, known: dict[str, Known]
+    model: GPT, tokenizer: Tokenizer, source: HubFolder, name: str | None, known: dict[str, Known]
 ) -> Iterator[Check]:
     """The checksum, then every figure; ``name`` is what the model is said to be, an id of the hub."""
     digests = {file.name: sha256_of(file) for file in source.files}
@@ -58,7 +58,7 @@ def check_published(
             yield compare(model, tokenizer, figure)
 
 
-def checksum(source: Source, digests: dict[str, str], known: Known | None) -> Check:
+def checksum(source: HubFolder, digests: dict[str, str], known: Known | None) -> Check:
     """Whether every byte of the weights is the hub's: by the published sha256, or by the one it was downloaded under.
 
     The hub's cache names a file by its sha256. A copy that was written anew, without OpenAI's mask buffers, has other

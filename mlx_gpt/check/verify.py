@@ -15,11 +15,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gpt.check.against_transformers import check_against_transformers
+from mlx_gpt.check.hub_folder import CONV1D, HubFolder
 from mlx_gpt.check.layers import Comparison, by_token, compare
 from mlx_gpt.check.published import Known, check_published, tables
 from mlx_gpt.check.reference import Array
 from mlx_gpt.check.result import Check, measured, skipped
-from mlx_gpt.check.source import CONV1D, Source
 from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def verify(
     ``known``: published figures, those of the package if None. Raises ``ModelFolderError`` for a folder that holds no
     float weights in safetensors.
     """
-    source = Source(folder)
+    source = HubFolder(folder)
     yield from check_weights(model, source)
     tried, allowed = prompts(tokenizer, model, tokens), {}
     for what, ids in tried.items():
@@ -82,7 +82,7 @@ def report(what: str, comparison: Comparison) -> Iterator[Check]:
     yield measured(f"float64: layer by layer, {what}", shown.relative, shown.tolerance, remark)
 
 
-def check_weights(model: GPT, source: Source) -> Iterator[Check]:
+def check_weights(model: GPT, source: HubFolder) -> Iterator[Check]:
     """Every parameter bit for bit as the files have it, every number a number, and the head tied or not as they say."""
     differ, broken = [], []
     parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
@@ -99,7 +99,9 @@ def check_weights(model: GPT, source: Source) -> Iterator[Check]:
     yield Check("head tied as in config.json", None, None, head == source.head, remark)
 
 
-def check_structure(model: GPT, tokenizer: Tokenizer, source: Source, ids: Array, tolerance: float) -> Iterator[Check]:
+def check_structure(
+    model: GPT, tokenizer: Tokenizer, source: HubFolder, ids: Array, tolerance: float
+) -> Iterator[Check]:
     """What holds for every GPT-2, whatever its weights; ``tolerance`` is what logits may be off, relative."""
     V, T, half = model.config.vocab_size, len(ids), len(ids) // 2
     whole = logits(model, ids)
@@ -118,7 +120,7 @@ def check_structure(model: GPT, tokenizer: Tokenizer, source: Source, ids: Array
     yield from check_tokenizer(tokenizer, source, V)
 
 
-def check_tokenizer(tokenizer: Tokenizer, source: Source, V: int) -> Iterator[Check]:
+def check_tokenizer(tokenizer: Tokenizer, source: HubFolder, V: int) -> Iterator[Check]:
     """A text survives it, no id is past the vocabulary, and the end of a text is the one that config.json names."""
     what = "ids of the tokenizer past the vocabulary"
     yield measured(what, max(0, tokenizer.vocab_size - V), 0, f"{tokenizer.vocab_size} ids, {V} embeddings")

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
+from mlx_gpt.check.hub_folder import HubFolder
 from mlx_gpt.check.reference import gpt2
-from mlx_gpt.check.source import Source
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.store.convert import hub_shapes
 from mlx_gpt.store.folder import read_model
@@ -67,7 +67,7 @@ def measure(name: str, std: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_random_weights(folder, config, std, rng)
-        exact = np.stack([gpt2(Source(folder), row) for row in ids])
+        exact = np.stack([gpt2(HubFolder(folder), row) for row in ids])
         ours, theirs = (float(np.abs(f(folder, ids) - exact).max()) for f in (our_logits, their_logits))
     return {
         "size": name,

@@ -1,6 +1,6 @@
 """Our logits are GPT-2's: against float64 NumPy, stored logits of transformers, transformers itself and mlx-lm.
 
-The figures behind the tolerances are printed with ``pytest -s tests/check/test_parity.py``.
+The measurements behind the tolerances are printed by ``pytest -s tests/check/test_parity.py``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.make_fixture import FOLDER, VARIANTS, logits_of, tiny_gpt2
-from helpers.reference_numpy import gpt2
 from mlx.utils import tree_flatten
 
+from mlx_gpt.check.hub_folder import HubFolder, HubWeights
+from mlx_gpt.check.reference import block as reference_block
+from mlx_gpt.check.reference import embed, gpt2
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
@@ -58,18 +60,24 @@ def config() -> GPTConfig:
     return read_model(FOLDER).config
 
 
+def reference(weights: dict[str, np.ndarray] = WEIGHTS, **settings: Any) -> np.ndarray:
+    """Float64 logits for IDS."""
+    return gpt2(HubWeights(weights, CONFIG | settings), IDS)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_numpy_reference_is_transformers_in_float64(variant: str) -> None:
-    reference, _ = gpt2(WEIGHTS, CONFIG | VARIANTS[variant], IDS)
-    stored = STORED[variant]  # "plain" is kept in float64, the others rounded to float32
-    assert error(reference, stored) < (1e-12 if variant == "plain" else 5e-7)
+def test_the_reference_gives_the_stored_float64_logits_of_transformers(variant: str) -> None:
+    folder = HubFolder(FOLDER)  # the reference's own reader
+    folder.settings |= VARIANTS[variant]
+    stored = STORED[variant]  # "plain" is stored in float64, the others rounded to float32
+    assert error(gpt2(folder, IDS), stored) < (1e-12 if variant == "plain" else 5e-7)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_agree_with_the_float64_reference(config: GPTConfig, variant: str) -> None:
-    reference, _ = gpt2(WEIGHTS, CONFIG | VARIANTS[variant], IDS)
-    off = error(ours(WEIGHTS, replace(config, **VARIANTS[variant])), reference)
-    print(f"tiny-gpt2, {variant}: off by {off:.1e} of {np.abs(reference).max():.1f}")
+    expected = reference(**VARIANTS[variant])
+    off = error(ours(WEIGHTS, replace(config, **VARIANTS[variant])), expected)
+    print(f"tiny-gpt2, {variant}: error {off:.1e}, largest logit {np.abs(expected).max():.1f}")
     assert off < TOLERANCE
 
 
@@ -80,13 +88,14 @@ def test_a_loaded_folder_gives_the_logits_that_transformers_gave() -> None:
 
 
 def test_the_residual_stream_agrees_after_every_block() -> None:
-    model = read_model(FOLDER)
-    _, streams = gpt2(WEIGHTS, CONFIG, IDS)
+    model, weights = read_model(FOLDER), HubWeights(WEIGHTS, CONFIG)
     x = model.wte(mx.array(IDS)) + model.wpe(mx.arange(IDS.shape[1]))
-    assert error(np.array(x), streams[0]) < 1e-6
+    expected = embed(weights, IDS)
+    assert error(np.array(x), expected) < 1e-6
     for i, block in enumerate(model.h):
         x = block(x)
-        assert error(np.array(x), streams[i + 1]) < 3e-5, f"first wrong in block {i}"  # of values up to 26
+        expected = reference_block(expected, weights.block(i), weights.settings, i)["resid_post"]
+        assert error(np.array(x), expected) < 3e-5, f"first wrong in block {i}"  # values reach 26
 
 
 def transposed(name: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
@@ -131,7 +140,7 @@ def test_half_precision_files_are_computed_in_float32(config: GPTConfig) -> None
     rounded = {name: np.array(weight.astype(mx.float32)) for name, weight in halved.items()}
     model = GPT(config)
     model.load_weights(list(from_hub(halved, config).items()))
-    assert error(np.array(model.eval()(IDS)), gpt2(rounded, CONFIG, IDS)[0]) < TOLERANCE
+    assert error(np.array(model.eval()(IDS)), reference(rounded)) < TOLERANCE
 
 
 # From here on with torch and transformers.
@@ -159,10 +168,12 @@ def test_a_model_that_transformers_saves_loads_with_its_logits(tmp_path: Path, s
     theirs = tiny_gpt2(**settings)
     theirs.save_pretrained(tmp_path)
     logits = np.array(read_model(tmp_path)(IDS))
-    weights = {name: weight.detach().numpy() for name, weight in theirs.named_parameters()}
-    reference, _ = gpt2(weights, json.loads((tmp_path / "config.json").read_text()), IDS)
-    assert error(logits_of(theirs, IDS), reference) < TOLERANCE
-    assert error(logits, reference) < TOLERANCE
+    weights = {name: weight.detach().numpy().copy() for name, weight in theirs.named_parameters()}
+    expected = gpt2(HubWeights(weights, json.loads((tmp_path / "config.json").read_text())), IDS)
+    assert error(logits_of(theirs, IDS), expected) < TOLERANCE
+    if "reorder_and_upcast_attn" not in settings:  # which computes attention in float32
+        assert error(logits_of(theirs.double(), IDS), expected) < 1e-12
+    assert error(logits, expected) < TOLERANCE
 
 
 SAVED = [

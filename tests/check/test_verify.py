@@ -13,14 +13,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.make_fixture import FOLDER, VARIANTS
+from helpers.make_fixture import FOLDER
 from mlx.utils import tree_flatten
 
 from mlx_gpt.check import against_transformers
+from mlx_gpt.check.hub_folder import HubFolder
 from mlx_gpt.check.layers import ULP, compare
-from mlx_gpt.check.reference import gpt2
 from mlx_gpt.check.result import Check
-from mlx_gpt.check.source import Source
 from mlx_gpt.check.verify import as_json, check_devices, verify
 from mlx_gpt.cli import main
 from mlx_gpt.config import GPTConfig
@@ -72,16 +71,6 @@ def wrong(report: dict[str, Check]) -> list[str]:
 
 
 # A sound model
-
-
-def test_the_reference_is_transformers_in_float64() -> None:
-    stored = np.load(FOLDER / "logits.npz")  # made by transformers: tests/helpers/make_fixture.py
-    for name, settings in VARIANTS.items():
-        source = Source(FOLDER)
-        source.settings |= settings
-        for ids, expected in zip(stored["ids"], stored[name], strict=True):
-            off = np.abs(gpt2(source, ids) - expected).max()
-            assert off < (1e-12 if name == "plain" else 5e-7)  # "plain" is kept in float64
 
 
 def test_a_sound_model_passes_every_check(folder: Path) -> None:
@@ -179,7 +168,7 @@ def test_every_layout_of_the_hub_is_read(folder: Path, layout: Callable[[Path], 
 
 def test_the_tolerance_is_a_small_multiple_of_float32s_rounding() -> None:
     """Neither so wide that a fault hides in it, nor so narrow that it is luck: measured on the stored model."""
-    comparison = compare(read_model(FOLDER), Source(FOLDER), np.load(FOLDER / "logits.npz")["ids"][0])
+    comparison = compare(read_model(FOLDER), HubFolder(FOLDER), np.load(FOLDER / "logits.npz")["ids"][0])
     shares = [tensor.share for tensor in comparison.tensors]
     print(f"largest share of the tolerance {max(shares):.2f}, largest tolerance {comparison.logits.tolerance:.1e}")
     assert max(shares) < 0.5
@@ -283,7 +272,7 @@ def test_a_fault_is_not_carried_on_into_the_blocks_behind_it(folder: Path, fault
     plant, tensor = FAULTS[fault]
     model = read_model(folder)
     plant(model)
-    found = [one.name for one in compare(model, Source(folder), IDS).tensors if one.share > 1]
+    found = [one.name for one in compare(model, HubFolder(folder), IDS).tensors if one.share > 1]
     assert found[0] == tensor
     assert len({name.split(".")[1] if name.startswith("h.") else "" for name in found}) == 1
 
@@ -357,7 +346,7 @@ def test_a_gpu_that_computes_otherwise_than_the_cpu_is_seen(
 
 
 def test_the_check_of_attention_is_the_readable_form(folder: Path) -> None:
-    """``attend`` spelled out and the kernel the model calls are the same, so ``attn.moved`` speaks for both."""
+    """``attend`` spelled out and the kernel the model calls are the same, so ``attn.attended`` speaks for both."""
     q = k = v = mx.random.normal((1, 2, 8, 4))
     fused = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask="causal")
     assert mx.allclose(attend(q, k, v, 0.5), fused, atol=1e-6)
@@ -446,13 +435,13 @@ def test_weights_that_are_no_floats_are_one_line(folder: Path, capsys: pytest.Ca
 def test_the_reference_reads_no_quantized_weights(folder: Path) -> None:
     rewrite(folder, lambda weights: weights | {"h.0.mlp.c_fc.weight": mx.zeros((32, 16), mx.uint32)})
     with pytest.raises(ModelFolderError, match="found U32; verify the float model that a quantized one was made from"):
-        Source(folder).read("h.0.mlp.c_fc.weight")
+        HubFolder(folder).read("h.0.mlp.c_fc.weight")
 
 
 def test_a_folder_without_safetensors_is_refused_by_the_source(tmp_path: Path, folder: Path) -> None:
     shutil.copy(folder / "config.json", tmp_path)
     with pytest.raises(ModelFolderError, match=r"expected model\.safetensors to check the model against"):
-        Source(tmp_path)
+        HubFolder(tmp_path)
 
 
 # Against transformers

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_gpt.check.hub_folder import HubFolder
 from mlx_gpt.check.published import MEASURES, check_published, checked_name, compare, tables, training_losses
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.check.result import Check
-from mlx_gpt.check.source import Source
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import sha256_of
@@ -48,12 +48,12 @@ def folder(tmp_path: Path) -> Path:
 
 def figures(folder: Path) -> list[dict[str, Any]]:
     """Every kind of figure but training, from the reference."""
-    logits, ids = gpt2(Source(folder), IDS), IDS.tolist()
+    logits, ids = gpt2(HubFolder(folder), IDS), IDS.tolist()
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     said = [int(logp[t, ids[t + 1]] * 1e6) / 1e6 for t in range(len(ids) - 1)]
     greedy = ids.copy()
     for _ in range(5):
-        greedy.append(int(gpt2(Source(folder), np.array(greedy))[-1].argmax()))
+        greedy.append(int(gpt2(HubFolder(folder), np.array(greedy))[-1].argmax()))
     text = Tokenizer.bytes().decode(greedy[9:])
     at = [[0, 3], [4, 100], [8, 256]]
     return [
@@ -77,7 +77,7 @@ def known(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def report(folder: Path, name: str | None, about: dict[str, Any]) -> dict[str, Check]:
     model, tokenizer = load(folder)
-    return {check.what: check for check in check_published(model, tokenizer, Source(folder), name, about)}
+    return {check.what: check for check in check_published(model, tokenizer, HubFolder(folder), name, about)}
 
 
 def flip(file: Path, place: int) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from helpers.reference_numpy import gpt2
+from mlx_gpt.check.hub_folder import HubWeights
+from mlx_gpt.check.reference import gpt2
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -160,7 +161,7 @@ PLAIN, WIDE, NARROW = hub_weights(), hub_weights(vocab=384), hub_weights(inner=2
 def error(path: Path, weights: Arrays, **settings: Any) -> float:
     """How far the logits of a loaded folder are from float64's, at most."""
     ids = IDS[:, : weights["wpe.weight"].shape[0]]
-    expected, _ = gpt2(weights, SETTINGS | settings, ids)
+    expected = gpt2(HubWeights(weights, SETTINGS | settings), ids)
     found = np.array(load(path)[0](ids)).astype(np.float64)
     assert found.shape == expected.shape
     return float(np.abs(found - expected).max())

@@ -25,8 +25,9 @@ from helpers.layout_files import (
     llmc_bytes,
     write_hub,
 )
-from helpers.reference_numpy import gpt2
 
+from mlx_gpt.check.hub_folder import HubWeights
+from mlx_gpt.check.reference import gpt2
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.export import export
 from mlx_gpt.store.folder import convert
@@ -103,7 +104,7 @@ def test_transformers_reads_an_exported_gguf_with_the_same_logits(with_merges: P
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, gguf_file="x.gguf", config=config).eval()
     with torch.no_grad():
         found = model(torch.tensor(IDS)).logits.numpy()
-    assert np.abs(found - gpt2(WIDE, SETTINGS, IDS)[0]).max() < TOLERANCE
+    assert np.abs(found - gpt2(HubWeights(WIDE, SETTINGS), IDS)).max() < TOLERANCE
 
 
 def test_a_gguf_wants_merges(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.reference_numpy import gpt2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlx_gpt.check.hub_folder import HubWeights
+from mlx_gpt.check.reference import gpt2
 from mlx_gpt.errors import MLXGPTError, ModelFolderError
 from mlx_gpt.store.folder import load
 from mlx_gpt.store.tf_bundle import crc32c, masked, read_bundle
@@ -48,7 +49,7 @@ def compare(place: Path, weights: Arrays, config: dict[str, Any]) -> bool:
         assert mx.get_peak_memory() - already < 1_000_000
         return False
     ids = np.arange(model.config.n_positions)[None] % model.config.vocab_size
-    expected, _ = gpt2(weights, config, ids)
+    expected = gpt2(HubWeights(weights, config), ids)
     assert np.abs(np.array(model(ids)) - expected).max() < 1e-5 * np.abs(expected).max()
     return True
 

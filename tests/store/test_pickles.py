@@ -25,8 +25,9 @@ from helpers.layout_files import (
     with_buffers,
     write_hub,
 )
-from helpers.reference_numpy import gpt2
 
+from mlx_gpt.check.hub_folder import HubWeights
+from mlx_gpt.check.reference import gpt2
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.export import export
 from mlx_gpt.store.folder import convert, load
@@ -136,7 +137,8 @@ def test_an_exported_nanogpt_checkpoint_loads_into_nanogpts_modules(tmp_path: Pa
     model.load_state_dict(checkpoint["model"])  # strict: no name too many, none too few
     with torch.no_grad():
         found = model(torch.tensor(IDS)).numpy()
-    expected, _ = gpt2(PLAIN, SETTINGS | {"activation_function": "gelu" if exact else "gelu_new"}, IDS)
+    settings = SETTINGS | {"activation_function": "gelu" if exact else "gelu_new"}
+    expected = gpt2(HubWeights(PLAIN, settings), IDS)
     assert np.abs(found - expected).max() < TOLERANCE
 
 
