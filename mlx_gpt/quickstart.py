@@ -147,9 +147,8 @@ def _measure(model: GPT, dataset: Dataset, seconds: float = 1.5) -> float:
     """Training speed in tokens/s: some real steps, after one that compiles."""
     T = model.config.n_positions
     batches = endless_batches(dataset.train, T, BATCH_SIZE, seed=0)
-    optimizer = make_optimizer(
-        "muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS, n_head=model.config.n_head
-    )
+    config = TrainConfig(optimizer="muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS)
+    optimizer = make_optimizer(config, model.config.n_head)
     step = make_train_step(model, optimizer, clip=1.0, batch_size=BATCH_SIZE)
     n, started = -1, 0.0
     while n < 1 or time.perf_counter() - started < seconds:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import ceil, inf
 
 from mlx_gpt.errors import UsageError
-from mlx_gpt.train.optimizer import OPTIMIZERS, SCHEDULES
+from mlx_gpt.train.optimizer import OPTIMIZERS, OptimizerConfig
+from mlx_gpt.train.schedule import SCHEDULES
 
 DTYPES = ("float32", "bfloat16", "float16")
 COUNTED = ("steps", "tokens", "epochs")  # one of them may say how long a run is
@@ -15,7 +16,7 @@ STEPS = 2000  # where none of them does
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(OptimizerConfig):
     """How to train. One of ``steps``, ``tokens``, ``epochs``, or else ``minutes``, says how long.
 
     Beside one of them ``minutes`` are the most that the steps may take. Where they do not suffice the learning
@@ -31,17 +32,9 @@ class TrainConfig:
     accumulate: int = 1  # batches in a step
     dtype: str = "float32"  # of the computation, or bfloat16 or float16; the weights are float32
     recompute: bool = False  # compute each block again on the way back: less memory, more time
-    optimizer: str = "adamw"  # or muon
-    learning_rate: float = 1e-3  # peak, of AdamW
-    muon_learning_rate: float = 0.02  # peak, of Muon, where it is used
-    muon_embeddings: bool = False  # the token embedding is Muon's too
-    muon_iterations: int = 5  # of Newton-Schulz in Muon; fewer are faster and less exact
     schedule: str = "cosine"  # or wsd: warm-up, stable, decay
     final_learning_rate: float = 0.1  # at the end, as a share of the peak
     warmup: float = 0.02  # share of the run
-    weight_decay: float = 0.1  # on matrices
-    beta1: float = 0.9
-    beta2: float = 0.95
     grad_clip: float = 1.0  # largest norm of the gradient
     eval_every: int = 250  # steps between validation losses; 0 is off
     eval_windows: int = 64  # how many windows a validation loss looks at, the same ones each time; 0 is all

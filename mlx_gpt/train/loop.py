@@ -19,8 +19,9 @@ from mlx_gpt.text.windows import TokenStream, Windows
 from mlx_gpt.train.clock import Clock, deferred_ctrl_c
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import rank, size
-from mlx_gpt.train.optimizer import Schedule, make_optimizer
+from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.report.metrics import Report
+from mlx_gpt.train.schedule import Schedule
 from mlx_gpt.train.step import TrainStep, largest_gradient, make_eval_step, make_train_step
 from mlx_gpt.train.validation import evaluate
 
@@ -69,7 +70,7 @@ class Trainer:
         if config.minutes is not None and group:
             raise UsageError("--minutes is for one process, since each has its own clock; give --steps")
         self.clock = Clock(n_steps, config.minutes, self.progress.seconds)
-        self.optimizer = optimizer_of(config, model.config.n_head)
+        self.optimizer = make_optimizer(config, model.config.n_head)
         self.schedule = Schedule(self.optimizer, config.schedule, config.warmup, config.final_learning_rate)
         self._set_state(start)
         self.step = make_step(model, self.optimizer, config, group)
@@ -254,18 +255,4 @@ def make_step(
         dtype=config.dtype,
         recompute=config.recompute,
         group=group,
-    )
-
-
-def optimizer_of(config: TrainConfig, n_head: int) -> optim.MultiOptimizer:
-    """The optimizer of some settings."""
-    return make_optimizer(
-        config.optimizer,
-        config.learning_rate,
-        config.muon_learning_rate,
-        config.weight_decay,
-        (config.beta1, config.beta2),
-        config.muon_embeddings,
-        config.muon_iterations,
-        n_head,
     )

@@ -1,152 +1,79 @@
-"""What moves the weights: AdamW as GPT-2's successors use it, or Muon for the matrices inside the blocks."""
+"""The optimizers: AdamW as GPT-2's successors use it, and Muon. A new one is an entry in ``OPTIMIZERS``."""
 
 from __future__ import annotations
 
-from math import cos, pi
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("cosine", "wsd")
-SMALL = 1 << 16  # weights of a matrix that goes through Muon's iteration with others of its shape
-WSD_DECAY = 0.4  # share of the run in which wsd decays
+from mlx_gpt.train.muon import StackedMuon
 
 
-def make_optimizer(
-    kind: str = "adamw",
-    learning_rate: float = 1e-3,
-    muon_learning_rate: float = 0.02,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.95),
-    muon_embeddings: bool = False,
-    muon_iterations: int = 5,
-    n_head: int = 1,
-) -> optim.MultiOptimizer:
-    """AdamW with bias correction, its decay on matrices only: norms and biases have no reason to be small.
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The settings of the optimizers. ``TrainConfig`` inherits and validates them."""
 
-    With ``muon`` the matrices of the blocks take steps with all singular values nearly equal (Jordan et al. 2024), of
-    length ``muon_learning_rate``, by ``muon_iterations`` of Newton and Schulz; the rest stays with AdamW. In
-    ``attn.c_attn`` the query, key and value of each of ``n_head`` heads are matrices of their own.
-    ``muon_embeddings`` counts the token embedding among those matrices: AdamW moves the rows of a small vocabulary
-    together and drowns what tells one name from another, which a head that copies names depends on. For a large
-    vocabulary that is slow.
+    optimizer: str = "adamw"  # or muon
+    learning_rate: float = 1e-3  # peak, of AdamW
+    muon_learning_rate: float = 0.02  # peak, of the matrices that Muon updates
+    muon_embeddings: bool = False  # Muon updates the token embedding too
+    muon_iterations: int = 5  # Newton-Schulz iterations of Muon; fewer are faster and less exact
+    weight_decay: float = 0.1  # of matrices
+    beta1: float = 0.9  # decay of AdamW's mean of gradients
+    beta2: float = 0.95  # decay of AdamW's mean of squared gradients
+
+
+def make_optimizer(config: OptimizerConfig, n_head: int) -> optim.Optimizer:
+    """Return the optimizer that ``config`` names, for a model with ``n_head`` heads."""
+    return OPTIMIZERS[config.optimizer].make(config, n_head)
+
+
+def adamw(config: OptimizerConfig, n_head: int) -> optim.Optimizer:
+    """Return AdamW with bias correction and decoupled weight decay on matrices (Loshchilov & Hutter 2019).
+
+    Biases and norms have no decay.
     """
+    return optim.MultiOptimizer(_adamw_groups(config), [_is_matrix])
 
-    def adamw(decay: float) -> optim.AdamW:
-        return optim.AdamW(learning_rate, betas=list(betas), eps=1e-8, weight_decay=decay, bias_correction=True)
 
-    groups: list[optim.Optimizer] = [adamw(weight_decay), adamw(0.0)]
-    filters = [_is_matrix]
-    if kind == "muon":
-        inside = ("h.", "wte") if muon_embeddings else ("h.",)
-        settings: dict = {"momentum": 0.95, "weight_decay": 0.0, "ns_steps": muon_iterations}
-        groups[:0] = [
-            StackedMuon(muon_learning_rate, 3 * n_head, **settings),
-            StackedMuon(muon_learning_rate, 1, **settings),
-        ]
-        filters[:0] = [
-            lambda path, weight: path.endswith("attn.c_attn.weight"),
-            lambda path, weight: _is_matrix(path, weight) and path.startswith(inside),
-        ]
-    elif kind != "adamw":
-        raise ValueError(f"the optimizer must be one of {', '.join(OPTIMIZERS)}, not {kind!r}")
-    return optim.MultiOptimizer(groups, filters)
+def muon(config: OptimizerConfig, n_head: int) -> optim.Optimizer:
+    """Return Muon for the matrices of the blocks and AdamW for all other weights (Jordan et al. 2024).
+
+    Query, key and value of each head in ``attn.c_attn`` are separate matrices. ``muon_embeddings`` adds the token
+    embedding: AdamW updates the rows of a small vocabulary alike, which slows down learning to tell one name from
+    another. With a large vocabulary that is slow.
+    """
+    prefixes = ("h.", "wte") if config.muon_embeddings else ("h.",)
+    settings: dict[str, Any] = {"momentum": 0.95, "weight_decay": 0.0, "ns_steps": config.muon_iterations}
+    parts = [StackedMuon(config.muon_learning_rate, n, **settings) for n in (3 * n_head, 1)]
+    filters = [
+        lambda path, weight: path.endswith("attn.c_attn.weight"),
+        lambda path, weight: _is_matrix(path, weight) and path.startswith(prefixes),
+        _is_matrix,
+    ]
+    return optim.MultiOptimizer([*parts, *_adamw_groups(config)], filters)
+
+
+class OptimizerEntry(NamedTuple):
+    """An optimizer that ``--optimizer`` can name."""
+
+    make: Callable[[OptimizerConfig, int], optim.Optimizer]
+    max_learning_rate: float  # the highest that auto/defaults.py picks, tuned on small models
+
+
+OPTIMIZERS = {"adamw": OptimizerEntry(adamw, 0.004), "muon": OptimizerEntry(muon, 0.01)}
+
+
+def _adamw_groups(config: OptimizerConfig) -> list[optim.Optimizer]:
+    """AdamW with weight decay, then without."""
+    return [
+        optim.AdamW(config.learning_rate, [config.beta1, config.beta2], 1e-8, decay, bias_correction=True)
+        for decay in (config.weight_decay, 0.0)
+    ]
 
 
 def _is_matrix(path: str, weight: mx.array) -> bool:
     return weight.ndim >= 2
-
-
-class StackedMuon(optim.Muon):
-    """Muon for weights (n x rows, columns) that are ``n`` matrices one below the other, each taken for itself.
-
-    ``attn.c_attn`` is: queries, keys and values, and of each the heads. Made orthogonal as one matrix, those with the
-    larger gradients, at first the values, would leave the others next to nothing. It is also less work. Small weights
-    of one shape go through the iteration together: it takes longer to begin their products than to compute them.
-    """
-
-    def __init__(self, learning_rate: float, n: int, **settings: Any):
-        super().__init__(learning_rate, **settings)
-        self.n = n
-
-    def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
-        """The new parameters: momentum (Nesterov's), then steps whose singular values are near one."""
-        if not self._initialized:
-            self.init(gradients)
-        self.state["step"] = self.step + 1
-        updates: Any = tree_flatten(tree_map(self._update, gradients, self.state))
-        together: dict[Any, list[tuple[str, mx.array]]] = {}
-        for name, update in updates:
-            together.setdefault(update.shape if update.size <= SMALL else name, []).append((name, update))
-        steps = {name: step for some in together.values() for name, step in self._steps(some)}
-        unfolded = tree_unflatten([(name, steps[name]) for name, _ in updates])
-        return tree_map(lambda step, parameter: parameter - step, unfolded, parameters)
-
-    def _update(self, gradient: mx.array, state: dict) -> mx.array:
-        state["v"] = self.momentum * state["v"] + (1 - self.momentum) * gradient
-        return self.momentum * state["v"] + (1 - self.momentum) * gradient
-
-    def _steps(self, updates: list[tuple[str, mx.array]]) -> list[tuple[str, mx.array]]:
-        """How far the weights with these updates, all of one shape, go; a high matrix further, as in MLX's Muon."""
-        names, arrays = zip(*updates, strict=True)
-        shape = arrays[0].shape
-        stack = mx.concatenate([one.reshape(self.n, -1, shape[-1]) for one in arrays])  # (n x weights, rows, columns)
-        rate = self.learning_rate.astype(stack.dtype) * max(1.0, stack.shape[-2] / stack.shape[-1]) ** 0.5
-        steps = mx.split(rate * orthogonalized(stack, self.ns_steps), len(arrays))
-        return [(name, step.reshape(shape)) for name, step in zip(names, steps, strict=True)]
-
-
-def orthogonalized(x: mx.array, iterations: int) -> mx.array:
-    """Matrices (..., rows, columns) with the same singular vectors, but all singular values near one.
-
-    Newton and Schulz's iteration with Jordan's coefficients (Jordan et al. 2024): five of them leave the values
-    between 0.7 and 1.2.
-    """
-    if x.shape[-2] > x.shape[-1]:
-        return orthogonalized(x.swapaxes(-1, -2), iterations).swapaxes(-1, -2)
-    x = x / (mx.sqrt((x * x).sum((-2, -1), keepdims=True)) + 1e-7)
-    for _ in range(iterations):
-        a = x @ x.swapaxes(-1, -2)
-        b = mx.addmm(a, a, a, alpha=2.0315, beta=-4.7750)
-        x = mx.addmm(x, b, x, beta=3.4445)
-    return x
-
-
-class Schedule:
-    """Scales every learning rate of an optimizer: up in a line during warm-up, later down to ``final`` of the peak.
-
-    ``cosine`` falls from the end of the warm-up on (Loshchilov & Hutter 2017; Radford et al. 2018, section 4.1);
-    ``wsd``, warm-up, stable, decay, stays at the peak until the last 40 % and then falls in a line (Hu et al. 2024).
-    Set from outside, by the share of the run that is done: so a run may last a number of steps or of minutes.
-    """
-
-    def __init__(self, optimizer: optim.MultiOptimizer, kind: str = "cosine", warmup: float = 0.02, final: float = 0.1):
-        if kind not in SCHEDULES:
-            raise ValueError(f"the schedule must be one of {', '.join(SCHEDULES)}, not {kind!r}")
-        self.kind = kind
-        self.optimizers = optimizer.optimizers
-        self.peaks = [float(one.learning_rate.item()) for one in self.optimizers]
-        self.warmup, self.final = warmup, final
-
-    def factor(self, done: float) -> float:
-        """What the peaks are multiplied by when the share ``done`` (0 to 1) of the run is behind."""
-        if done < self.warmup:
-            return done / self.warmup
-        if self.kind == "wsd":
-            left = min(1.0, max(0.0, 1 - done) / WSD_DECAY)
-        else:
-            left = 0.5 * (1 + cos(pi * min(1.0, (done - self.warmup) / (1 - self.warmup))))
-        return self.final + (1 - self.final) * left
-
-    def set(self, done: float) -> float:
-        """Set the learning rates; returns AdamW's."""
-        return self.scale(self.factor(done))
-
-    def scale(self, factor: float) -> float:
-        """Set them to so many times their peaks; returns AdamW's."""
-        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
-            optimizer.learning_rate = peak * factor
-        return self.peaks[-1] * factor

@@ -40,7 +40,7 @@ BLOCK = 10  # steps
 def bare_steps(dataset: Dataset) -> Callable[[], None]:
     """A block of bare steps."""
     model = new_model(NANO, dataset, seed=0)
-    step = make_train_step(model, make_optimizer(), CONFIG.grad_clip, CONFIG.batch_size)
+    step = make_train_step(model, make_optimizer(CONFIG, NANO.n_head), CONFIG.grad_clip, CONFIG.batch_size)
     rows = np.random.default_rng(0).integers(0, 257, (CONFIG.batch_size, NANO.n_positions + 1), np.int32)
     x, y = mx.array(rows[:, :-1]), mx.array(rows[:, 1:])
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.step import make_train_step
 
@@ -39,7 +40,13 @@ Step = Callable[[mx.array, mx.array], None]  # takes ids (B, T) and targets, and
 
 
 def our_step(config: GPTConfig, batch_size: int, recompute: bool) -> Step:
-    step = make_train_step(GPT(config), make_optimizer(learning_rate=1e-4), 1.0, batch_size, recompute=recompute)
+    step = make_train_step(
+        GPT(config),
+        make_optimizer(TrainConfig(learning_rate=1e-4), config.n_head),
+        1.0,
+        batch_size,
+        recompute=recompute,
+    )
     return lambda x, y: mx.eval(step(x, y), step.state)
 
 

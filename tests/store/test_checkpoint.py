@@ -34,6 +34,7 @@ from mlx_gpt.store.checkpoint import (
 )
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.step import make_train_step
 
@@ -55,7 +56,7 @@ FILES = [
 def trained(n: int = 3, kind: str = "muon") -> tuple[GPT, Any, Any]:
     """A model after n steps, its optimizer and its step."""
     mx.random.seed(0)
-    model, optimizer = GPT(SMALL), make_optimizer(kind)
+    model, optimizer = GPT(SMALL), make_optimizer(TrainConfig(optimizer=kind), SMALL.n_head)
     step = make_train_step(model, optimizer, clip=1.0, batch_size=2)
     losses(step, n)
     return model, optimizer, step
@@ -105,7 +106,7 @@ def test_a_checkpoint_comes_back_to_the_bit_and_so_does_the_next_step(tmp_path: 
     assert found.progress == progress
     assert found.tokenizer.hash == Tokenizer.bytes().hash
 
-    fresh = make_optimizer(kind)
+    fresh = make_optimizer(TrainConfig(optimizer=kind), SMALL.n_head)
     restore_optimizer(fresh, found.model, found.optimizer)
     restore_random_key(found.progress.random[0])
     assert losses(make_train_step(found.model, fresh, clip=1.0, batch_size=2)) == went_on  # with the same dropout
@@ -213,9 +214,11 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(run: Path) -
 def test_the_state_of_another_optimizer_is_refused(run: Path) -> None:
     found = load_checkpoint(run / "checkpoints/step-4")
     with pytest.raises(CheckpointError, match="another optimizer or model"):
-        restore_optimizer(make_optimizer("adamw"), found.model, found.optimizer)
+        restore_optimizer(make_optimizer(TrainConfig(), 2), found.model, found.optimizer)
     with pytest.raises(CheckpointError, match="another optimizer or model"):
-        restore_optimizer(make_optimizer("muon"), GPT(replace(SMALL, n_embd=16)), found.optimizer)
+        restore_optimizer(
+            make_optimizer(TrainConfig(optimizer="muon"), 2), GPT(replace(SMALL, n_embd=16)), found.optimizer
+        )
 
 
 # What cannot be written

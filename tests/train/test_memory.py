@@ -20,9 +20,10 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train import machine, memory
 from mlx_gpt.train import run as run_module
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.loop import make_step, optimizer_of
+from mlx_gpt.train.loop import make_step
 from mlx_gpt.train.machine import lanes
 from mlx_gpt.train.memory import ERROR, check_memory, largest_batch, n_parameters, step_memory
+from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.step import batch_lanes
 
 SHAPE = GPTConfig(257, n_positions=64, n_embd=64, n_layer=6, n_head=2)
@@ -42,7 +43,7 @@ def peak(config: GPTConfig, training: TrainConfig) -> int:
     """Bytes that a step took, of its own."""
     gc.collect()  # the models of other tests
     before = mx.get_active_memory()
-    step = make_step(GPT(config), optimizer_of(training, config.n_head), training, None)
+    step = make_step(GPT(config), make_optimizer(training, config.n_head), training, None)
     shape = (training.batch_size, config.n_positions + 1)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (training.accumulate, *shape), np.int32)
     ids = ids if training.accumulate > 1 else ids[0]

@@ -23,6 +23,7 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train import step as step_module
+from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loss import chunked_mean_loss, mean_loss
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.recompute import hidden_recomputed
@@ -185,13 +186,15 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.distributed import join, rank, size
+from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.step import make_train_step
 
 group = join()
 mx.random.seed(0)
 model = GPT(GPTConfig(**json.loads(sys.argv[1])))
-step = make_train_step(model, make_optimizer(learning_rate=1e-2), 1.0, batch_size=4 // size(group), group=group)
+optimizer = make_optimizer(TrainConfig(learning_rate=1e-2), 2)
+step = make_train_step(model, optimizer, 1.0, batch_size=4 // size(group), group=group)
 losses = []
 for rows in np.load(sys.argv[2]):
     mine = rows[rank(group) :: size(group)]
@@ -275,7 +278,7 @@ def test_twenty_steps_have_the_losses_of_torch() -> None:
         eps=1e-8,
     )
     ours, reference = [], []
-    step = make_train_step(model, make_optimizer("adamw", 3e-3, weight_decay=0.1), 1.0, batch_size=4)
+    step = make_train_step(model, make_optimizer(TrainConfig(learning_rate=3e-3), 2), 1.0, batch_size=4)
     for x, y in zip(*batches(20, config), strict=True):
         loss, _ = step(x, y)
         mx.eval(loss, step.state)

@@ -163,7 +163,9 @@ def test_dropout_differs_from_step_to_step_and_repeats_with_the_seed() -> None:
 
 def test_a_small_model_learns_one_batch_by_heart() -> None:
     model = new_small(replace(SMALL, n_embd=32))
-    step = make_train_step(model, make_optimizer(learning_rate=1e-2, weight_decay=0.0), 1.0, batch_size=4)
+    step = make_train_step(
+        model, make_optimizer(TrainConfig(learning_rate=1e-2, weight_decay=0.0), 2), 1.0, batch_size=4
+    )
     for _ in range(150):
         loss, _ = step(*batch())
         mx.eval(loss, step.state)
@@ -303,7 +305,7 @@ def test_an_overflow_in_float16_is_told_with_the_gradient_that_was_too_large(dat
 
 def test_a_step_whose_loss_is_no_number_spares_the_weights() -> None:
     model = new_small(replace(SMALL, initializer_range=1e3))
-    step = make_train_step(model, make_optimizer(), clip=1.0, batch_size=4, dtype="float16")
+    step = make_train_step(model, make_optimizer(TrainConfig(), 2), clip=1.0, batch_size=4, dtype="float16")
     before = weights(model)
     loss, _ = step(*batch())
     mx.eval(loss, step.state)

@@ -32,6 +32,7 @@ from mlx_gpt.train.clock import IN_HAND
 from mlx_gpt.train.config import COUNTED, TrainConfig
 from mlx_gpt.train.machine import Machine, matrix_weights, seconds_per_token, training_flops
 from mlx_gpt.train.memory import largest_batch
+from mlx_gpt.train.optimizer import OPTIMIZERS
 
 MINUTES = 10.0  # of wall time, everything included
 EPOCHS, TUNING_EPOCHS = 40.0, 4.0  # at most
@@ -39,7 +40,6 @@ NEW = 4.0  # epochs for which a text is as good as new
 TUNING = 0.05  # of the learning rate from scratch
 FORWARD = 2.5  # tokens measured in the time that training on one takes
 LOOK, END = 1.0, 5.0  # seconds for a sample and a checkpoint; for the plot and the files at the end
-HIGHEST_RATE = {"adamw": 0.004, "muon": 0.01}  # tried on small models, for which the formula was not fitted
 MUON_ITERATIONS = 3  # as good as five in these sizes, and less work
 PATIENCE = 4  # validation losses
 STEPS, SMALLEST_STEP = 1000, 512  # so many steps there should be, unless they have fewer tokens than that
@@ -176,7 +176,7 @@ def _pick_rate(run: _Run, optimizer: str) -> Pick:
 
 
 def _rate(compute: float, optimizer: str) -> float:
-    return min(HIGHEST_RATE[optimizer], 0.3118 * compute**-0.1250)
+    return min(OPTIMIZERS[optimizer].max_learning_rate, 0.3118 * compute**-0.1250)
 
 
 def _pick_dropout(run: _Run) -> Pick:

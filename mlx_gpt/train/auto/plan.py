@@ -17,9 +17,10 @@ from mlx_gpt.train.auto.defaults import pick, pick_rate
 from mlx_gpt.train.auto.model_size import STEP, Measured, Pick, Text, architecture, pick_tokenizer
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import rank, size, smallest
-from mlx_gpt.train.loop import make_step, optimizer_of
+from mlx_gpt.train.loop import make_step
 from mlx_gpt.train.machine import Machine, measure, seconds_per_token
 from mlx_gpt.train.memory import check_memory
+from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.run import new_model
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def training_speed(
     check_memory(config, training, memory)
     T, B = config.n_positions, training.batch_size
     model = new_model(config, dataset, training.seed)
-    optimizer = optimizer_of(training, config.n_head)
+    optimizer = make_optimizer(training, config.n_head)
     with closing(Batches(dataset.train, T, B, training.seed, 0, rank(group), size(group))) as batches:
         step = make_step(model, optimizer, training, group)
 
