@@ -128,10 +128,10 @@ def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path: Path, monk
     before = file.read_bytes()
 
     def full(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no space left")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prompt_cache.mx, "save_safetensors", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(prompt_cache, "write_safetensors", full)
+    with pytest.raises(OSError, match="No space left"):
         kept(model, file, SHORT)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
