@@ -20,7 +20,7 @@ from mlx_gpt.files import atomic_path
 from mlx_gpt.generate.decoder import Decoder, Kept
 from mlx_gpt.model.cache import Packed
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.tensors import check_safetensors, write_safetensors
+from mlx_gpt.store.safetensors import check_safetensors, write_safetensors
 
 KIND = "mlx_gpt prompt cache"
 

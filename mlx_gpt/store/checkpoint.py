@@ -25,8 +25,8 @@ from mlx_gpt.errors import CheckpointError, ModelFolderError
 from mlx_gpt.files import atomic_path, fsync, sha256_of
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import read_model, read_tokenizer, save
-from mlx_gpt.store.settings import CONFIG
-from mlx_gpt.store.tensors import WEIGHTS, check_safetensors
+from mlx_gpt.store.model_config import CONFIG
+from mlx_gpt.store.safetensors import WEIGHTS, check_safetensors
 from mlx_gpt.text.tokenizer import Tokenizer
 
 CHECKPOINTS = "checkpoints"  # the folder of them, in the run's
@@ -35,7 +35,7 @@ OPTIMIZER, PROGRESS, SUMS = "optimizer.safetensors", "progress.json", "SHA256SUM
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """Where a run stands, beside its weights and its optimizer."""
 
     step: int = 0
@@ -56,18 +56,18 @@ class Checkpoint(NamedTuple):
     model: GPT
     tokenizer: Tokenizer
     optimizer: dict[str, mx.array]
-    progress: Progress
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
-class Keeper:
+class CheckpointManager:
     """Keeps what a run makes in its folder: the best model, and the last ``keep`` checkpoints."""
 
     run: Path
     tokenizer: Tokenizer
     keep: int = 2
 
-    def save(self, model: GPT, optimizer: optim.Optimizer, progress: Progress) -> None:
+    def save(self, model: GPT, optimizer: optim.Optimizer, progress: RunProgress) -> None:
         """A checkpoint of this moment, with the metrics until now."""
         if (metrics := self.run / METRICS).exists():
             fsync(metrics)  # its lines are not flushed one by one
@@ -90,7 +90,7 @@ class Keeper:
 
 
 def save_checkpoint(
-    run: Path, model: GPT, tokenizer: Tokenizer, optimizer: optim.Optimizer, progress: Progress, keep: int = 2
+    run: Path, model: GPT, tokenizer: Tokenizer, optimizer: optim.Optimizer, progress: RunProgress, keep: int = 2
 ) -> Path:
     """Write the checkpoint of a step and remove all but the last ``keep`` (at least 1); returns its folder.
 
@@ -162,7 +162,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     assert isinstance(state, dict)  # as a safetensors file always is
     mx.eval(state)  # now: its file may be removed later
     try:
-        progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+        progress = RunProgress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
     except TypeError as error:
         raise CheckpointError(
             f"{folder}: written by another version of mlx-gpt ({error}); resume it with that"
@@ -190,7 +190,7 @@ def restore_random_key(key: list[int]) -> None:
     mx.random.seed((key[0] << 32) | key[1])
 
 
-def _write(folder: Path, model: GPT, tokenizer: Tokenizer, optimizer: optim.Optimizer, progress: Progress) -> None:
+def _write(folder: Path, model: GPT, tokenizer: Tokenizer, optimizer: optim.Optimizer, progress: RunProgress) -> None:
     save(model, tokenizer, folder)
     mx.save_safetensors(str(folder / OPTIMIZER), dict(tree_flatten(optimizer.state)))
     check_safetensors(folder / OPTIMIZER)  # a full disk may not have been reported

@@ -12,7 +12,7 @@ from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import atomic_path
 from mlx_gpt.store import gguf, llmc, nanogpt
 from mlx_gpt.store.folder import PathLike, read_tokenizer
-from mlx_gpt.store.source import Source
+from mlx_gpt.store.source import ModelSource
 
 DTYPES: dict[str, tuple[mx.Dtype, ...]] = {  # the first is the default
     "llm.c": (mx.float32, mx.bfloat16),
@@ -22,7 +22,7 @@ DTYPES: dict[str, tuple[mx.Dtype, ...]] = {  # the first is the default
 FIXED = {"llm.c": llmc.FIXED, "nanogpt": nanogpt.FIXED, "gguf": gguf.FIXED}
 
 
-def export(source: Source, file: PathLike, to: str, dtype: mx.Dtype | None = None) -> str:
+def export(source: ModelSource, file: PathLike, to: str, dtype: mx.Dtype | None = None) -> str:
     """Write a model as one file of another program's; returns what one should know of it, or "".
 
     The file must be new. It is there when all of it is on the disk, or not at all. Raises ``UsageError``, or

@@ -25,9 +25,9 @@ from mlx_gpt.files import fsync
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import check_quantizable
 from mlx_gpt.store.convert import Quantization, Weights, check_weights, pack, to_hub
-from mlx_gpt.store.settings import CONFIG, config_json
-from mlx_gpt.store.source import Source, find_source, source_in
-from mlx_gpt.store.tensors import INDEX, WEIGHTS, check_safetensors, write_safetensors
+from mlx_gpt.store.model_config import CONFIG, config_json
+from mlx_gpt.store.safetensors import INDEX, WEIGHTS, check_safetensors, write_safetensors
+from mlx_gpt.store.source import ModelSource, find_source, source_in
 from mlx_gpt.text.tokenizer import Tokenizer
 
 PathLike = str | os.PathLike[str]
@@ -61,7 +61,7 @@ def read_model(folder: PathLike, dtype: mx.Dtype = mx.float32) -> GPT:
     return build(source_in(Path(folder)), dtype)
 
 
-def build(source: Source, dtype: mx.Dtype = mx.float32) -> GPT:
+def build(source: ModelSource, dtype: mx.Dtype = mx.float32) -> GPT:
     """The model of a source, in eval mode, its weights in memory."""
     weights = source.parameters(dtype)
     model = GPT(source.config)
@@ -136,7 +136,7 @@ def save(model: GPT, tokenizer: Tokenizer, folder: PathLike) -> None:
     _write(Path(folder), weights, model.config, tokenizer)
 
 
-def convert(source: Source, folder: PathLike, dtype: mx.Dtype | None = None, bits: int | None = None) -> None:
+def convert(source: ModelSource, folder: PathLike, dtype: mx.Dtype | None = None, bits: int | None = None) -> None:
     """Write the model folder of a source; one tensor after the other is in memory. The folder must be new, or empty.
 
     ``dtype``: of every tensor; None leaves each as it is. ``bits``: 8 or 4 pack the matrices, as ``quantize`` does, in

@@ -17,8 +17,8 @@ import numpy as np
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.store.convert import Weights, linear_shapes
-from mlx_gpt.store.lazy import lazy_arrays
-from mlx_gpt.store.tensors import raw_bytes
+from mlx_gpt.store.mapped import mapped_arrays
+from mlx_gpt.store.safetensors import raw_bytes
 
 MAGIC, N_HEADER = 20240326, 256
 FLOAT32, BFLOAT16 = 3, 5  # versions
@@ -67,7 +67,7 @@ def read_llmc(file: Path) -> tuple[GPTConfig, Weights]:
         n = prod(shapes[name])
         tensors[name] = data[at : at + n].reshape(shapes[name])
         at += n if name != "wte.weight" else padded * C
-    return config, lazy_arrays(tensors)
+    return config, mapped_arrays(tensors)
 
 
 def write_llmc(file: Path, config: GPTConfig, weights: Weights, dtype: mx.Dtype) -> None:

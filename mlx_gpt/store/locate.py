@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlx_gpt.errors import HubError, ModelFolderError
 from mlx_gpt.hub import fetch
-from mlx_gpt.store.tensors import has_safetensors
+from mlx_gpt.store.safetensors import has_safetensors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # gpt2, openai-community/gpt2
 

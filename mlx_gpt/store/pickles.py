@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.convert import Weights, is_buffer
-from mlx_gpt.store.lazy import lazy_arrays
+from mlx_gpt.store.mapped import mapped_arrays
 
 SAFE = (2, 6)
 
@@ -65,4 +65,4 @@ def arrays_of(tensors: Any, file: Path) -> Weights:
         tensor = tensor.detach().contiguous()
         is_bfloat16 = tensor.dtype == torch.bfloat16  # which NumPy lacks
         kept[name] = tensor.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else tensor.numpy()
-    return lazy_arrays(kept)
+    return mapped_arrays(kept)

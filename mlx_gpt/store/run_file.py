@@ -16,10 +16,10 @@ else:
 
 RUN_FILE = "run.toml"
 
-Settings = dict[str, Any]  # n_layer -> 4; what is None is left out
+RunSettings = dict[str, Any]  # n_layer -> 4; what is None is left out
 
 
-def write_run_file(run: Path, settings: Settings) -> None:
+def write_run_file(run: Path, settings: RunSettings) -> None:
     """Write down the settings of a run, in its folder."""
     import tomli_w
 
@@ -27,7 +27,7 @@ def write_run_file(run: Path, settings: Settings) -> None:
     atomic_write(run / RUN_FILE, again + tomli_w.dumps(settings))
 
 
-def read_run_file(file: Path) -> Settings:
+def read_run_file(file: Path) -> RunSettings:
     """The settings in a file; ``UsageError`` where there are none."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def read_run_file(file: Path) -> Settings:
         raise UsageError(f"{file}: expected settings as TOML, found something else ({error})") from error
 
 
-def differences(run: Settings, now: Settings) -> list[str]:
+def differences(run: RunSettings, now: RunSettings) -> list[str]:
     """What is set otherwise now than in the run: ``steps = 100 (the run has 200)``."""
     return [
         f"{name} = {now.get(name, 'not set')} (the run has {run.get(name, 'none')})"

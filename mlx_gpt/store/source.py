@@ -33,18 +33,18 @@ from mlx_gpt.store.convert import (
 )
 from mlx_gpt.store.llmc import is_llmc, read_llmc
 from mlx_gpt.store.locate import find_folder
+from mlx_gpt.store.model_config import CONFIG, read_config, read_quantization
 from mlx_gpt.store.nanogpt import CHECKPOINT, from_nanogpt, is_nanogpt
 from mlx_gpt.store.pickles import arrays_of, read_pickle
-from mlx_gpt.store.settings import CONFIG, read_config, read_quantization
-from mlx_gpt.store.tensors import has_safetensors, read_shards, read_weights
-from mlx_gpt.store.tf_bundle import HPARAMS, read_tensorflow
+from mlx_gpt.store.safetensors import has_safetensors, read_shards, read_weights
+from mlx_gpt.store.tensorflow import HPARAMS, read_tensorflow
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # of a hub model, whole or in shards
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A GPT-2 as it was found. Its weights are lazy, and in the layout of their file.
 
     They can be taken once: an array that is kept here as well would stay in memory when it has been used.
@@ -78,7 +78,7 @@ class Source:
         return weights
 
 
-def find_source(name: str | os.PathLike[str], revision: str | None = None, pickles: bool = False) -> Source:
+def find_source(name: str | os.PathLike[str], revision: str | None = None, pickles: bool = False) -> ModelSource:
     """The GPT-2 called ``name``: a file, a folder, or a repository of the hub. Raises ``ModelFolderError``.
 
     Pickles are opened only with ``pickles``: it takes torch, and a model folder can be had of them once and for all.
@@ -86,35 +86,35 @@ def find_source(name: str | os.PathLike[str], revision: str | None = None, pickl
     path = Path(name).expanduser()
     if path.is_file() and revision is None:
         if is_llmc(path):
-            return Source("llm.c", path.parent, *read_llmc(path), is_linear=True)
+            return ModelSource("llm.c", path.parent, *read_llmc(path), is_linear=True)
         if path.suffix in PICKLED:
             return _pickled(path, pickles)
     return source_in(find_folder(name, revision, pickles), pickles)
 
 
-def source_in(folder: Path, pickles: bool = False) -> Source:
+def source_in(folder: Path, pickles: bool = False) -> ModelSource:
     """The GPT-2 in a folder."""
     if not (folder / CONFIG).exists():
         if (folder / HPARAMS).exists():
-            return Source("TensorFlow", folder, *read_tensorflow(folder))
+            return ModelSource("TensorFlow", folder, *read_tensorflow(folder))
         if (folder / CHECKPOINT).exists():
             return _pickled(folder / CHECKPOINT, pickles)
     config = read_config(folder)
     if not has_safetensors(folder) and (file := _pickle_in(folder)):
         _allow(file, pickles)
-        return Source("pytorch_model.bin", folder, config, _read_pickles(file))
+        return ModelSource("pytorch_model.bin", folder, config, _read_pickles(file))
     weights = read_weights(folder)
     if any(name.startswith(MLX_LM) for name in weights):
-        return Source("mlx-lm", folder, config, weights, True, read_quantization(folder))
-    return Source("Hugging Face", folder, config, weights)
+        return ModelSource("mlx-lm", folder, config, weights, True, read_quantization(folder))
+    return ModelSource("Hugging Face", folder, config, weights)
 
 
-def _pickled(file: Path, pickles: bool) -> Source:
+def _pickled(file: Path, pickles: bool) -> ModelSource:
     _allow(file, pickles)
     content = read_pickle(file)
     if is_nanogpt(content):
-        return Source("nanoGPT", file.parent, *from_nanogpt(content, file), is_linear=True)
-    return Source("pytorch_model.bin", file.parent, read_config(file.parent), arrays_of(content, file))
+        return ModelSource("nanoGPT", file.parent, *from_nanogpt(content, file), is_linear=True)
+    return ModelSource("pytorch_model.bin", file.parent, read_config(file.parent), arrays_of(content, file))
 
 
 def _allow(file: Path, pickles: bool) -> None:

@@ -13,7 +13,14 @@ import numpy as np
 
 from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.checkpoint import Checkpoint, Keeper, Progress, random_keys, restore_optimizer, restore_random_key
+from mlx_gpt.store.checkpoint import (
+    Checkpoint,
+    CheckpointManager,
+    RunProgress,
+    random_keys,
+    restore_optimizer,
+    restore_random_key,
+)
 from mlx_gpt.text.batches import Batches
 from mlx_gpt.text.windows import TokenStream, Windows
 from mlx_gpt.train.clock import Clock, deferred_ctrl_c
@@ -55,13 +62,13 @@ class Trainer:
         config: TrainConfig,
         report: Report,
         on_eval: OnEval | None = None,
-        keeper: Keeper | None = None,
+        keeper: CheckpointManager | None = None,
         start: Checkpoint | None = None,
         group: mx.distributed.Group | None = None,
     ):
         self.model, self.config, self.report, self.on_eval = model, config, report, on_eval
         self.keeper, self.group = keeper, group
-        self.progress = start.progress if start else Progress()
+        self.progress = start.progress if start else RunProgress()
         T, B = model.config.n_positions, config.batch_size
         self.windows = Windows.over(val_stream, min(T, val_stream.n_tokens))
         self.batches = Batches(train_stream, T, B, config.seed, self.progress.position, rank(group), size(group))

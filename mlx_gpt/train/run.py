@@ -15,9 +15,9 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.checkpoint import Checkpoint, Keeper, load_checkpoint, newest_checkpoint
+from mlx_gpt.store.checkpoint import Checkpoint, CheckpointManager, load_checkpoint, newest_checkpoint
 from mlx_gpt.store.folder import save
-from mlx_gpt.store.run_file import RUN_FILE, Settings, differences, read_run_file, write_run_file
+from mlx_gpt.store.run_file import RUN_FILE, RunSettings, differences, read_run_file, write_run_file
 from mlx_gpt.text.dataset import Dataset
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
@@ -57,7 +57,7 @@ def run(
     out: Path,
     console: Console,
     on_eval: OnEval | None = None,
-    settings: Settings | None = None,
+    settings: RunSettings | None = None,
     start: Checkpoint | None = None,
     group: mx.distributed.Group | None = None,
     report_to: str = "",
@@ -74,7 +74,7 @@ def run(
     if start and start.progress.data != dataset.hash:
         raise UsageError(f"{out}: the text is not the one that the run began with; bring it back, or start a new run")
     check_memory(model.config, config, memory_size())
-    keeper = Keeper(out, dataset.tokenizer, config.keep) if settings and is_main(group) else None
+    keeper = CheckpointManager(out, dataset.tokenizer, config.keep) if settings and is_main(group) else None
     try:
         rows = keep_rows(out, start.progress.rows) if start and is_main(group) else []
         with closing(_report(out if is_main(group) else None, console, rows, model, dataset)) as report:
@@ -112,16 +112,16 @@ def _report(folder: Path | None, console: Console, rows: list[dict[str, Any]], m
     )
 
 
-def _stopped_by(error: OSError, out: Path, keeper: Keeper | None) -> MLXGPTError:
+def _stopped_by(error: OSError, out: Path, keeper: CheckpointManager | None) -> MLXGPTError:
     way_on = f"; make room, then {_go_on(keeper)}" if keeper and keeper.newest() else ""
     return MLXGPTError(f"{error.filename or out}: cannot be written ({error.strerror}){way_on}")
 
 
-def _go_on(keeper: Keeper) -> str:
+def _go_on(keeper: CheckpointManager) -> str:
     return f"go on from {keeper.newest()}, which is whole, with: mlx-gpt train --resume {keeper.run}"
 
 
-def last_checkpoint(run: Path, settings: Settings, given: Collection[str], console: Console) -> Checkpoint:
+def last_checkpoint(run: Path, settings: RunSettings, given: Collection[str], console: Console) -> Checkpoint:
     """What a run goes on from. ``UsageError`` where one of the settings that are ``given`` is not the run's."""
     of_the_run = read_run_file(run / RUN_FILE)
     if found := differences(of_the_run, {name: value for name, value in settings.items() if name in given}):

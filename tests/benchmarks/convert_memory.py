@@ -20,8 +20,8 @@ import mlx.core as mx
 
 from mlx_gpt.config import PRESETS
 from mlx_gpt.store.convert import hub_shapes
-from mlx_gpt.store.settings import config_json
-from mlx_gpt.store.tensors import write_safetensors
+from mlx_gpt.store.model_config import config_json
+from mlx_gpt.store.safetensors import write_safetensors
 from mlx_gpt.text.tokenizer import Tokenizer
 
 IMPORTS = "nothing but the imports"  # refused: there is nothing to convert

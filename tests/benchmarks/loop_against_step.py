@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.store.checkpoint import Keeper
+from mlx_gpt.store.checkpoint import CheckpointManager
 from mlx_gpt.text.corpus import Corpus
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.tinyworld import stories as tinyworld
@@ -76,7 +76,7 @@ def main() -> None:
     dataset = dataset_from_texts(Corpus("tinyworld", told[:1990], told[1990:]), "bytes")
     with tempfile.TemporaryDirectory() as folder:
         report = Report(Path(folder), Console(quiet=True))
-        keeper = Keeper(Path(folder), dataset.tokenizer)
+        keeper = CheckpointManager(Path(folder), dataset.tokenizer)
         trainer = Trainer(new_model(NANO, dataset, seed=0), dataset.train, dataset.val, CONFIG, report, keeper=keeper)
         bare, looped = bare_steps(dataset), looped_steps(trainer)
         bare(), looped()  # these compile

@@ -27,7 +27,7 @@ from mlx_gpt.check.reference import gpt2
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.store.convert import hub_shapes
 from mlx_gpt.store.folder import read_model
-from mlx_gpt.store.settings import config_json
+from mlx_gpt.store.model_config import config_json
 
 TOKENS = {"gpt2": (2, 32), "gpt2-medium": (2, 32), "gpt2-large": (1, 32), "gpt2-xl": (1, 16)}
 

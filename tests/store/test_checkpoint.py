@@ -22,8 +22,8 @@ from mlx_gpt.errors import CheckpointError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store import folder as folder_module
 from mlx_gpt.store.checkpoint import (
-    Keeper,
-    Progress,
+    CheckpointManager,
+    RunProgress,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -68,7 +68,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
     for n in (3, 4):
         model, optimizer, _ = trained(n)
-        save_checkpoint(run, model, Tokenizer.bytes(), optimizer, Progress(step=n, random=random_keys()))
+        save_checkpoint(run, model, Tokenizer.bytes(), optimizer, RunProgress(step=n, random=random_keys()))
     return run
 
 
@@ -95,7 +95,7 @@ def never(text: str) -> None:
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_checkpoint_comes_back_to_the_bit_and_so_does_the_next_step(tmp_path: Path, kind: str) -> None:
     model, optimizer, step = trained(3, kind)
-    progress = Progress(3, 48, 3, 0.1, best_val_loss=1 / 3, best_step=2, stale=1, rows=4, random=random_keys())
+    progress = RunProgress(3, 48, 3, 0.1, best_val_loss=1 / 3, best_step=2, stale=1, rows=4, random=random_keys())
     folder = save_checkpoint(tmp_path, model, Tokenizer.bytes(), optimizer, progress)
     weights, state = flat(model.parameters()), flat(optimizer.state)
     went_on = losses(step)
@@ -137,10 +137,10 @@ def test_its_checksums_are_those_of_its_files(run: Path) -> None:
 
 def test_the_last_k_are_kept(tmp_path: Path) -> None:
     model, optimizer, _ = trained(1)
-    keeper = Keeper(tmp_path, Tokenizer.bytes(), keep=2)
+    keeper = CheckpointManager(tmp_path, Tokenizer.bytes(), keep=2)
     assert keeper.newest() is None
     for n in (2, 9, 10, 100):  # by number, not by letter
-        keeper.save(model, optimizer, Progress(step=n))
+        keeper.save(model, optimizer, RunProgress(step=n))
         assert keeper.newest() == tmp_path / f"checkpoints/step-{n}"
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-100", "step-10"]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
@@ -200,14 +200,14 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_goes_away(run: Path) ->
     shutil.copytree(run / "checkpoints/step-4", run / "checkpoints/.step-5-abc")
     assert newest_checkpoint(run, never) == run / "checkpoints/step-4"
     model, optimizer, _ = trained(1)
-    save_checkpoint(run, model, Tokenizer.bytes(), optimizer, Progress(step=6))
+    save_checkpoint(run, model, Tokenizer.bytes(), optimizer, RunProgress(step=6))
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-4", "step-6"]
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(run: Path) -> None:
     emptied(run / "checkpoints/step-4/model.safetensors")
     model, optimizer, _ = trained(4)
-    save_checkpoint(run, model, Tokenizer.bytes(), optimizer, Progress(step=4))
+    save_checkpoint(run, model, Tokenizer.bytes(), optimizer, RunProgress(step=4))
     assert newest_checkpoint(run, never) == run / "checkpoints/step-4"
 
 
@@ -265,7 +265,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones_as_they_wer
     model, optimizer, _ = trained(1)
     monkeypatch.setattr(where, what, fails())
     with pytest.raises(CheckpointError) as e:
-        save_checkpoint(run, model, Tokenizer.bytes(), optimizer, Progress(step=5))
+        save_checkpoint(run, model, Tokenizer.bytes(), optimizer, RunProgress(step=5))
     monkeypatch.undo()
     assert "step-5 could not be saved (" in str(e.value)
     assert str(e.value).endswith(f"make room, then go on with: mlx-gpt train --resume {run}")
@@ -291,7 +291,7 @@ def test_every_file_is_on_the_disk_before_the_checkpoint_has_its_name(
     monkeypatch.setattr(folder_module, "fsync", forced)
     monkeypatch.setattr(os, "replace", renamed)
     model, optimizer, _ = trained(1)
-    save_checkpoint(tmp_path, model, Tokenizer.bytes(), optimizer, Progress(step=1))
+    save_checkpoint(tmp_path, model, Tokenizer.bytes(), optimizer, RunProgress(step=1))
     named = events.index("-> step-1")
     assert {*FILES} <= {*events[:named]}
     assert events[named + 1 :] == ["checkpoints"]  # and then the name itself

@@ -11,7 +11,7 @@ import pytest
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError
-from mlx_gpt.store.settings import read_config
+from mlx_gpt.store.model_config import read_config
 
 TINY_GPT2 = Path(__file__).parents[1] / "fixtures" / "tiny-gpt2"
 

@@ -23,7 +23,7 @@ from mlx_gpt.check.hub_folder import HubWeights
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.errors import MLXGPTError, ModelFolderError
 from mlx_gpt.store.folder import load
-from mlx_gpt.store.tf_bundle import crc32c, masked, read_bundle
+from mlx_gpt.store.tensorflow import crc32c, masked, read_bundle
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TENSORFLOW = Path(__file__).parents[1] / "fixtures" / "tiny-gpt2-tensorflow"

@@ -270,7 +270,7 @@ def test_what_fails_half_way_leaves_nothing(
             raise trouble
         return raw_bytes(weight)
 
-    monkeypatch.setattr("mlx_gpt.store.tensors.raw_bytes", fails)
+    monkeypatch.setattr("mlx_gpt.store.safetensors.raw_bytes", fails)
     monkeypatch.setattr("mlx_gpt.store.llmc.raw_bytes", fails)
     expected = KeyboardInterrupt if isinstance(trouble, KeyboardInterrupt) else ModelFolderError
     with pytest.raises(expected):

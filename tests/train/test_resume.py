@@ -22,7 +22,7 @@ from helpers.command_line import environment, everything, in_a_process, the_line
 from mlx_gpt.cli import main
 from mlx_gpt.device import on_cpu
 from mlx_gpt.store import folder
-from mlx_gpt.store.checkpoint import Keeper, list_checkpoints
+from mlx_gpt.store.checkpoint import CheckpointManager, list_checkpoints
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.dataset import load_dataset
 from mlx_gpt.text.windows import Windows
@@ -401,7 +401,7 @@ def test_a_model_that_cannot_be_exported_leaves_the_best_before_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(folder, "write_safetensors", no_room)
-        patch.setattr(Keeper, "save", lambda *_: None)
+        patch.setattr(CheckpointManager, "save", lambda *_: None)
         assert main(["train", "--resume", "run"]) == 1
     line = the_line(capsys.readouterr().err)
     assert line.startswith("run: the model could not be saved ([Errno 28] No space left on device); make room or ")

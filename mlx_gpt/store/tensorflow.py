@@ -25,8 +25,8 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import read_small
 from mlx_gpt.store.convert import Weights
-from mlx_gpt.store.lazy import lazy_arrays
-from mlx_gpt.store.settings import read_json
+from mlx_gpt.store.mapped import mapped_arrays
+from mlx_gpt.store.model_config import read_json
 
 HPARAMS = "hparams.json"
 OURS = {"n_vocab": "vocab_size", "n_ctx": "n_positions", "n_embd": "n_embd", "n_head": "n_head", "n_layer": "n_layer"}
@@ -56,7 +56,7 @@ def read_tensorflow(folder: Path) -> tuple[GPTConfig, Weights]:
         for name, value in variables.items()
         if name.startswith("model/") and not SLOT.fullmatch(name)
     }
-    return config, lazy_arrays(tensors)
+    return config, mapped_arrays(tensors)
 
 
 def hub_name(variable: str) -> str:

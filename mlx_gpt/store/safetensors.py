@@ -19,7 +19,7 @@ import mlx.core as mx
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.files import parse_json
 from mlx_gpt.store.convert import Weights
-from mlx_gpt.store.settings import read_json
+from mlx_gpt.store.model_config import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADER_LIMIT = 3_000_000  # bytes; a thousand layers take half of it. The format's own is 100 MB

@@ -18,12 +18,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.store.convert import Weights
-from mlx_gpt.store.tensors import safetensors_header
+from mlx_gpt.store.safetensors import safetensors_header
 
 KINDS = {"float32": "F32", "float16": "F16", "uint16": "BF16"}  # NumPy has no bfloat16: here uint16 holds its bits
 
 
-def lazy_arrays(tensors: Mapping[str, np.ndarray]) -> Weights:
+def mapped_arrays(tensors: Mapping[str, np.ndarray]) -> Weights:
     """NumPy views of a mapped file (float32, float16, or uint16 for bfloat16) as MLX arrays."""
     header = safetensors_header({name: (KINDS[t.dtype.name], t.shape, t.nbytes) for name, t in tensors.items()})
     arrays = mx.load(_OneAfterTheOther([header, *tensors.values()]), format="safetensors")  # type: ignore[arg-type]
