@@ -201,9 +201,11 @@ def slow_to_measure(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append("machine")
         return Machine(4e9, 6e7, 8 << 30)
 
-    speed = plan_module.training_speed
+    speed = plan_module.measure_training_speed
     monkeypatch.setattr(plan_module, "measure", measure)
-    monkeypatch.setattr(plan_module, "training_speed", lambda *arguments: (found.append("speed"), speed(*arguments))[1])
+    monkeypatch.setattr(
+        plan_module, "measure_training_speed", lambda *arguments: (found.append("speed"), speed(*arguments))[1]
+    )
     return found
 
 
@@ -268,7 +270,7 @@ def test_a_model_whose_speed_surprises_is_chosen_again(here: Path, monkeypatch: 
         tried.append(config)
         return 0.05 / seconds_per_token(config, MACBOOK, 4096)
 
-    monkeypatch.setattr(plan_module, "training_speed", slow)
+    monkeypatch.setattr(plan_module, "measure_training_speed", slow)
     sizes = {"train": Text(10**9, 1, 1).train, "val": 10**6}
     stream = {name: type("Stream", (), {"n_tokens": n}) for name, n in sizes.items()}
     tokenizer = type("Tokenizer", (), {"vocab_size": 1024})

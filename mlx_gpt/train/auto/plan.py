@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlx_gpt.config import GPTConfig
-from mlx_gpt.text.batches import Batches
 from mlx_gpt.text.dataset import Dataset, text_size
 from mlx_gpt.train.auto.defaults import pick, pick_rate
 from mlx_gpt.train.auto.model_size import STEP, Measured, Pick, Text, architecture, pick_tokenizer
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.distributed import rank, size, smallest
-from mlx_gpt.train.loop import make_step
+from mlx_gpt.train.distributed import size, smallest
 from mlx_gpt.train.machine import Machine, measure, seconds_per_token
 from mlx_gpt.train.memory import check_memory
-from mlx_gpt.train.optimizer import make_optimizer
-from mlx_gpt.train.run import new_model
+from mlx_gpt.train.speed import measure_training_speed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +24,6 @@ if TYPE_CHECKING:
 Group = mx.distributed.Group | None
 Settings = Mapping[str, Any]  # n_layer -> 4
 TRIAL = 0.02  # of the time, for the steps that are timed
-MOST_TIMED = 50  # steps
 
 
 def measure_machines(group: Group) -> Machine:
@@ -73,36 +67,13 @@ def plan(
         config = architecture(settings, text.vocab_size)
         if measured and config == measured.config:
             break
-        speed = training_speed(config, training_of(settings), dataset, as_found.memory, TRIAL * seconds(), group)
+        training = training_of(settings)
+        check_memory(config, training, as_found.memory)
+        speed = measure_training_speed(config, training, dataset, TRIAL * seconds(), group)
         measured = Measured(config, speed)
         share = speed / n * seconds_per_token(config, as_found, STEP)
         machine = Machine(share * as_found.matrix_speed, share * as_found.element_speed, as_found.memory)
     return pick(text, machine, seconds(), given, measured=measured, processes=n, tuning=tuning)
-
-
-def training_speed(
-    config: GPTConfig, training: TrainConfig, dataset: Dataset, memory: int, seconds: float, group: Group = None
-) -> float:
-    """Tokens/s of about so many seconds of real steps, of all processes; what they have trained is thrown away."""
-    check_memory(config, training, memory)
-    T, B = config.n_positions, training.batch_size
-    model = new_model(config, dataset, training.seed)
-    optimizer = make_optimizer(training, config.n_head)
-    with closing(Batches(dataset.train, T, B, training.seed, 0, rank(group), size(group))) as batches:
-        step = make_step(model, optimizer, training, group)
-
-        def time_of(n: int) -> float:
-            started = time.perf_counter()
-            for _ in range(n):
-                mx.eval(step(*batches.for_step(training.accumulate)), step.state)
-            return -smallest([started - time.perf_counter()], group)[0]  # the slowest process's
-
-        time_of(1)  # to compile
-        once = time_of(1)
-        n = max(1, min(MOST_TIMED, round(seconds / once)))
-        took = time_of(n)
-    mx.reset_peak_memory()
-    return size(group) * n * training.accumulate * B * T / took
 
 
 def training_of(settings: Settings) -> TrainConfig:

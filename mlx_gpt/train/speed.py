@@ -1,0 +1,49 @@
+"""The speed of training, measured in real steps."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+import mlx.core as mx
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.text.batches import Batches
+from mlx_gpt.text.dataset import Dataset
+from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.distributed import rank, size, smallest
+from mlx_gpt.train.loop import make_step
+from mlx_gpt.train.optimizer import make_optimizer
+from mlx_gpt.train.run import new_model
+
+MAX_STEPS = 50
+
+
+def measure_training_speed(
+    config: GPTConfig,
+    training: TrainConfig,
+    dataset: Dataset,
+    seconds: float,
+    group: mx.distributed.Group | None = None,
+) -> float:
+    """Return the tokens/s that all processes of ``group`` train together on a new model, which is discarded.
+
+    Times steps for about ``seconds``, and at most ``MAX_STEPS``, after one that compiles. The slowest process counts.
+    """
+    T, B = config.n_positions, training.batch_size
+    model = new_model(config, dataset, training.seed)
+    optimizer = make_optimizer(training, config.n_head)
+    with closing(Batches(dataset.train, T, B, training.seed, 0, rank(group), size(group))) as batches:
+        step = make_step(model, optimizer, training, group)
+
+        def time_steps(n: int) -> float:
+            started = time.perf_counter()
+            for _ in range(n):
+                mx.eval(step(*batches.for_step(training.accumulate)), step.state)
+            return -smallest([started - time.perf_counter()], group)[0]
+
+        time_steps(1)
+        n = max(1, min(MAX_STEPS, round(seconds / time_steps(1))))
+        elapsed = time_steps(n)
+    mx.reset_peak_memory()
+    return size(group) * n * training.accumulate * B * T / elapsed
