@@ -109,12 +109,12 @@ class Judgement:
     """Stories that a model told by itself, each with what tinyworld says of it."""
 
     stories: list[str]
-    readings: list[tinyworld.Reading]
+    parses: list[tinyworld.Parse]
     sentences: list[tuple[str, bool]]  # one of each story, and whether tinyworld has it
 
     @property
     def valid_stories(self) -> int:
-        return sum(reading.valid for reading in self.readings)
+        return sum(parse.valid for parse in self.parses)
 
     @property
     def valid_sentences(self) -> int:
@@ -126,10 +126,10 @@ def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Ju
     longest = model.config.n_positions
     stories = generate_many(model, tokenizer, [""] * n, max_tokens=longest, temperature=TEMPERATURE, seed=seed)
     rng = random.Random(seed)
-    sentences = [rng.choice(tinyworld.sentences(story) or [""]) for story in stories]
+    sentences = [rng.choice(tinyworld.split_sentences(story) or [""]) for story in stories]
     return Judgement(
         stories,
-        [tinyworld.read_story(story) for story in stories],
+        [tinyworld.parse_story(story) for story in stories],
         [(sentence, tinyworld.is_sentence(sentence)) for sentence in sentences],
     )
 
@@ -187,8 +187,8 @@ def _write_samples(path: Path, told: Sequence[tuple[str, str]], judgement: Judge
     lines = [f"# The same prompt\n\n{PROMPT}\n"]
     lines += [f"- {when}: {text.strip()}" for when, text in told]
     lines += ["\n# Stories told from nothing, and where they break\n"]
-    for story, reading in zip(judgement.stories, judgement.readings, strict=True):
-        lines += [f"- {story}", f"  - **{reading.broken or 'valid'}**"]
+    for story, parse in zip(judgement.stories, judgement.parses, strict=True):
+        lines += [f"- {story}", f"  - **{parse.error or 'valid'}**"]
     lines += ["\n# Sentences that tinyworld does not have\n"]
     lines += [f"- {sentence}" for sentence, valid in judgement.sentences if not valid]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

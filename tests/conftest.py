@@ -12,13 +12,13 @@ import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that it multiplies
 import mlx.core as mx
 import pytest
 from helpers.command_line import SMALL
-from helpers.walked_stories import Step, steps
+from helpers.derivations import Step, derive
 
 from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.tinyworld.stories import Reading, read_story, stories
+from mlx_gpt.tinyworld.stories import Parse, generate_stories, parse_story
 
 NOT_ON_A_GPU = {
     "cpu": "for a CPU as the default device",
@@ -35,20 +35,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def told() -> list[str]:
+def stories() -> list[str]:
     """Ten thousand stories of tinyworld."""
-    return stories(10_000, seed=0)
+    return generate_stories(10_000, seed=0)
 
 
 @pytest.fixture(scope="session")
-def readings(told: list[str]) -> list[Reading]:
-    return [read_story(text) for text in told]
+def parses(stories: list[str]) -> list[Parse]:
+    return [parse_story(text) for text in stories]
 
 
 @pytest.fixture(scope="session")
-def walked(told: list[str]) -> list[list[Step]]:
-    """The first three thousand stories, step by step."""
-    return [list(steps(text)) for text in told[:3000]]
+def derivations(stories: list[str]) -> list[list[Step]]:
+    """The rules and words of the first three thousand stories."""
+    return [list(derive(text)) for text in stories[:3000]]
 
 
 @pytest.fixture

@@ -129,7 +129,9 @@ def _tinyworld(n_stories: int, val_fraction: float, seed: int) -> Corpus:
 
     # Even seeds to train, odd ones to measure: no run's validation stories are another run's training stories.
     n_val = max(1, round(n_stories * val_fraction))
-    return Corpus("tinyworld", tinyworld.stories(n_stories, 2 * seed), tinyworld.stories(n_val, 2 * seed + 1))
+    return Corpus(
+        "tinyworld", tinyworld.generate_stories(n_stories, 2 * seed), tinyworld.generate_stories(n_val, 2 * seed + 1)
+    )
 
 
 def _check_fraction(val_fraction: float) -> None:

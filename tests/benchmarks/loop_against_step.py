@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=40)
     flags = parser.parse_args()
-    told = tinyworld.stories(2000, seed=0)
+    told = tinyworld.generate_stories(2000, seed=0)
     dataset = dataset_from_texts(Corpus("tinyworld", told[:1990], told[1990:]), "bytes")
     with tempfile.TemporaryDirectory() as folder:
         report = Report(Path(folder), Console(quiet=True))

@@ -33,12 +33,12 @@ from mlx_gpt.train.loss import mean_loss
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model, trained until it prefers some words to others, and something to measure it on."""
     folder = tmp_path_factory.mktemp("evaluate")
-    tokenizer = Tokenizer.train(tinyworld.stories(200, seed=0), 400)
+    tokenizer = Tokenizer.train(tinyworld.generate_stories(200, seed=0), 400)
     mx.random.seed(0)
     model = GPT(GPTConfig(vocab_size=400, n_positions=64, n_embd=64, n_layer=2, n_head=2))
     optimizer = optim.AdamW(3e-3)
     value_and_grad = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))
-    ids = np.array(tokenizer.encode("\n".join(tinyworld.stories(400, seed=0))))
+    ids = np.array(tokenizer.encode("\n".join(tinyworld.generate_stories(400, seed=0))))
     draw = np.random.default_rng(0)
     for _ in range(250):
         starts = draw.integers(0, len(ids) - 65, 8)
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.update(model, gradient)
         mx.eval(model.parameters(), optimizer.state)
     save(model, tokenizer, folder / "model")
-    told = tinyworld.stories(60, seed=1)
+    told = tinyworld.generate_stories(60, seed=1)
     (folder / "text.txt").write_text("\n".join(told))
     passages = [" ".join(one.split()[: 8 + 3 * (i % 25)]) for i, one in enumerate(told)]
     passages += ["Lily", "Lily  went", "two words \n\nEmma", told[0] + " " + told[1]]  # no context, spaces, too long

@@ -268,7 +268,7 @@ def test_quickstart_leaves_a_model_its_samples_and_a_table(
 
 def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = type("Model", (), {"config": GPTConfig(n_positions=9)})
-    told = tinyworld.stories(3, seed=0)
+    told = tinyworld.generate_stories(3, seed=0)
     wrong = "Tom was in the ball."
     monkeypatch.setattr(quickstart, "generate_many", lambda *_, **__: [*told, wrong, ""])
     judgement = judge(model, Tokenizer.bytes(), seed=0, n=5)
@@ -277,15 +277,15 @@ def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.
     assert judgement.valid_sentences == 3
     assert [sentence for sentence, valid in judgement.sentences if not valid] == [wrong, ""]
     assert all(
-        sentence in tinyworld.sentences(story)
+        sentence in tinyworld.split_sentences(story)
         for (sentence, _), story in zip(judgement.sentences[:3], told, strict=True)
     )
 
 
 def test_the_table_goes_from_knowing_nothing_to_the_rules() -> None:
-    told = tinyworld.stories(30, seed=0)
+    told = tinyworld.generate_stories(30, seed=0)
     dataset = dataset_from_texts(Corpus("tinyworld", told[:20], told[20:]), "bytes")
-    judgement = Judgement(told[:2], [tinyworld.read_story(story) for story in told[:2]], [("x", False), ("y", True)])
+    judgement = Judgement(told[:2], [tinyworld.parse_story(story) for story in told[:2]], [("x", False), ("y", True)])
     result: Any = type("Result", (), {"val_loss": 1.25})
     out = StringIO()
     Console(file=out, width=100).print(quickstart._table(result, dataset, judgement))
@@ -302,9 +302,9 @@ def test_the_table_goes_from_knowing_nothing_to_the_rules() -> None:
 
 
 def test_samples_tell_where_each_story_breaks(tmp_path: Path) -> None:
-    told = tinyworld.stories(1, seed=0)[0]
+    told = tinyworld.generate_stories(1, seed=0)[0]
     stories = [told, told[:-20]]
-    judgement = Judgement(stories, [tinyworld.read_story(story) for story in stories], [("It ran.", False)])
+    judgement = Judgement(stories, [tinyworld.parse_story(story) for story in stories], [("It ran.", False)])
     quickstart._write_samples(tmp_path / "samples.md", [("before", " x\n")], judgement)
     text = (tmp_path / "samples.md").read_text()
     assert "- before: x\n" in text

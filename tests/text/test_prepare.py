@@ -31,7 +31,7 @@ from mlx_gpt.tinyworld import stories as tinyworld
 
 
 def told(n: int, seed: int = 0) -> list[str]:
-    return tinyworld.stories(n, seed)
+    return tinyworld.generate_stories(n, seed)
 
 
 def jsonl(path: Path, texts: list[str]) -> Path:

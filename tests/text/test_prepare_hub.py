@@ -17,7 +17,7 @@ from mlx_gpt.text.vocab_files import EOT
 from mlx_gpt.text.windows import TokenStream
 from mlx_gpt.tinyworld import stories as tinyworld
 
-STORIES = tinyworld.stories(60, seed=3)
+STORIES = tinyworld.generate_stories(60, seed=3)
 
 
 @pytest.fixture

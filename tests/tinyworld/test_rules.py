@@ -1,4 +1,4 @@
-"""The rules of tinyworld: every way through them, what they allow, and that choices come as often as they say."""
+"""The rules of tinyworld: every path through them, the words they allow, and the frequencies of their choices."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from math import log, sqrt
 from typing import Any, NamedTuple
 
 import pytest
-from helpers.walked_stories import Step
+from helpers.derivations import Step
 
 from mlx_gpt.tinyworld.rules import (
-    FEWEST_EVENTS,
-    MOST_EVENTS,
+    MAX_EVENTS,
+    MIN_EVENTS,
     RULES,
     WORDS,
     Rule,
-    Said,
     Scene,
-    after,
-    choices,
-    options,
+    Slots,
+    allowed_words,
+    apply_rule,
+    next_rules,
 )
-from mlx_gpt.tinyworld.stories import Reading
+from mlx_gpt.tinyworld.stories import Parse
 from mlx_gpt.tinyworld.words import BOYS, GIRLS
 
-# Every way through the rules --------------------------------------------------------------------------------------
+# Every path through the rules -----------------------------------------------------------------------------------------
 
 
-class Ways(NamedTuple):
-    """All stories that may follow a scene: how long in words, how many, and how many nats one of them takes."""
+class Paths(NamedTuple):
+    """All continuations of a scene: their length in words, their number and their entropy in nats."""
 
     shortest: float
     longest: float
@@ -37,25 +37,25 @@ class Ways(NamedTuple):
     entropy: float
 
 
-OVER = Ways(0, 0, 1, 0.0)
+OVER = Paths(0, 0, 1, 0.0)
 
 
-def all_ways(scene: Scene, known: dict[Any, Ways]) -> Ways:
-    """Walk every way through the rules; scenes that differ only in names are one."""
-    if not choices(scene):
+def all_paths(scene: Scene, known: dict[Any, Paths]) -> Paths:
+    """Follow every path through the rules; scenes that differ only in names are one."""
+    if not next_rules(scene):
         return OVER
     key = _kind(scene)
     if key not in known:
         shortest, longest, count, entropy = float("inf"), 0.0, 0.0, 0.0
-        for rule, p in choices(scene):
+        for rule, p in next_rules(scene):
             words = len(rule.text.split())
             entropy -= p * log(p)
-            for said, n, of in _kinds_of_saying(rule, scene, {}, rule.pieces[1::2]):
-                rest = all_ways(after(scene, rule, said), known)
+            for slots, n, of in _kinds_of_sentence(rule, scene, {}, rule.pieces[1::2]):
+                rest = all_paths(apply_rule(scene, rule, slots), known)
                 shortest, longest = min(shortest, words + rest.shortest), max(longest, words + rest.longest)
                 count += n * rest.count
                 entropy += p * n / of * (log(of) + rest.entropy)
-        known[key] = Ways(shortest, longest, count, entropy)
+        known[key] = Paths(shortest, longest, count, entropy)
     return known[key]
 
 
@@ -64,18 +64,18 @@ def _kind(scene: Scene) -> tuple:
     at = tuple(places.index(place) for place in scene.at.values())
     question = tuple(people.index(name) for name in scene.question)
     thing = (people.index(scene.holder), places.index(scene.thing_place), bool(scene.giver))
-    if scene.part == "event":  # from here on it matters whether "she" is somebody, no longer who
+    if scene.part == "event":  # from here on the gender of "she" no longer matters
         return scene.events, at, thing, question, bool(scene.subject)
     return scene.part, at, thing, scene.subject in GIRLS
 
 
-def _kinds_of_saying(rule: Rule, scene: Scene, said: Said, slots: list[str]) -> Iterator[tuple[Said, int, int]]:
-    """One example of each kind of saying a rule, how many are of that kind, and how many there are of all kinds."""
-    if not slots:
-        yield said, 1, 1
+def _kinds_of_sentence(rule: Rule, scene: Scene, slots: Slots, empty: list[str]) -> Iterator[tuple[Slots, int, int]]:
+    """Yield an example of each kind of sentence, the number of sentences of that kind, and of all kinds."""
+    if not empty:
+        yield slots, 1, 1
         return
     known = [*scene.at, *scene.at.values(), scene.thing_place]
-    allowed = options(scene, slots[0], said)
+    allowed = allowed_words(scene, empty[0], slots)
     kinds = Counter()
     examples = {}
     for option in allowed:
@@ -83,65 +83,63 @@ def _kinds_of_saying(rule: Rule, scene: Scene, said: Said, slots: list[str]) -> 
         kinds[kind] += 1
         examples[kind] = option
     for kind, n in kinds.items():
-        for rest, m, of in _kinds_of_saying(rule, scene, {**said, slots[0]: examples[kind]}, slots[1:]):
+        for rest, m, of in _kinds_of_sentence(rule, scene, {**slots, empty[0]: examples[kind]}, empty[1:]):
             yield rest, n * m, len(allowed) * of
 
 
 @pytest.fixture(scope="module")
-def ways() -> Ways:
-    return all_ways(Scene(), {})
+def paths() -> Paths:
+    return all_paths(Scene(), {})
 
 
-def test_no_way_through_the_rules_is_shorter_than_40_or_longer_than_120_words(ways: Ways) -> None:
-    assert ways.shortest >= 40
-    assert ways.longest <= 120
+def test_no_path_through_the_rules_is_shorter_than_40_or_longer_than_120_words(paths: Paths) -> None:
+    assert paths.shortest >= 40
+    assert paths.longest <= 120
 
 
-def test_there_are_more_than_a_million_million_stories(ways: Ways) -> None:
-    assert ways.count > 1e12
+def test_there_are_more_than_a_trillion_stories(paths: Paths) -> None:
+    assert paths.count > 1e12
 
 
-def test_a_story_takes_as_many_nats_as_the_rules_say_on_average(ways: Ways, readings: list[Reading]) -> None:
-    nats = [-reading.log_prob for reading in readings]
+def test_the_mean_negative_log_probability_is_the_entropy_of_the_rules(paths: Paths, parses: list[Parse]) -> None:
+    nats = [-parse.log_prob for parse in parses]
     mean = sum(nats) / len(nats)
     deviation = sqrt(sum((one - mean) ** 2 for one in nats) / len(nats))
-    assert abs(mean - ways.entropy) < 4 * deviation / sqrt(len(nats))
-    assert 4 * deviation / sqrt(len(nats)) < 0.01 * ways.entropy
+    assert abs(mean - paths.entropy) < 4 * deviation / sqrt(len(nats))
+    assert 4 * deviation / sqrt(len(nats)) < 0.01 * paths.entropy
 
 
-# In every scene ---------------------------------------------------------------------------------------------------
+# All scenes -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_probabilities_of_what_may_come_next_sum_to_one_in_every_scene(walked: list[list[Step]]) -> None:
-    for step in (step for way in walked for step in way):
-        shares = [p for _, p in choices(step.scene)]
+def test_the_probabilities_of_the_next_rules_sum_to_one_in_every_scene(derivations: list[list[Step]]) -> None:
+    for step in (step for derivation in derivations for step in derivation):
+        shares = [p for _, p in next_rules(step.scene)]
         assert sum(shares) == pytest.approx(1)
         assert min(shares) > 0
-        assert {step.rule.part for rule, _ in choices(step.scene)} <= {"event", "fact", step.rule.part}
+        assert {step.rule.part for rule, _ in next_rules(step.scene)} <= {"event", "fact", step.rule.part}
 
 
-def test_what_may_stand_in_a_slot_is_never_nothing_and_never_the_same_word_twice(walked: list[list[Step]]) -> None:
-    for step in (step for way in walked for step in way):
-        for rule, _ in choices(step.scene):
-            said: Said = {}
+def test_the_allowed_words_of_a_slot_are_distinct_and_at_least_one(derivations: list[list[Step]]) -> None:
+    for step in (step for derivation in derivations for step in derivation):
+        for rule, _ in next_rules(step.scene):
+            slots: Slots = {}
             for slot in rule.pieces[1::2]:
-                allowed = options(step.scene, slot, said)
-                assert allowed, f"nothing to say for {slot} in {rule.text}"
+                allowed = allowed_words(step.scene, slot, slots)
+                assert allowed, f"no word for {slot} in {rule.text}"
                 assert len(set(allowed)) == len(allowed)
                 assert set(allowed) <= set(WORDS[slot])
-                said[slot] = allowed[0]
+                slots[slot] = allowed[0]
 
 
-# Frequencies ------------------------------------------------------------------------------------------------------
+# Frequencies ----------------------------------------------------------------------------------------------------------
 
 
-Draws = Counter[
-    tuple[Any, tuple[tuple[Any, float], ...]]
-]  # (what was drawn, of what with which probability): how often
+Draws = Counter[tuple[Any, tuple[tuple[Any, float], ...]]]  # (outcome, the probabilities of all outcomes): count
 
 
-def surprise(draws: Draws) -> dict[Any, float]:
-    """For each thing that could be drawn: how many standard deviations its count is from what was promised."""
+def z_scores(draws: Draws) -> dict[Any, float]:
+    """Return the deviation of each outcome's count from its expectation, in standard deviations."""
     seen, mean, variance = Counter[Any](), Counter[Any](), Counter[Any]()
     for (drawn, promised), n in draws.items():
         seen[drawn] += n
@@ -151,62 +149,62 @@ def surprise(draws: Draws) -> dict[Any, float]:
     return {outcome: (seen[outcome] - mean[outcome]) / sqrt(v) for outcome, v in variance.items() if v > 20}
 
 
-LIMIT = 4.5  # deviations: among a thousand counts, one further off comes about once in 150 seeds
+LIMIT = 4.5  # deviations: among a thousand counts, one is further off in about one of 150 seeds
 
 
 @pytest.fixture(scope="module")
-def rules_drawn(walked: list[list[Step]]) -> Draws:
-    return Counter((step.rule, tuple(choices(step.scene))) for way in walked for step in way)
+def rules_drawn(derivations: list[list[Step]]) -> Draws:
+    return Counter((step.rule, tuple(next_rules(step.scene))) for derivation in derivations for step in derivation)
 
 
 CHOSEN = [rule for rule in RULES if rule.part != "answer"]  # each question has just one answer
 
 
-def test_rules_come_as_often_as_their_probabilities_say(rules_drawn: Draws) -> None:
-    found = surprise(rules_drawn)
+def test_rules_are_as_frequent_as_their_probabilities(rules_drawn: Draws) -> None:
+    found = z_scores(rules_drawn)
     assert set(found) == set(CHOSEN)
     assert max(map(abs, found.values())) < LIMIT
 
 
 @pytest.mark.parametrize("wrong", CHOSEN, ids=lambda rule: rule.text)
-def test_a_weight_twice_as_large_would_be_noticed(wrong: Rule, rules_drawn: Draws) -> None:
+def test_a_weight_twice_as_large_would_be_detected(wrong: Rule, rules_drawn: Draws) -> None:
     promised_wrongly: Draws = Counter()
     for (drawn, promised), n in rules_drawn.items():
         shares = [(rule, p * (1 + (rule is wrong))) for rule, p in promised]
         mass = sum(p for _, p in shares)
         promised_wrongly[drawn, tuple((rule, p / mass) for rule, p in shares)] += n
-    assert abs(surprise(promised_wrongly)[wrong]) > LIMIT
+    assert abs(z_scores(promised_wrongly)[wrong]) > LIMIT
 
 
-def test_words_come_equally_often_in_every_slot(walked: list[list[Step]]) -> None:
+def test_words_are_equally_frequent_in_every_slot(derivations: list[list[Step]]) -> None:
     draws: Draws = Counter()
-    for step in (step for way in walked for step in way):
-        said: Said = {}
-        for slot, word in step.said.items():
-            allowed = options(step.scene, slot, said)
+    for step in (step for derivation in derivations for step in derivation):
+        slots: Slots = {}
+        for slot, word in step.slots.items():
+            allowed = allowed_words(step.scene, slot, slots)
             promised = tuple(((step.rule.text, slot, option), 1 / len(allowed)) for option in allowed)
             draws[(step.rule.text, slot, word), promised] += 1
-            said[slot] = word
-    found = surprise(draws)
+            slots[slot] = word
+    found = z_scores(draws)
     assert len(found) > 500
     assert max(map(abs, found.values())) < LIMIT
 
 
 def share(outcomes: list[bool], promised: float) -> bool:
-    """Is the share of the true ones the promised one, to what chance allows?"""
+    """Return True if the share of true outcomes is the promised one, within chance."""
     deviation = sqrt(promised * (1 - promised) / len(outcomes))
     return abs(sum(outcomes) / len(outcomes) - promised) <= LIMIT * deviation < 0.1
 
 
-def test_the_shares_that_the_rules_state_in_numbers_are_those_of_the_stories(walked: list[list[Step]]) -> None:
+def test_the_probabilities_stated_as_weights_are_those_of_the_stories(derivations: list[list[Step]]) -> None:
     for i, part in [(0, "begin"), (1, "who"), (2, "thing"), (3, "friend"), (-1, "end")]:  # whatever the scene
         rivals = [rule for rule in RULES if rule.part == part]
         for rule in rivals:
-            taken = [way[i].rule is rule for way in walked]
+            taken = [derivation[i].rule is rule for derivation in derivations]
             assert share(taken, rule.weight / sum(rival.weight for rival in rivals))
-    for events in range(FEWEST_EVENTS, MOST_EVENTS):  # the fewer may still come, the likelier is the end
-        could_end = [step for way in walked for step in way if _could_end(step.scene, events)]
-        assert share([step.rule.part == "fact" for step in could_end], 1 / (MOST_EVENTS + 1 - events))
+    for events in range(MIN_EVENTS, MAX_EVENTS):  # the fewer events may still follow, the likelier is the end
+        could_end = [step for derivation in derivations for step in derivation if _could_end(step.scene, events)]
+        assert share([step.rule.part == "fact" for step in could_end], 1 / (MAX_EVENTS + 1 - events))
 
 
 def _could_end(scene: Scene, events: int) -> bool:

@@ -211,7 +211,7 @@ def slow_to_measure(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def book(here: Path) -> str:
-    (here / "book.txt").write_text("\n".join(tinyworld.stories(60, seed=1)))
+    (here / "book.txt").write_text("\n".join(tinyworld.generate_stories(60, seed=1)))
     return "book.txt"
 
 

@@ -44,7 +44,7 @@ QUICK = TrainConfig(steps=6, batch_size=4, eval_every=3, eval_windows=2)
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
     """A few stories, in plain bytes."""
-    told = tinyworld.stories(12, seed=0)
+    told = tinyworld.generate_stories(12, seed=0)
     return dataset_from_texts(Corpus("a few stories", told[:10], told[10:]), "bytes")
 
 
@@ -389,7 +389,7 @@ def test_a_setting_that_cannot_work_is_refused_by_its_flag(settings: dict[str, A
 
 
 def test_baselines_go_from_ln_V_to_the_best_possible_loss() -> None:
-    told = tinyworld.stories(60, seed=0)
+    told = tinyworld.generate_stories(60, seed=0)
     made = dataset_from_texts(Corpus("tinyworld", told[:50], told[50:]), "bpe:300")
     assert list(made.baselines) == ["ln V", "unigram", "bigram", "best possible"]
     assert list(made.baselines.values()) == sorted(made.baselines.values(), reverse=True)
