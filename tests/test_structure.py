@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,6 +156,32 @@ def test_a_file_in_no_layer_is_noticed() -> None:
         rank("attic")
 
 
+# Sizes
+
+
+def lines_of_code(file: Path) -> int:
+    """The lines of a file without blank lines, comments and docstrings."""
+    with tokenize.open(file) as text:
+        tokens = list(tokenize.generate_tokens(text.readline))
+    empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    code = {line for token in tokens if token.type not in empty for line in range(token.start[0], token.end[0] + 1)}
+    strings = [
+        node
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    return len(code - {line for node in strings for line in range(node.lineno, (node.end_lineno or 0) + 1)})
+
+
+def test_the_path_from_ids_to_logits_is_under_300_lines_of_code() -> None:
+    path = ("attention", "mlp", "block", "gpt")
+    assert sum(lines_of_code(PACKAGE / f"model/{name}.py") for name in path) < 300
+
+
+def test_the_model_is_under_600_lines() -> None:
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (PACKAGE / "model").glob("*.py")) < 600
+
+
 # Importing
 
 
@@ -224,3 +251,11 @@ def test_no_file_names_a_place_on_a_developers_machine() -> None:
 )
 def test_a_developers_paths_are_told_from_addresses(parts: tuple[str, ...], found: bool) -> None:
     assert bool(A_DEVELOPERS_MACHINE.search("/".join(parts))) is found
+
+
+def test_local_and_hosted_checks_run_one_script() -> None:
+    if not (ROOT / ".github").exists():
+        pytest.skip("the sdist has no .github")
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    assert workflow.rstrip().endswith("- run: .ci/check")
+    assert (ROOT / ".ci/run").read_text(encoding="utf-8").rstrip().endswith("\n.ci/check")
