@@ -17,7 +17,7 @@ from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import unused
 from mlx_gpt.train.auto.defaults import MINUTES
-from mlx_gpt.train.config import COUNTED, LENGTHS, TrainConfig
+from mlx_gpt.train.config import LENGTHS, TrainConfig
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlx_gpt.store.checkpoint import Checkpoint
     from mlx_gpt.text.dataset import Dataset
     from mlx_gpt.text.tokenizer import Tokenizer
-    from mlx_gpt.train.auto.model_size import Pick
+    from mlx_gpt.train.auto.model_size import Choice
     from mlx_gpt.train.machine import Machine
 
 PRESET = "tiny"
@@ -36,7 +36,8 @@ ARCHITECTURE = tuple(field.name for field in fields(GPTConfig) if field.name != 
 DROPOUT = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # not the weights' concern
 FILE_MAY_SET = {"data", "out", "init", "revision", "tokenizer", "preset", "prompt", "report_to", *ARCHITECTURE}
 FILE_MAY_SET |= {field.name for field in fields(TrainConfig)}
-REPLACED = dict.fromkeys(LENGTHS, LENGTHS) | {"preset": ("preset", *ARCHITECTURE)}  # in a file, by this flag
+ALL_LENGTHS = (*LENGTHS, "minutes")
+REPLACED = dict.fromkeys(ALL_LENGTHS, ALL_LENGTHS) | {"preset": ("preset", *ARCHITECTURE)}  # in a file, by this flag
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,13 @@ class Train:
         return {name: value for name, value in every.items() if value is not None}
 
     def __call__(self) -> None:
-        from mlx_gpt.train.distributed import join, peers
+        from mlx_gpt.train.distributed import join, report_lost_peers
         from mlx_gpt.train.machine import set_breadth
 
         began = time.perf_counter()
         set_breadth(not self.training.recompute)
         group = join()
-        with peers(group):
+        with report_lost_peers(group):
             self._train(group, began)
 
     def _train(self, group: mx.distributed.Group | None, began: float) -> None:
@@ -109,8 +110,8 @@ class Train:
 
         from mlx_gpt.generate.generation import generate
         from mlx_gpt.store.folder import load
-        from mlx_gpt.train.auto.plan import flags_of, measure_machines, show
-        from mlx_gpt.train.distributed import for_all, is_main, main_first
+        from mlx_gpt.train.auto.plan import measure_slowest, print_choices, settings_of
+        from mlx_gpt.train.distributed import check_in_main, is_main, main_first
         from mlx_gpt.train.report.trackers import check_tracker
         from mlx_gpt.train.run import check_new, last_checkpoint, run
 
@@ -123,9 +124,9 @@ class Train:
         if self.resume:
             start = last_checkpoint(self.resume, self.settings(), self.given, console)
         else:
-            for_all(group, lambda: check_new(self.out))
+            check_in_main(group, lambda: check_new(self.out))
         seconds = 60 * (self.training.minutes or MINUTES)
-        machine = None if start or not self._is_open() else measure_machines(group)
+        machine = None if start or not self._is_open() else measure_slowest(group)
         with main_first(group):
             base = None if start or self.init == SCRATCH else load(self.init, self.revision)
             if base:
@@ -134,8 +135,8 @@ class Train:
         used = self
         if not start:
             picks += self._picks(dataset, base, machine, began + seconds, group)
-            show(picks, console)
-            used = self._with(flags_of(picks))
+            print_choices(picks, console)
+            used = self._with(settings_of(picks))
         model = start.model if start else used._model(dataset, base)
         console.print(
             f"{model.n_parameters:,} parameters, {dataset.train.n_tokens:,} tokens to train on, "
@@ -166,9 +167,9 @@ class Train:
 
     def _is_open(self) -> bool:
         """Whether something is to be picked for which the machine is to be measured."""
-        from mlx_gpt.train.auto.defaults import nothing_to_measure
+        from mlx_gpt.train.auto.defaults import needs_measurement
 
-        return not (self._has_tokenizer() and nothing_to_measure(self._names()))
+        return not self._has_tokenizer() or needs_measurement(self._names())
 
     def _names(self) -> set[str]:
         """Of the settings that are given; a model has all of an architecture's."""
@@ -182,21 +183,21 @@ class Train:
         machine: Machine | None,
         seconds: float,
         console: Console,
-    ) -> tuple[Dataset, list[Pick]]:
+    ) -> tuple[Dataset, list[Choice]]:
         """The text in tokens; the tokenizer is picked where there is none."""
-        from mlx_gpt.train.auto.model_size import Pick
-        from mlx_gpt.train.auto.plan import pick_tokenizer_for
+        from mlx_gpt.train.auto.model_size import Choice
+        from mlx_gpt.train.auto.plan import tokenizer_for
 
         if start:
             return self._read(self.tokenizer or start.tokenizer, console), []
         if self._has_tokenizer():
             return self._read(base[1] if base else self.tokenizer, console), []
         assert machine
-        picked = pick_tokenizer_for(self.data, machine, seconds)
+        picked = tokenizer_for(self.data, machine, seconds)
         try:
             return self._read(picked.settings["tokenizer"], console), [picked]
         except UsageError:  # one character, repeated
-            none = Pick({"tokenizer": "bytes"}, "the text repeats itself: there are not so many pairs to learn")
+            none = Choice({"tokenizer": "bytes"}, "the text repeats itself: there are not so many pairs to learn")
             return self._read("bytes", console), [none]
 
     def _read(self, tokenizer: Tokenizer | str | None, console: Console) -> Dataset:
@@ -229,7 +230,7 @@ class Train:
         machine: Machine | None,
         deadline: float,
         group: mx.distributed.Group | None,
-    ) -> list[Pick]:
+    ) -> list[Choice]:
         """What is picked in place of what is not given."""
         from mlx_gpt.train.auto.plan import plan
 
@@ -243,7 +244,7 @@ class Train:
         own = {name: flags[name] for name in flags if name == "tokenizer"}
         model = {name: flags[name] for name in flags if name in ARCHITECTURE}
         training = {name: flags[name] for name in flags if name not in (*own, *model)}
-        if self.given.isdisjoint(COUNTED):  # minutes were those of everything
+        if self.given.isdisjoint(LENGTHS):  # minutes were those of everything
             training = {"minutes": None} | training
         return replace(self, model=replace(self.model, **model), training=replace(self.training, **training), **own)
 

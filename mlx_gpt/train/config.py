@@ -1,4 +1,4 @@
-"""How to train, as one frozen, validated dataclass: the command line's flags are its fields."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
@@ -10,45 +10,43 @@ from mlx_gpt.train.optimizer import OPTIMIZERS, OptimizerConfig
 from mlx_gpt.train.schedule import SCHEDULES
 
 DTYPES = ("float32", "bfloat16", "float16")
-COUNTED = ("steps", "tokens", "epochs")  # one of them may say how long a run is
-LENGTHS = (*COUNTED, "minutes")
-STEPS = 2000  # where none of them does
+LENGTHS = ("steps", "tokens", "epochs")
+DEFAULT_STEPS = 2000
 
 
 @dataclass(frozen=True)
 class TrainConfig(OptimizerConfig):
-    """How to train. One of ``steps``, ``tokens``, ``epochs``, or else ``minutes``, says how long.
+    """The settings of a training run: each field is a flag of ``mlx-gpt train``, its comment the flag's help.
 
-    Beside one of them ``minutes`` are the most that the steps may take. Where they do not suffice the learning
-    rate follows the clock: such a run cannot be repeated to the bit. One that is resumed goes on with the time
-    that it has left.
+    One of ``steps``, ``tokens`` and ``epochs``, or ``minutes`` alone, sets the length of the run. Beside another length
+    ``minutes`` limits the time of the steps: if they would take longer, the learning rate follows the clock, and the
+    run is not reproducible to the bit. A resumed run has the time that is left of it.
     """
 
-    steps: int | None = None  # optimizer steps; 2000 where nothing says how long
-    tokens: int | None = None  # to see, instead of steps
-    epochs: float | None = None  # through the training text, instead of steps
-    minutes: float | None = None  # of time; beside a number of steps, the most that they may take
-    batch_size: int = 8  # B, sequences that are computed at once
+    steps: int | None = None  # optimizer steps; 2000 if no length is given
+    tokens: int | None = None  # tokens to train on, instead of steps
+    epochs: float | None = None  # passes over the training text, instead of steps
+    minutes: float | None = None  # time to train; beside steps, tokens or epochs a limit on it
+    batch_size: int = 8  # B, sequences in a batch
     accumulate: int = 1  # batches in a step
-    dtype: str = "float32"  # of the computation, or bfloat16 or float16; the weights are float32
-    recompute: bool = False  # compute each block again on the way back: less memory, more time
-    schedule: str = "cosine"  # or wsd: warm-up, stable, decay
-    final_learning_rate: float = 0.1  # at the end, as a share of the peak
+    dtype: str = "float32"  # of activations, or bfloat16 or float16; weights are float32
+    recompute: bool = False  # recompute each block in the backward pass: less memory, more time
+    schedule: str = "cosine"  # or wsd: warmup, stable, decay
+    final_learning_rate: float = 0.1  # at the end of the run, as a share of the peak
     warmup: float = 0.02  # share of the run
-    grad_clip: float = 1.0  # largest norm of the gradient
-    eval_every: int = 250  # steps between validation losses; 0 is off
-    eval_windows: int = 64  # how many windows a validation loss looks at, the same ones each time; 0 is all
-    final_windows: int = 0  # and the last one
-    patience: int = 0  # stop after so many validation losses without a new best; 0 is off
-    checkpoint_every: int = 250  # steps between checkpoints; 0 is off
-    keep: int = 2  # checkpoints, the last ones
-    seed: int = 0  # of the weights, the order of the batches and dropout
+    grad_clip: float = 1.0  # maximum norm of the gradient
+    eval_every: int = 250  # steps between validation losses; 0: never
+    eval_windows: int = 64  # windows of the validation text in a validation loss, always the same; 0: all
+    final_windows: int = 0  # windows in the last validation loss; 0: all
+    patience: int = 0  # stop after so many validation losses without improvement; 0: never
+    checkpoint_every: int = 250  # steps between checkpoints; 0: none
+    keep: int = 2  # newest checkpoints to keep
+    seed: int = 0  # of the initial weights, the order of batches and dropout
 
     def __post_init__(self) -> None:
-        given = [name for name in COUNTED if getattr(self, name) is not None]
+        given = [_flag(name) for name in LENGTHS if getattr(self, name) is not None]
         if len(given) > 1:
-            flags = ", ".join(map(_flag, COUNTED))
-            raise UsageError(f"one of {flags} says how long a run is, not {' and '.join(map(_flag, given))}")
+            raise UsageError(f"give one of {', '.join(map(_flag, LENGTHS))}, not {' and '.join(given)}")
         for name in ("steps", "tokens", "batch_size", "accumulate", "muon_iterations", "keep"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -70,14 +68,12 @@ class TrainConfig(OptimizerConfig):
             raise UsageError("--patience needs validation losses: give --eval-every above 0")
 
     def n_steps(self, tokens_per_step: int, tokens_per_epoch: int) -> int | None:
-        """How many steps the run has, or None where only the clock says when it ends. At least 1."""
-        if self.minutes is not None and all(getattr(self, name) is None for name in COUNTED):
-            return None
+        """Return the number of steps, at least 1, or None if only ``minutes`` sets the length."""
         if self.tokens is not None:
             return ceil(self.tokens / tokens_per_step)
         if self.epochs is not None:
             return max(1, round(self.epochs * tokens_per_epoch / tokens_per_step))
-        return self.steps or STEPS
+        return self.steps if self.minutes is not None else self.steps or DEFAULT_STEPS
 
 
 def _flag(name: str) -> str:

@@ -1,6 +1,6 @@
-"""Data parallel training: every process takes its own rows, and the gradients are averaged over all of them.
+"""Data-parallel training: each process computes its own rows of a batch, and the gradients are averaged.
 
-``mlx.launch -n 2 -- mlx-gpt train ...`` starts the processes and tells each its rank; MLX finds the rest by itself.
+``mlx.launch -n 2 -- mlx-gpt train ...`` starts the processes. In all functions a ``group`` of None is one process.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 
 from mlx_gpt.errors import MLXGPTError
 
-# What mlx.launch, and mpirun of Open MPI and of MPICH, tell each process they start.
-RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+# Set in each process by mlx.launch and by mpirun of Open MPI and MPICH.
+RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 
 
 def join() -> mx.distributed.Group | None:
-    """The processes that train together, or None where this one trains alone.
+    """Return the group of processes that train together, or None if there is only this one.
 
-    Unless somebody started it as one of several, MLX is not asked: it would start MPI wherever that is installed, and
-    MPI ends the process where it finds no network to its liking.
+    MLX's distributed backend is initialised only in a process started by a launcher: otherwise MLX would start MPI
+    wherever it is installed, and MPI ends the process if it finds no usable network.
     """
-    if not any(name in os.environ for name in RANKS):
+    if not any(name in os.environ for name in RANK_VARIABLES):
         return None
     try:
         group = mx.distributed.init()
@@ -37,64 +37,63 @@ def join() -> mx.distributed.Group | None:
 
 
 def rank(group: mx.distributed.Group | None) -> int:
-    """Which of them this process is: 0 to size - 1."""
+    """Return the index of this process: 0 to size - 1."""
     return group.rank() if group else 0
 
 
 def size(group: mx.distributed.Group | None) -> int:
-    """How many processes train together."""
+    """Return the number of processes."""
     return group.size() if group else 1
 
 
 def is_main(group: mx.distributed.Group | None) -> bool:
-    """Whether this is the one process that writes files and speaks."""
+    """Return True in the process that writes files and prints."""
     return rank(group) == 0
 
 
-def smallest(values: Sequence[float], group: mx.distributed.Group | None) -> list[float]:
-    """Of each value the smallest that any of the processes has: the same in all of them."""
+def group_min(values: Sequence[float], group: mx.distributed.Group | None) -> list[float]:
+    """Return the minimum of each value over all processes."""
     if group is None:
         return list(values)
-    of_all = mx.distributed.all_gather(mx.array([values], mx.float32), group=group)  # (processes, values)
-    return [float(value) for value in np.array(of_all).min(axis=0)]
+    gathered = mx.distributed.all_gather(mx.array([values], mx.float32), group=group)  # (processes, values)
+    return [float(value) for value in np.array(gathered).min(axis=0)]
 
 
 @contextmanager
-def peers(group: mx.distributed.Group | None) -> Iterator[None]:
-    """In here, to lose the others is one clear line: ``MLXGPTError``."""
+def report_lost_peers(group: mx.distributed.Group | None) -> Iterator[None]:
+    """Raise ``MLXGPTError`` if the connection to the other processes is lost in the context."""
     try:
         yield
     except RuntimeError as error:
         if group is None:
             raise
-        raise MLXGPTError(f"this process lost the others it trains with ({error}); look at what they said") from error
+        raise MLXGPTError(f"this process lost the other processes of its group ({error}); see their output") from error
 
 
-def for_all(group: mx.distributed.Group | None, check: Callable[[], None]) -> None:
-    """Let the first process check something; where it fails, the others end too, instead of waiting for it."""
-    trouble: MLXGPTError | None = None
+def check_in_main(group: mx.distributed.Group | None, check: Callable[[], None]) -> None:
+    """Run ``check`` in the main process. If it raises ``MLXGPTError``, all processes raise one."""
+    failure: MLXGPTError | None = None
     if is_main(group):
         try:
             check()
         except MLXGPTError as error:
-            trouble = error
-    failed = group is not None and mx.distributed.all_sum(mx.array(int(trouble is not None)), group=group).item()
-    if trouble:
-        raise trouble
+            failure = error
+    failed = group is not None and mx.distributed.all_sum(mx.array(int(failure is not None)), group=group).item()
+    if failure:
+        raise failure
     if failed:
-        raise MLXGPTError("the first process cannot begin; look at what it said")
+        raise MLXGPTError("the first process cannot start; see its output")
 
 
 @contextmanager
 def main_first(group: mx.distributed.Group | None) -> Iterator[None]:
-    """What is in here the first process does alone, then the others: it may fill a cache that they share."""
+    """Run the context in the main process first, then in the others, since it may fill a cache that they share."""
     if group and not is_main(group):
-        wait_for_all(group)
+        _barrier(group)
     yield
     if group and is_main(group):
-        wait_for_all(group)
+        _barrier(group)
 
 
-def wait_for_all(group: mx.distributed.Group) -> None:
-    """Until every process has come here."""
+def _barrier(group: mx.distributed.Group) -> None:
     mx.eval(mx.distributed.all_sum(mx.array(1), group=group))

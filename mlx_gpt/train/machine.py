@@ -1,4 +1,4 @@
-"""What this machine can do, measured, and what a model asks of it."""
+"""The measured speed and the memory of this machine, and the cost of training a model."""
 
 from __future__ import annotations
 
@@ -13,59 +13,52 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import cores, on_cpu
 
-Chain = tuple[mx.array, Callable[[mx.array], mx.array]]  # where to begin, and a link: one more operation
+Chain = tuple[mx.array, Callable[[mx.array], mx.array]]  # a first value, and an operation to repeat
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container on Linux, in bytes, or "max"
-MATRICES = (256, 512, 1024, 2048, 4096, 8192)  # n of the n x n matrices whose product is timed
-VECTORS = (1 << 18, 1 << 21, 1 << 24, 1 << 27)  # elements of the vectors that are bent
-ENOUGH = 0.005  # seconds: what takes so long is large enough to fill the machine
-TIMED = 0.05  # seconds that a timing lasts, where what is timed is shorter
+MATRIX_SIZES = (256, 512, 1024, 2048, 4096, 8192)  # n of n x n
+VECTOR_SIZES = (1 << 18, 1 << 21, 1 << 24, 1 << 27)
+SATURATED = 0.005  # seconds; an operation that takes this long uses the whole machine
+TIMED = 0.05  # seconds of repetitions of a shorter operation
 
 
 class Machine(NamedTuple):
-    """This machine, as ``measure`` found it."""
+    """The measured speed and the memory of a machine."""
 
-    matrix_speed: float  # FLOP/s in products of float32 matrices
-    element_speed: float  # elements/s in x * sigmoid(x), float32, not compiled
-    memory: int  # bytes that a process may use, of the GPU's memory where there is one
+    matrix_speed: float  # FLOP/s of float32 matrix products
+    element_speed: float  # elements/s of x * sigmoid(x), float32, not compiled
+    memory: int  # bytes available to a process, on the GPU if there is one
 
 
-def measure() -> Machine:
-    """Look at this machine for about a second."""
+def measure_machine() -> Machine:
+    """Measure this machine, in about a second."""
     return Machine(matrix_speed(), element_speed(), memory_size())
 
 
-def matrix_speed(dtype: mx.Dtype = mx.float32) -> float:
-    """The most floating-point operations a second (FLOP/s) that products of square matrices reach here.
+def matrix_speed() -> float:
+    """Return the highest measured FLOP/s of float32 products of square matrices; an n x n product counts 2 n^3.
 
-    An n x n product counts 2 n^3. On a CPU, where MLX runs a stream on one thread, every core multiplies by itself if
-    that is faster. What a GPU reaches with float16 is for ``dtype`` to ask.
+    On a CPU, where MLX runs a stream on one thread, includes one product per core at a time, if that is faster.
     """
 
     def chain(n: int) -> Chain:
-        w = mx.random.normal((n, n), key=mx.random.key(0), scale=n**-0.5).astype(dtype)
+        w = mx.random.normal((n, n), key=mx.random.key(0), scale=n**-0.5)
         return w, lambda x: x @ w
 
-    return _fastest(MATRICES, chain, lambda n: 2.0 * n**3)
+    return _fastest(MATRIX_SIZES, chain, lambda n: 2.0 * n**3)
 
 
 def element_speed() -> float:
-    """Elements a second that an activation function takes, float32: what a CPU is bound by once products are fast."""
-    return _fastest(
-        VECTORS,
-        lambda n: (mx.random.normal((n,), key=mx.random.key(0)), lambda x: x * mx.sigmoid(x)),
-        lambda n: float(n),
-    )
+    """Return the highest measured elements/s of a float32 activation function, which limits CPUs with fast BLAS."""
 
+    def chain(n: int) -> Chain:
+        return mx.random.normal((n,), key=mx.random.key(0)), lambda x: x * mx.sigmoid(x)
 
-def memory_bandwidth() -> float:
-    """Bytes a second that pass when a large float32 array is read and written again, both counted."""
-    n = 1 << 25  # 128 MiB: more than any cache
-    return 2 * 4 * n / _time((mx.zeros((n,)), lambda x: x + 1.0), _ways()[0])
+    return _fastest(VECTOR_SIZES, chain, float)
 
 
 def memory_size() -> int:
-    """Bytes that a process may use: the GPU's working set or memory, else the memory of machine or container."""
+    """Return the bytes available to a process: of the GPU's working set or memory, else of machine or container."""
     info = {} if on_cpu() else mx.device_info()
     for name in ("max_recommended_working_set_size", "memory_size", "total_memory"):
         if int(info.get(name, 0)) > 0:
@@ -78,34 +71,31 @@ def memory_size() -> int:
     return min(total, int(limit)) if limit.isdecimal() else total
 
 
-def training_flops(config: GPTConfig, T: int | None = None) -> float:
-    """Floating-point operations that the model needs for one token of training, in windows of T tokens: model FLOPs.
+def training_flops(config: GPTConfig) -> float:
+    """Return the model FLOPs of training on a token, in windows of T = n_positions tokens: ``6 N + 12 L C T``.
 
-    ``6 N + 12 L C T``: every weight of a matrix product multiplies and adds once on the way forward and twice on the
-    way back, and so do the T keys and T values of a query in each of the L layers (Chowdhery et al. 2022, appendix B).
-    N counts the matrices of the blocks and the head, not the position embedding, which only adds. As there, the
-    causal mask's half of the scores is counted too, and what ``--recompute`` does again is not.
+    Each of the N weights in matrix products costs a multiplication and an addition in the forward pass and two of each
+    in the backward pass; so do the T keys and T values of a query in each of L layers (Chowdhery et al. 2022, appendix
+    B). N excludes the position embedding. As in the paper, masked scores count, and recomputation does not.
     """
-    C, L = config.n_embd, config.n_layer
-    T = T or config.n_positions
-    return 6 * matrix_weights(config) + 12 * L * C * T
+    return 6 * matrix_weights(config) + 12 * config.n_layer * config.n_embd * config.n_positions
 
 
 def seconds_per_token(config: GPTConfig, machine: Machine, tokens_per_step: int) -> float:
-    """How long training takes on a token, about: to choose a size by, before it is measured.
+    """Estimate the seconds of training per token, to choose a model size before its speed is measured.
 
-    Products at the matrix speed, everything else by counted elements. The counts were fitted to steps of three small
-    models on a CPU; on a GPU, whose attention is fused, they are an upper bound but for what it costs to start a step.
+    Matrix products at the matrix speed, everything else by counted elements. The counts were fitted to three small
+    models on a CPU; on a GPU, with its fused attention, they are an upper bound, apart from the overhead of a step.
     """
-    pattern = 2 * config.n_head * config.n_positions if on_cpu() else 0
-    block = 12 * config.n_embd + pattern
-    updated = 3 * matrix_weights(config) / tokens_per_step  # by the optimizer
-    elements = config.n_layer * block + 4 * config.vocab_size + updated
+    attention = 2 * config.n_head * config.n_positions if on_cpu() else 0
+    block = 12 * config.n_embd + attention
+    update = 3 * matrix_weights(config) / tokens_per_step
+    elements = config.n_layer * block + 4 * config.vocab_size + update
     return training_flops(config) / machine.matrix_speed + elements / machine.element_speed
 
 
 def matrix_weights(config: GPTConfig) -> int:
-    """How many weights take part in a matrix product for each token: the blocks' matrices and the head."""
+    """Count the weights in matrix products: the matrices of the blocks and the head."""
     C = config.n_embd
     return config.n_layer * (4 * C * C + 2 * C * config.inner_dim) + config.vocab_size * C
 
@@ -128,8 +118,8 @@ def set_breadth(side_by_side: bool) -> None:
         os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000" if side_by_side else "20")
 
 
-def _ways() -> list[list[mx.Stream]]:
-    """One stream; and on a CPU with more cores, one for each of them."""
+def _stream_groups() -> list[list[mx.Stream]]:
+    """One stream; and on a CPU with several cores also a stream for each core."""
     device = mx.default_device()
     one = [mx.default_stream(device)]
     if not on_cpu() or cores() == 1:
@@ -139,19 +129,19 @@ def _ways() -> list[list[mx.Stream]]:
 
 
 def _fastest(sizes: Sequence[int], chain: Callable[[int], Chain], work: Callable[[int], float]) -> float:
-    """The most work a second, over sizes that fill the machine better and better, and over ways to use its cores."""
+    """The highest work per second over increasing sizes, up to one that saturates the machine, and over streams."""
     best = 0.0
     for n in sizes:
-        seconds = [_time(chain(n), streams) / len(streams) for streams in _ways()]
+        seconds = [_time(chain(n), streams) / len(streams) for streams in _stream_groups()]
         best = max(best, work(n) / min(seconds))
-        if max(seconds) > ENOUGH:
+        if max(seconds) > SATURATED:
             break
     return best
 
 
 def _time(chain: Chain, streams: list[mx.Stream]) -> float:
-    """Seconds that a link of a chain takes, with a chain on each stream at once."""
-    first, link = chain
+    """Seconds of an operation of a chain that runs on all streams at once."""
+    first, operation = chain
 
     def run(k: int) -> float:
         ends = []
@@ -159,14 +149,14 @@ def _time(chain: Chain, streams: list[mx.Stream]) -> float:
             with mx.stream(stream):
                 x = first
                 for _ in range(k):
-                    x = link(x)
+                    x = operation(x)
                 ends.append(x)
         started = time.perf_counter()
         mx.eval(ends)
         return time.perf_counter() - started
 
     mx.eval(first)
-    run(1)  # to warm up
+    run(1)
     once = run(1)
-    k = round(TIMED / once)
-    return once if k < 2 else run(min(k, 64)) / min(k, 64)
+    k = min(round(TIMED / once), 64)
+    return once if k < 2 else run(k) / k

@@ -11,7 +11,7 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.text.batches import Batches
 from mlx_gpt.text.dataset import Dataset
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.distributed import rank, size, smallest
+from mlx_gpt.train.distributed import group_min, rank, size
 from mlx_gpt.train.loop import make_step
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.run import new_model
@@ -40,7 +40,7 @@ def measure_training_speed(
             started = time.perf_counter()
             for _ in range(n):
                 mx.eval(step(*batches.for_step(training.accumulate)), step.state)
-            return -smallest([started - time.perf_counter()], group)[0]
+            return -group_min([started - time.perf_counter()], group)[0]
 
         time_steps(1)
         n = max(1, min(MAX_STEPS, round(seconds / time_steps(1))))

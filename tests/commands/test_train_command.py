@@ -63,7 +63,7 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
         nothing,
         [*TRAIN, "--tokens", "9"],
         2,
-        "one of --steps, --tokens, --epochs says how long a run is, not --steps and --tokens",
+        "give one of --steps, --tokens, --epochs, not --steps and --tokens",
     ),
     (nothing, [*TRAIN, "--learning-rate", "-1"], 2, "--learning-rate must be a number above 0, not -1.0"),
     (nothing, [*TRAIN, "--seed", str(2**64)], 2, "--seed must be 0 or above and below 2^64, not 18446744073709551616"),

@@ -17,7 +17,7 @@ from helpers.command_line import TINY, environment, everything, the_line
 from mlx_gpt.cli import main
 from mlx_gpt.store.checkpoint import list_checkpoints
 from mlx_gpt.store.run_file import read_run_file
-from mlx_gpt.train.distributed import RANKS, join
+from mlx_gpt.train.distributed import RANK_VARIABLES, join
 
 RUN = ["train", "--data", "text.txt", *TINY, "--eval-every", "5", "--checkpoint-every", "4"]
 
@@ -51,11 +51,11 @@ def ends(pair: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
             process.kill()
 
 
-@pytest.mark.parametrize("name", [None, *RANKS])
+@pytest.mark.parametrize("name", [None, *RANK_VARIABLES])
 def test_mlx_is_asked_for_others_only_by_one_of_several(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would start MPI where that is installed, in every run."""
     asked: list[int] = []
-    for known in RANKS:
+    for known in RANK_VARIABLES:
         monkeypatch.delenv(known, raising=False)
     if name:
         monkeypatch.setenv(name, "0")
@@ -148,6 +148,6 @@ def test_what_goes_wrong_ends_both(here: Path, flags: str, code: int, told: str)
     assert found_there != 0
     assert told in the_line(said)
     line = the_line("\n".join(line for line in said_there.splitlines() if not line.startswith("[ring]")))  # MLX's own
-    lost = "lost the others it trains with ([ring] connection to a peer was lost)"
-    assert told in line or lost in line or line == "the first process cannot begin; look at what it said"
+    lost = "lost the other processes of its group ([ring] connection to a peer was lost)"
+    assert told in line or lost in line or line == "the first process cannot start; see its output"
     assert everything(here / "model") == before

@@ -1,1 +1,1 @@
-"""What is picked when nothing is given."""
+"""Default hyperparameters for a text, a machine and a time limit."""

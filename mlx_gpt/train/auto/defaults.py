@@ -1,12 +1,12 @@
-"""Settings that nobody gave, picked from the amount of text, the speed of the machine and the time that there is.
+"""Default hyperparameters, from the size of the text, the speed of the machine and the time limit.
 
-Everything here is arithmetic: the same text, machine and given settings give the same picks, each with its reason.
+Pure arithmetic: the same text, machine and given settings lead to the same choices, each with its reason.
 
-- How large model and vocabulary are, ``model_size.py`` says.
-- Batch and learning rate follow the compute C of the run: 0.2920 C^0.3271 tokens in a step, at a peak rate of 0.3118
-  C^-0.1250 (Bi et al. 2024, DeepSeek LLM, section 3.1; fitted for AdamW).
-- A text that is read again is worth nearly as much as a new one for four epochs, and nothing after some forty
-  (Muennighoff et al. 2023). Such a run has dropout, and stops where validation no longer improves.
+- ``model_size.py`` chooses the size of model and vocabulary.
+- Batch size and learning rate follow the compute C of the run: 0.2920 C^0.3271 tokens in a step, and a peak learning
+  rate of 0.3118 C^-0.1250 (Bi et al. 2024, DeepSeek LLM, section 3.1; fitted for AdamW).
+- Up to four epochs, repeated text is nearly as good as new text; beyond about forty it adds nothing (Muennighoff et al.
+  2023). Runs of more than four epochs have dropout, and stop when the validation loss no longer improves.
 """
 
 from __future__ import annotations
@@ -17,96 +17,97 @@ from typing import Any, NamedTuple
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.train.auto.model_size import (
-    ROOM,
-    SIZE,
-    STEP,
+    MEMORY_SHARE,
+    SIZE_FIELDS,
     TOKENS_PER_WEIGHT,
-    Measured,
-    Pick,
-    Text,
+    TYPICAL_STEP,
+    Choice,
+    MeasuredModel,
+    TextSize,
     architecture,
-    pick_model,
+    choose_model,
     short,
 )
-from mlx_gpt.train.clock import IN_HAND
-from mlx_gpt.train.config import COUNTED, TrainConfig
+from mlx_gpt.train.clock import RESERVE
+from mlx_gpt.train.config import LENGTHS, TrainConfig
 from mlx_gpt.train.machine import Machine, matrix_weights, seconds_per_token, training_flops
 from mlx_gpt.train.memory import largest_batch
 from mlx_gpt.train.optimizer import OPTIMIZERS
 
-MINUTES = 10.0  # of wall time, everything included
-EPOCHS, TUNING_EPOCHS = 40.0, 4.0  # at most
-NEW = 4.0  # epochs for which a text is as good as new
-TUNING = 0.05  # of the learning rate from scratch
-FORWARD = 2.5  # tokens measured in the time that training on one takes
-LOOK, END = 1.0, 5.0  # seconds for a sample and a checkpoint; for the plot and the files at the end
-MUON_ITERATIONS = 3  # as good as five in these sizes, and less work
+MINUTES = 10.0  # of the whole command
+MAX_EPOCHS, MAX_TUNING_EPOCHS = 40.0, 4.0
+FRESH_EPOCHS = 4.0  # in which repeated text is as good as new
+TUNING_SHARE = 0.05  # of the learning rate of training from scratch
+EVAL_SPEEDUP = 2.5  # tokens evaluated in the time of training on one
+EVAL_SECONDS, FINAL_SECONDS = 1.0, 5.0  # for a sample and a checkpoint; for the plot and the files at the end
+MUON_ITERATIONS = 3  # as good as five for these model sizes, at less cost
 PATIENCE = 4  # validation losses
-STEPS, SMALLEST_STEP = 1000, 512  # so many steps there should be, unless they have fewer tokens than that
+TYPICAL_STEPS, MIN_TOKENS_PER_STEP = 1000, 512  # fewer tokens in a step until it has this many steps
 
 
-def pick(
-    text: Text,
+def choose(
+    text: TextSize,
     machine: Machine,
     seconds: float,
     given: Mapping[str, Any],
     *,
-    measured: Measured | None = None,
+    measured: MeasuredModel | None = None,
     processes: int = 1,
     tuning: bool = False,
-) -> list[Pick]:
-    """All settings but the tokenizer, for ``seconds`` of wall time; those that are ``given`` stay as they are.
+) -> list[Choice]:
+    """Choose all settings that are not ``given``, except the tokenizer, for a command that takes ``seconds``.
 
-    ``measured`` is the model to take, once it has been tried; without it the speed is estimated. ``tuning`` says that
-    the model is trained already. Evaluations are picked where the length is, dropout where the model is.
+    ``measured`` is the model to use, once its speed has been measured; without it speeds are estimated. ``tuning``
+    means that the weights are pretrained. A given length leaves evaluations, and a given size dropout, unchosen.
     """
-    given = {name: value for name, value in given.items() if name != "minutes"}  # which are in seconds already
-    config, model = pick_model(text, machine, seconds, given, processes, measured)
-    speed = measured.speed if measured else processes / seconds_per_token(config, machine, STEP)
-    looks = _looks(text, config, speed, seconds, given)
-    training = max(0.3 * seconds, seconds - END - _looking(text, config, speed, looks))
-    most = (TUNING_EPOCHS if tuning else EPOCHS) * text.train
-    tokens = ceil(min(training * speed, most))
-    batch, per_step = _pick_batch(config, machine, tokens, given, processes)
-    has_length = any(name in given for name in COUNTED)
+    given = {name: value for name, value in given.items() if name != "minutes"}  # already in ``seconds``
+    config, model = choose_model(text, machine, seconds, given, processes, measured)
+    speed = measured.speed if measured else processes / seconds_per_token(config, machine, TYPICAL_STEP)
+    evaluations = _plan_evaluations(text, config, speed, seconds, given)
+    train_seconds = max(0.3 * seconds, seconds - FINAL_SECONDS - evaluations.seconds(text, config, speed))
+    max_tokens = (MAX_TUNING_EPOCHS if tuning else MAX_EPOCHS) * text.train
+    tokens = ceil(min(train_seconds * speed, max_tokens))
+    batch, per_step = _choose_batch(config, machine, tokens, given, processes)
+    has_length = any(name in given for name in LENGTHS)
     steps = _given_steps(given, per_step, text.train) if has_length else ceil(tokens / per_step)
     run = _Run(text, config, steps, steps * per_step, tuning)
-    picks = [batch] if model is None else [model, batch]
+    choices = [batch] if model is None else [model, batch]
     if not has_length:
-        picks.append(_pick_length(run, training, speed, capped=tokens >= most))
-        picks += [_pick_limit(training)] if processes == 1 else []  # each has its own clock
-    optimizer = _pick_optimizer(run)
-    used = {**optimizer.settings, **given}.get("optimizer", "adamw")
-    picks += [optimizer, _pick_rate(run, used)]
+        choices.append(_choose_length(run, train_seconds, speed, capped=tokens >= max_tokens))
+        choices += [_choose_limit(train_seconds)] if processes == 1 else []  # clocks differ between processes
+    optimizer = _choose_optimizer(run)
+    choices += [optimizer, _choose_learning_rate(run, {**optimizer.settings, **given})]
     if model:
-        picks.append(_pick_dropout(run))
+        choices.append(_choose_dropout(run))
     if not has_length:
-        picks.append(_pick_looks(run, looks))
-    left = [Pick({name: value for name, value in one.settings.items() if name not in given}, one.why) for one in picks]
-    return [one for one in left if one.settings]
+        choices.append(_choose_evaluations(run, evaluations))
+    rest = [Choice({k: value for k, value in one.settings.items() if k not in given}, one.reason) for one in choices]
+    return [choice for choice in rest if choice.settings]
 
 
-def pick_rate(text: Text, given: Mapping[str, Any], processes: int = 1, tuning: bool = False) -> list[Pick]:
-    """What is left to pick where a model, a batch and a length are given."""
+def choose_learning_rate(
+    text: TextSize, given: Mapping[str, Any], processes: int = 1, tuning: bool = False
+) -> list[Choice]:
+    """Choose what remains where model, batch and length are ``given``."""
     config = architecture(given, text.vocab_size)
     per_step = processes * given["batch_size"] * given.get("accumulate", 1) * config.n_positions
     steps = _given_steps(given, per_step, text.train)
     run = _Run(text, config, steps, steps * per_step, tuning)
-    return [] if "learning_rate" in given else [_pick_rate(run, given.get("optimizer", "adamw"))]
+    return [] if "learning_rate" in given else [_choose_learning_rate(run, given)]
 
 
-def nothing_to_measure(names: Collection[str]) -> bool:
-    """Whether so much is given that the machine's speed has no say."""
-    return {*SIZE, "batch_size"} <= {*names} and not {*COUNTED}.isdisjoint(names)
+def needs_measurement(names: Collection[str]) -> bool:
+    """Return True if a setting that depends on the machine's speed is not among the given ``names``."""
+    return not ({*SIZE_FIELDS, "batch_size"} <= {*names} and any(name in names for name in LENGTHS))
 
 
 class _Run(NamedTuple):
-    """What is decided so far."""
+    """The size of a run."""
 
-    text: Text
+    text: TextSize
     config: GPTConfig
     steps: int
-    tokens: int  # seen in all of them
+    tokens: int
     tuning: bool
 
     @property
@@ -123,106 +124,103 @@ class _Run(NamedTuple):
         return training_flops(self.config) * self.tokens
 
 
-def _pick_batch(
+def _choose_batch(
     config: GPTConfig, machine: Machine, tokens: int, given: Mapping[str, Any], processes: int
-) -> tuple[Pick, int]:
-    """Rows of a batch and batches of a step, and the tokens of a step."""
+) -> tuple[Choice, int]:
+    """Batch size and accumulation, and the tokens of a step."""
     compute = training_flops(config) * tokens
-    wanted = min(0.2920 * compute**0.3271, max(SMALLEST_STEP, tokens / STEPS))
+    wanted = min(0.2920 * compute**0.3271, max(MIN_TOKENS_PER_STEP, tokens / TYPICAL_STEPS))
     rows = 2 ** max(0, round(log2(max(1.0, wanted / (processes * config.n_positions)))))
-    why = f"{short(wanted)}tokens in a step suit {compute:.0e} FLOP (Bi et al. 2024)"
-    size, times = given.get("batch_size"), given.get("accumulate", 1)
+    reason = f"{short(wanted)}tokens in a step suit {compute:.0e} FLOP (Bi et al. 2024)"
+    size, accumulate = given.get("batch_size"), given.get("accumulate", 1)
     if size is None:
-        size = max(1, rows // times)
+        size = max(1, rows // accumulate)
         shape = TrainConfig(**{name: given[name] for name in ("dtype", "recompute") if name in given})
-        fits = max(1, largest_batch(config, shape, round(ROOM * machine.memory)))
-        while size > fits:
-            size, times = (size + 1) // 2, times if "accumulate" in given else 2 * times
-            why += ", in batches that fit in memory" if "memory" not in why else ""
-    per_step = processes * size * times * config.n_positions
-    return Pick({"batch_size": size, "accumulate": times}, why), per_step
+        max_size = max(1, largest_batch(config, shape, round(MEMORY_SHARE * machine.memory)))
+        if size > max_size:
+            reason += ", in batches that fit in memory"
+        while size > max_size:
+            size, accumulate = (size + 1) // 2, accumulate if "accumulate" in given else 2 * accumulate
+    per_step = processes * size * accumulate * config.n_positions
+    return Choice({"batch_size": size, "accumulate": accumulate}, reason), per_step
 
 
 def _given_steps(given: Mapping[str, Any], per_step: int, per_epoch: int) -> int:
-    return TrainConfig(**{name: given[name] for name in COUNTED if name in given}).n_steps(per_step, per_epoch) or 1
+    return TrainConfig(**{name: given[name] for name in LENGTHS if name in given}).n_steps(per_step, per_epoch) or 1
 
 
-def _pick_length(run: _Run, seconds: float, speed: float, capped: bool) -> Pick:
-    why = f"{seconds / 60:.1f} minutes at {speed:,.0f} tokens/s: {run.epochs:.2g} times through the text"
+def _choose_length(run: _Run, seconds: float, speed: float, capped: bool) -> Choice:
+    reason = f"{seconds / 60:.1f} minutes at {speed:,.0f} tokens/s: {run.epochs:.2g} epochs"
     if capped:
-        why = f"{run.epochs:.0f} times through the text; more would add nothing"
-    return Pick({"steps": run.steps}, why)
+        reason = f"{run.epochs:.0f} epochs; more would add nothing"
+    return Choice({"steps": run.steps}, reason)
 
 
-def _pick_limit(seconds: float) -> Pick:
-    limit = float(f"{seconds / 60 / (1 - IN_HAND):.3g}")
-    return Pick({"minutes": limit}, "for the steps at most, should they turn out slower than measured")
+def _choose_limit(seconds: float) -> Choice:
+    limit = float(f"{seconds / 60 / (1 - RESERVE):.3g}")
+    return Choice({"minutes": limit}, "a limit, in case the steps are slower than measured")
 
 
-def _pick_optimizer(run: _Run) -> Pick:
+def _choose_optimizer(run: _Run) -> Choice:
     if run.tuning:
-        return Pick({}, "")  # its steps are too long for weights that are good already
-    why = "fewer tokens to the same loss than AdamW (Jordan et al. 2024)"
-    return Pick({"optimizer": "muon", "muon_iterations": MUON_ITERATIONS}, why)
+        return Choice({}, "")  # the updates of Muon are too large for pretrained weights
+    reason = "fewer tokens to the same loss than AdamW (Jordan et al. 2024)"
+    return Choice({"optimizer": "muon", "muon_iterations": MUON_ITERATIONS}, reason)
 
 
-def _pick_rate(run: _Run, optimizer: str) -> Pick:
-    """AdamW's; beside Muon it moves only embeddings, norms and biases, and may be higher."""
+def _choose_learning_rate(run: _Run, settings: Mapping[str, Any]) -> Choice:
+    """AdamW's learning rate; beside Muon it updates only embeddings, norms and biases, and may be higher."""
+    max_rate = OPTIMIZERS[settings.get("optimizer", TrainConfig.optimizer)].max_learning_rate
+    compute = 6 * TOKENS_PER_WEIGHT * run.weights**2 if run.tuning else run.compute
+    rate = min(max_rate, 0.3118 * compute**-0.1250)
     if run.tuning:
-        trained = _rate(6 * TOKENS_PER_WEIGHT * run.weights**2, optimizer)
-        return Pick({"learning_rate": _rounded(TUNING * trained)}, "a twentieth of what suits such a model at first")
-    rate = _rounded(_rate(run.compute, optimizer))
-    return Pick({"learning_rate": rate}, f"suits {run.compute:.0e} FLOP (Bi et al. 2024)")
+        return Choice({"learning_rate": _rounded(TUNING_SHARE * rate)}, "a twentieth of that for training from scratch")
+    return Choice({"learning_rate": _rounded(rate)}, f"suits {compute:.0e} FLOP (Bi et al. 2024)")
 
 
-def _rate(compute: float, optimizer: str) -> float:
-    return min(OPTIMIZERS[optimizer].max_learning_rate, 0.3118 * compute**-0.1250)
-
-
-def _pick_dropout(run: _Run) -> Pick:
-    """The more weights see the same text the more often, the more dropout."""
-    pressure = run.epochs * run.weights / run.text.train if run.epochs > NEW else 0.0
+def _choose_dropout(run: _Run) -> Choice:
+    """More dropout for more weights per token and more epochs."""
+    pressure = run.epochs * run.weights / run.text.train if run.epochs > FRESH_EPOCHS else 0.0
     p = 0.0 if pressure < 10 else 0.1 if pressure < 100 else 0.2
-    why = f"{short(run.weights)}weights see {short(run.text.train)}tokens {run.epochs:.0f} times"
-    return Pick({"embd_pdrop": p, "resid_pdrop": p} if p else {}, why)
+    reason = f"{short(run.weights)}weights see {short(run.text.train)}tokens {run.epochs:.0f} times"
+    return Choice({"embd_pdrop": p, "resid_pdrop": p} if p else {}, reason)
 
 
-class _Looks(NamedTuple):
-    """Evaluations: how many, over how many windows each, and over how many at the end (0: all)."""
+class _Evaluations(NamedTuple):
+    """The number of evaluations, the windows of each, those of the last one (0: all), and whether they are enabled."""
 
     n: int
     windows: int
-    last: int
-    wanted: bool
+    final_windows: int
+    enabled: bool
+
+    def seconds(self, text: TextSize, config: GPTConfig, speed: float) -> float:
+        n_windows = ceil(text.val / config.n_positions)
+        evaluated = self.n * (self.windows or n_windows) + 2 * (self.final_windows or n_windows)
+        return self.n * EVAL_SECONDS + evaluated * config.n_positions / (EVAL_SPEEDUP * speed)
 
 
-def _looks(text: Text, config: GPTConfig, speed: float, seconds: float, given: Mapping[str, Any]) -> _Looks:
-    """So many that they take 2 % of the time on the way, and 4 % at the end."""
-    T = config.n_positions
+def _plan_evaluations(
+    text: TextSize, config: GPTConfig, speed: float, seconds: float, given: Mapping[str, Any]
+) -> _Evaluations:
+    """Evaluations that take 2 % of the time during training, and 4 % at the end."""
     n = min(40, max(3, round(3 * (seconds / 60) ** 0.5)))
-    there = max(1, ceil(text.val / T))
-    in_a_second = FORWARD * speed / T
-    windows = given.get("eval_windows", min(there, 256, max(4, round(0.02 * seconds * in_a_second / n))))
-    last = given.get("final_windows", max(windows, round(0.04 * seconds * in_a_second)))
-    return _Looks(n, windows, 0 if last >= there else last, given.get("eval_every", 1) > 0)
+    n_windows = max(1, ceil(text.val / config.n_positions))
+    per_second = EVAL_SPEEDUP * speed / config.n_positions
+    windows = given.get("eval_windows", min(n_windows, 256, max(4, round(0.02 * seconds * per_second / n))))
+    final = given.get("final_windows", max(windows, round(0.04 * seconds * per_second)))
+    return _Evaluations(n, windows, 0 if final >= n_windows else final, given.get("eval_every", 1) > 0)
 
 
-def _looking(text: Text, config: GPTConfig, speed: float, looks: _Looks) -> float:
-    """Seconds that they take."""
-    T = config.n_positions
-    there = ceil(text.val / T)
-    windows = looks.n * (looks.windows or there) + 2 * (looks.last or there)
-    return looks.n * LOOK + windows * T / (FORWARD * speed)
-
-
-def _pick_looks(run: _Run, looks: _Looks) -> Pick:
-    every = ceil(run.steps / (looks.n + 1))
-    settings = {"eval_every": every, "checkpoint_every": every, "eval_windows": looks.windows}
-    settings |= {"final_windows": looks.last} if looks.last else {}
-    if run.epochs <= NEW or not looks.wanted:
-        return Pick(settings, f"{looks.n} looks on the way")
-    why = f"{looks.n} looks on the way; after {PATIENCE} without a new best it has begun to learn by heart, and ends"
-    return Pick(settings | {"patience": PATIENCE}, why)
+def _choose_evaluations(run: _Run, evaluations: _Evaluations) -> Choice:
+    every = ceil(run.steps / (evaluations.n + 1))
+    settings = {"eval_every": every, "checkpoint_every": every, "eval_windows": evaluations.windows}
+    settings |= {"final_windows": evaluations.final_windows} if evaluations.final_windows else {}
+    reason = f"{evaluations.n} evaluations"
+    if run.epochs > FRESH_EPOCHS and evaluations.enabled:
+        settings["patience"] = PATIENCE
+        reason += f"; after {PATIENCE} without improvement the model overfits, and the run ends"
+    return Choice(settings, reason)
 
 
 def _rounded(value: float) -> float:
