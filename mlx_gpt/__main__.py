@@ -1,4 +1,4 @@
-"""``python -m mlx_gpt`` is ``mlx-gpt``."""
+"""Run ``mlx-gpt`` as ``python -m mlx_gpt``."""
 
 from mlx_gpt.cli import main
 

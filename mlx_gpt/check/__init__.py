@@ -1,1 +1,1 @@
-"""Are the numbers right? Read in this order: ``source``, ``reference``, ``layers``; then ``verify``, which asks all."""
+"""Check a model's numbers and measure its quality. Read ``reference``, ``layers`` and ``verify``, then ``evaluate``."""

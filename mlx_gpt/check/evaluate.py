@@ -1,4 +1,4 @@
-"""One evaluation with all that it depends on: ``perplexity``, ``lambada`` or ``hellaswag``."""
+"""Run one of the evaluations in ``TASKS`` and report its metrics with everything they depend on."""
 
 from __future__ import annotations
 
@@ -7,64 +7,58 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.check.datasets import read_passages, read_questions, read_text
-from mlx_gpt.check.hellaswag import hellaswag
-from mlx_gpt.check.lambada import lambada
-from mlx_gpt.check.perplexity import Figures, perplexity
-from mlx_gpt.check.published import tables
-from mlx_gpt.check.scoring import Progress
+from mlx_gpt.check import hellaswag, lambada, perplexity
+from mlx_gpt.check.published import find_known, hash_files, known_models
+from mlx_gpt.check.scoring import OnScored
+from mlx_gpt.check.task import Task
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import sha256_of
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
-TASKS = ("perplexity", "lambada", "hellaswag")
+TASKS = {"perplexity": perplexity.TASK, "lambada": lambada.TASK, "hellaswag": hellaswag.TASK}
 PUBLISHED = Path(__file__).with_name("evaluations.json")
 
 
-def evaluate(
-    model: GPT, tokenizer: Tokenizer, task: str, data: Path, stride: int | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
-    """The figures of a task on a file, with standard errors and every setting: what ``mlx-gpt eval --json`` prints.
+def find_task(name: str) -> Task:
+    """Return a task by name. Raises ``UsageError``."""
+    if name not in TASKS:
+        raise UsageError(f"--task must be one of {', '.join(TASKS)}, not {name!r}")
+    return TASKS[name]
 
-    ``stride`` is perplexity's, half the model's context if not given. Raises ``UsageError`` or ``DataError``.
+
+def evaluate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    name: str,
+    data: Path,
+    on_scored: OnScored | None = None,
+    **settings: int | None,
+) -> dict[str, Any]:
+    """Return the metrics of a task on a file, with standard errors and every setting, as ``mlx-gpt eval --json`` does.
+
+    A setting of None takes the task's default. Raises ``UsageError`` or ``DataError``.
     """
-    settings: dict[str, Any] = {"n_positions": model.config.n_positions, "dtype": str(model.wte.weight.dtype)}
-    if task not in TASKS:
-        raise UsageError(f"--task must be one of {', '.join(TASKS)}, not {task!r}")
-    if stride is not None and task != "perplexity":
-        raise UsageError(f"--stride is a setting of perplexity, not of {task}; leave it out")
-    figures: Figures
-    if task == "perplexity":
-        settings["stride"] = max(1, model.config.n_positions // 2) if stride is None else stride
-        figures, n = perplexity(model, tokenizer, read_text(data), settings["stride"], progress)
-    elif task == "lambada":
-        passages = read_passages(data)
-        figures, n = lambada(model, tokenizer, passages, progress), len(passages)
-    else:
-        questions = read_questions(data)
-        figures, n = hellaswag(model, tokenizer, questions, progress), len(questions)
+    task, given = find_task(name), {flag: value for flag, value in settings.items() if value is not None}
+    for flag in given.keys() - set(task.settings):
+        owners = " and ".join(other for other in TASKS if flag in TASKS[other].settings)
+        raise UsageError(f"--{flag} is a setting of {owners}, not of {name}; leave it out")
+    result = task.measure(model, tokenizer, task.read(data), on_scored, **given)
     return {
-        "task": task,
-        "figures": {name: {"value": value, "stderr": error} for name, (value, error) in figures.items()},
-        "n": n,
+        "task": name,
+        "figures": {metric: {"value": value, "stderr": error} for metric, (value, error) in result.metrics.items()},
+        "n": result.n,
         "data_sha256": sha256_of(data),
         "tokenizer_sha256": tokenizer.hash,
-        "settings": settings,
+        "settings": {"n_positions": model.config.n_positions, "dtype": str(model.wte.weight.dtype)} | result.settings,
         "mlx": version("mlx"),
     }
 
 
 def published(task: str, name: str, folder: Path, n_parameters: int) -> list[dict[str, Any]]:
-    """What others measured of this model, known by its id or by the bytes of its weights; empty for any other."""
-    for known, table in tables().items():
-        digests = table["sha256"]
-        if table["parameters"] != n_parameters:
-            continue
-        if name in table["ids"] or (digests and _digests(folder, digests) == digests):
-            return json.loads(PUBLISHED.read_text(encoding="utf-8")).get(known, {}).get(task, [])
-    return []
-
-
-def _digests(folder: Path, names: dict[str, str]) -> dict[str, str]:
-    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
+    """Return published metrics of this model, identified by its id or by the bytes of its weights; else ``[]``."""
+    candidates = {key: model for key, model in known_models().items() if model["parameters"] == n_parameters}
+    if not candidates:  # without hashing the weights
+        return []
+    known = find_known(candidates, name, hash_files(folder.glob("*.safetensors")))
+    return json.loads(PUBLISHED.read_text(encoding="utf-8")).get(known["ids"][0], {}).get(task, []) if known else []

@@ -1,4 +1,4 @@
-"""Perplexity of a long text by a window that slides over it (transformers, docs/source/en/perplexity.md)."""
+"""Perplexity of a long text under a sliding window (transformers, docs/source/en/perplexity.md)."""
 
 from __future__ import annotations
 
@@ -8,48 +8,54 @@ from math import log
 
 import numpy as np
 
-from mlx_gpt.check.scoring import Progress, Scored, perplexity_and_error, score
+from mlx_gpt.check.datasets import read_text
+from mlx_gpt.check.scoring import OnScored, ScoredText, perplexity_and_error, score
+from mlx_gpt.check.task import Evaluation, Task
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
-Figures = dict[str, tuple[float, float | None]]  # name: value, standard error
-
 
 def perplexity(
-    model: GPT, tokenizer: Tokenizer, text: str, stride: int, progress: Progress | None = None
-) -> tuple[Figures, int]:
-    """Perplexity per token and bits per byte of a text, and how many tokens were scored.
+    model: GPT, tokenizer: Tokenizer, text: str, on_scored: OnScored | None = None, stride: int | None = None
+) -> Evaluation:
+    """Measure the perplexity per token and the bits per byte of a text.
 
-    Bits are of the scored tokens, and so are the bytes. Standard errors take tokens for independent draws, which a
-    text's are not: they are too small. Raises ``DataError`` for less than two tokens, ``UsageError`` for the stride.
+    ``stride``: tokens by which the window moves, by default half the model's context. Bits per byte count the scored
+    tokens' bytes only. Standard errors assume independent tokens, so they are too small for a text. Raises
+    ``DataError`` for fewer than two tokens, ``UsageError`` for the stride.
     """
     window = model.config.n_positions
+    stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride <= window:
         raise UsageError(f"--stride must be between 1 and {window}, the model's context, not {stride}")
     ids = tokenizer.encode(text)
     if len(ids) < 2:
         raise DataError(f"the text: expected at least 2 tokens, of which the second is scored, found {len(ids)}")
     scored = list(windows(ids, window, stride))
-    log_probs = np.concatenate([one.log_probs for one in score(model, scored, progress)])
+    logprobs = np.concatenate([one.logprobs for one in score(model, scored, on_scored)])
     tokens = chain.from_iterable(one.ids[one.first :] for one in scored)
     n_bytes = sum(len(tokenizer.token_bytes(i)) for i in tokens)
-    value, error = perplexity_and_error(log_probs)
-    scale = len(log_probs) / n_bytes / log(2)  # from nats per token
-    bits = -float(log_probs.mean()) * scale, None if error is None else error / value * scale
-    return {"perplexity": (value, error), "bits_per_byte": bits}, len(log_probs)
+    value, error = perplexity_and_error(logprobs)
+    scale = len(logprobs) / n_bytes / log(2)  # from nats per token
+    bits = -float(logprobs.mean()) * scale, None if error is None else error / value * scale
+    return Evaluation({"perplexity": (value, error), "bits_per_byte": bits}, len(logprobs), {"stride": stride})
 
 
-def windows(ids: list[int], window: int, stride: int) -> Iterator[Scored]:
-    """Windows of ``window`` tokens, each ``stride`` further; scored is what no earlier one held, and has one before it.
+def windows(ids: list[int], window: int, stride: int) -> Iterator[ScoredText]:
+    """Yield windows of ``window`` tokens, ``stride`` apart; each scores the tokens that no earlier one contained.
 
-    So at a stride of a whole window, the first token of each is not scored, as in the recipe.
+    The first token of a window has no context and is not scored, as in the recipe: at a stride of a whole window, one
+    token of each window is left out.
     """
     scored_to = 0
     for begin in range(0, len(ids), stride):
         end = min(begin + window, len(ids))
         if end - begin > 1:
-            yield Scored(ids[begin:end], max(scored_to - begin, 1))
+            yield ScoredText(ids[begin:end], max(scored_to - begin, 1))
         scored_to = end
         if end == len(ids):
             break
+
+
+TASK = Task("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", read_text, perplexity, ("stride",))

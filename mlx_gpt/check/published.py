@@ -1,13 +1,13 @@
-"""What others have published about models that everybody has: logits, texts, losses, and the files' checksums.
+"""Compare a well-known model with published values: logits, texts, losses, and checksums of the files.
 
-A file a model in the folder ``published``, each figure with its source and its tolerance, which is the source's own.
+The folder ``published`` has a file per model. Each value has its source, and the tolerance given there.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +25,65 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.loss import mean_loss, next_token_losses
 
-Known = dict[str, Any]
+KnownModel = dict[str, Any]
 
-TABLES = Path(__file__).parent / "published"
-CHECKSUM, FIGURES = "checksum of the weights", "published figures"
+FOLDER = Path(__file__).parent / "published"
+CHECKSUM, PUBLISHED = "checksum of the weights", "published values"
 
 
-def tables() -> dict[str, Known]:
-    """The known models by name."""
-    files = sorted(TABLES.glob("*.json"), key=lambda file: file.stem)
+def known_models() -> dict[str, KnownModel]:
+    """Return the published values of each model, by its name."""
+    files = sorted(FOLDER.glob("*.json"), key=lambda file: file.stem)
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
+def find_known(models: Mapping[str, KnownModel], name: str | None, digests: Mapping[str, str]) -> KnownModel | None:
+    """Identify a model by its id, else by the SHA-256 of one of its files (``hash_files``)."""
+    by_name = next((model for model in models.values() if name in model["ids"]), None)
+    shared = (model for model in models.values() if set(digests.values()) & set(model["sha256"].values()))
+    return by_name or next(shared, None)
+
+
+def hash_files(files: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file, by its name."""
+    return {file.name: sha256_of(file) for file in files}
+
+
+def check_name(name: str | None, models: Iterable[str]) -> str | None:
+    """Return the name of a known model. Raises ``UsageError`` for any other but None."""
+    if name is not None and name not in models:
+        raise UsageError(f"--known-as must be one of {', '.join(models)}, not {name!r}")
+    return name
+
+
 def check_published(
-    model: GPT, tokenizer: Tokenizer, source: HubFolder, name: str | None, known: dict[str, Known]
+    model: GPT, tokenizer: Tokenizer, folder: HubFolder, name: str | None, models: Mapping[str, KnownModel]
 ) -> Iterator[Check]:
-    """The checksum, then every figure; ``name`` is what the model is said to be, an id of the hub."""
-    digests = {file.name: sha256_of(file) for file in source.files}
-    of_name = next((one for one in known.values() if name in one["ids"]), None)
-    of_bytes = next((one for one in known.values() if set(digests.values()) & set(one["sha256"].values())), None)
-    yield checksum(source, digests, of_name or of_bytes)
-    found = of_name or of_bytes
-    if found is None:
-        yield skipped(FIGURES, f"no known model; if it is meant to be one: --known-as {', '.join(known)}")
-    elif model.n_parameters != found["parameters"]:
-        what = f"parameters of {found['ids'][0]}"
-        yield Check(what, model.n_parameters, found["parameters"], False, "this is another model")
+    """Check the checksum, then every published value. ``name``: the hub id that the model has, or should have."""
+    digests = hash_files(folder.files)
+    known = find_known(models, name, digests)
+    yield check_checksum(folder, digests, known)
+    if known is None:
+        yield skipped(PUBLISHED, f"not a known model; if it should be one: --known-as {', '.join(models)}")
+    elif model.n_parameters != known["parameters"]:
+        what = f"parameters of {known['ids'][0]}"
+        yield Check(what, model.n_parameters, known["parameters"], False, "this is another model")
     else:
-        if not found["figures"]:
-            yield skipped(FIGURES, f"none are known of {found['ids'][0]}")
-        for figure in found["figures"]:
-            yield compare(model, tokenizer, figure)
+        if not known["figures"]:
+            yield skipped(PUBLISHED, f"none are known of {known['ids'][0]}")
+        for entry in known["figures"]:
+            yield compare(model, tokenizer, entry)
 
 
-def checksum(source: HubFolder, digests: dict[str, str], known: Known | None) -> Check:
-    """Whether every byte of the weights is the hub's: by the published sha256, or by the one it was downloaded under.
+def check_checksum(folder: HubFolder, digests: Mapping[str, str], known: KnownModel | None) -> Check:
+    """Compare the SHA-256 of the weights with the published one, and with the one in the hub's cache.
 
-    The hub's cache names a file by its sha256. A copy that was written anew, without OpenAI's mask buffers, has other
-    bytes for the same numbers, and no checksum is known for it.
+    The cache names each file by its SHA-256. A copy that was written anew, without OpenAI's mask buffers, has other
+    bytes for the same numbers, so it has no known checksum.
     """
-    expected = {file.name: file.resolve().name for file in source.files}  # a link into the cache
-    expected = {file: name for file, name in expected.items() if re.fullmatch("[0-9a-f]{64}", name)}
-    if known and any(name.endswith(".attn.bias") for name in source.tensors):
+    targets = {file.name: file.resolve().name for file in folder.files}  # links into the cache
+    expected = {name: target for name, target in targets.items() if re.fullmatch("[0-9a-f]{64}", target)}
+    if known and any(name.endswith(".attn.bias") for name in folder.tensors):
         expected |= known["sha256"]
     if not expected:
         return skipped(CHECKSUM, "none is known for this file")
@@ -78,65 +95,70 @@ def checksum(source: HubFolder, digests: dict[str, str], known: Known | None) ->
     return measured(CHECKSUM, len(wrong), 0, remark)
 
 
-def compare(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> Check:
-    """One published figure beside ours."""
-    what, expected = f"published: {figure['what']}", figure["values"]
-    found: Any = MEASURES[figure["kind"]](model, tokenizer, figure)
+def compare(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> Check:
+    """Measure what an entry of a file in ``published`` describes, and compare it with the entry's values."""
+    what, expected = f"published: {entry['what']}", entry["values"]
+    found: Any = MEASURES[entry["kind"]](model, tokenizer, entry)
     if isinstance(expected, str):
-        return Check(what, None, None, found == expected, f"{found!r} ({figure['source']})")
+        return Check(what, None, None, found == expected, f"{found!r} ({entry['source']})")
     if all(isinstance(value, int) for value in expected):
-        others = sum(a != b for a, b in zip(found, expected, strict=True))
-        return measured(what, others, 0, f"other tokens ({figure['source']})")
-    off = np.abs(np.array(found, np.float64) - expected)
-    if "relative" in figure:
-        return measured(what, (off / np.abs(expected)).max(), figure["relative"], f"relative ({figure['source']})")
-    return measured(what, off.max(), figure["absolute"], f"absolute ({figure['source']})")
+        n_different = sum(a != b for a, b in zip(found, expected, strict=True))
+        return measured(what, n_different, 0, f"different tokens ({entry['source']})")
+    error = np.abs(np.array(found, np.float64) - expected)
+    if "relative" in entry:
+        return measured(what, (error / np.abs(expected)).max(), entry["relative"], f"relative ({entry['source']})")
+    return measured(what, error.max(), entry["absolute"], f"absolute ({entry['source']})")
 
 
-def logits_at(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> list[float]:
-    """Logits of some ids (second of each pair) after some tokens (first)."""
-    logits = np.array(model([figure["ids"]])[0])
-    return [float(logits[position, i]) for position, i in figure["at"]]
+def logits_at(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> list[float]:
+    """Return the logits at ``entry["at"]``: pairs of a position and an id."""
+    logits = np.array(model([entry["ids"]])[0])
+    return [float(logits[position, i]) for position, i in entry["at"]]
 
 
-def mean_logit(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> list[float]:
-    return [float(np.array(model([figure["ids"]])).mean(dtype=np.float64))]
+def mean_logit(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> list[float]:
+    return [float(np.array(model([entry["ids"]])).mean(dtype=np.float64))]
 
 
-def most_probable(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> list[int]:
-    return np.array(model([figure["ids"]])[0]).argmax(-1).tolist()
+def most_probable(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> list[int]:
+    return np.array(model([entry["ids"]])[0]).argmax(-1).tolist()
 
 
-def log_probabilities(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> list[float]:
-    """Of each token but the first, in nats."""
-    ids = figure["ids"]
+def logprobs(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> list[float]:
+    """Return the logprob of each token but the first, in nats."""
+    ids = entry["ids"]
     return (-np.array(next_token_losses(model([ids[:-1]]), mx.array([ids[1:]]))[0])).tolist()
 
 
-def loss(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> list[float]:
-    return [-float(np.mean(log_probabilities(model, tokenizer, figure)))]
+def loss(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> list[float]:
+    return [-float(np.mean(logprobs(model, tokenizer, entry)))]
 
 
-def greedy_ids(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> list[int]:
-    n = len(figure["values"])
-    return _padded(generate_tokens(model, tokenizer, figure["ids"], temperature=0, max_tokens=n), n)
+def greedy_ids(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> list[int]:
+    """Generate as many ids as there are values, padded with -1 after the end of the text."""
+    n = len(entry["values"])
+    ids = list(generate_tokens(model, tokenizer, entry["ids"], temperature=0, max_tokens=n))
+    return ids + [-1] * (n - len(ids))
 
 
-def greedy_text(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> str:
-    prompt, n = tokenizer.encode(figure["prompt"]), len(tokenizer.encode(figure["values"]))
+def greedy_text(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> str:
+    prompt, n = tokenizer.encode(entry["prompt"]), len(tokenizer.encode(entry["values"]))
     return tokenizer.decode(generate_tokens(model, tokenizer, prompt, temperature=0, max_tokens=n))
 
 
-def training_losses(model: GPT, tokenizer: Tokenizer, figure: dict[str, Any]) -> list[float]:
-    """The loss before each of some steps on one batch; decay on everything, no clipping. The model stays as it was."""
-    (B, T), ids = figure["shape"], mx.array(figure["ids"])
+def training_losses(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> list[float]:
+    """Return the loss before each of several AdamW steps on one batch, then restore the weights.
+
+    Weight decay applies to all parameters; gradients are not clipped.
+    """
+    (B, T), ids = entry["shape"], mx.array(entry["ids"])
     x, y = ids[:-1].reshape(B, T), ids[1:].reshape(B, T)
-    settings = {name: figure[name] for name in ("learning_rate", "betas", "eps", "weight_decay")}
+    settings = {name: entry[name] for name in ("learning_rate", "betas", "eps", "weight_decay")}
     optimizer = optim.AdamW(**settings, bias_correction=True)
     weights, losses = model.parameters(), []
     value_and_grad = nn.value_and_grad(model, lambda: mean_loss(model(x), y))
     try:
-        for _ in figure["values"]:
+        for _ in entry["values"]:
             value, gradient = value_and_grad()
             optimizer.update(model, gradient)
             mx.eval(value, model.parameters(), optimizer.state)
@@ -150,21 +172,9 @@ MEASURES = {
     "logits": logits_at,
     "mean logit": mean_logit,
     "most probable": most_probable,
-    "log-probabilities": log_probabilities,
+    "log-probabilities": logprobs,
     "loss": loss,
     "greedy ids": greedy_ids,
     "greedy text": greedy_text,
     "training losses": training_losses,
 }
-
-
-def checked_name(name: str | None, known: Iterable[str]) -> str | None:
-    """``UsageError`` unless a model of this name is known."""
-    if name is not None and name not in known:
-        raise UsageError(f"--known-as must be one of {', '.join(known)}, not {name!r}")
-    return name
-
-
-def _padded(ids: Iterable[int], n: int) -> list[int]:
-    ids = list(ids)
-    return ids + [-1] * (n - len(ids))  # the text ended early

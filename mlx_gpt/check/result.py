@@ -1,4 +1,4 @@
-"""One line of a report: what was checked, the figure, what it may be."""
+"""One line of a report: the name of a check, the value measured, its tolerance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Check:
-    """``holds`` is None where it was not checked; ``remark`` then says why, and else what the figure is, or where."""
+    """``holds`` is None for a skipped check; ``remark`` then gives the reason, else the unit or place of the figure."""
 
     what: str
     figure: float | None
@@ -16,12 +16,12 @@ class Check:
     remark: str = ""
 
     def __str__(self) -> str:
-        figure = "" if self.figure is None else f" is {self.figure:.2g} and may be {self.tolerance:.2g}"
+        figure = "" if self.figure is None else f" is {self.figure:.2g}, tolerance {self.tolerance:.2g}"
         return f"{self.what}{figure}; {self.remark}".rstrip("; ")
 
 
 def measured(what: str, figure: float, tolerance: float, remark: str = "") -> Check:
-    """A figure that may be at most the tolerance; no number is never right."""
+    """Check that a figure is at most the tolerance. NaN fails."""
     return Check(what, float(figure), float(tolerance), bool(figure <= tolerance), remark)
 
 

@@ -1,6 +1,6 @@
-"""Is what this model computes what its files say? Every check that can be made here, each with its figure.
+"""Check that a model computes what its files specify. ``verify`` yields every check with its measured value.
 
-``verify`` is given the model, as it was loaded, and the folder it was loaded from; the two meet nowhere else.
+It compares the model, as ``store`` loaded it, with the folder it was loaded from, read independently.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.check.against_transformers import check_against_transformers
 from mlx_gpt.check.hub_folder import CONV1D, HubFolder
-from mlx_gpt.check.layers import Comparison, by_token, compare
-from mlx_gpt.check.published import Known, check_published, tables
+from mlx_gpt.check.layers import Comparison, compare, max_per_token
+from mlx_gpt.check.published import KnownModel, check_published, known_models
 from mlx_gpt.check.reference import Array
 from mlx_gpt.check.result import Check, measured, skipped
 from mlx_gpt.device import on_cpu
@@ -34,33 +34,34 @@ TEXT = (
 def verify(
     model: GPT,
     tokenizer: Tokenizer,
-    folder: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     name: str | None = None,
     tokens: int | None = None,
-    known: dict[str, Known] | None = None,
+    models: dict[str, KnownModel] | None = None,
 ) -> Iterator[Check]:
-    """All checks, one after the other; the model is right if none of them has ``holds == False``.
+    """Yield all checks; the model is right if none has ``holds == False``.
 
-    ``name``: the hub id that the model has, or should have. ``tokens``: the longest prompt, the full context if None.
-    ``known``: published figures, those of the package if None. Raises ``ModelFolderError`` for a folder that holds no
-    float weights in safetensors.
+    ``name``: the hub id that the model has, or should have. ``tokens``: the length of the longest prompt, by default
+    the full context. ``models``: published values, by default the package's. Raises ``ModelFolderError`` for a folder
+    without float weights in safetensors.
     """
-    source = HubFolder(folder)
-    yield from check_weights(model, source)
-    tried, allowed = prompts(tokenizer, model, tokens), {}
-    for what, ids in tried.items():
-        comparison = compare(model, source, ids)
-        allowed[what] = comparison.logits.tolerance
+    folder = HubFolder(path)
+    yield from check_weights(model, folder)
+    prompts, tolerances = make_prompts(tokenizer, model, tokens), {}
+    for what, ids in prompts.items():
+        comparison = compare(model, folder, ids)
+        tolerances[what] = comparison.logits.tolerance
         yield from report(what, comparison)
-    ids, tolerance = tried[RANDOM], allowed[RANDOM]
-    yield from check_structure(model, tokenizer, source, ids, tolerance)
+    ids, tolerance = prompts[RANDOM], tolerances[RANDOM]
+    yield from check_structure(model, ids, tolerance)
+    yield from check_tokenizer(tokenizer, folder, model.config.vocab_size)
     yield check_devices(model, ids, tolerance)
-    yield from check_against_transformers(model, tokenizer, source, ids, tolerance)
-    yield from check_published(model, tokenizer, source, name, tables() if known is None else known)
+    yield from check_against_transformers(model, tokenizer, folder, ids, tolerance)
+    yield from check_published(model, tokenizer, folder, name, known_models() if models is None else models)
 
 
-def prompts(tokenizer: Tokenizer, model: GPT, tokens: int | None) -> dict[str, Array]:
-    """Ids (T,) to try: one token, a text, random ids of which most are rare, and the longest that fits."""
+def make_prompts(tokenizer: Tokenizer, model: GPT, tokens: int | None) -> dict[str, Array]:
+    """Return prompts, ids (T,): one token, a text, random ids (mostly rare tokens), and the longest that fits."""
     V, longest = model.config.vocab_size, min(tokens or model.config.n_positions, model.config.n_positions)
     text = np.array([i for i in tokenizer.encode(TEXT) if i < V])
     return {
@@ -72,75 +73,73 @@ def prompts(tokenizer: Tokenizer, model: GPT, tokens: int | None) -> dict[str, A
 
 
 def report(what: str, comparison: Comparison) -> Iterator[Check]:
-    """Two lines of a prompt: the logits, and the way there."""
+    """Yield two checks of a prompt: its logits, and the tensor nearest to or beyond its tolerance."""
     logits, wrong = comparison.logits, comparison.first_wrong
     what = f"{what} ({comparison.n_tokens})"
     remark = f"relative; {logits.error:.1e} absolute, at token {logits.token}"
     yield measured(f"float64: logits, {what}", logits.relative, logits.tolerance, remark)
     shown = wrong or max(comparison.tensors, key=lambda tensor: tensor.share)
-    remark = f"first wrong: {wrong.name}, at token {wrong.token}" if wrong else f"nearest to it: {shown.name}"
+    remark = (
+        f"first wrong: {wrong.name}, at token {wrong.token}" if wrong else f"closest to its tolerance: {shown.name}"
+    )
     yield measured(f"float64: layer by layer, {what}", shown.relative, shown.tolerance, remark)
 
 
-def check_weights(model: GPT, source: HubFolder) -> Iterator[Check]:
-    """Every parameter bit for bit as the files have it, every number a number, and the head tied or not as they say."""
-    differ, broken = [], []
+def check_weights(model: GPT, folder: HubFolder) -> Iterator[Check]:
+    """Check that parameters equal the files' bit for bit and are finite, and the head is tied as config.json says."""
+    different, not_finite = [], []
     parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     for name, weight in parameters.items():
-        stored = source.read(name, np.float32) if name in source.tensors else np.zeros(0)
+        stored = folder.read(name, np.float32) if name in folder.tensors else np.zeros(0)
         if not np.array_equal(np.array(weight), stored.T if name.endswith(CONV1D) else stored, equal_nan=True):
-            differ.append(name)
+            different.append(name)
         if not np.isfinite(np.array(weight)).all() or not np.isfinite(stored).all():
-            broken.append(name)
-    yield measured("weights other than in the files", len(differ), 0, _first(differ))
-    yield measured("weights with NaN or infinity", len(broken), 0, _first(broken))
+            not_finite.append(name)
+    yield measured("weights that differ from the files", len(different), 0, _first(different))
+    yield measured("weights with NaN or infinity", len(not_finite), 0, _first(not_finite))
     head = "lm_head.weight" if "lm_head" in model else "wte.weight"
-    remark = f"the head is {head}" + ("" if head == source.head else f", but config.json says {source.head}")
-    yield Check("head tied as in config.json", None, None, head == source.head, remark)
+    remark = f"the head is {head}" + ("" if head == folder.head else f", but config.json says {folder.head}")
+    yield Check("head tied as in config.json", None, None, head == folder.head, remark)
 
 
-def check_structure(
-    model: GPT, tokenizer: Tokenizer, source: HubFolder, ids: Array, tolerance: float
-) -> Iterator[Check]:
-    """What holds for every GPT-2, whatever its weights; ``tolerance`` is what logits may be off, relative."""
+def check_structure(model: GPT, ids: Array, tolerance: float) -> Iterator[Check]:
+    """Check finiteness, causality and the cache; ``tolerance`` is the relative error allowed in logits."""
     V, T, half = model.config.vocab_size, len(ids), len(ids) // 2
-    whole = logits(model, ids)
-    yield measured("logits with NaN or infinity", int((~np.isfinite(whole)).sum()), 0)
+    expected = logits(model, ids)
+    yield measured("logits with NaN or infinity", int((~np.isfinite(expected)).sum()), 0)
 
-    other = ids.copy()
-    other[half:] = (other[half:] + 1) % V
-    seen = np.abs(logits(model, other)[:half] - whole[:half]).max(initial=0)
-    yield measured("a change of the future, seen before it", seen, 0, "absolute")
+    changed = ids.copy()
+    changed[half:] = (changed[half:] + 1) % V
+    effect = np.abs(logits(model, changed)[:half] - expected[:half]).max(initial=0)
+    yield measured("effect of later tokens on earlier logits", effect, 0, "absolute")
 
     cache = model.make_cache()
     steps = [step for step in (ids[:half], *np.split(ids[half:], T - half)) if len(step)]  # half, then one by one
     cached = np.concatenate([np.array(model(step[None], cache)[0]) for step in steps])
-    yield measured("cached, against all at once", _relative(cached, whole), tolerance, "relative")
-
-    yield from check_tokenizer(tokenizer, source, V)
+    yield measured("logits with a cache against without", _relative_error(cached, expected), tolerance, "relative")
 
 
-def check_tokenizer(tokenizer: Tokenizer, source: HubFolder, V: int) -> Iterator[Check]:
-    """A text survives it, no id is past the vocabulary, and the end of a text is the one that config.json names."""
+def check_tokenizer(tokenizer: Tokenizer, folder: HubFolder, V: int) -> Iterator[Check]:
+    """Check that the tokenizer round-trips a text, fits the vocabulary, and has config.json's end-of-text id."""
     what = "ids of the tokenizer past the vocabulary"
     yield measured(what, max(0, tokenizer.vocab_size - V), 0, f"{tokenizer.vocab_size} ids, {V} embeddings")
-    back = tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
-    yield Check("a text, encoded and decoded", None, None, back, "is itself" if back else "is another")
-    end = source.settings.get("eos_token_id")
-    if end is not None:
-        remark = f"config.json: {end}, tokenizer: {tokenizer.eot_id}"
-        yield Check("id of the end of a text", None, None, end == tokenizer.eot_id, remark)
+    same = tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    yield Check("round trip of a text through the tokenizer", None, None, same, "the same" if same else "not the same")
+    eot_id = folder.settings.get("eos_token_id")
+    if eot_id is not None:
+        remark = f"config.json: {eot_id}, tokenizer: {tokenizer.eot_id}"
+        yield Check("end-of-text id", None, None, eot_id == tokenizer.eot_id, remark)
 
 
 def check_devices(model: GPT, ids: Array, tolerance: float) -> Check:
-    """The same logits on the CPU as on the GPU."""
+    """Compare the logits of the GPU with those of the CPU."""
     what = "GPU against CPU"
     if on_cpu():
         return skipped(what, "no GPU here")
     found = logits(model, ids)
     with mx.stream(mx.cpu):
         expected = logits(model, ids)
-    return measured(what, _relative(found, expected), 2 * tolerance, "relative")
+    return measured(what, _relative_error(found, expected), 2 * tolerance, "relative")
 
 
 def logits(model: GPT, ids: Array) -> Array:
@@ -149,7 +148,7 @@ def logits(model: GPT, ids: Array) -> Array:
 
 
 def as_json(checks: list[Check]) -> str:
-    """The report for programs. What is no number, and JSON has none such, is null, and does not hold."""
+    """Format the report as JSON. NaN and infinity, which JSON lacks, are null; such a check does not hold."""
 
     def number(x: float | None) -> float | None:
         return x if x is not None and isfinite(x) else None
@@ -158,8 +157,8 @@ def as_json(checks: list[Check]) -> str:
     return json.dumps(lines, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _relative(found: Array, expected: Array) -> float:
-    return float((by_token(found - expected) / by_token(expected)).max())
+def _relative_error(found: Array, expected: Array) -> float:
+    return float((max_per_token(found - expected) / max_per_token(expected)).max())
 
 
 def _first(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The verbs of ``mlx-gpt``, a file each: a dataclass whose fields are the flags, and what it does when called.
+"""The commands of ``mlx-gpt``, one per file: a dataclass whose fields are the flags, run by calling it.
 
-What a verb needs beyond its flags is imported when it runs, so that ``mlx-gpt --help`` stays quick.
+Other modules are imported when a command runs, so that ``mlx-gpt --help`` starts quickly.
 """

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a model: the perplexity of a text, LAMBADA (the last word), or HellaSwag (which of four endings).
+    """Evaluate a model: perplexity of a text, LAMBADA (predict the last word) or HellaSwag (choose an ending).
 
-    The figures go to stdout, with their standard errors, and those that others published of the same model.
+    Prints the metrics with their standard errors, and published ones of the same model.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
@@ -23,18 +23,18 @@ class Eval:
     task: str
     """perplexity, lambada or hellaswag"""
     revision: str | None = None
-    """a branch, tag or commit of the hub's"""
+    """a branch, tag or commit on the hub"""
     data: str | None = None
-    """a text file, or for the others a .jsonl with the fields of the public set; the public set if not given"""
+    """a text file for perplexity, else a .jsonl with the fields of the public data set, which is the default"""
     stride: int | None = None
-    """perplexity: by how many tokens the window slides; half the model's context if not given"""
+    """perplexity: tokens by which the window moves; default half the model's context"""
     json: bool = False
-    """the figures and every setting as JSON"""
+    """print the metrics and every setting as JSON"""
 
     def __call__(self) -> None:
         import os
 
-        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # read at the first product: float32 in full on M5 and CUDA too
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
 
         import json
         from pathlib import Path
@@ -42,33 +42,29 @@ class Eval:
         from rich.console import Console
         from rich.progress import Progress
 
-        from mlx_gpt.check.datasets import PUBLIC, fetch
-        from mlx_gpt.check.evaluate import TASKS, evaluate, published
-        from mlx_gpt.errors import DataError, UsageError
+        from mlx_gpt.check.datasets import fetch
+        from mlx_gpt.check.evaluate import evaluate, find_task, published
+        from mlx_gpt.errors import DataError
         from mlx_gpt.store.folder import load
         from mlx_gpt.store.locate import find_folder
 
-        if self.task not in TASKS:
-            raise UsageError(f"--task must be one of {', '.join(TASKS)}, not {self.task!r}")
+        task = find_task(self.task)
         if self.data is not None and not Path(self.data).expanduser().is_file():
             raise DataError(f"{self.data}: expected a file for --data, found none")
         folder = find_folder(self.model, self.revision)
         model, tokenizer = load(folder)
-        data = fetch(self.task) if self.data is None else Path(self.data).expanduser()
+        data = fetch(task) if self.data is None else Path(self.data).expanduser()
         with Progress(console=Console(stderr=True), transient=True) as bar:
             row = bar.add_task(self.task, total=None)
-            result = evaluate(
-                model,
-                tokenizer,
-                self.task,
-                data,
-                self.stride,
-                lambda done, total: bar.update(row, completed=done, total=total),
-            )
+
+            def on_scored(done: int, total: int) -> None:
+                bar.update(row, completed=done, total=total)
+
+            result = evaluate(model, tokenizer, self.task, data, on_scored, stride=self.stride)
         result |= {
             "model": self.model,
             "revision": self.revision,
-            "data": self.data or "/".join(PUBLIC[self.task]),
+            "data": self.data or f"{task.repository}/{task.file}",
             "published": published(self.task, self.model, folder, model.n_parameters),
         }
         if self.json:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Quickstart:
-    """Watch a small GPT go from gibberish to readable stories."""
+    """Train a small GPT in minutes, from gibberish to readable stories."""
 
     minutes: float = 3.0
-    """how long it may take, everything included"""
+    """time limit for everything"""
     out: Path = Path("runs/quickstart")
-    """where the model, the plot and the samples go; a number is appended if it exists"""
+    """folder for the model, plot and samples; a number is appended if it exists"""
     seed: int = 0
-    """of the weights, the stories and the samples"""
+    """random seed of the weights, stories and samples"""
 
     def __call__(self) -> None:
         from mlx_gpt.quickstart import quickstart

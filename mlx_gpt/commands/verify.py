@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verify:
-    """Prove that a model computes what its files say: every check with its figure, and what it may be.
+    """Check that a model computes what its files specify, against a float64 reference.
 
-    The report goes to stdout. The exit code is 0 only if every check holds.
+    Prints every check with its measured value and tolerance. The exit code is 0 only if no check fails.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a folder, or a hub id such as openai-community/gpt2"""
     revision: str | None = None
-    """a branch, tag or commit of the hub's"""
+    """a branch, tag or commit on the hub"""
     known_as: str | None = None
-    """for a folder: the known model that it should be, such as gpt2; else its checksum says so"""
+    """for a folder: the known model it should be, such as gpt2; by default identified by checksum"""
     tokens: int | None = None
-    """the longest text to try; the full context if not given"""
+    """length of the longest prompt; default the full context"""
     json: bool = False
-    """the report as JSON"""
+    """print the report as JSON"""
 
     def __call__(self) -> None:
         import os
         import sys
         from pathlib import Path
 
-        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # read at the first product: float32 in full on M5 and CUDA too
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
 
         from rich.console import Console
 
-        from mlx_gpt.check.published import checked_name, tables
+        from mlx_gpt.check.published import check_name, known_models
         from mlx_gpt.check.verify import as_json, verify
         from mlx_gpt.errors import UsageError, VerificationError
         from mlx_gpt.store.folder import load
@@ -48,19 +48,19 @@ class Verify:
 
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"--tokens must be at least 1, not {self.tokens}")
-        known = tables()
-        name = checked_name(self.known_as, known) or (None if Path(self.model).expanduser().is_dir() else self.model)
+        models = known_models()
+        name = check_name(self.known_as, models) or (None if Path(self.model).expanduser().is_dir() else self.model)
         folder = find_folder(self.model, self.revision)
         model, tokenizer = load(folder)
         checks = []
         with Console(stderr=True).status("verifying") as status:
-            for check in verify(model, tokenizer, folder, name, self.tokens, known):
+            for check in verify(model, tokenizer, folder, name, self.tokens, models):
                 checks.append(check)
                 status.update(f"verifying; done: {check.what}")
         if self.json:
             print(as_json(checks))
         else:
-            width = None if sys.stdout.isatty() else 150  # nothing cut off in a file
+            width = None if sys.stdout.isatty() else 150  # keep lines whole in a file
             Console(highlight=False, width=width).print(as_table(self.model, checks))
         if wrong := [check for check in checks if check.holds is False]:
             raise VerificationError(f"{self.model}: {len(wrong)} of {len(checks)} checks fail, first: {wrong[0]}")
@@ -72,7 +72,13 @@ def as_table(name: str, checks: list[Check]) -> Table:
 
     marks = {True: "[green]holds[/]", False: "[bold red]WRONG[/]", None: "[dim]skipped[/]"}
     table = Table(title=f"verify {name}", title_justify="left")
-    for column, justify in (("", "left"), ("check", "left"), ("figure", "right"), ("may be", "right"), ("", "left")):
+    for column, justify in (
+        ("", "left"),
+        ("check", "left"),
+        ("measured", "right"),
+        ("tolerance", "right"),
+        ("", "left"),
+    ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for check in checks:
         numbers = ("" if x is None else f"{x:.2g}" for x in (check.figure, check.tolerance))

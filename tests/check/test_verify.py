@@ -1,4 +1,4 @@
-"""``verify`` finds a sound model right in every layout, and a planted fault wrong, by the name of layer and tensor."""
+"""``verify`` passes a correct model in every layout and setting, and names the layer and tensor of a planted fault."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IDS = np.random.default_rng(0).integers(0, 257, 40)
 
 
 def a_model(**settings: Any) -> GPT:
-    """Every weight random: no bias is 0, no norm is 1."""
+    """A model with random weights only: no bias is 0, no layer norm is 1."""
     mx.random.seed(0)
     model = GPT(replace(TOY, **settings))
     weights: Any = tree_flatten(model.parameters())
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def checks(folder: Path, fault: Callable[[GPT], None] = lambda model: None, **options: Any) -> dict[str, Check]:
-    """The report on a folder, whose model has been spoilt, by what was checked."""
+    """Run verify on a folder with a fault planted in the loaded model; checks by name."""
     model, tokenizer = load(folder)
     fault(model)
     return {check.what: check for check in verify(model, options.pop("tokenizer", tokenizer), folder, **options)}
@@ -70,17 +70,17 @@ def wrong(report: dict[str, Check]) -> list[str]:
     return [what for what, check in report.items() if check.holds is False]
 
 
-# A sound model
+# A correct model
 
 
-def test_a_sound_model_passes_every_check(folder: Path) -> None:
+def test_a_correct_model_passes_every_check(folder: Path) -> None:
     report = checks(folder)
     assert wrong(report) == []
     assert {what for what, check in report.items() if check.holds is None} == {
         "GPU against CPU" if on_cpu() else "",
         "against transformers",
         "checksum of the weights",
-        "published figures",
+        "published values",
     } - {""}
     assert [what for what in report if what.startswith("float64: logits")] == [
         "float64: logits, one token (1)",
@@ -104,7 +104,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_every_setting_that_changes_the_numbers_is_followed(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_correct_model_passes_in_every_setting(tmp_path: Path, settings: dict[str, Any]) -> None:
     save(a_model(**settings), Tokenizer.bytes(), tmp_path)
     assert wrong(checks(tmp_path)) == []
 
@@ -161,13 +161,13 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__qualname__)
-def test_every_layout_of_the_hub_is_read(folder: Path, layout: Callable[[Path], None]) -> None:
+def test_a_correct_model_passes_in_every_layout_of_the_hub(folder: Path, layout: Callable[[Path], None]) -> None:
     layout(folder)
     assert wrong(checks(folder)) == []
 
 
 def test_the_tolerance_is_a_small_multiple_of_float32s_rounding() -> None:
-    """Neither so wide that a fault hides in it, nor so narrow that it is luck: measured on the stored model."""
+    """Measured on the stored model: a fault exceeds it, and rounding does not come near it."""
     comparison = compare(read_model(FOLDER), HubFolder(FOLDER), np.load(FOLDER / "logits.npz")["ids"][0])
     shares = [tensor.share for tensor in comparison.tensors]
     print(f"largest share of the tolerance {max(shares):.2f}, largest tolerance {comparison.logits.tolerance:.1e}")
@@ -178,7 +178,7 @@ def test_the_tolerance_is_a_small_multiple_of_float32s_rounding() -> None:
 # Planted faults
 
 
-def change(name: str, how: Callable[[mx.array], mx.array]) -> Callable[[GPT], None]:
+def change_weight(name: str, how: Callable[[mx.array], mx.array]) -> Callable[[GPT], None]:
     def plant(model: GPT) -> None:
         weights: Any = dict(tree_flatten(model.parameters()))
         model.load_weights([(name, how(weights[name]))], strict=False)
@@ -213,16 +213,16 @@ def wrong_heads(model: GPT) -> None:
 
 
 class Unmasked(MultiHeadAttention):
-    """Everyone sees everyone."""
+    """Attention without the causal mask."""
 
     def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
         q, k, v = self._heads(self.c_attn(x))
-        moved = merge_heads(mx.softmax(q @ k.swapaxes(-1, -2) * self.scale, axis=-1) @ v)
-        return self.c_proj(moved.reshape(x.shape))
+        attended = merge_heads(mx.softmax(q @ k.swapaxes(-1, -2) * self.scale, axis=-1) @ v)
+        return self.c_proj(attended.reshape(x.shape))
 
 
-class NormBehind(Block):
-    """The norms after their parts, as in the first GPT."""
+class PostNorm(Block):
+    """Layer norms after attention and MLP, as in the first GPT."""
 
     def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
         x = self.ln_1(x + self.attn(x, cache))
@@ -233,27 +233,27 @@ def no_mask(model: GPT) -> None:
     model.h[1].attn.__class__ = Unmasked
 
 
-def norm_behind(model: GPT) -> None:
-    model.h[2].__class__ = NormBehind
+def post_norm(model: GPT) -> None:
+    model.h[2].__class__ = PostNorm
 
 
-def other_last_norm(model: GPT) -> None:
+def other_final_epsilon(model: GPT) -> None:
     model.ln_f.eps = 1e-3
 
 
 FAULTS: dict[str, tuple[Callable[[GPT], None], str]] = {
-    "a square matrix transposed": (change("h.1.attn.c_proj.weight", mx.transpose), "h.1.attn.c_proj"),
-    "queries and keys swapped": (change("h.0.attn.c_attn.weight", swapped), "h.0.attn.q"),
-    "a bias dropped": (change("h.2.mlp.c_fc.bias", mx.zeros_like), "h.2.mlp.c_fc"),
-    "an output's bias dropped": (change("h.1.attn.c_proj.bias", mx.zeros_like), "h.1.attn.c_proj"),
+    "a square matrix transposed": (change_weight("h.1.attn.c_proj.weight", mx.transpose), "h.1.attn.c_proj"),
+    "queries and keys swapped": (change_weight("h.0.attn.c_attn.weight", swapped), "h.0.attn.q"),
+    "a bias dropped": (change_weight("h.2.mlp.c_fc.bias", mx.zeros_like), "h.2.mlp.c_fc"),
+    "the bias of an output dropped": (change_weight("h.1.attn.c_proj.bias", mx.zeros_like), "h.1.attn.c_proj"),
     "another epsilon": (other_epsilon, "h.0.ln_1"),
-    "another epsilon at the end": (other_last_norm, "ln_f"),
-    "exact gelu for tanh": (exact_gelu, "h.0.mlp.activation"),
+    "another epsilon in the final norm": (other_final_epsilon, "ln_f"),
+    "exact GELU instead of tanh": (exact_gelu, "h.0.mlp.activation"),
     "positions off by one": (positions_off_by_one, "wte + wpe"),
-    "scores scaled by a thousandth more": (wrong_scale, "h.2.attn.pattern"),
-    "heads cut elsewhere": (wrong_heads, "h.1.attn.pattern"),
-    "no mask": (no_mask, "h.1.attn.c_proj"),
-    "norms behind instead of in front": (norm_behind, "h.2.resid_post"),
+    "scale of the scores wrong by a thousandth": (wrong_scale, "h.2.attn.pattern"),
+    "heads split at the wrong places": (wrong_heads, "h.1.attn.pattern"),
+    "no causal mask": (no_mask, "h.1.attn.c_proj"),
+    "layer norms after instead of before": (post_norm, "h.2.resid_post"),
 }
 
 
@@ -268,7 +268,7 @@ def test_a_planted_fault_is_named_by_layer_and_tensor(folder: Path, fault: str) 
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_not_carried_on_into_the_blocks_behind_it(folder: Path, fault: str) -> None:
+def test_a_fault_does_not_propagate_to_later_blocks(folder: Path, fault: str) -> None:
     plant, tensor = FAULTS[fault]
     model = read_model(folder)
     plant(model)
@@ -277,16 +277,16 @@ def test_a_fault_is_not_carried_on_into_the_blocks_behind_it(folder: Path, fault
     assert len({name.split(".")[1] if name.startswith("h.") else "" for name in found}) == 1
 
 
-def test_a_changed_weight_is_named_even_where_no_prompt_reaches_it(folder: Path) -> None:
-    report = checks(folder, change("wpe.weight", lambda w: w.at[39, 0].add(1e-6)), tokens=8)
-    assert wrong(report) == ["weights other than in the files"]
-    assert report["weights other than in the files"].remark == "first: wpe.weight"
+def test_a_changed_weight_is_named_even_if_no_prompt_uses_it(folder: Path) -> None:
+    report = checks(folder, change_weight("wpe.weight", lambda w: w.at[39, 0].add(1e-6)), tokens=8)
+    assert wrong(report) == ["weights that differ from the files"]
+    assert report["weights that differ from the files"].remark == "first: wpe.weight"
 
 
-def test_no_number_is_never_right(folder: Path) -> None:
-    report = checks(folder, change("h.1.mlp.c_proj.bias", lambda w: w.at[0].add(mx.nan)))
+def test_nan_never_passes(folder: Path) -> None:
+    report = checks(folder, change_weight("h.1.mlp.c_proj.bias", lambda w: w.at[0].add(mx.nan)))
     assert report["weights with NaN or infinity"].remark == "first: h.1.mlp.c_proj.bias"
-    assert {"logits with NaN or infinity", "cached, against all at once"} <= set(wrong(report))
+    assert {"logits with NaN or infinity", "logits with a cache against without"} <= set(wrong(report))
     assert "first wrong: h.1.mlp.c_proj" in report["float64: layer by layer, one token (1)"].remark
     assert {"figure": None, "holds": False}.items() <= json.loads(as_json(list(report.values())))[3].items()
 
@@ -294,26 +294,26 @@ def test_no_number_is_never_right(folder: Path) -> None:
 # Structure
 
 
-def test_a_leak_from_the_future_is_seen(folder: Path) -> None:
-    assert "a change of the future, seen before it" in wrong(checks(folder, no_mask))
+def test_a_model_that_sees_later_tokens_fails(folder: Path) -> None:
+    assert "effect of later tokens on earlier logits" in wrong(checks(folder, no_mask))
 
 
-def test_a_cache_that_forgets_where_it_stands_is_seen(folder: Path) -> None:
-    def forgetful(model: GPT) -> None:
+def test_a_cache_with_wrong_positions_fails(folder: Path) -> None:
+    def restarting(model: GPT) -> None:
         model._positions = lambda T, cache: mx.arange(T)
 
-    report = checks(folder, forgetful)
-    assert wrong(report) == ["cached, against all at once"]
+    report = checks(folder, restarting)
+    assert wrong(report) == ["logits with a cache against without"]
 
 
-def test_a_tokenizer_of_another_model_is_seen(folder: Path) -> None:
+def test_a_tokenizer_of_another_model_fails(folder: Path) -> None:
     longer = Tokenizer.train(["the old lighthouse, the old keeper, the old lamp " * 20], 280)
     report = checks(folder, tokenizer=longer)
-    assert wrong(report) == ["ids of the tokenizer past the vocabulary", "id of the end of a text"]
-    assert report["id of the end of a text"].remark == "config.json: 256, tokenizer: 279"
+    assert wrong(report) == ["ids of the tokenizer past the vocabulary", "end-of-text id"]
+    assert report["end-of-text id"].remark == "config.json: 256, tokenizer: 279"
 
 
-def test_a_head_that_should_be_tied_and_is_not_is_seen(folder: Path) -> None:
+def test_an_untied_head_that_should_be_tied_fails(folder: Path) -> None:
     untied = a_model(tie_word_embeddings=False)
     report = {check.what: check for check in verify(untied, Tokenizer.bytes(), folder)}
     assert "config.json says wte.weight" in report["head tied as in config.json"].remark
@@ -321,32 +321,30 @@ def test_a_head_that_should_be_tied_and_is_not_is_seen(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("noise", "holds"), [(0.0, True), (1e-6, True), (1e-3, False), (np.nan, False)])
-def test_a_gpu_that_computes_otherwise_than_the_cpu_is_seen(
-    noise: float, holds: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a stand-in for the GPU: logits are off by some noise wherever the CPU has not been asked for."""
-    model, asked = a_model(), ["gpu"]
+def test_a_gpu_that_differs_from_the_cpu_fails(noise: float, holds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated GPU: logits have noise unless the CPU stream is in use."""
+    model, streams = a_model(), ["gpu"]
 
     @contextmanager
     def stream(device: Any) -> Iterator[None]:
-        asked.append(device)
+        streams.append(device)
         yield
-        asked.pop()
+        streams.pop()
 
     def computed(ids: Any) -> mx.array:
         logits = model(ids)
-        return logits if asked[-1] == mx.cpu else logits + noise * mx.abs(logits).max()
+        return logits if streams[-1] == mx.cpu else logits + noise * mx.abs(logits).max()
 
     monkeypatch.setattr("mlx_gpt.check.verify.on_cpu", lambda: False)
     monkeypatch.setattr(mx, "stream", stream)
     check = check_devices(computed, IDS, tolerance=1e-5)  # type: ignore[arg-type]
     assert check.holds is holds
     assert check.figure == pytest.approx(noise, rel=1, abs=1e-6, nan_ok=True)
-    assert asked == ["gpu"]
+    assert streams == ["gpu"]
 
 
-def test_the_check_of_attention_is_the_readable_form(folder: Path) -> None:
-    """``attend`` spelled out and the kernel the model calls are the same, so ``attn.attended`` speaks for both."""
+def test_attend_equals_the_fused_kernel(folder: Path) -> None:
+    """So ``attn.attended``, computed by ``attend``'s functions, covers the kernel that the model calls."""
     q = k = v = mx.random.normal((1, 2, 8, 4))
     fused = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask="causal")
     assert mx.allclose(attend(q, k, v, 0.5), fused, atol=1e-6)
@@ -355,35 +353,33 @@ def test_the_check_of_attention_is_the_readable_form(folder: Path) -> None:
 # The command
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+def output(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     out, err = capsys.readouterr()
     return out, err.strip().splitlines()[-1] if err.strip() else ""
 
 
 def test_the_command_reports_and_returns_0(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(folder)]) == 0
-    out, err = said(capsys)
+    out, err = output(capsys)
     assert "float64: layer by layer, a long text (40)" in out
     assert "not installed" in out
     assert err == ""
 
 
-def test_the_command_says_what_is_wrong_and_returns_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_the_failed_check_and_returns_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"eos_token_id": 3}))
     assert main(["verify", str(folder), "--tokens", "4", "--json"]) == 1
-    out, err = said(capsys)
+    out, err = output(capsys)
     lines = json.loads(out)
-    assert [line["what"] for line in lines if line["holds"] is False] == ["id of the end of a text"]
-    assert err.endswith(
-        f"1 of {len(lines)} checks fail, first: id of the end of a text; config.json: 3, tokenizer: 256"
-    )
+    assert [line["what"] for line in lines if line["holds"] is False] == ["end-of-text id"]
+    assert err.endswith(f"1 of {len(lines)} checks fail, first: end-of-text id; config.json: 3, tokenizer: 256")
 
 
-def test_a_model_of_the_hub_is_verified_by_its_id_and_its_bytes(
+def test_a_model_of_the_hub_is_identified_by_its_id_and_checked_by_its_bytes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the cache, through the real client, which names each large file by its sha256."""
+    """From the cache, through the real hub client, which names each large file by its SHA-256."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     cached = tmp_path / "cache" / "models--someone--toy"
@@ -396,14 +392,14 @@ def test_a_model_of_the_hub_is_verified_by_its_id_and_its_bytes(
     shutil.move(weights, blob)
     weights.symlink_to(blob)
     assert main(["verify", "someone/toy", "--tokens", "4"]) == 0
-    out, _ = said(capsys)
+    out, _ = output(capsys)
     assert f"sha256 {blob.name[:12]}…" in out
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.write_bytes(data)
     assert main(["verify", "someone/toy", "--tokens", "4"]) == 1
-    _, err = said(capsys)
-    assert "checksum of the weights is 1 and may be 0; model.safetensors: expected sha256" in err
+    _, err = output(capsys)
+    assert "checksum of the weights is 1, tolerance 0; model.safetensors: expected sha256" in err
 
 
 @pytest.mark.parametrize(
@@ -415,7 +411,7 @@ def test_a_model_of_the_hub_is_verified_by_its_id_and_its_bytes(
         (["{}/config.json"], 1, "expected a model folder, found a file"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_bad_input_is_reported_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, line: str
 ) -> None:
     assert main(["verify", *(flag.format(folder) for flag in flags)]) == code
@@ -424,7 +420,7 @@ def test_bad_input_is_one_line(
     assert len(err.splitlines()) == 1
 
 
-def test_weights_that_are_no_floats_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_not_floats_are_reported_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite(folder, lambda weights: weights | {"h.0.mlp.c_fc.weight": mx.zeros((32, 128), mx.uint32)})
     assert main(["verify", str(folder)]) == 1
     _, err = capsys.readouterr()
@@ -432,13 +428,13 @@ def test_weights_that_are_no_floats_are_one_line(folder: Path, capsys: pytest.Ca
     assert len(err.splitlines()) == 1
 
 
-def test_the_reference_reads_no_quantized_weights(folder: Path) -> None:
+def test_the_reference_refuses_quantized_weights(folder: Path) -> None:
     rewrite(folder, lambda weights: weights | {"h.0.mlp.c_fc.weight": mx.zeros((32, 16), mx.uint32)})
     with pytest.raises(ModelFolderError, match="found U32; verify the float model that a quantized one was made from"):
         HubFolder(folder).read("h.0.mlp.c_fc.weight")
 
 
-def test_a_folder_without_safetensors_is_refused_by_the_source(tmp_path: Path, folder: Path) -> None:
+def test_the_reference_refuses_a_folder_without_safetensors(tmp_path: Path, folder: Path) -> None:
     shutil.copy(folder / "config.json", tmp_path)
     with pytest.raises(ModelFolderError, match=r"expected model\.safetensors to check the model against"):
         HubFolder(tmp_path)
@@ -448,7 +444,7 @@ def test_a_folder_without_safetensors_is_refused_by_the_source(tmp_path: Path, f
 
 
 @pytest.mark.parity
-def test_transformers_agrees_with_a_sound_model(folder: Path) -> None:
+def test_transformers_agrees_with_a_correct_model(folder: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     report = checks(folder)
@@ -472,7 +468,7 @@ def test_transformers_agrees_in_every_setting(tmp_path: Path, settings: dict[str
 
 @pytest.mark.parity
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if "epsilon" not in fault])
-def test_transformers_shows_a_fault_in_the_logits_and_gradients(folder: Path, fault: str) -> None:
+def test_a_fault_shows_in_the_logits_and_gradients_against_transformers(folder: Path, fault: str) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     report = checks(folder, FAULTS[fault][0])
@@ -480,7 +476,7 @@ def test_transformers_shows_a_fault_in_the_logits_and_gradients(folder: Path, fa
 
 
 @pytest.mark.parity
-def test_transformers_shows_a_fault_in_the_greedy_text(folder: Path) -> None:
+def test_a_fault_shows_in_the_greedy_text_against_transformers(folder: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     report = checks(folder, FAULTS["positions off by one"][0])

@@ -1,6 +1,6 @@
-"""Published figures are compared as they were published, and of known weights every changed byte is noticed.
+"""Published values are compared within their published tolerance, and any changed byte of known weights is detected.
 
-No known weights are here; so a small model is made known, by figures that come from the float64 reference.
+The tests have no known weights. They make a small model known, with values computed by the float64 reference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_gpt.check.hub_folder import HubFolder
-from mlx_gpt.check.published import MEASURES, check_published, checked_name, compare, tables, training_losses
+from mlx_gpt.check.published import MEASURES, check_name, check_published, compare, known_models, training_losses
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.check.result import Check
 from mlx_gpt.config import PRESETS, GPTConfig
@@ -27,16 +27,16 @@ from mlx_gpt.store.folder import load, save
 from mlx_gpt.text.tokenizer import Tokenizer
 
 CONFIG = GPTConfig(vocab_size=257, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
-IDS = np.random.default_rng(0).integers(0, 94, 9)  # ASCII, so that they are a text too
+IDS = np.random.default_rng(0).integers(0, 94, 9)  # ASCII, so that they are also a text
 CHECKSUM = "checksum of the weights"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder as OpenAI's are on the hub: with mask buffers in it."""
+    """A folder like OpenAI's on the hub, which has mask buffers."""
     mx.random.seed(0)
     model = GPT(CONFIG)
-    model.wte.weight = mx.where(mx.arange(257)[:, None] < 94, model.wte.weight, 0)  # it will say ASCII only
+    model.wte.weight = mx.where(mx.arange(257)[:, None] < 94, model.wte.weight, 0)  # so that it generates ASCII only
     save(model, Tokenizer.bytes(), tmp_path / "toy")
     file = tmp_path / "toy" / "model.safetensors"
     masks = {f"h.{i}.attn.bias": mx.tril(mx.ones((1, 1, 32, 32))) for i in range(2)}
@@ -46,11 +46,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "toy"
 
 
-def figures(folder: Path) -> list[dict[str, Any]]:
-    """Every kind of figure but training, from the reference."""
+def entries(folder: Path) -> list[dict[str, Any]]:
+    """An entry of every kind but training, computed by the reference."""
     logits, ids = gpt2(HubFolder(folder), IDS), IDS.tolist()
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    said = [int(logp[t, ids[t + 1]] * 1e6) / 1e6 for t in range(len(ids) - 1)]
+    rounded = [int(logp[t, ids[t + 1]] * 1e6) / 1e6 for t in range(len(ids) - 1)]
     greedy = ids.copy()
     for _ in range(5):
         greedy.append(int(gpt2(HubFolder(folder), np.array(greedy))[-1].argmax()))
@@ -60,8 +60,8 @@ def figures(folder: Path) -> list[dict[str, Any]]:
         {"kind": "logits", "ids": ids, "at": at, "values": [logits[a, b] for a, b in at], "absolute": 1e-4},
         {"kind": "mean logit", "ids": ids, "values": [logits.mean()], "absolute": 1e-4},
         {"kind": "most probable", "ids": ids, "values": logits.argmax(-1).tolist()},
-        {"kind": "log-probabilities", "ids": ids, "values": said, "relative": 1e-4},
-        {"kind": "loss", "ids": ids, "values": [-np.mean(said)], "absolute": 1e-4},
+        {"kind": "log-probabilities", "ids": ids, "values": rounded, "relative": 1e-4},
+        {"kind": "loss", "ids": ids, "values": [-np.mean(rounded)], "absolute": 1e-4},
         {"kind": "greedy ids", "ids": ids, "values": greedy[9:]},
         {"kind": "greedy text", "prompt": Tokenizer.bytes().decode(ids), "values": text},
     ]
@@ -71,13 +71,13 @@ def known(folder: Path, **changes: Any) -> dict[str, Any]:
     model, _ = load(folder)
     toy = {"ids": ["toy", "someone/toy"], "parameters": model.n_parameters, "sha256_source": "here"}
     toy["sha256"] = {"model.safetensors": sha256_of(folder / "model.safetensors")}
-    toy["figures"] = [figure | {"what": figure["kind"], "source": "here"} for figure in figures(folder)]
+    toy["figures"] = [entry | {"what": entry["kind"], "source": "here"} for entry in entries(folder)]
     return {"toy": toy | changes}
 
 
-def report(folder: Path, name: str | None, about: dict[str, Any]) -> dict[str, Check]:
+def report(folder: Path, name: str | None, models: dict[str, Any]) -> dict[str, Check]:
     model, tokenizer = load(folder)
-    return {check.what: check for check in check_published(model, tokenizer, HubFolder(folder), name, about)}
+    return {check.what: check for check in check_published(model, tokenizer, HubFolder(folder), name, models)}
 
 
 def flip(file: Path, place: int) -> None:
@@ -86,11 +86,11 @@ def flip(file: Path, place: int) -> None:
     file.write_bytes(data)
 
 
-# Figures
+# Values
 
 
 @pytest.mark.parametrize("name", ["toy", "someone/toy", None])
-def test_a_known_model_is_recognised_by_its_id_or_its_bytes_and_its_figures_agree(
+def test_a_known_model_is_identified_by_its_id_or_its_bytes_and_its_values_agree(
     folder: Path, name: str | None
 ) -> None:
     found = report(folder, name, known(folder))
@@ -99,23 +99,23 @@ def test_a_known_model_is_recognised_by_its_id_or_its_bytes_and_its_figures_agre
 
 
 @pytest.mark.parametrize("kind", ["logits", "mean logit", "most probable", "log-probabilities", "loss"])
-def test_a_figure_that_differs_by_more_than_its_source_allows_is_wrong(folder: Path, kind: str) -> None:
+def test_a_value_beyond_its_published_tolerance_is_wrong(folder: Path, kind: str) -> None:
     model, tokenizer = load(folder)
-    figure = next(figure for figure in figures(folder) if figure["kind"] == kind) | {"what": "", "source": ""}
-    values = np.array(figure["values"])
-    assert compare(model, tokenizer, figure).holds
+    entry = next(entry for entry in entries(folder) if entry["kind"] == kind) | {"what": "", "source": ""}
+    values = np.array(entry["values"])
+    assert compare(model, tokenizer, entry).holds
     values[-1] += 1 if kind == "most probable" else 2e-4 * max(1, abs(values[-1]))
-    assert compare(model, tokenizer, figure | {"values": values.tolist()}).holds is False
+    assert compare(model, tokenizer, entry | {"values": values.tolist()}).holds is False
 
 
 @pytest.mark.parametrize("kind", ["greedy ids", "greedy text"])
-def test_another_continuation_is_wrong(folder: Path, kind: str) -> None:
+def test_a_different_continuation_is_wrong(folder: Path, kind: str) -> None:
     model, tokenizer = load(folder)
-    figure = next(figure for figure in figures(folder) if figure["kind"] == kind) | {"what": "", "source": ""}
-    values = figure["values"]
+    entry = next(entry for entry in entries(folder) if entry["kind"] == kind) | {"what": "", "source": ""}
+    values = entry["values"]
     other = values[:-1] + ("~" if kind == "greedy text" else [values[-1] ^ 1])
-    assert compare(model, tokenizer, figure).holds
-    assert compare(model, tokenizer, figure | {"values": other}).holds is False
+    assert compare(model, tokenizer, entry).holds
+    assert compare(model, tokenizer, entry | {"values": other}).holds is False
 
 
 TRAINING = {
@@ -130,7 +130,7 @@ TRAINING = {
 }
 
 
-def test_measuring_the_training_losses_leaves_the_model_as_it_was(folder: Path) -> None:
+def test_measuring_training_losses_does_not_change_the_model(folder: Path) -> None:
     model, tokenizer = load(folder)
     before: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     losses = training_losses(model, tokenizer, TRAINING)
@@ -140,7 +140,7 @@ def test_measuring_the_training_losses_leaves_the_model_as_it_was(folder: Path) 
 
 
 @pytest.mark.parity
-def test_the_training_losses_are_those_of_torchs_adamw(folder: Path) -> None:
+def test_training_losses_equal_those_of_torchs_adamw(folder: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(
@@ -165,17 +165,17 @@ def test_the_training_losses_are_those_of_torchs_adamw(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.9, 1.0])
-def test_every_changed_byte_of_known_weights_is_noticed(folder: Path, place: float) -> None:
-    about, file = known(folder), folder / "model.safetensors"
+def test_any_changed_byte_of_known_weights_is_detected(folder: Path, place: float) -> None:
+    models, file = known(folder), folder / "model.safetensors"
     start = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     flip(file, start + int(place * (file.stat().st_size - start - 1)))
-    found = report(folder, "toy", about)[CHECKSUM]
+    found = report(folder, "toy", models)[CHECKSUM]
     assert found.holds is False
     assert found.remark.startswith("model.safetensors: expected sha256 ")
 
 
-def test_weights_from_the_hubs_cache_must_have_the_bytes_that_they_were_downloaded_as(folder: Path) -> None:
-    """The cache names each file by its sha256, and links to it: so this holds for any model of the hub."""
+def test_weights_in_the_hubs_cache_must_have_the_sha256_of_their_name(folder: Path) -> None:
+    """So any model of the hub is checked, known or not."""
     file = folder / "model.safetensors"
     blob = folder.parent / "blobs" / sha256_of(file)
     blob.parent.mkdir()
@@ -186,65 +186,65 @@ def test_weights_from_the_hubs_cache_must_have_the_bytes_that_they_were_download
     assert report(folder, "somebody/else", {})[CHECKSUM].holds is False
 
 
-def test_a_copy_written_anew_has_other_bytes_and_is_not_refused_for_it(folder: Path, tmp_path: Path) -> None:
-    about = known(folder)
+def test_the_checksum_of_a_rewritten_copy_is_skipped(folder: Path, tmp_path: Path) -> None:
+    models = known(folder)
     save(*load(folder), tmp_path / "copy")
-    assert report(tmp_path / "copy", "toy", about)[CHECKSUM].holds is None
+    assert report(tmp_path / "copy", "toy", models)[CHECKSUM].holds is None
 
 
-def test_another_model_under_a_known_name_is_told(folder: Path) -> None:
+def test_another_model_under_a_known_name_is_wrong(folder: Path) -> None:
     found = report(folder, "toy", known(folder, parameters=5))
     assert found["parameters of toy"].holds is False
 
 
-def test_an_unknown_model_is_told_how_to_be_known(folder: Path) -> None:
-    found = report(folder, None, tables())
-    assert found["published figures"].holds is None
-    assert "--known-as distilgpt2, gpt2, gpt2-large, gpt2-medium, gpt2-xl" in found["published figures"].remark
+def test_for_an_unknown_model_the_report_names_known_as(folder: Path) -> None:
+    found = report(folder, None, known_models())
+    assert found["published values"].holds is None
+    assert "--known-as distilgpt2, gpt2, gpt2-large, gpt2-medium, gpt2-xl" in found["published values"].remark
 
 
-def test_only_known_names_may_be_given() -> None:
-    assert checked_name("gpt2", tables()) == "gpt2"
+def test_an_unknown_name_is_refused() -> None:
+    assert check_name("gpt2", known_models()) == "gpt2"
     with pytest.raises(UsageError, match="--known-as must be one of"):
-        checked_name("gpt3", tables())
+        check_name("gpt3", known_models())
 
 
-# The tables of the package
+# The published values of the package
 
 
-@pytest.mark.parametrize("name", tables())
-def test_a_table_is_whole(name: str) -> None:
-    about = tables()[name]
-    assert set(about) == {"ids", "parameters", "sha256", "sha256_source", "figures"}
-    assert about["ids"][0] == name
+@pytest.mark.parametrize("name", known_models())
+def test_the_published_values_are_complete(name: str) -> None:
+    known = known_models()[name]
+    assert set(known) == {"ids", "parameters", "sha256", "sha256_source", "figures"}
+    assert known["ids"][0] == name
     config = PRESETS[name]
     C, V, P, L = config.n_embd, config.vocab_size, config.n_positions, config.n_layer
-    assert about["parameters"] == (V + P) * C + L * (12 * C * C + 13 * C) + 2 * C
-    assert all(len(digest) == 64 and int(digest, 16) for digest in about["sha256"].values())
-    for figure in about["figures"]:
-        assert figure["kind"] in MEASURES
-        assert figure["source"]
-        assert all(0 <= i < V for i in figure.get("ids", []))
-        expected = {"logits": len(figure.get("at", [])), "log-probabilities": len(figure.get("ids", [])) - 1}
-        assert len(figure["values"]) == expected.get(figure["kind"], len(figure["values"]))
+    assert known["parameters"] == (V + P) * C + L * (12 * C * C + 13 * C) + 2 * C
+    assert all(len(digest) == 64 and int(digest, 16) for digest in known["sha256"].values())
+    for entry in known["figures"]:
+        assert entry["kind"] in MEASURES
+        assert entry["source"]
+        assert all(0 <= i < V for i in entry.get("ids", []))
+        expected = {"logits": len(entry.get("at", [])), "log-probabilities": len(entry.get("ids", [])) - 1}
+        assert len(entry["values"]) == expected.get(entry["kind"], len(entry["values"]))
 
 
 def test_the_batch_of_llm_c_is_the_one_with_the_published_hash() -> None:
-    (figure,) = (figure for figure in tables()["gpt2"]["figures"] if figure["kind"] == "training losses")
-    ids = np.array(figure["ids"], "<u2")
+    (entry,) = (entry for entry in known_models()["gpt2"]["figures"] if entry["kind"] == "training losses")
+    ids = np.array(entry["ids"], "<u2")
     assert (
         hashlib.sha256(ids.tobytes()).hexdigest() == "f3cb1f678d40cf5a120662b12a20fdacc5bd2e08c13ebb230a93e9f6f82f1df4"
     )
-    assert len(ids) == np.prod(figure["shape"]) + 1
-    assert len(figure["values"]) == 10
+    assert len(ids) == np.prod(entry["shape"]) + 1
+    assert len(entry["values"]) == 10
 
 
-def test_every_figure_can_be_measured_on_gpt2s_vocabulary() -> None:
-    """On a shallow model of that vocabulary: each entry finds what it needs, and finds this model to be another."""
+def test_every_entry_of_gpt2_can_be_measured_and_fails_for_another_model() -> None:
+    """On a shallow random model with GPT-2's vocabulary."""
     mx.random.seed(0)
     model = GPT(GPTConfig(n_positions=64, n_embd=8, n_layer=1, n_head=1)).eval()
-    for figure in tables()["gpt2"]["figures"]:
-        if figure["kind"] == "training losses":
-            figure["values"] = figure["values"][:2]  # a matter of seconds
-        if figure["kind"] != "greedy text":  # wants GPT-2's own tokenizer
-            assert compare(model, Tokenizer.bytes(), figure).holds is False
+    for entry in known_models()["gpt2"]["figures"]:
+        if entry["kind"] == "training losses":
+            entry["values"] = entry["values"][:2]  # takes seconds
+        if entry["kind"] != "greedy text":  # needs GPT-2's tokenizer
+            assert compare(model, Tokenizer.bytes(), entry).holds is False

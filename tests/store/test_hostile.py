@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from mlx_gpt.check.hub_folder import HubFolder
-from mlx_gpt.check.layers import by_token
+from mlx_gpt.check.layers import max_per_token
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.cli import main
 from mlx_gpt.errors import MLXGPTError
@@ -493,7 +493,7 @@ def compare(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     """With the reference, on all positions; and a text survives the tokenizer."""
     ids = np.arange(model.config.n_positions) % model.config.vocab_size
     expected = gpt2(HubFolder(folder), ids)
-    off = by_token(np.array(model(ids[None])[0]) - expected) / by_token(expected)
+    off = max_per_token(np.array(model(ids[None])[0]) - expected) / max_per_token(expected)
     assert off.max() < 1e-5
     text = "It’s a text, 12 of it.\n"
     encoded = tokenizer.encode(text)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_gpt.check.published import compare, tables
+from mlx_gpt.check.published import compare, known_models
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ def given(*names: str) -> Path:
 
 
 def ten_losses() -> dict[str, Any]:
-    (figure,) = (one for one in tables()["gpt2"]["figures"] if one["kind"] == "training losses")
+    (figure,) = (one for one in known_models()["gpt2"]["figures"] if one["kind"] == "training losses")
     return figure
 
 
