@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 import tokenize
@@ -210,6 +211,17 @@ def test_importing_a_file_prints_nothing_and_does_not_read_the_environment(file:
 
 
 # The repository
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "tests/benchmarks").glob("*.py")), ids=lambda script: script.stem)
+def test_a_benchmark_imports_what_exists(script: Path) -> None:
+    try:
+        runpy.run_path(str(script), run_name="benchmark")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers", "mlx_lm"):
+            raise
+        pytest.skip(f"needs {error.name}: the parity extra")
+
 
 A_DEVELOPERS_MACHINE = re.compile(r"(?<![\w.~-])/(?:(?:work|tmp)/|(?:home|Users)/[a-zA-Z])")
 

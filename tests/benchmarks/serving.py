@@ -1,20 +1,23 @@
-"""Requests a second: sixteen clients at once against one that asks again when it has its answer.
+"""Measure requests per second of sixteen concurrent clients and of one client that sends them in sequence.
 
     python tests/benchmarks/serving.py --n-layer 4 --n-embd 256
 
-On a model of random weights, served on loopback; runs alternate, the figures are medians.
+The model has random weights and is served on loopback. Runs alternate; the figures are medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from test_serve import Client, serving
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from serve.test_serve import Client, serving
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
