@@ -1,12 +1,12 @@
-"""What goes wrong at the boundaries, as one small tree. Messages say what was expected, what came, what to do."""
+"""The project's exceptions. A message says what was expected, what was received, and the remedy."""
 
-LONGEST = 2000  # characters of a message
+MAX_LENGTH = 2000  # characters of a message
 
 
 class MLXGPTError(Exception):
-    """Something outside the program is not as it should be: a file, a folder, a download. Exit code 1.
+    """An invalid file, folder or download. Exit code 1.
 
-    Its message is one line that a terminal can show, whatever names and values a file brought into it.
+    The message is one printable line, whatever names and values of a file it quotes.
     """
 
     def __init__(self, message: object = ""):
@@ -14,35 +14,35 @@ class MLXGPTError(Exception):
 
 
 def one_line(text: str) -> str:
-    """Line ends as spaces, what a terminal would obey written out; of what is endless, the beginning and the end."""
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 4 :]}"
+    """Return text with line ends as spaces and control characters escaped; long text loses its middle."""
+    if len(text) > MAX_LENGTH:
+        text = f"{text[: MAX_LENGTH // 2]} … {text[-MAX_LENGTH // 4 :]}"
     return "".join(" " if c == "\n" else c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class ModelFolderError(MLXGPTError):
-    """A model folder or hub repository that cannot be read as a GPT-2."""
+    """A model folder or hub repository is not a readable GPT-2."""
 
 
 class HubError(MLXGPTError):
-    """Something that the Hugging Face hub does not give, or the way to it is broken."""
+    """The Hugging Face hub refused a request or cannot be reached."""
 
 
 class CheckpointError(MLXGPTError):
-    """A checkpoint that cannot be written, or read as it was written."""
+    """A checkpoint cannot be written, or is damaged."""
 
 
 class DataError(MLXGPTError):
-    """Text that cannot be read or trained on."""
+    """Text cannot be read or trained on."""
 
 
 class UsageError(MLXGPTError, ValueError):
-    """A setting the user can correct on the command line. Exit code 2."""
+    """An invalid setting, which the user can correct on the command line. Exit code 2."""
 
 
 class TokenizerError(MLXGPTError):
-    """A vocabulary that cannot be read, fetched or saved."""
+    """A vocabulary cannot be read, downloaded or saved."""
 
 
 class VerificationError(MLXGPTError):
-    """A model that does not compute what its files say."""
+    """A model does not compute what its files specify."""

@@ -30,7 +30,7 @@ class Convert:
         from rich.console import Console
 
         from mlx_gpt.store.folder import check_new, convert
-        from mlx_gpt.store.source import find_source
+        from mlx_gpt.store.layouts import find_source
 
         check_new(self.dest)  # before a download
         console = Console(stderr=True, highlight=False)

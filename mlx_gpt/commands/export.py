@@ -27,7 +27,7 @@ class Export:
         from rich.console import Console
 
         from mlx_gpt.store.export import export
-        from mlx_gpt.store.source import find_source
+        from mlx_gpt.store.layouts import find_source
 
         console = Console(stderr=True, highlight=False)
         source = find_source(self.model, pickles=True)

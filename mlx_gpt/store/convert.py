@@ -1,8 +1,8 @@
-"""The hub's GPT-2 weights and ours: the same names, four kinds of matrix transposed. Dicts in, dicts out, no files.
+"""Convert between the hub's GPT-2 weights and ours: the same names, four kinds of matrix transposed. No file access.
 
-The hub keeps OpenAI's layout (``transformers``, ``pytorch_utils.py``, ``Conv1D``): a matrix is (in, out) and is
-used as ``x @ W``. ``nn.Linear`` keeps (out, in) and uses ``x @ W.T``. One of the four, ``attn.c_proj``, is square:
-no shape tells whether it has been transposed, so ``tests/check/test_parity.py`` looks at the logits.
+The hub has OpenAI's layout (``transformers``, ``pytorch_utils.py``, ``Conv1D``): a matrix is (in, out) and computes
+``x @ W``. ``nn.Linear`` has (out, in) and computes ``x @ W.T``. One of the four, ``attn.c_proj``, is square, so its
+shape cannot reveal a missing transpose; ``tests/check/test_parity.py`` compares logits.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from mlx_gpt.errors import ModelFolderError
 Weights = dict[str, mx.array]
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-MLX_LM = "model."  # in front of mlx-lm's names, whose matrices are (out, in)
-PACKED = ("weight", "scales", "biases")  # a quantized matrix
-MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which older files carry along
+MLX_LM = "model."  # the prefix of mlx-lm's names, whose matrices are (out, in)
+QUANTIZED = ("weight", "scales", "biases")  # the parts of a quantized matrix
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which older files contain
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 class Quantization(NamedTuple):
-    """How the matrices of a file are packed: ``group_size`` weights share a scale and an offset, and keep ``bits``."""
+    """Affine quantization of the matrices: ``group_size`` weights of ``bits`` each share a scale and an offset."""
 
     group_size: int
     bits: int
 
 
 def from_hub(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.float32) -> Weights:
-    """The parameters of ``GPT(config)`` from a hub GPT-2's tensors, with or without the prefix ``transformer.``
+    """Return the parameters of ``GPT(config)`` from the hub's tensors, with or without the prefix ``transformer.``
 
-    Drops what is no parameter: the mask buffers, and an ``lm_head.weight`` that repeats a tied ``wte.weight``. Every
-    tensor becomes ``dtype``: half-precision files are for storing, float32 is for computing; None leaves each as it is.
-    Raises ``ModelFolderError`` for a tensor that is missing, unexpected, not of floats, or of another shape.
+    Drops the mask buffers, and an ``lm_head.weight`` that repeats a tied ``wte.weight``. Casts to ``dtype``; None
+    leaves each tensor as it is. Raises ``ModelFolderError`` for a tensor that is missing, unexpected, not of floats, or
+    of another shape.
     """
     weights = parameters_of(weights, config)
     check_weights(weights, config)
@@ -46,36 +46,38 @@ def from_hub(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.fl
 
 
 def from_linear(
-    weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.float32, packing: Quantization | None = None
+    weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.float32, quantization: Quantization | None = None
 ) -> Weights:
-    """The same from tensors whose matrices are (out, in), as nanoGPT, llm.c and mlx-lm keep them, perhaps quantized."""
+    """Return the same from matrices (out, in), as in nanoGPT, llm.c and mlx-lm, perhaps quantized."""
     weights = parameters_of(weights, config)
-    shapes = linear_shapes(config)
-    packed = {name for name in weights if f"{name.removesuffix('.weight')}.scales" in weights} if packing else set()
-    _check(weights, packed_shapes(shapes, packed, packing) if packing else shapes, packed)
-    return {name: weight if name in packed else cast(weight, dtype) for name, weight in weights.items()}
+    shapes, quantized = linear_shapes(config), set()
+    if quantization:
+        quantized = {name for name in weights if f"{name.removesuffix('.weight')}.scales" in weights}
+        shapes = quantized_shapes(shapes, quantized, quantization)
+    _check(weights, shapes, quantized)
+    return {name: weight if name in quantized else cast(weight, dtype) for name, weight in weights.items()}
 
 
-def pack(weights: Weights, packing: Quantization) -> Weights:
-    """Our parameters quantized as ``model.quantize`` does it, by the names that mlx-lm has for them."""
-    packed: Weights = {}
+def quantize_weights(weights: Weights, quantization: Quantization) -> Weights:
+    """Return our parameters quantized as by ``model.quantize``, under mlx-lm's names."""
+    quantized: Weights = {}
     for name, weight in weights.items():
         stem, _, kind = name.rpartition(".")
         if weight.ndim == 2 and stem != "wpe":
-            parts = dict(zip(PACKED, mx.quantize(weight, packing.group_size, packing.bits), strict=True))
+            parts = dict(zip(QUANTIZED, mx.quantize(weight, *quantization), strict=True))
         else:
             parts = {kind: weight}
-        packed |= {f"{'' if stem == 'lm_head' else MLX_LM}{stem}.{part}": value for part, value in parts.items()}
-    return packed
+        quantized |= {f"{'' if stem == 'lm_head' else MLX_LM}{stem}.{part}": value for part, value in parts.items()}
+    return quantized
 
 
 def to_hub(weights: Weights) -> Weights:
-    """The way back: our parameters as the hub's tensors, without prefix."""
+    """Return our parameters as the hub's tensors, without prefix; the inverse of ``from_hub``."""
     return {name: _transposed(name, weight) for name, weight in weights.items()}
 
 
 def hub_shapes(config: GPTConfig) -> Shapes:
-    """Every tensor of a GPT-2 on the hub and its shape; matrices are (in, out)."""
+    """Return the shape of every tensor of a GPT-2 on the hub; matrices are (in, out)."""
     V, P, C, inner = config.vocab_size, config.n_positions, config.n_embd, config.inner_dim
     shapes: Shapes = {"wte.weight": (V, C), "wpe.weight": (P, C)}
     for i in range(config.n_layer):
@@ -101,31 +103,32 @@ def hub_shapes(config: GPTConfig) -> Shapes:
 
 
 def linear_shapes(config: GPTConfig) -> Shapes:
-    """Every parameter of a GPT-2 and its shape; matrices are (out, in)."""
+    """Return the shape of every parameter of a GPT-2; matrices are (out, in)."""
     return {name: shape[::-1] if name.endswith(CONV1D) else shape for name, shape in hub_shapes(config).items()}
 
 
-def packed_shapes(shapes: Shapes, packed: Set[str], packing: Quantization) -> Shapes:
-    """The same where some matrices are ``packed``: 32 bits in a number, and scales and offsets (``biases``) beside."""
+def quantized_shapes(shapes: Shapes, quantized: Set[str], quantization: Quantization) -> Shapes:
+    """Return ``shapes`` with the ``quantized`` matrices packed into uint32, next to their scales and offsets."""
+    group_size, bits = quantization
     found: Shapes = {}
     for name, shape in shapes.items():
-        if name in packed and len(shape) == 2:
+        if name in quantized and len(shape) == 2:
             *rows, width = shape
-            widths = (width * packing.bits // 32, width // packing.group_size, width // packing.group_size)
+            widths = (width * bits // 32, width // group_size, width // group_size)
             stem = name.removesuffix(".weight")
-            found |= {f"{stem}.{part}": (*rows, n) for part, n in zip(PACKED, widths, strict=True)}
+            found |= {f"{stem}.{part}": (*rows, n) for part, n in zip(QUANTIZED, widths, strict=True)}
         else:
             found[name] = shape
     return found
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor of this name is the causal mask and no parameter."""
+    """Return True for the name of a causal mask, which is not a parameter."""
     return bool(MASK_BUFFER.fullmatch(name.removeprefix("transformer.")))
 
 
 def parameters_of(weights: Weights, config: GPTConfig) -> Weights:
-    """The tensors under their unprefixed names, without mask buffers and without the copy of a tied head."""
+    """Return the tensors under their unprefixed names, without mask buffers and without the copy of a tied head."""
     bare: Weights = {}
     for name, weight in weights.items():
         short = name.removeprefix("transformer.").removeprefix(MLX_LM)
@@ -136,28 +139,28 @@ def parameters_of(weights: Weights, config: GPTConfig) -> Weights:
             )
         if not MASK_BUFFER.fullmatch(short):
             bare[short] = weight
-    if config.n_layer > max(len(bare), 1000):  # before a list is made of all that a billion layers should have
+    if config.n_layer > max(len(bare), 1000):  # before the names of a billion layers are listed
         raise ModelFolderError(
             f"config.json: n_layer is {config.n_layer}, but there are {len(bare)} tensors in all; the weights and "
             f"config.json do not belong together: fetch both from the same place"
         )
     if config.tie_word_embeddings and "lm_head.weight" in bare:
         head = bare.pop("lm_head.weight")
-        wte = bare.get("wte.weight", head)  # a missing wte is told by check_weights
+        wte = bare.get("wte.weight", head)  # check_weights reports a missing wte
         if not mx.array_equal(head, wte):
             raise ModelFolderError(
                 "lm_head.weight: expected a copy of wte.weight, as config.json says the head is tied, found other "
-                'values; if this model has a head of its own, write "tie_word_embeddings": false into config.json'
+                'values; if this model has its own head, write "tie_word_embeddings": false into config.json'
             )
     return bare
 
 
 def check_weights(weights: Weights, config: GPTConfig) -> None:
-    """Raise ``ModelFolderError`` unless these are the hub tensors that ``config`` promises, each in its shape."""
+    """Raise ``ModelFolderError`` unless these are exactly the hub's tensors of ``config``, each in its shape."""
     _check(weights, hub_shapes(config))
 
 
-def _check(weights: Weights, shapes: Shapes, packed: Set[str] = frozenset()) -> None:
+def _check(weights: Weights, shapes: Shapes, quantized: Set[str] = frozenset()) -> None:
     if missing := [name for name in shapes if name not in weights]:
         raise ModelFolderError(
             f"{missing[0]}: expected shape {shapes[missing[0]]}, found no such tensor{_and_more(missing)}; "
@@ -174,7 +177,7 @@ def _check(weights: Weights, shapes: Shapes, packed: Set[str] = frozenset()) -> 
             raise ModelFolderError(
                 f"{name}: expected shape {shape}, found {found.shape}; {_remedy(name, shape, found)}"
             )
-        if not mx.issubdtype(found.dtype, mx.floating) and not (name in packed and found.dtype == mx.uint32):
+        if not mx.issubdtype(found.dtype, mx.floating) and not (name in quantized and found.dtype == mx.uint32):
             raise ModelFolderError(
                 f"{name}: expected floats of shape {shape}, found {found.dtype}; "
                 f"if the model is quantized, take its original in float32, float16 or bfloat16"
@@ -182,12 +185,12 @@ def _check(weights: Weights, shapes: Shapes, packed: Set[str] = frozenset()) -> 
 
 
 def cast(weight: mx.array, dtype: mx.Dtype | None) -> mx.array:
-    """As ``dtype``, or as it is."""
+    """Return a tensor as ``dtype``, or unchanged if None."""
     return weight if dtype is None else weight.astype(dtype)
 
 
 def _transposed(name: str, weight: mx.array) -> mx.array:
-    # A copy, not a view: the same memory layout, and so the same rounding, as in a model that was never on disk.
+    # A copy, not a view, so that its memory layout and rounding are those of a model that was never saved.
     return mx.contiguous(weight.T) if name.endswith(CONV1D) else weight
 
 
@@ -200,5 +203,5 @@ def _remedy(name: str, shape: tuple[int, ...], found: mx.array) -> str:
     if setting and found.shape[1:] == shape[1:]:
         return f'if the weights are right, write "{setting}": {found.shape[0]} into config.json'
     if found.shape == shape[::-1]:
-        return "the matrices lie the wrong way round, as nanoGPT and llm.c keep them: transpose them to (in, out)"
+        return "the matrices are (out, in), as in nanoGPT and llm.c: transpose them to (in, out)"
     return "the weights and config.json do not belong together: fetch both from the same place"

@@ -1,9 +1,10 @@
-"""A model for other programs: llm.c, nanoGPT, and llama.cpp (GGUF)."""
+"""Export a model for other programs. A new format is a file with a function, and an entry in ``WRITERS``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -11,46 +12,47 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import atomic_path
 from mlx_gpt.store import gguf, llmc, nanogpt
-from mlx_gpt.store.folder import PathLike, read_tokenizer
+from mlx_gpt.store.folder import PathLike
 from mlx_gpt.store.source import ModelSource
 
-DTYPES: dict[str, tuple[mx.Dtype, ...]] = {  # the first is the default
-    "llm.c": (mx.float32, mx.bfloat16),
-    "nanogpt": (mx.float32,),
-    "gguf": (mx.float32, mx.float16),
+
+class Writer(NamedTuple):
+    """A format: its function, the dtypes it takes (the first is the default), the settings its program supports."""
+
+    write: Callable[[Path, ModelSource, mx.Dtype], None]
+    dtypes: tuple[mx.Dtype, ...]
+    fixed: Mapping[str, Any]
+
+
+WRITERS = {
+    "llm.c": Writer(llmc.write_llmc, (mx.float32, mx.bfloat16), llmc.FIXED),
+    "nanogpt": Writer(nanogpt.write_nanogpt, (mx.float32,), nanogpt.FIXED),
+    "gguf": Writer(gguf.write_gguf, (mx.float32, mx.float16), gguf.FIXED),
 }
-FIXED = {"llm.c": llmc.FIXED, "nanogpt": nanogpt.FIXED, "gguf": gguf.FIXED}
 
 
 def export(source: ModelSource, file: PathLike, to: str, dtype: mx.Dtype | None = None) -> str:
-    """Write a model as one file of another program's; returns what one should know of it, or "".
+    """Write a model as a new file of another program, whole or not at all; return a remark for the user, or "".
 
-    The file must be new. It is there when all of it is on the disk, or not at all. Raises ``UsageError``, or
-    ``ModelFolderError`` for a model that the program would compute otherwise.
+    Raises ``UsageError``, or ``ModelFolderError`` for a model that the program would compute otherwise.
     """
     file = Path(file)
-    if to not in DTYPES:
-        raise UsageError(f"--to must be one of {', '.join(DTYPES)}, not {to!r}")
-    dtype = dtype or DTYPES[to][0]
-    if dtype not in DTYPES[to]:
-        known = " or ".join(str(kind).removeprefix("mlx.core.") for kind in DTYPES[to])
+    if to not in WRITERS:
+        raise UsageError(f"--to must be one of {', '.join(WRITERS)}, not {to!r}")
+    writer = WRITERS[to]
+    dtype = dtype or writer.dtypes[0]
+    if dtype not in writer.dtypes:
+        known = " or ".join(str(kind).removeprefix("mlx.core.") for kind in writer.dtypes)
         raise UsageError(f"{to} takes {known}, not {str(dtype).removeprefix('mlx.core.')}")
     if file.exists() or not file.parent.is_dir():
-        trouble = "exists already; choose a new file" if file.exists() else "expected its folder to be there; make it"
-        raise UsageError(f"{file}: {trouble}")
-    if source.packing:
-        raise ModelFolderError(f"{source.place}: is quantized; export the model in floats that it was made from")
-    check_expressible(source.config, to)
-    tokenizer = read_tokenizer(source.place, source.config) if to == "gguf" else None
-    weights = source.parameters(None)
+        problem = "exists already; choose a new file" if file.exists() else "its folder does not exist; create it"
+        raise UsageError(f"{file}: {problem}")
+    if source.quantization:
+        raise ModelFolderError(f"{source.folder}: is quantized; export the float model that it was made from")
+    check_exportable(source.config, to)
     try:
         with atomic_path(file) as hidden:
-            if to == "llm.c":
-                llmc.write_llmc(hidden, source.config, weights, dtype)
-            elif to == "nanogpt":
-                nanogpt.write_nanogpt(hidden, source.config, weights)
-            elif tokenizer:
-                gguf.write_gguf(hidden, source.config, weights, tokenizer, dtype)
+            writer.write(hidden, source, dtype)
     except (OSError, RuntimeError) as error:
         raise ModelFolderError(f"{file}: could not be written ({error}); make room or choose another place") from error
     if to == "nanogpt" and source.config.activation_function != "gelu":
@@ -58,10 +60,10 @@ def export(source: ModelSource, file: PathLike, to: str, dtype: mx.Dtype | None 
     return ""
 
 
-def check_expressible(config: GPTConfig, to: str) -> None:
+def check_exportable(config: GPTConfig, to: str) -> None:
     """Raise ``ModelFolderError`` unless the other program computes what this model computes."""
-    for name, expected in FIXED[to].items():
-        found: Any = getattr(config, name)
+    for name, expected in WRITERS[to].fixed.items():
+        found = getattr(config, name)
         if name == "n_inner" and config.inner_dim == 4 * config.n_embd:
             continue
         if found != expected:

@@ -1,7 +1,7 @@
-"""GGUF, the files of llama.cpp: the tensors under its names, the settings and the tokenizer as metadata.
+"""GGUF, llama.cpp's format: the tensors under its names, the architecture and the tokenizer as metadata.
 
-The names are those of llama.cpp's ``gguf-py/gguf/constants.py``, the metadata what its ``convert_hf_to_gguf.py`` writes
-of a GPT-2. Matrices are (out, in); GGUF counts a shape from the last axis.
+Names are those of llama.cpp's ``gguf-py/gguf/constants.py``; the metadata is what its ``convert_hf_to_gguf.py`` writes
+for a GPT-2. Matrices are (out, in); GGUF lists a shape from the last axis.
 """
 
 from __future__ import annotations
@@ -13,15 +13,22 @@ import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError
-from mlx_gpt.store.convert import Weights
+from mlx_gpt.store.folder import read_tokenizer
+from mlx_gpt.store.source import ModelSource
 from mlx_gpt.text.tokenizer import Tokenizer, merges_of
 from mlx_gpt.text.vocab_files import write_name
 
 NAMES = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
-IN_BLOCK = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output"}
-IN_BLOCK |= {"ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of tokens
-# What llama.cpp computes of every GPT-2, whatever the file.
+BLOCK_NAMES = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+NORMAL, CONTROL, UNUSED = 1, 3, 5  # token types
+# What llama.cpp computes, whatever the file.
 FIXED: dict[str, Any] = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
@@ -29,25 +36,27 @@ FIXED: dict[str, Any] = {
 }
 
 
-def write_gguf(file: Path, config: GPTConfig, weights: Weights, tokenizer: Tokenizer, dtype: mx.Dtype) -> None:
-    """Write our parameters as llama.cpp reads them: matrices in float32 or float16, all else in float32."""
-    tensors = {}
-    for name, weight in weights.items():
+def write_gguf(file: Path, source: ModelSource, dtype: mx.Dtype) -> None:
+    """Write a model as llama.cpp reads it: matrices in float32 or float16, all other tensors in float32."""
+    config, tensors = source.config, {}
+    metadata = architecture(config, dtype) | vocabulary(read_tokenizer(source.folder, config), config.vocab_size)
+    for name, weight in source.parameters(None).items():
         is_small = weight.ndim == 1 or name == "wpe.weight"
         tensors[gguf_name(name)] = mx.contiguous(weight.astype(mx.float32 if is_small else dtype))
-    mx.save_gguf(str(file), tensors, {**settings_of(config, dtype), **vocabulary_of(tokenizer, config.vocab_size)})
+    mx.save_gguf(str(file), tensors, metadata)
 
 
 def gguf_name(name: str) -> str:
-    """``h.3.attn.c_attn.weight`` -> ``blk.3.attn_qkv.weight``."""
+    """Return llama.cpp's name of a parameter: ``h.3.attn.c_attn.weight`` -> ``blk.3.attn_qkv.weight``."""
     stem, _, kind = name.rpartition(".")
     if stem in NAMES:
         return f"{NAMES[stem]}.{kind}"
     _, layer, part = stem.split(".", 2)
-    return f"blk.{layer}.{IN_BLOCK[part]}.{kind}"
+    return f"blk.{layer}.{BLOCK_NAMES[part]}.{kind}"
 
 
-def settings_of(config: GPTConfig, dtype: mx.Dtype) -> dict[str, Any]:
+def architecture(config: GPTConfig, dtype: mx.Dtype) -> dict[str, Any]:
+    """Return the metadata that describes the model."""
     numbers = {
         "general.file_type": 0 if dtype == mx.float32 else 1,
         "gpt2.block_count": config.n_layer,
@@ -64,21 +73,19 @@ def settings_of(config: GPTConfig, dtype: mx.Dtype) -> dict[str, Any]:
     }
 
 
-def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """A token for each id of the model: those that the tokenizer lacks are there, and never used."""
+def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """Return the metadata of the tokenizer, with an unused token for each id of the model that it lacks."""
     merges = [f"{write_name(left)} {write_name(right)}" for left, right in merges_of(tokenizer.ranks)]
-    if not merges:  # MLX cannot write an empty list, and llama.cpp wants one
-        raise ModelFolderError(
-            "a GGUF needs a tokenizer with merges, this one has bytes only; it cannot be exported so"
-        )
+    if not merges:  # MLX cannot write an empty list, and llama.cpp requires one
+        raise ModelFolderError("a GGUF needs a tokenizer with merges, this one has bytes only; it cannot be exported")
     names = {i: write_name(token) for token, i in tokenizer.ranks.items()}
     names |= {i: text for text, i in tokenizer.specials.items()}
-    kinds = dict.fromkeys(tokenizer.ranks.values(), NORMAL) | dict.fromkeys(tokenizer.specials.values(), CONTROL)
+    types = dict.fromkeys(tokenizer.ranks.values(), NORMAL) | dict.fromkeys(tokenizer.specials.values(), CONTROL)
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": [names.get(i, f"[PAD{i}]") for i in range(vocab_size)],
-        "tokenizer.ggml.token_type": mx.array([kinds.get(i, UNUSED) for i in range(vocab_size)], mx.int32),
+        "tokenizer.ggml.token_type": mx.array([types.get(i, UNUSED) for i in range(vocab_size)], mx.int32),
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.bos_token_id": mx.array(tokenizer.eot_id, mx.uint32),
         "tokenizer.ggml.eos_token_id": mx.array(tokenizer.eot_id, mx.uint32),

@@ -1,8 +1,8 @@
-"""llm.c's model files, ``gpt2_124M.bin`` and ``gpt2_124M_bf16.bin``: 256 numbers, then the parameters.
+"""llm.c's model files, ``gpt2_124M.bin`` and ``gpt2_124M_bf16.bin``: a header of 256 int32, then the parameters.
 
-The numbers are int32: magic, version (3 float32, 5 bfloat16), positions, vocabulary, layers, heads, width, and the
-vocabulary padded to a multiple of 128. The parameters follow kind by kind, each kind over all layers; matrices are
-(out, in), and the token embedding has its padding (llm.c, ``train_gpt2.py``, ``write_model``).
+The header: magic, version (3 float32, 5 bfloat16), positions, vocabulary, layers, heads, width, and the vocabulary
+padded to a multiple of 128. The parameters follow kind by kind, each kind over all layers; matrices are (out, in), and
+the token embedding is padded (llm.c, ``train_gpt2.py``, ``write_model``).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError, UsageError
-from mlx_gpt.store.convert import Weights, linear_shapes
+from mlx_gpt.store.convert import linear_shapes
 from mlx_gpt.store.mapped import mapped_arrays
 from mlx_gpt.store.safetensors import raw_bytes
+from mlx_gpt.store.source import ModelSource
 
 MAGIC, N_HEADER = 20240326, 256
 FLOAT32, BFLOAT16 = 3, 5  # versions
@@ -30,18 +31,21 @@ FIXED: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
     "n_inner": None,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
 }
-FIXED |= {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 
 
-def is_llmc(file: Path) -> bool:
-    """Whether a file begins as llm.c's do."""
-    with file.open("rb") as stream:
+def is_llmc(path: Path) -> bool:
+    """Return True for a file that begins with llm.c's magic number."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
         return stream.read(4) == MAGIC.to_bytes(4, "little")
 
 
-def read_llmc(file: Path) -> tuple[GPTConfig, Weights]:
-    """The settings and, lazily, the parameters in a file. Raises ``ModelFolderError`` unless all of them are there."""
+def read_llmc(file: Path) -> ModelSource:
+    """Read a file; its parameters are mapped. Raises ``ModelFolderError`` unless all of them are there."""
     header = np.fromfile(file, "<i4", 8).tolist()
     size = file.stat().st_size
     if len(header) < 8 or header[1] not in (FLOAT32, BFLOAT16):
@@ -62,16 +66,17 @@ def read_llmc(file: Path) -> tuple[GPTConfig, Weights]:
     except UsageError as error:
         raise ModelFolderError(f"{file}: {error}") from error
     data = np.memmap(file, "<f4" if version == FLOAT32 else "<u2", "r", 4 * N_HEADER)
-    shapes, at, tensors = linear_shapes(config), 0, {}
-    for name in in_order(config):
+    shapes, begin, tensors = linear_shapes(config), 0, {}
+    for name in file_order(config):
         n = prod(shapes[name])
-        tensors[name] = data[at : at + n].reshape(shapes[name])
-        at += n if name != "wte.weight" else padded * C
-    return config, mapped_arrays(tensors)
+        tensors[name] = data[begin : begin + n].reshape(shapes[name])
+        begin += n if name != "wte.weight" else padded * C
+    return ModelSource("llm.c", file.parent, config, mapped_arrays(tensors), is_linear=True)
 
 
-def write_llmc(file: Path, config: GPTConfig, weights: Weights, dtype: mx.Dtype) -> None:
-    """Write our parameters as llm.c reads them, in float32 or bfloat16, one after the other. Empties ``weights``."""
+def write_llmc(file: Path, source: ModelSource, dtype: mx.Dtype) -> None:
+    """Write a model as llm.c reads it, in float32 or bfloat16, one tensor at a time."""
+    config, weights = source.config, source.parameters(None)
     version = {mx.float32: FLOAT32, mx.bfloat16: BFLOAT16}[dtype]
     V, C = config.vocab_size, config.n_embd
     padded = -(-V // PADDED_TO) * PADDED_TO
@@ -79,14 +84,14 @@ def write_llmc(file: Path, config: GPTConfig, weights: Weights, dtype: mx.Dtype)
     header[:8] = MAGIC, version, config.n_positions, V, config.n_layer, config.n_head, C, padded
     with file.open("wb") as stream:
         stream.write(header.tobytes())
-        for name in in_order(config):
+        for name in file_order(config):
             stream.write(raw_bytes(weights.pop(name).astype(dtype)))
             if name == "wte.weight":
                 stream.write(bytes((padded - V) * C * dtype.size))
             mx.clear_cache()
 
 
-def in_order(config: GPTConfig) -> list[str]:
-    """The parameters' names as the file has them."""
+def file_order(config: GPTConfig) -> list[str]:
+    """Return the names of the parameters in the order of the file."""
     layered = [f"h.{i}.{kind}.{part}" for kind in KINDS for part in ("weight", "bias") for i in range(config.n_layer)]
     return ["wte.weight", "wpe.weight", *layered, "ln_f.weight", "ln_f.bias"]

@@ -1,4 +1,4 @@
-"""Where a model is: a folder on this machine, or one fetched from the Hugging Face hub into its cache."""
+"""Find a model's folder: on this machine, or downloaded from the Hugging Face hub into its cache."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from mlx_gpt.errors import HubError, ModelFolderError
 from mlx_gpt.hub import fetch
-from mlx_gpt.store.safetensors import has_safetensors
+from mlx_gpt.store.huggingface import has_safetensors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # gpt2, openai-community/gpt2
 
-# Only what is read: the gpt2 repository also holds its weights for TensorFlow, Flax, Rust and ONNX.
+# The gpt2 repository also has weights for TensorFlow, Flax, Rust and ONNX, which are not downloaded.
 NEEDED = [
     "config.json",
     "model.safetensors",
@@ -28,10 +28,10 @@ PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.
 
 
 def find_folder(name: str | os.PathLike[str], revision: str | None = None, pickles: bool = False) -> Path:
-    """The model folder called ``name``: an existing folder, or else the hub repository with this id, downloaded.
+    """Return the model folder called ``name``: an existing folder, or else the hub repository with this id, downloaded.
 
-    ``revision`` is a branch, tag or commit on the hub. ``pickles``: where the hub has no safetensors, they are fetched
-    instead. A ``Path`` is never taken for a hub id. Raises ``ModelFolderError``.
+    ``revision`` is a branch, tag or commit on the hub. With ``pickles``, they are downloaded if the hub has no
+    safetensors. A ``Path`` is never taken for a hub id. Raises ``ModelFolderError``.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -41,7 +41,7 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None, pickl
             )
         return path
     if path.exists():
-        raise ModelFolderError(f"{path}: expected a model folder, found a file; give the folder it lies in")
+        raise ModelFolderError(f"{path}: expected a model folder, found a file; give its folder")
     if not isinstance(name, str) or not HUB_ID.fullmatch(name):
         raise ModelFolderError(
             f"{name}: no such folder, and not a hub id either, which looks like gpt2 or openai-community/gpt2"
@@ -54,7 +54,7 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None, pickl
         raise ModelFolderError(f"{name}: no such folder here, and from the hub: {error}") from error
     if not (folder / "config.json").exists():
         raise ModelFolderError(
-            f"{name}: the hub has it, but without a config.json: no model as transformers keeps them"
+            f"{name}: the hub has it, but without a config.json: not a model in transformers' layout"
         )
     if not pickles and not has_safetensors(folder):
         raise ModelFolderError(

@@ -1,4 +1,4 @@
-"""config.json and ``GPTConfig``: every setting that changes the numbers is honoured or refused by name."""
+"""Read and write ``config.json``: a setting that changes the logits is honoured or refused by name."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mlx_gpt.store.convert import Quantization
 CONFIG = "config.json"
 LIMIT = 2_000_000  # bytes; a config.json has hundreds, the index of a thousand layers under a million
 
-# Keys of a GPT-2 config.json (transformers' GPT2Config and PreTrainedConfig, 4.x and 5.x) that leave the logits as
-# they are: labels, other tasks' heads, what to return, how to round, how to generate.
+# Keys of a GPT-2 config.json (transformers' GPT2Config and PreTrainedConfig, 4.x and 5.x) that do not change the
+# logits: labels, other tasks' heads, outputs, precision, generation.
 HARMLESS = frozenset(
     """
     model_type architectures transformers_version _name_or_path name_or_path _commit_hash tokenizer_class
@@ -37,7 +37,7 @@ HARMLESS = frozenset(
     exponential_decay_length_penalty
     """.split()  # noqa: SIM905
 )
-# Keys that are harmless only while they are off: false, null or empty.
+# Keys that are harmless only if false, null or empty.
 OFF = frozenset(
     """
     add_cross_attention cross_attention_hidden_size is_encoder_decoder tie_encoder_decoder pruned_heads
@@ -45,7 +45,7 @@ OFF = frozenset(
     """.split()  # noqa: SIM905
 )
 QUANTIZED = ("quantization", "quantization_config")  # mlx-lm writes both
-ALIASES = {  # transformers' general names for GPT-2's own
+ALIASES = {  # transformers' general names for GPT-2's fields
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
     "num_attention_heads": "n_head",
@@ -54,10 +54,10 @@ ALIASES = {  # transformers' general names for GPT-2's own
 
 
 def read_config(path: str | os.PathLike[str]) -> GPTConfig:
-    """The ``GPTConfig`` in a ``config.json``, given as the file or its folder.
+    """Return the ``GPTConfig`` in a ``config.json``, given as the file or its folder.
 
-    What it leaves out has the default of transformers (dropout: none). Raises ``ModelFolderError`` for anything that
-    is not GPT-2 as this package computes it, and for any setting it does not know: it could change the numbers.
+    Absent settings have transformers' defaults (dropout: none). Raises ``ModelFolderError`` for another model than
+    GPT-2, and for an unknown setting, which could change the logits.
     """
     file = Path(path) if Path(path).suffix == ".json" else Path(path) / CONFIG
     found = read_json(file)
@@ -66,8 +66,8 @@ def read_config(path: str | os.PathLike[str]) -> GPTConfig:
             f'{file}: expected "model_type": "gpt2", found {json.dumps(found.get("model_type"))}; '
             f"this package reads GPT-2 only"
         )
-    settings = _with_own_names(found, file)
-    _quantization(settings, file)
+    settings = _resolve_aliases(found, file)
+    _parse_quantization(settings, file)
     own = {field.name: field for field in fields(GPTConfig)}
     for key, value in settings.items():
         if key in OFF and value:
@@ -75,7 +75,7 @@ def read_config(path: str | os.PathLike[str]) -> GPTConfig:
         if key not in own and key not in OFF and key not in HARMLESS and key not in QUANTIZED:
             raise ModelFolderError(
                 f"{file}: unknown setting {key} = {json.dumps(value)}, which could change what the model computes; "
-                f"if it does not, take it out of the file"
+                f"if it does not, remove it from the file"
             )
         if key in own and own[key].type == "bool" and not isinstance(value, bool):
             raise ModelFolderError(f"{file}: {key} must be true or false, found {json.dumps(value)}; correct the file")
@@ -86,33 +86,33 @@ def read_config(path: str | os.PathLike[str]) -> GPTConfig:
 
 
 def read_quantization(folder: str | os.PathLike[str]) -> Quantization | None:
-    """How the matrices of a folder are packed; None where they are not."""
+    """Return the quantization of a folder's matrices, or None."""
     file = Path(folder) / CONFIG
-    return _quantization(read_json(file), file)
+    return _parse_quantization(read_json(file), file)
 
 
-def config_json(config: GPTConfig, eot_id: int, dtype: mx.Dtype, packing: Quantization | None = None) -> str:
-    """The text of a ``config.json`` that transformers and mlx-lm read as this model; quantized ones mlx-lm only."""
+def config_json(config: GPTConfig, eot_id: int, dtype: mx.Dtype, quantization: Quantization | None = None) -> str:
+    """Return a ``config.json`` that transformers and mlx-lm read as this model; a quantized one, mlx-lm only."""
     settings = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         **asdict(config),
-        "n_ctx": config.n_positions,  # mlx-lm wants it, transformers 5 no longer writes it
+        "n_ctx": config.n_positions,  # mlx-lm requires it, transformers 5 no longer writes it
         "bos_token_id": eot_id,
         "eos_token_id": eot_id,
         "torch_dtype": str(dtype).removeprefix("mlx.core."),
-        **(dict.fromkeys(QUANTIZED, packing._asdict()) if packing else {}),
+        **(dict.fromkeys(QUANTIZED, quantization._asdict()) if quantization else {}),
     }
     return json.dumps(settings, indent=2) + "\n"
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model folder, or ``ModelFolderError``."""
+    """Return the JSON object in a file of a model folder. Raises ``ModelFolderError``."""
     try:
         value = parse_json(read_small(file, LIMIT))
     except OSError as error:
         raise ModelFolderError(
-            f"{file}: expected a settings file there, but it cannot be read ({error.strerror}); "
+            f"{file}: expected a settings file, but it cannot be read ({error.strerror}); "
             f"a model folder holds {CONFIG}, model.safetensors and a tokenizer"
         ) from error
     except ValueError as error:  # bad JSON, or not UTF-8
@@ -122,8 +122,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _quantization(settings: dict[str, Any], file: Path) -> Quantization | None:
-    """What mlx-lm writes of a model whose matrices are all packed alike; anything else is refused."""
+def _parse_quantization(settings: dict[str, Any], file: Path) -> Quantization | None:
+    """Return the quantization that mlx-lm wrote; refuse any other kind, such as one per layer."""
     for key in QUANTIZED:
         if value := settings.get(key):
             known: dict[str, Any] = {"mode": "affine"} | value if isinstance(value, dict) else {}
@@ -134,14 +134,14 @@ def _quantization(settings: dict[str, Any], file: Path) -> Quantization | None:
                 or known["group_size"] not in (32, 64, 128)
             ):
                 raise ModelFolderError(
-                    f"{file}: {key} must be off, or MLX's affine one with bits and group_size, found "
-                    f"{json.dumps(value)[:100]}; take the model in floats"
+                    f"{file}: {key} must be off, or MLX's affine kind with bits and group_size, found "
+                    f"{json.dumps(value)[:100]}; use the float model"
                 )
             return Quantization(known["group_size"], known["bits"])
     return None
 
 
-def _with_own_names(found: dict[str, Any], file: Path) -> dict[str, Any]:
+def _resolve_aliases(found: dict[str, Any], file: Path) -> dict[str, Any]:
     settings = {key: value for key, value in found.items() if key not in ALIASES}
     for alias, name in ALIASES.items():
         if alias in found and settings.setdefault(name, found[alias]) != found[alias]:

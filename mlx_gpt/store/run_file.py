@@ -1,4 +1,4 @@
-"""``run.toml``: every setting of a run, by the names of its flags, so that the run can be repeated and resumed."""
+"""``run.toml``: all settings of a run, named like its flags, so that the run can be repeated and resumed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ else:
 
 RUN_FILE = "run.toml"
 
-RunSettings = dict[str, Any]  # n_layer -> 4; what is None is left out
+RunSettings = dict[str, Any]  # n_layer -> 4; without those that are None
 
 
 def write_run_file(run: Path, settings: RunSettings) -> None:
-    """Write down the settings of a run, in its folder."""
+    """Write the settings of a run to its folder."""
     import tomli_w
 
     again = f"# repeat it with: mlx-gpt train --config {run / RUN_FILE} --out NEW\n"
@@ -28,7 +28,7 @@ def write_run_file(run: Path, settings: RunSettings) -> None:
 
 
 def read_run_file(file: Path) -> RunSettings:
-    """The settings in a file; ``UsageError`` where there are none."""
+    """Return the settings in a file. Raises ``UsageError``."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -38,7 +38,7 @@ def read_run_file(file: Path) -> RunSettings:
 
 
 def differences(run: RunSettings, now: RunSettings) -> list[str]:
-    """What is set otherwise now than in the run: ``steps = 100 (the run has 200)``."""
+    """Return the settings that differ from those of the run: ``steps = 100 (the run has 200)``."""
     return [
         f"{name} = {now.get(name, 'not set')} (the run has {run.get(name, 'none')})"
         for name in sorted(run.keys() | now.keys())

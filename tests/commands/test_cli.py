@@ -67,7 +67,7 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     # Outside: 1
     (nothing, ["generate", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
     (nothing, ["generate", "text.txt"], 1, "text.txt: expected a model folder, found a file; give the folder"),
-    (no_config, GENERATE, 1, "config.json: expected a settings file there, but it cannot be read"),
+    (no_config, GENERATE, 1, "config.json: expected a settings file, but it cannot be read"),
     (other_config, GENERATE, 1, "h.2.ln_1.weight: expected shape (16,), found no such tensor (and 11 more like it)"),
     (empty_weights, GENERATE, 1, "model.safetensors: expected a whole safetensors file, found 0 bytes"),
     (cut_weights, GENERATE, 1, "bytes where its header promises"),

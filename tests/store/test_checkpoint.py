@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
     assert newest_checkpoint(run, said.append) == run / "checkpoints/step-3"
     (line,) = said
     assert line.startswith(f"{run / 'checkpoints/step-4'}: ")
-    assert line.endswith("; the one before it is taken")
+    assert line.endswith("; the one before it is used")
     assert name in line or name == "SHA256SUMS"
 
 
@@ -268,7 +268,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones_as_they_wer
         save_checkpoint(run, model, Tokenizer.bytes(), optimizer, RunProgress(step=5))
     monkeypatch.undo()
     assert "step-5 could not be saved (" in str(e.value)
-    assert str(e.value).endswith(f"make room, then go on with: mlx-gpt train --resume {run}")
+    assert str(e.value).endswith(f"make room, then resume with: mlx-gpt train --resume {run}")
     assert "\n" not in str(e.value)
     assert everything(run) == before
     assert not list((run / "checkpoints").glob(".*"))

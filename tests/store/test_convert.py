@@ -128,7 +128,7 @@ REFUSALS = {
     ),
     "the layout of nanoGPT and llm.c": (
         parameters(),
-        "h.0.attn.c_attn.weight: expected shape (8, 24), found (24, 8); the matrices lie the wrong way round",
+        "h.0.attn.c_attn.weight: expected shape (8, 24), found (24, 8); the matrices are (out, in)",
     ),
     "another width": (
         changed(h__0__mlp__c_fc__bias=mx.zeros(24)),

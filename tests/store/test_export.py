@@ -31,7 +31,7 @@ from mlx_gpt.check.reference import gpt2
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.export import export
 from mlx_gpt.store.folder import convert
-from mlx_gpt.store.source import find_source
+from mlx_gpt.store.layouts import find_source
 from mlx_gpt.text.tokenizer import Tokenizer
 
 

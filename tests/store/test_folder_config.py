@@ -93,7 +93,7 @@ def test_general_names_stand_for_gpt2s_own(tmp_path: Path) -> None:
         ({"rotary_dim": 64}, "unknown setting rotary_dim = 64, which could change what the model computes"),
         ({"bias": False}, "unknown setting bias = false"),
         ({"n_head": 7}, "n_embd must be a multiple of n_head"),
-        ({"n_layer": "12"}, "n_layer must be a whole number of at least 1, not '12'"),
+        ({"n_layer": "12"}, "n_layer must be an integer of at least 1, not '12'"),
         ({"layer_norm_epsilon": None}, "layer_norm_epsilon"),
         ({"scale_attn_weights": "false"}, 'scale_attn_weights must be true or false, found "false"'),
     ],

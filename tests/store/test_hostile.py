@@ -214,7 +214,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a setting that writes on the terminal": ({"\x1b[31m\nred": 1}, "unknown setting \\x1b[31m red = 1"),
     "a setting without end": ({"x" * 1_000_000: 1}, "unknown setting xxxx"),
     "a value without end": ({"bias": ["x"] * 100_000}, "unknown setting bias"),
-    "a list for a number": ({"n_layer": [2]}, "n_layer must be a whole number of at least 1"),
+    "a list for a number": ({"n_layer": [2]}, "n_layer must be an integer of at least 1"),
     "a dict for a name": ({"activation_function": {"a": 1}}, "activation_function must be one of"),
 }
 

@@ -23,7 +23,7 @@ from mlx_gpt.check.hub_folder import HubWeights
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.errors import MLXGPTError, ModelFolderError
 from mlx_gpt.store.folder import load
-from mlx_gpt.store.tensorflow import crc32c, masked, read_bundle
+from mlx_gpt.store.tensor_bundle import crc32c, masked, read_bundle
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TENSORFLOW = Path(__file__).parents[1] / "fixtures" / "tiny-gpt2-tensorflow"
@@ -261,7 +261,7 @@ def handle(values: bytes) -> bytes:
         (table(HEADER, block(*[(b"k", handle(HEADER))] * 2)), "found blocks that overlap"),
         (table(HEADER, block((b"k", b"\xff" * 100))), "found a number of more than 64 bits"),
         (table(ENDLESS, block((b"k", handle(ENDLESS)))), "found a number of more than 64 bits"),
-        (table(HEADER[:-1] + b"x", block((b"k", handle(HEADER)))), "found a block that its checksum"),
+        (table(HEADER[:-1] + b"x", block((b"k", handle(HEADER)))), "found a block with a wrong checksum"),
         (table(HEADER, block((b"k", b"\x7f\x7f"))), "index out of range"),
     ],
     ids=["one block twice", "a handle without end", "a message without end", "another checksum", "past the end"],

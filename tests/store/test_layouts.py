@@ -45,7 +45,7 @@ from mlx_gpt.model.quantize import quantize
 from mlx_gpt.store import folder as folder_module
 from mlx_gpt.store.export import export
 from mlx_gpt.store.folder import convert, load, save
-from mlx_gpt.store.source import find_source
+from mlx_gpt.store.layouts import find_source
 from mlx_gpt.text.tokenizer import Tokenizer
 
 # name -> how to write it, the tensors it means, settings that change the numbers
@@ -248,7 +248,7 @@ def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
             convert(find_source(source), dest)
         with pytest.raises(UsageError, match="exists already"):
             export(find_source(source), dest, "llm.c")
-    with pytest.raises(UsageError, match="expected its folder to be there"):
+    with pytest.raises(UsageError, match="its folder does not exist; create it"):
         export(find_source(source), tmp_path / "no" / "x.bin", "llm.c")
     with pytest.raises(UsageError, match=r"llm\.c takes float32 or bfloat16, not float16"):
         export(find_source(source), tmp_path / "x.bin", "llm.c", mx.float16)

@@ -268,7 +268,7 @@ def test_from_a_damaged_checkpoint_the_one_before_it_is_taken_and_said(
     assert main(["train", "--resume", "run"]) == 0
     said = capsys.readouterr().out
     assert "run/checkpoints/step-10: expected optimizer.safetensors, which cannot be read (No such file" in said
-    assert "; the one before it is taken\ngoing on after step 8\n" in said
+    assert "; the one before it is used\ngoing on after step 8\n" in said
     assert_same_run(stopped, stopped.parent / "whole")
 
 
@@ -405,7 +405,7 @@ def test_a_model_that_cannot_be_exported_leaves_the_best_before_it(
         assert main(["train", "--resume", "run"]) == 1
     line = the_line(capsys.readouterr().err)
     assert line.startswith("run: the model could not be saved ([Errno 28] No space left on device); make room or ")
-    assert line.endswith("then go on with: mlx-gpt train --resume run")
+    assert line.endswith("then resume with: mlx-gpt train --resume run")
     after = everything(stopped)
     assert {name for name in before | after if before.get(name) != after.get(name)} == {"metrics.jsonl"}
     assert main(["train", "--resume", "run"]) == 0
