@@ -22,7 +22,7 @@ socket.socket.connect = socket.getaddrinfo = refuse
 
 
 def run(name: str, folder: Path) -> str:
-    """What an example prints, in a Python that cannot reach any other machine."""
+    """Return the output of an example, run without a network."""
     (folder / "sitecustomize.py").write_text(NO_NETWORK)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(ROOT / "examples" / name)]
@@ -43,8 +43,19 @@ def one_block(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def part(output: str, number: int) -> str:
-    """A numbered section of an example's output."""
+    """Return a numbered section of an example's output."""
     return re.split(r"^\d\. ", output, flags=re.MULTILINE)[number]
+
+
+def test_the_walk_through_names_existing_files_and_the_numbers_that_the_example_prints(one_head: str) -> None:
+    text = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    links = [ROOT / "examples" / link for link in re.findall(r"\]\((.+?)\)", text)]
+    assert links
+    assert [link for link in links if not link.is_file()] == []
+    weights = re.search(r"(\d+)% of \"ancient\" and (\d+)% of \"oak\"", text)
+    assert weights
+    row = next(line for line in part(one_head, 7).splitlines() if line.split()[:1] == ["tree"])
+    assert re.findall(r"\d+", row)[1:3] == list(weights.groups())
 
 
 @pytest.mark.parametrize("example", ["one_head", "one_block"])
@@ -55,7 +66,7 @@ def test_the_output_fits_on_a_screen(example: str, request: pytest.FixtureReques
     assert not re.search(r"\bnan\b", "\n".join(lines))
 
 
-def test_tree_listens_to_ancient_and_oak_and_to_nothing_later(one_head: str) -> None:
+def test_tree_attends_to_ancient_and_oak_and_to_no_later_token(one_head: str) -> None:
     pattern = part(one_head, 7)
     row = next(line for line in pattern.splitlines() if line.split()[:1] == ["tree"])
     percent = [int(number) for number in re.findall(r"\d+", row)]
@@ -65,9 +76,9 @@ def test_tree_listens_to_ancient_and_oak_and_to_nothing_later(one_head: str) -> 
     assert "Each row sums to one: 1.0000" in pattern
 
 
-def test_tree_becomes_more_like_what_it_listened_to(one_head: str) -> None:
+def test_tree_becomes_more_similar_to_what_it_attended_to(one_head: str) -> None:
     for word in ("ancient", "oak"):
-        found = re.search(rf"like {word} +before +(\S+), after +(\S+)", one_head)
+        found = re.search(rf"to {word} +before +(\S+), after +(\S+)", one_head)
         assert found
         assert float(found[2]) > float(found[1]) + 0.1
 
@@ -85,17 +96,17 @@ def test_unscaled_scores_sharpen_with_the_width_and_scaled_ones_do_not(one_head:
 def test_four_ways_give_the_same_head(one_head: str) -> None:
     ways = re.findall(r"^ *(.+): adds to tree (.+)$", part(one_head, 9), flags=re.MULTILINE)
     assert len(ways) == 4
-    found = re.search(r"Greatest difference between them: (\S+)", one_head)
+    found = re.search(r"Largest difference between them: (\S+)", one_head)
     assert found
     assert float(found[1]) < 1e-5
 
 
-def test_everything_put_together_by_hand_is_what_the_package_computes(one_block: str) -> None:
-    differences = dict(re.findall(r"^(.+): greatest difference (\S+)$", one_block, flags=re.MULTILINE))
+def test_each_part_built_by_hand_equals_the_packages(one_block: str) -> None:
+    differences = dict(re.findall(r"^(.+): largest difference (\S+)$", one_block, flags=re.MULTILINE))
     assert list(differences) == [
-        "Heads side by side and MultiHeadAttention",
-        "Widen, bend, narrow and MLP",
-        "tree thinks the same without the sentence",
+        "Sum of the heads and MultiHeadAttention",
+        "Up-project, GELU, down-project and MLP",
+        "MLP of tree alone and in the sentence",
         "The formula by hand and Block",
         "The stack by hand and GPT",
     ]
