@@ -78,11 +78,11 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
         nothing,
         ["train", "--data", "text.txt", "--out", "run", "--init", "model", "--tokenizer", "bpe:300"],
         2,
-        "--init model brings its architecture and tokenizer; leave out --tokenizer bpe:300",
+        "--init model sets architecture and tokenizer; remove --tokenizer bpe:300",
     ),
     (nothing, FROM_FILE, 2, "my.toml: expected the settings of a run, but it cannot be read (No such file"),
     (settings("steps ="), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
-    (settings("step = 3"), FROM_FILE, 2, "my.toml: unknown setting step; they are called like the flags"),
+    (settings("step = 3"), FROM_FILE, 2, "my.toml: unknown setting step; mlx-gpt train --help lists the names"),
     (settings("steps = [3]"), [*FROM_FILE[:-4], "--config", "my.toml"], 2, "my.toml: steps must be one value, not [3]"),
     (
         nothing,
@@ -91,7 +91,7 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
         "nowhere: expected the folder of a run to resume, found no run.toml",
     ),
     (earlier_run, ["train", "--resume", "run"], 2, "run: expected the folder of a run to resume, found no run.toml"),
-    (nothing, ["train", "--resume", "run", "--out", "run2"], 2, "--resume goes on with a run in its own folder"),
+    (nothing, ["train", "--resume", "run", "--out", "run2"], 2, "--resume continues a run in its own folder"),
 ]
 
 

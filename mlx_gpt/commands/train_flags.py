@@ -1,0 +1,132 @@
+"""The flags of ``mlx-gpt train``."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from tyro.conf import Suppress, arg
+
+from mlx_gpt.config import PRESETS, GPTConfig
+from mlx_gpt.errors import UsageError
+from mlx_gpt.train.config import LENGTHS, TrainConfig
+
+if TYPE_CHECKING:
+    from mlx_gpt.text.tokenizer import Tokenizer
+
+PRESET = "tiny"
+SCRATCH = "scratch"
+ARCHITECTURE = tuple(field.name for field in fields(GPTConfig) if field.name != "vocab_size")
+DROPOUT = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # may differ from the model to start from
+TRAINING = tuple(field.name for field in fields(TrainConfig))
+OTHERS = ("data", "out", "init", "revision", "tokenizer", "preset", "prompt", "report_to")
+FILE_MAY_SET = {*OTHERS, *ARCHITECTURE, *TRAINING}
+# The settings of a file that a flag replaces.
+REPLACES = dict.fromkeys((*LENGTHS, "minutes"), (*LENGTHS, "minutes")) | {"preset": ("preset", *ARCHITECTURE)}
+
+
+@dataclass(frozen=True)
+class Architecture(GPTConfig):
+    """The flags of an architecture: ``GPTConfig`` without the vocabulary size, which the tokenizer determines."""
+
+    vocab_size: Suppress[int] = GPTConfig.vocab_size
+
+    @classmethod
+    def of(cls, config: GPTConfig) -> Architecture:
+        return cls(**asdict(config))
+
+    @property
+    def config(self) -> GPTConfig:
+        return GPTConfig(**asdict(self))
+
+
+Flags = TypeVar("Flags", bound="TrainFlags")
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """The flags, with ``given``: the names of those that were given."""
+
+    data: str
+    """a file, folder or glob of .txt, .md, .jsonl or .parquet; a prepared folder; or tinyworld, shakespeare ..."""
+    out: Path
+    """a new folder for the model, metrics.jsonl and loss.png; runs/NAME-OF-THE-DATA unless given"""
+    resume: Path | None = None
+    """the folder of a run to resume; needs no other flags"""
+    config: Path | None = None
+    """a file of settings, such as the run.toml of a run; other flags override it"""
+    init: str = SCRATCH
+    """scratch, or the folder or hub id of a model to start from, which sets architecture and tokenizer"""
+    revision: str | None = None
+    """a branch, tag or commit on the hub of the model to start from"""
+    tokenizer: str | None = None
+    """gpt2, bytes, or bpe:N: N ids learned from the text; chosen automatically if neither data nor model has one"""
+    preset: Annotated[str, arg(help=f"a model size, instead of an automatic choice: {', '.join(PRESETS)}")] = PRESET
+    prompt: str = ""
+    """the beginning of the samples during training"""
+    report_to: str = ""
+    """tensorboard or wandb: also send the metrics there"""
+    model: Annotated[Architecture, arg(name="")] = field(default_factory=lambda: Architecture.of(PRESETS[PRESET]))
+    training: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
+    given: Suppress[frozenset[str]] = frozenset()
+
+    def settings(self) -> dict[str, Any]:
+        """Return all settings that repeat the run, by the names of the flags."""
+        settings = {"data": _absolute(self.data), "init": _absolute(self.init), "tokenizer": self.tokenizer}
+        settings |= {"revision": self.revision, "prompt": self.prompt, "report_to": self.report_to or None}
+        settings |= {name: getattr(self.model, name) for name in ARCHITECTURE} | asdict(self.training)
+        return {name: value for name, value in settings.items() if value is not None}
+
+    def has_tokenizer(self) -> bool:
+        """Return True if a tokenizer is given, or the text or the model to start from has one."""
+        from mlx_gpt.text.prepare import is_prepared
+
+        return bool(self.tokenizer) or self.init != SCRATCH or is_prepared(Path(self.data).expanduser())
+
+    def with_settings(self: Flags, settings: Mapping[str, Any]) -> Flags:
+        """The same flags with other settings."""
+        own = {name: value for name, value in settings.items() if name == "tokenizer"}
+        model = {name: value for name, value in settings.items() if name in ARCHITECTURE}
+        training = {name: value for name, value in settings.items() if name in TRAINING}
+        if self.given.isdisjoint(LENGTHS):  # then --minutes limits the whole command
+            training = {"minutes": None} | training
+        return replace(self, model=replace(self.model, **model), training=replace(self.training, **training), **own)
+
+    def with_architecture(self: Flags, config: GPTConfig, tokenizer: Tokenizer) -> Flags:
+        """The same flags with the architecture of the model to start from; only dropout may differ.
+
+        Raises ``UsageError`` if a given flag contradicts the model.
+        """
+        from mlx_gpt.text.tokenizer import make_tokenizer
+
+        given = {*ARCHITECTURE} if "preset" in self.given else self.given & {*ARCHITECTURE}
+        wrong = [
+            f"--{name.replace('_', '-')} {getattr(self.model, name)} (it has {getattr(config, name)})"
+            for name in ARCHITECTURE
+            if name in given - {*DROPOUT} and getattr(self.model, name) != getattr(config, name)
+        ]
+        if self.tokenizer:
+            learned = self.tokenizer.startswith("bpe:")
+            if learned or make_tokenizer(self.tokenizer, []).hash != tokenizer.hash:
+                wrong.append(f"--tokenizer {self.tokenizer} (it has its own)")
+        if wrong:
+            raise UsageError(f"--init {self.init} sets architecture and tokenizer; remove {', '.join(wrong)}")
+        dropout = {name: getattr(self.model, name) for name in self.given & {*DROPOUT}}
+        return replace(self, model=Architecture.of(replace(config, **dropout)))
+
+
+def _absolute(name: str) -> str:
+    """Make the name of a file, folder or glob independent of the working directory; keep other names."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() or glob.has_magic(name) else name
+
+
+def run_name(data: str) -> str:
+    """The name of a run on this data: of the file, without its suffix, or of the folder."""
+    path = Path(data).expanduser().absolute()
+    named = (part for part in (path, *path.parents) if part.name and not glob.has_magic(part.name))
+    part = next(named, Path("mine"))
+    return part.name if part.is_dir() else part.stem
