@@ -34,7 +34,12 @@ class Quantization(NamedTuple):
 
 
 def from_hub(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.float32) -> Weights:
-    """Return the parameters of ``GPT(config)`` from the hub's tensors, with or without the prefix ``transformer.``
+    """Return the parameters of ``GPT(config)`` as ``dtype`` from the hub's tensors; see ``checked``."""
+    return {name: _transposed(name, weight) for name, weight in checked(weights, config, dtype).items()}
+
+
+def checked(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = None) -> Weights:
+    """Return the hub's tensors, with or without the prefix ``transformer.``, checked and without it.
 
     Drops the mask buffers, and an ``lm_head.weight`` that repeats a tied ``wte.weight``. Casts to ``dtype``; None
     leaves each tensor as it is. Raises ``ModelFolderError`` for a tensor that is missing, unexpected, not of floats, or
@@ -42,7 +47,7 @@ def from_hub(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.fl
     """
     weights = parameters_of(weights, config)
     check_weights(weights, config)
-    return {name: cast(_transposed(name, weight), dtype) for name, weight in weights.items()}
+    return {name: _cast(weight, dtype) for name, weight in weights.items()}
 
 
 def from_linear(
@@ -55,7 +60,7 @@ def from_linear(
         quantized = {name for name in weights if f"{name.removesuffix('.weight')}.scales" in weights}
         shapes = quantized_shapes(shapes, quantized, quantization)
     _check(weights, shapes, quantized)
-    return {name: weight if name in quantized else cast(weight, dtype) for name, weight in weights.items()}
+    return {name: weight if name in quantized else _cast(weight, dtype) for name, weight in weights.items()}
 
 
 def quantize_weights(weights: Weights, quantization: Quantization) -> Weights:
@@ -184,7 +189,7 @@ def _check(weights: Weights, shapes: Shapes, quantized: Set[str] = frozenset()) 
             )
 
 
-def cast(weight: mx.array, dtype: mx.Dtype | None) -> mx.array:
+def _cast(weight: mx.array, dtype: mx.Dtype | None) -> mx.array:
     """Return a tensor as ``dtype``, or unchanged if None."""
     return weight if dtype is None else weight.astype(dtype)
 

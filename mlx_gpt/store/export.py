@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import atomic_path
-from mlx_gpt.store import gguf, llmc, nanogpt
 from mlx_gpt.store.folder import PathLike
+from mlx_gpt.store.gguf import write_gguf
+from mlx_gpt.store.llmc import write_llmc
+from mlx_gpt.store.nanogpt import write_nanogpt
 from mlx_gpt.store.source import ModelSource
 
 
 class Writer(NamedTuple):
-    """A format: its function, the dtypes it takes (the first is the default), the settings its program supports."""
+    """A format: its function, its dtypes (the first is the default), the settings its program fixes to GPT-2's."""
 
     write: Callable[[Path, ModelSource, mx.Dtype], None]
     dtypes: tuple[mx.Dtype, ...]
-    fixed: Mapping[str, Any]
+    fixed: tuple[str, ...]  # fields of GPTConfig
 
 
+SCALING = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+SHAPE = ("layer_norm_epsilon", "tie_word_embeddings", "n_inner", *SCALING)
 WRITERS = {
-    "llm.c": Writer(llmc.write_llmc, (mx.float32, mx.bfloat16), llmc.FIXED),
-    "nanogpt": Writer(nanogpt.write_nanogpt, (mx.float32,), nanogpt.FIXED),
-    "gguf": Writer(gguf.write_gguf, (mx.float32, mx.float16), gguf.FIXED),
+    "llm.c": Writer(write_llmc, (mx.float32, mx.bfloat16), ("activation_function", *SHAPE)),
+    "nanogpt": Writer(write_nanogpt, (mx.float32,), SHAPE),
+    "gguf": Writer(write_gguf, (mx.float32, mx.float16), ("activation_function", *SCALING)),
 }
 
 
@@ -62,8 +66,8 @@ def export(source: ModelSource, file: PathLike, to: str, dtype: mx.Dtype | None 
 
 def check_exportable(config: GPTConfig, to: str) -> None:
     """Raise ``ModelFolderError`` unless the other program computes what this model computes."""
-    for name, expected in WRITERS[to].fixed.items():
-        found = getattr(config, name)
+    for name in WRITERS[to].fixed:
+        expected, found = getattr(GPTConfig(), name), getattr(config, name)
         if name == "n_inner" and config.inner_dim == 4 * config.n_embd:
             continue
         if found != expected:

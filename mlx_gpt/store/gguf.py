@@ -28,12 +28,6 @@ BLOCK_NAMES = {
     "mlp.c_proj": "ffn_down",
 }
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # token types
-# What llama.cpp computes, whatever the file.
-FIXED: dict[str, Any] = {
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-}
 
 
 def write_gguf(file: Path, source: ModelSource, dtype: mx.Dtype) -> None:

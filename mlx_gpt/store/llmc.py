@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.errors import ModelFolderError, UsageError
+from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.convert import linear_shapes
 from mlx_gpt.store.mapped import mapped_arrays
+from mlx_gpt.store.model_config import config_of
 from mlx_gpt.store.safetensors import raw_bytes
 from mlx_gpt.store.source import ModelSource
 
@@ -25,15 +25,6 @@ MAGIC, N_HEADER = 20240326, 256
 FLOAT32, BFLOAT16 = 3, 5  # versions
 PADDED_TO = 128
 KINDS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")  # each a weight, then a bias
-# What llm.c computes, whatever the file.
-FIXED: dict[str, Any] = {
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-    "n_inner": None,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-}
 
 
 def is_llmc(path: Path) -> bool:
@@ -61,10 +52,7 @@ def read_llmc(file: Path) -> ModelSource:
             f"{file}: expected {expected} bytes, as its header says ({L} layers of width {C}, {V} ids padded to "
             f"{padded}), found {size}; copy or write the file again"
         )
-    try:
-        config = GPTConfig(vocab_size=V, n_positions=T, n_embd=C, n_layer=L, n_head=H)
-    except UsageError as error:
-        raise ModelFolderError(f"{file}: {error}") from error
+    config = config_of(file, vocab_size=V, n_positions=T, n_embd=C, n_layer=L, n_head=H)
     data = np.memmap(file, "<f4" if version == FLOAT32 else "<u2", "r", 4 * N_HEADER)
     shapes, begin, tensors = linear_shapes(config), 0, {}
     for name in file_order(config):

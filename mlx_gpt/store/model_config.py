@@ -79,8 +79,13 @@ def read_config(path: str | os.PathLike[str]) -> GPTConfig:
             )
         if key in own and own[key].type == "bool" and not isinstance(value, bool):
             raise ModelFolderError(f"{file}: {key} must be true or false, found {json.dumps(value)}; correct the file")
+    return config_of(file, **{key: value for key, value in settings.items() if key in own})
+
+
+def config_of(file: Path, **settings: Any) -> GPTConfig:
+    """Return the ``GPTConfig`` with the settings of a file. Raises ``ModelFolderError`` if they are invalid."""
     try:
-        return GPTConfig(**{key: value for key, value in settings.items() if key in own})
+        return GPTConfig(**settings)
     except (ValueError, TypeError) as error:
         raise ModelFolderError(f"{file}: {error}") from error
 

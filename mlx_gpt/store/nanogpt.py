@@ -10,28 +10,16 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.errors import ModelFolderError, UsageError
+from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.convert import linear_shapes
+from mlx_gpt.store.model_config import config_of
 from mlx_gpt.store.pickles import arrays_of, import_torch
 from mlx_gpt.store.source import ModelSource
 
 CHECKPOINT = "ckpt.pt"
-FIELDS = {  # nanoGPT's names of GPTConfig's fields
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "block_size": "n_positions",
-    "vocab_size": "vocab_size",
-}
+# nanoGPT's names of GPTConfig's fields.
+FIELDS = {name: name for name in ("n_layer", "n_head", "n_embd", "vocab_size")} | {"block_size": "n_positions"}
 COMPILED = "_orig_mod."  # the prefix that torch.compile adds to names
-# What nanoGPT computes, whatever the file (model.py). Its GELU is the exact one, for OpenAI's weights too.
-FIXED: dict[str, Any] = {
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-    "n_inner": None,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-}
 
 
 def is_nanogpt(content: Any) -> bool:
@@ -73,10 +61,7 @@ def _read_config(args: Any, file: Path) -> GPTConfig:
         )
     settings = {ours: args[theirs] for theirs, ours in FIELDS.items()}
     settings |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), args.get("dropout", 0.0))
-    try:
-        return GPTConfig(**settings, activation_function="gelu")
-    except UsageError as error:
-        raise ModelFolderError(f"{file}: {error}") from error
+    return config_of(file, **settings, activation_function="gelu")  # the exact one, for OpenAI's weights too (model.py)
 
 
 def _to_numpy(weight: mx.array, dtype: mx.Dtype) -> np.ndarray:

@@ -8,16 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.store.convert import (
-    Quantization,
-    Weights,
-    cast,
-    check_weights,
-    from_hub,
-    from_linear,
-    parameters_of,
-    to_hub,
-)
+from mlx_gpt.store.convert import Quantization, Weights, checked, from_hub, from_linear, to_hub
 
 
 @dataclass(frozen=True)
@@ -43,11 +34,7 @@ class ModelSource:
 
     def hub_tensors(self, dtype: mx.Dtype | None = None) -> Weights:
         """Return the same in the hub's layout, matrices (in, out)."""
-        if self.is_linear:
-            return to_hub(self.parameters(dtype))
-        weights = parameters_of(self._take(), self.config)
-        check_weights(weights, self.config)
-        return {name: cast(weight, dtype) for name, weight in weights.items()}
+        return to_hub(self.parameters(dtype)) if self.is_linear else checked(self._take(), self.config, dtype)
 
     def _take(self) -> Weights:
         weights = dict(self.weights)

@@ -5,22 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mlx_gpt.config import GPTConfig
-from mlx_gpt.errors import ModelFolderError, UsageError
+from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.files import read_small
 from mlx_gpt.store.mapped import mapped_arrays
-from mlx_gpt.store.model_config import CONFIG, read_json
+from mlx_gpt.store.model_config import CONFIG, config_of, read_json
 from mlx_gpt.store.source import ModelSource
 from mlx_gpt.store.tensor_bundle import LIMIT, read_bundle
 
 HPARAMS = "hparams.json"
-FIELDS = {  # OpenAI's names of GPTConfig's fields
-    "n_vocab": "vocab_size",
-    "n_ctx": "n_positions",
-    "n_embd": "n_embd",
-    "n_head": "n_head",
-    "n_layer": "n_layer",
-}
+# OpenAI's names of GPTConfig's fields.
+FIELDS = {name: name for name in ("n_embd", "n_head", "n_layer")} | {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
 PARTS = {"w": "weight", "g": "weight", "b": "bias"}  # model/h0/attn/c_attn/w -> h.0.attn.c_attn.weight
 OPTIMIZER_SLOT = re.compile(r".*/Adam(_\d+)?")
 
@@ -37,10 +31,7 @@ def read_tensorflow(folder: Path) -> ModelSource:
         wrong = sorted(hparams.keys() ^ FIELDS.keys())[0]
         problem = "is a setting of another model" if wrong in hparams else "is missing"
         raise ModelFolderError(f"{folder / HPARAMS}: {wrong} {problem}; expected {', '.join(FIELDS)}")
-    try:
-        config = GPTConfig(**{FIELDS[name]: value for name, value in hparams.items()})
-    except UsageError as error:
-        raise ModelFolderError(f"{folder / HPARAMS}: {error}") from error
+    config = config_of(folder / HPARAMS, **{FIELDS[name]: value for name, value in hparams.items()})
     variables = read_bundle(find_checkpoint(folder))
     tensors = {
         hub_name(name): value[0] if value.ndim == 3 else value  # a matrix is a convolution of width 1
