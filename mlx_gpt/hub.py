@@ -1,8 +1,8 @@
-"""Files of the Hugging Face hub, fetched into its client's cache.
+"""Download files of the Hugging Face hub into its client's cache.
 
-The hub's client (huggingface_hub 2, ``file_download.py``) goes on after a lost connection, but throws away what has
-come when the program ends. So here a large file grows in the client's cache under the name ``SHA256.incomplete``, and
-gets its own name, by which the client finds it, when its bytes have the sha256 that the hub announced.
+The hub's client (huggingface_hub 2, ``file_download.py``) resumes a lost connection, but discards a partial download
+when the program ends. Here a large file is downloaded in the client's cache as ``SHA256.incomplete``, and gets the
+name by which the client finds it once its bytes have the sha256 that the hub announced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,42 +18,43 @@ from typing import Any
 from mlx_gpt.errors import HubError
 from mlx_gpt.files import sha256_of
 
-PATIENCE = 10  # seconds for the hub to begin to answer
+TIMEOUT = 10  # seconds for the hub's first answer
 
 
 def fetch(name: str, patterns: Sequence[str], revision: str | None = None, kind: str = "model") -> Path:
-    """The files of these patterns, of a model or dataset on the hub, as a folder in the client's cache.
+    """Return a folder in the client's cache with those files of a model or dataset that match ``patterns``.
 
-    The hub is asked what is the newest, and only what is not in the cache is downloaded; if the hub cannot be asked,
-    what is in the cache will do. Raises ``HubError``: what was the trouble, and what to do.
+    Asks the hub for the newest version and downloads only what is not in the cache. If the hub cannot be reached, the
+    cached version is used. Raises ``HubError``.
     """
     from huggingface_hub import HfApi, errors, snapshot_download
 
     wanted: dict[str, Any] = {"repo_id": name, "repo_type": kind, "revision": revision, "allow_patterns": patterns}
-    with _no_chatter():
+    with _quiet_client():
         try:
-            about = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=PATIENCE)
+            about = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=TIMEOUT)
         except errors.RevisionNotFoundError as error:
             raise HubError(f"the hub has it, but no revision {revision!r}; leave it out for the newest") from error
         except Exception as error:
-            return _from_the_cache(wanted, error)
+            return _from_cache(wanted, error)
+        place = {"repo_id": name, "repo_type": kind}
         try:
             for file in getattr(about, "siblings", None) or ():
                 if file.lfs and any(fnmatch(file.rfilename, pattern) for pattern in patterns):
-                    download(LargeFile(name, kind, str(about.sha), file.rfilename, file.lfs.size, file.lfs.sha256))
-            return Path(snapshot_download(**wanted, tqdm_class=_no_bar()))  # what is left is small
+                    _download(place, str(about.sha), file.rfilename, file.lfs.size, file.lfs.sha256)
+            return Path(snapshot_download(**wanted, tqdm_class=_hidden_bar()))  # the small files
         except HubError:
             raise
         except Exception as error:  # the client's transport has its own errors (httpx, httpx2), and disks fill up
             reason = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
             if isinstance(reason, errors.HfHubHTTPError):
-                raise HubError(_refused(reason, wanted)) from error
-            trouble = _line(reason or error)
-            raise HubError(f"the download failed ({trouble}); try again, what has come is kept") from error
+                raise HubError(_refusal(reason, wanted)) from error
+            problem = _first_line(reason or error)
+            raise HubError(f"the download failed ({problem}); try again, the downloaded part is kept") from error
 
 
-def _from_the_cache(wanted: dict[str, Any], trouble: Exception) -> Path:
-    """What is in the cache, if all of it is. Raises ``HubError`` for the trouble with the hub."""
+def _from_cache(wanted: dict[str, Any], problem: Exception) -> Path:
+    """Return the cached folder if it is complete. Raises ``HubError`` for the ``problem`` with the hub otherwise."""
     from huggingface_hub import constants, errors, snapshot_download
 
     try:
@@ -62,50 +62,50 @@ def _from_the_cache(wanted: dict[str, Any], trouble: Exception) -> Path:
     except errors.HFValidationError as error:
         raise HubError("the hub does not allow such an id; one looks like openai-community/gpt2") from error
     except errors.LocalEntryNotFoundError:
-        if isinstance(trouble, errors.HfHubHTTPError):
-            line = _refused(trouble, wanted)
-        elif isinstance(trouble, errors.OfflineModeIsEnabled):
-            line = "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; unset it, or give a folder"
+        if isinstance(problem, errors.HfHubHTTPError):
+            line = _refusal(problem, wanted)
+        elif isinstance(problem, errors.OfflineModeIsEnabled):
+            line = "it is not in the cache, and HF_HUB_OFFLINE forbids access to the hub; unset it, or give a folder"
         else:
-            unreachable = f"{constants.ENDPOINT} cannot be reached ({_line(trouble)})"
+            unreachable = f"{constants.ENDPOINT} cannot be reached ({_first_line(problem)})"
             line = f"it is not in the cache, and {unreachable}; connect to the internet, or give a folder"
-        raise HubError(line) from trouble
+        raise HubError(line) from problem
 
 
-def _refused(error: Any, wanted: dict[str, Any]) -> str:
-    """What the hub's answer means, and what to do: ``error`` is an ``HfHubHTTPError``."""
+def _refusal(error: Any, wanted: dict[str, Any]) -> str:
+    """Return the meaning of an ``HfHubHTTPError`` and the remedy."""
     from huggingface_hub import constants, errors
 
     name, kind = wanted["repo_id"], wanted["repo_type"]
     if isinstance(error, errors.GatedRepoError):  # first: it is also a RepositoryNotFoundError
-        return f"access must be asked for: accept the terms at {constants.ENDPOINT}/{name}, then run `hf auth login`"
+        return f"access must be requested: accept the terms at {constants.ENDPOINT}/{name}, then run `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"no such {kind} on the hub; check the spelling, or if it is private, run `hf auth login`"
     if isinstance(error, errors.DisabledRepoError):
-        return f"the hub has shut this {kind}; take it from elsewhere"
+        return f"the hub has disabled this {kind}; use another source"
     status = error.response.status_code
     remedy = "check the spelling, or run `hf auth login`" if status in (401, 403, 404) else "try again later"
     return f"the hub answered with status {status}; {remedy}"
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".removesuffix(": ")
 
 
-def _no_bar() -> Any:
-    """A progress bar that is not seen: the client's counts files, and comes also where nothing is fetched."""
+def _hidden_bar() -> Any:
+    """Return a disabled progress bar: the client's counts files, and appears even if nothing is downloaded."""
     from huggingface_hub.utils import tqdm
 
-    class NoBar(tqdm):
+    class HiddenBar(tqdm):
         def __init__(self, *rest: Any, **options: Any) -> None:
             super().__init__(*rest, **options | {"disable": True})
 
-    return NoBar
+    return HiddenBar
 
 
 @contextmanager
-def _no_chatter() -> Iterator[None]:
-    """The client says nothing of its own but the progress bars: what goes wrong is told once, in the error."""
+def _quiet_client() -> Iterator[None]:
+    """Silence the client's warnings: a failure is reported once, in the exception."""
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()
@@ -116,54 +116,34 @@ def _no_chatter() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-@dataclass(frozen=True)
-class LargeFile:
-    """A file that the hub keeps under its sha256 (by git-lfs), and where: in which repository, at which commit."""
+def _download(place: dict[str, str], commit: str, name: str, size: int, sha256: str) -> None:
+    """Download a file of ``size`` bytes into the client's cache, unless it is there, with a progress bar on stderr.
 
-    repository: str
-    kind: str  # model or dataset
-    commit: str
-    name: str
-    size: int  # bytes
-    sha256: str
-
-
-def download(file: LargeFile) -> None:
-    """Fetch a file into the client's cache, unless it is there, with a progress bar on stderr.
-
-    Raises ``HubError`` where other bytes came than were announced, and the client's own errors.
+    Raises ``HubError`` for other bytes than announced, and the client's own errors.
     """
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.file_download import http_get, repo_folder_name
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-    if not re.fullmatch("[0-9a-f]{64}", file.sha256):
-        return  # no name for a file: the client shall fetch it
-    place: dict[str, str] = {"repo_id": file.repository, "repo_type": file.kind}
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        return  # not usable as a file name: leave the file to the client
     cache, folder = Path(constants.HF_HUB_CACHE), repo_folder_name(**place)
-    blob, lock = cache / folder / "blobs" / file.sha256, cache / ".locks" / folder / f"{file.sha256}.lock"
-    if isinstance(try_to_load_from_cache(filename=file.name, revision=file.commit, **place), str):
+    blob, lock = cache / folder / "blobs" / sha256, cache / ".locks" / folder / f"{sha256}.lock"
+    if isinstance(try_to_load_from_cache(filename=name, revision=commit, **place), str):
         return
     for path in (blob, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):  # the client's own: another process may be fetching the same
+    with WeakFileLock(lock):  # the client's: another process may be downloading the same file
         if blob.exists():
             return
-        part = blob.with_name(f"{file.sha256}.incomplete")
+        part = blob.with_name(f"{sha256}.incomplete")
         with part.open("ab") as stream:
-            if stream.tell() > file.size:
+            if stream.tell() > size:
                 stream.truncate(0)
-            http_get(
-                hf_hub_url(filename=file.name, revision=file.commit, **place),
-                stream,
-                resume_size=stream.tell(),
-                headers=build_hf_headers(),
-                expected_size=file.size,
-                displayed_filename=file.name,
-            )
-        if (found := sha256_of(part)) != file.sha256:
+            url, headers = hf_hub_url(filename=name, revision=commit, **place), build_hf_headers()
+            options: dict[str, Any] = {"resume_size": stream.tell(), "expected_size": size, "displayed_filename": name}
+            http_get(url, stream, headers=headers, **options)
+        if (found := sha256_of(part)) != sha256:
             part.unlink()
-            raise HubError(
-                f"{file.name} came damaged: expected sha256 {file.sha256[:12]}…, found {found[:12]}…; try again"
-            )
+            raise HubError(f"{name} is damaged: expected sha256 {sha256[:12]}…, found {found[:12]}…; try again")
         os.replace(part, blob)

@@ -149,8 +149,8 @@ def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, loads: Lo
     cases = {
         ("ada/unknown", None): "ada/unknown: no such folder here, and from the hub: no such model on the hub; check",
         ("gtp2", None): "gtp2: no such folder here, and from the hub: no such model on the hub; check the spelling",
-        ("ada/gated", None): f"access must be asked for: accept the terms at {hub.address}/ada/gated",
-        ("ada/shut", None): "the hub has shut this model; take it from elsewhere",
+        ("ada/gated", None): f"access must be requested: accept the terms at {hub.address}/ada/gated",
+        ("ada/shut", None): "the hub has disabled this model; use another source",
         ("ada/tiny", "v9"): "the hub has it, but no revision 'v9'",
         ("ada/busy", None): "the hub answered with status 503; try again later",
         ("ada/much", None): "the hub answered with status 429; try again later",
@@ -174,7 +174,7 @@ def test_without_a_network_and_a_cache_the_way_out_is_told(loads: Loads) -> None
     )
     assert end.endswith("); connect to the internet, or give a folder")
     (line,) = loads(NOWHERE, ("ada/tiny", None), offline=True)
-    assert "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; unset it" in line
+    assert "it is not in the cache, and HF_HUB_OFFLINE forbids access to the hub; unset it" in line
 
 
 def test_a_pickle_is_fetched_only_where_there_is_nothing_else_and_one_wants_it(
@@ -236,7 +236,7 @@ def test_what_is_half_there_is_not_taken_for_the_model_where_the_hub_is_gone(
 def test_bytes_that_are_not_those_announced_are_thrown_away(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     hub.damages = True
     (line,) = loads(hub.address, ("ada/tiny", None))
-    assert "from the hub: model.safetensors came damaged: expected sha256" in line
+    assert "from the hub: model.safetensors is damaged: expected sha256" in line
     assert not list(tmp_path.rglob("*.incomplete"))
     hub.damages = False
     assert loads(hub.address, ("ada/tiny", None)) == [loaded(hub)]
