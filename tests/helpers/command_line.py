@@ -1,4 +1,4 @@
-"""What the tests of the command line share: running it, what it says, what it leaves."""
+"""Run the command line, read its error line, and snapshot the files it leaves."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ TRAIN = ["train", "--data", "text.txt", "--out", "run", *TINY, "--steps", "2"]
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """All that lies below a folder, but for what is cached."""
+    """Return the files and folders below a folder with their contents, except the cache."""
     paths = [path for path in folder.rglob("*") if path.relative_to(folder).parts[0] != "cache"]
     return {str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes() for path in paths}
 
 
 def in_a_process(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``mlx-gpt`` in a process, with ``environment(**env)``."""
     return subprocess.run(
         [sys.executable, "-m", "mlx_gpt", *arguments],
         cwd=cwd,
@@ -36,12 +37,13 @@ def in_a_process(*arguments: str, cwd: Path, **options: Any) -> subprocess.Compl
 
 
 def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment without its settings of the hub, with the package on the path."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
     return own | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1"} | more
 
 
 def the_line(stderr: str) -> str:
-    """The one line that stands on stderr, without its beginning."""
+    """Return the only line of stderr, without its ``mlx-gpt: ``."""
     assert "Traceback" not in stderr
     (line,) = stderr.splitlines()
     assert line.startswith("mlx-gpt: ")
