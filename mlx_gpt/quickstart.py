@@ -22,7 +22,7 @@ from mlx_gpt.errors import UsageError
 from mlx_gpt.files import unused
 from mlx_gpt.generate.generation import generate, generate_many
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.text.corpus import load_corpus
+from mlx_gpt.text.corpora import tinyworld as tinyworld_corpus
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.windows import endless_batches
@@ -74,10 +74,7 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     console = Console()
     console.print("[bold]tinyworld[/bold]: telling stories and learning their vocabulary ...", highlight=False)
     n_stories = min(200_000, max(2_000, round(5_000 * minutes)))
-    dataset = dataset_from_texts(
-        load_corpus("tinyworld", n_stories=n_stories, val_fraction=N_VAL_STORIES / n_stories, seed=seed),
-        VOCABULARY,
-    )
+    dataset = dataset_from_texts("tinyworld", *tinyworld_corpus(n_stories, N_VAL_STORIES, seed), VOCABULARY)
     size, speed = _choose_size(dataset, deadline)
     model = new_model(size.architecture, dataset, seed)
     console.print(

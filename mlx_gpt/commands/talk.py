@@ -127,7 +127,7 @@ def history() -> Iterator[None]:
     except ImportError:  # a Python without it
         yield
         return
-    from mlx_gpt.text.corpus import cache_folder
+    from mlx_gpt.files import cache_folder
 
     file: Path = cache_folder() / "talk_history"
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Training batches, drawn ahead of time, so that no step waits for its ids."""
+"""Training batches, prefetched by a thread, so that no step waits for its ids."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Batches(Iterator[Batch]):
-    """``endless_batches``, drawn by a thread. ``position`` is how many were taken: where another one would go on.
+    """``endless_batches``, prefetched by a thread. ``position`` is the number of batches taken.
 
-    Of ``size`` processes that train together, each takes its own ``batch_size`` rows of every batch: ``rank`` says
-    which. Raises ``DataError`` for a text shorter than one window.
+    In a group of ``size`` processes, process ``rank`` takes its own ``batch_size`` rows of every batch. Raises
+    ``DataError`` for a text shorter than one window.
     """
 
     def __init__(
@@ -27,46 +27,46 @@ class Batches(Iterator[Batch]):
     ):
         check_length(stream, T)  # here rather than in the thread
         self.position = position
-        self._mine = slice(rank * batch_size, (rank + 1) * batch_size)
-        self._drawn: Queue[Batch | Exception] = Queue(AHEAD)
+        self._rows = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._ready: Queue[Batch | Exception] = Queue(AHEAD)
         self._closed = Event()
         batches = endless_batches(stream, T, size * batch_size, seed, skip=position)
-        self._thread = Thread(target=self._draw, args=(batches,), daemon=True, name="batches")
+        self._thread = Thread(target=self._fill, args=(batches,), daemon=True, name="batches")
 
     def __next__(self) -> Batch:
-        if self._thread.ident is None:  # not before: who takes no batch need not close
+        if self._thread.ident is None:  # only now: batches that are never taken need no close
             self._thread.start()
-        batch = self._drawn.get()
+        batch = self._ready.get()
         if isinstance(batch, Exception):
             raise batch
         self.position += 1
         return batch
 
     def for_step(self, accumulate: int) -> Batch:
-        """The next batch, or for ``accumulate`` > 1 so many of them: x, y (accumulate, B, T)."""
+        """Return the next batch, or ``accumulate`` > 1 batches stacked: x, y (accumulate, B, T)."""
         if accumulate == 1:
             return next(self)
         xs, ys = zip(*islice(self, accumulate), strict=True)
         return np.stack(xs), np.stack(ys)
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._closed.set()
 
-    def _draw(self, batches: Iterator[Batch]) -> None:
-        # NumPy only: MLX's arrays belong to the thread that makes them.
+    def _fill(self, batches: Iterator[Batch]) -> None:
+        # NumPy only: an MLX array belongs to the thread that created it.
         try:
             for x, y in batches:
-                if not self._put((x[self._mine], y[self._mine])):
+                if not self._put((x[self._rows], y[self._rows])):
                     return
-        except Exception as error:  # a disk that fails, a file cut short meanwhile: for whoever asks next
+        except Exception as error:  # a disk error, a truncated file: raised by __next__
             self._put(error)
 
     def _put(self, item: Batch | Exception) -> bool:
-        """Whether it was taken over before the batches were closed."""
+        """Queue an item; return False if the batches are closed."""
         while not self._closed.is_set():
             try:
-                self._drawn.put(item, timeout=0.1)
+                self._ready.put(item, timeout=0.1)
                 return True
             except Full:
                 continue

@@ -1,120 +1,108 @@
-"""What a run trains on: a text as ids, and what a loss on it may be compared with."""
+"""Datasets: training and validation text as token ids, with the losses of simple models as baselines."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
-from mlx_gpt import hub
-from mlx_gpt.errors import DataError, HubError, UsageError
-from mlx_gpt.text.corpus import Corpus, load_corpus
-from mlx_gpt.text.prepare import Prepared, Progress, cached, check_tokenizer, is_prepared, open_prepared
-from mlx_gpt.text.sources import Sources, find_sources
-from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
-from mlx_gpt.text.windows import TokenStream, entropies
-from mlx_gpt.tinyworld import stories as tinyworld
+import numpy as np
 
-TOKENIZER_SAMPLE = 5_000_000  # characters of the training text that a new vocabulary is learned from
+from mlx_gpt.errors import DataError, UsageError
+from mlx_gpt.text.corpora import CORPORA, GeneratedCorpus
+from mlx_gpt.text.prepare import OnProgress, Prepared, check_tokenizer, is_prepared, open_prepared, prepare_cached
+from mlx_gpt.text.sources import find_sources
+from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
+from mlx_gpt.text.windows import TokenStream
+
 BASELINE_SAMPLE = 10_000_000  # ids of the training text that are counted
-VAL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A text in two parts, to train on and to measure by, and its tokenizer."""
+    """A text as token ids, in two parts, and its tokenizer."""
 
     name: str
     tokenizer: Tokenizer
     train: TokenStream
     val: TokenStream
-    baselines: dict[str, float]  # name -> nats per token, from the worst to the best
+    baselines: dict[str, float]  # name -> loss in nats per token, from the highest to the lowest
     tokens_per_byte: float  # of the validation text
-    hash: str  # of text and tokenizer: a run that goes on must find the same
+    hash: str  # of text and tokenizer: a resumed run needs the same
 
 
-def load_dataset(data: str, tokenizer: str | Tokenizer | None, progress: Progress | None = None) -> Dataset:
-    """The text that ``data`` names: ``tinyworld``, a folder from ``mlx-gpt prepare``, or what that takes.
+def load_dataset(data: str, tokenizer: str | Tokenizer | None, on_progress: OnProgress | None = None) -> Dataset:
+    """Load the text that ``data`` names: a corpus, a prepared folder, a file, a folder or a glob.
 
-    What is not prepared yet is prepared in the user's cache, once, and needs a ``tokenizer``. A prepared folder has its
-    own; where one is asked for it must be that one (``DataError``).
+    A prepared folder has its own tokenizer; ``tokenizer`` must match it (``DataError``) or be None. Any other text
+    needs one (``UsageError``). Files are encoded once and kept in the user's cache.
     """
     folder = Path(data).expanduser()
     if is_prepared(folder):
-        found = open_prepared(folder)
+        prepared = open_prepared(folder)
         if tokenizer:
-            _check_tokenizer(found, tokenizer)
-        return _dataset(data, found)
+            _check_tokenizer(prepared, tokenizer)
+        return _from_prepared(data, prepared)
     if tokenizer is None:
         raise UsageError(f"--data {data} needs a --tokenizer: gpt2, bytes, or bpe:N")
-    if data == "tinyworld":
-        return dataset_from_texts(load_corpus(data), tokenizer)
-    return _dataset(data, cached(find_text([data]), tokenizer, progress))
+    if isinstance(corpus := CORPORA.get(data), GeneratedCorpus):
+        return dataset_from_texts(data, *corpus.open(), tokenizer)
+    return _from_prepared(data, prepare_cached(find_sources([data]), tokenizer, on_progress))
 
 
-def text_size(data: str) -> int:
-    """Bytes of the files that ``data`` names. ``DataError`` where there are none."""
-    return sum(file.stat().st_size for file in find_text([data]).files if file.exists())
+def dataset_from_texts(name: str, train: list[str], val: list[str], tokenizer: str | Tokenizer) -> Dataset:
+    """Encode documents in memory. ``bpe:N`` learns a vocabulary from the beginning of the training text.
 
-
-def find_text(names: Sequence[str], val_fraction: float = VAL_FRACTION, seed: int = 0) -> Sources:
-    """``find_sources``, with the named corpora of the hub."""
-    return find_sources(names, val_fraction, seed, _from_hub)
-
-
-def _from_hub(repository: str, file: str) -> Path:
-    try:
-        return hub.fetch(repository, [file], kind="dataset") / file
-    except HubError as error:
-        raise DataError(f"{repository}: {error}; or download {file} by hand and give its path") from error
-
-
-def dataset_from_texts(corpus: Corpus, tokenizer: str | Tokenizer) -> Dataset:
-    """A text that is in memory: learn or take a vocabulary, and encode it."""
+    The name of a generated corpus adds the baseline "best possible".
+    """
     if isinstance(tokenizer, str):
-        tokenizer = make_tokenizer(tokenizer, lambda: _beginning(corpus.train))
-    train = TokenStream.from_documents(corpus.train, tokenizer)
-    val = TokenStream.from_documents(corpus.val, tokenizer)
-    baselines = _baselines(train, tokenizer)
-    if corpus.name == "tinyworld":
-        baselines["best possible"] = tinyworld.best_loss(corpus.val, val.n_tokens)
-    n_bytes = sum(len(document.encode()) for document in corpus.val)
-    digest = hashlib.sha256(train.ids.tobytes() + val.ids.tobytes() + tokenizer.hash.encode()).hexdigest()
-    return Dataset(corpus.name, tokenizer, train, val, baselines, val.n_tokens / n_bytes, digest)
+        tokenizer = make_tokenizer(tokenizer, train)
+    train_ids, val_ids = (TokenStream.from_documents(part, tokenizer) for part in (train, val))
+    baselines = _baselines(train_ids, tokenizer)
+    if isinstance(corpus := CORPORA.get(name), GeneratedCorpus):
+        baselines["best possible"] = corpus.best_loss(val, val_ids.n_tokens)
+    n_bytes = sum(len(document.encode()) for document in val)
+    digest = hashlib.sha256(train_ids.ids.tobytes() + val_ids.ids.tobytes() + tokenizer.hash.encode()).hexdigest()
+    return Dataset(name, tokenizer, train_ids, val_ids, baselines, val_ids.n_tokens / n_bytes, digest)
 
 
-def _dataset(name: str, found: Prepared) -> Dataset:
-    about = {**found.about, "sources": list(found.about["sources"].values())}  # what they hold, not where they are
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    baselines = _baselines(found.train, found.tokenizer)
-    return Dataset(name, found.tokenizer, found.train, found.val, baselines, found.tokens_per_byte, digest)
+def unigram_and_bigram_entropy(stream: TokenStream, vocab_size: int) -> tuple[float, float]:
+    """Return H(token) and H(token | previous token) in nats: the losses of the best unigram and bigram models."""
+    # Counted over the targets, all ids but the first. The first and the last are both <|endoftext|>, so the previous
+    # tokens, all ids but the last, have the same counts, and H(pair) - H(token) = H(token | previous token).
+    unigram = _entropy(stream.ids[1:])
+    pairs = stream.ids[:-1].astype(np.int64) * vocab_size + stream.ids[1:]
+    return unigram, _entropy(pairs) - unigram
 
 
-def _check_tokenizer(found: Prepared, tokenizer: str | Tokenizer) -> None:
-    if isinstance(tokenizer, str) and tokenizer.startswith("bpe:"):  # which it would be, only the text can say
-        if tokenizer != f"bpe:{found.tokenizer.vocab_size}":
+def _from_prepared(name: str, prepared: Prepared) -> Dataset:
+    metadata = {**prepared.metadata, "sources": list(prepared.metadata["sources"].values())}  # contents, not paths
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+    baselines = _baselines(prepared.train, prepared.tokenizer)
+    return Dataset(name, prepared.tokenizer, prepared.train, prepared.val, baselines, prepared.tokens_per_byte, digest)
+
+
+def _check_tokenizer(prepared: Prepared, tokenizer: str | Tokenizer) -> None:
+    if isinstance(tokenizer, str) and tokenizer.startswith("bpe:"):  # learned from text: only its size can be compared
+        if tokenizer != f"bpe:{prepared.tokenizer.vocab_size}":
             raise DataError(
-                f"{found.folder}: the text was prepared with a vocabulary of {found.tokenizer.vocab_size} ids, not "
-                f"{tokenizer}; leave out --tokenizer, or prepare it again"
+                f"{prepared.folder}: the text was prepared with a vocabulary of {prepared.tokenizer.vocab_size} ids, "
+                f"not {tokenizer}; leave out --tokenizer, or prepare it again"
             )
         return
-    wanted = make_tokenizer(tokenizer, []) if isinstance(tokenizer, str) else tokenizer
-    check_tokenizer(found.about, wanted, found.folder)
+    expected = make_tokenizer(tokenizer, []) if isinstance(tokenizer, str) else tokenizer
+    check_tokenizer(prepared.metadata, expected, prepared.folder)
 
 
 def _baselines(train: TokenStream, tokenizer: Tokenizer) -> dict[str, float]:
-    unigram, bigram = entropies(TokenStream(train.ids[:BASELINE_SAMPLE], train.starts), tokenizer.vocab_size)
+    sample = TokenStream(train.ids[:BASELINE_SAMPLE], train.starts)
+    unigram, bigram = unigram_and_bigram_entropy(sample, tokenizer.vocab_size)
     return {"ln V": log(tokenizer.vocab_size), "unigram": unigram, "bigram": bigram}
 
 
-def _beginning(documents: list[str]) -> list[str]:
-    taken, length = [], 0
-    for document in documents:
-        taken.append(document[: TOKENIZER_SAMPLE - length])
-        length += len(taken[-1])
-        if length >= TOKENIZER_SAMPLE:
-            break
-    return taken
+def _entropy(values: np.ndarray) -> float:
+    counts = np.unique(values, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

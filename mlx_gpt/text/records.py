@@ -1,7 +1,7 @@
-"""Files of many documents: a line of ``.jsonl`` (field ``text``), a row of ``.parquet`` (column ``text``) is one.
+"""Records of ``.jsonl`` (field ``text``) and ``.parquet`` (column ``text``) files.
 
-Each record comes as the pieces of its text: a line of JSON may be longer than memory, and from ``LONG`` bytes on it is
-not read at once, but as it comes. ``json.loads`` would find the same text in it.
+Each record is an iterable of pieces of its text. A line of JSON may be longer than memory: from ``LONG`` bytes on it
+is parsed incrementally, with the result of ``json.loads``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from mlx_gpt.errors import DataError
 from mlx_gpt.files import parse_json
 
 TEXT = "text"  # the field, and the column
-LONG = 1 << 21  # bytes of a line that are read at once
-AHEAD = 1 << 16  # characters of a longer one that are looked at; no number has so many
+LONG = 1 << 21  # bytes of a line that are parsed at once
+AHEAD = 1 << 16  # characters of a longer line that are buffered; a number must be shorter
 SPACE = re.compile(r"[ \t\r\n]*")
-WORD = re.compile(r"[-+.\w]*")  # a number, true, false, null
-CHARACTERS = re.compile(r'(?:[^"\\]+|\\(?:[^u]|u[0-9a-fA-F]{4}))*')  # of a string, as JSON writes them
+SCALAR = re.compile(r"[-+.\w]*")  # a number, true, false, null
+CHARACTERS = re.compile(r'(?:[^"\\]+|\\(?:[^u]|u[0-9a-fA-F]{4}))*')  # of a JSON string
 
 
 def json_records(path: Path) -> Iterator[Iterable[str]]:
-    """The records of a ``.jsonl`` file, each to be read to its end. ``DataError`` for a line without a text."""
+    """Yield the records of a ``.jsonl`` file; each must be consumed. Raises ``DataError`` for a line without a text."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(LONG):
@@ -35,7 +35,7 @@ def json_records(path: Path) -> Iterator[Iterable[str]]:
 
 
 def parquet_records(path: Path) -> Iterator[Iterable[str]]:
-    """The records of a ``.parquet`` file. ``DataError`` where it is none, and without pyarrow."""
+    """Yield the records of a ``.parquet`` file. Raises ``DataError`` for another file, and without pyarrow."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -49,16 +49,16 @@ def parquet_records(path: Path) -> Iterator[Iterable[str]]:
 
 
 def _record(file: BinaryIO, line: bytes, place: str) -> Iterator[str]:
-    """A record by the beginning of its line, behind which the file stands."""
+    """Yield the text of a record, given the beginning of its line; the file is positioned after that."""
     try:
         if len(line) < LONG or line.endswith(b"\n"):
             yield _text(parse_json(line.removeprefix(codecs.BOM_UTF8))[TEXT])
         else:
-            yield from LongLine(codecs.iterdecode(_to_its_end(file, line), "utf-8-sig")).text()
+            yield from LongLine(codecs.iterdecode(_rest_of_line(file, line), "utf-8-sig")).text()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else error
         raise DataError(
-            f'{place}: expected {{"text": "..."}}, found {line[:40]!r} ({why}); mend or remove it'
+            f'{place}: expected {{"text": "..."}}, found {line[:40]!r} ({why}); repair or remove the line'
         ) from error
 
 
@@ -68,21 +68,21 @@ def _text(value: Any) -> str:
     return value or ""
 
 
-def _to_its_end(file: BinaryIO, line: bytes) -> Iterator[bytes]:
+def _rest_of_line(file: BinaryIO, line: bytes) -> Iterator[bytes]:
     while line:
         yield line
         line = b"" if line.endswith(b"\n") else file.readline(AHEAD)
 
 
 class LongLine:
-    """An object in JSON, read as it comes. Raises ``ValueError`` where it is none, ``KeyError`` if it has no text."""
+    """Incremental parser of a JSON object. Raises ``ValueError`` for invalid JSON, ``KeyError`` without a text."""
 
     def __init__(self, pieces: Iterator[str]):
         self._pieces = pieces
-        self._ahead, self._at = "", 0  # what has been read, and how much of it is behind us
+        self._buffer, self._at = "", 0  # the buffer, and the position in it
 
     def text(self) -> Iterator[str]:
-        """What the field ``text`` holds, piece by piece."""
+        """Yield the value of the field ``text`` in pieces."""
         found = 0
         for name in self._fields():
             if name != TEXT:
@@ -90,25 +90,25 @@ class LongLine:
                 continue
             found += 1
             if found > 1:
-                raise ValueError("'text' is there twice")
+                raise ValueError("duplicate field 'text'")
             if self._next() == '"':
                 yield from self._string()
             else:
-                _text(self._word())
+                _text(self._scalar())
         if self._next():
-            raise ValueError("more follows")
+            raise ValueError("text after the object")
         if not found:
             raise KeyError(TEXT)
 
     def _fields(self) -> Iterator[str]:
-        """The name of each field of an object, or how it begins. Whoever asks for the next has read the value."""
+        """Yield the name of each field, or its beginning. The caller must consume the value before the next name."""
         for _ in self._items("{", "}"):
             name = reduce(lambda name, piece: (name + piece)[: len(TEXT) + 1], self._string(), "")
             self._expect(":")
             yield name
 
     def _items(self, begin: str, end: str) -> Iterator[None]:
-        """Stops before each item between brackets."""
+        """Yield before each item between brackets."""
         self._expect(begin)
         if self._next() != end:
             yield
@@ -118,7 +118,7 @@ class LongLine:
         self._expect(end)
 
     def _skip(self) -> None:
-        """Read a value that nobody asks for."""
+        """Skip a value."""
         first = self._next()
         if first == '"':
             for _ in self._string():
@@ -130,49 +130,49 @@ class LongLine:
             for _ in self._items("[", "]"):
                 self._skip()
         else:
-            self._word()
+            self._scalar()
 
     def _string(self) -> Iterator[str]:
         self._expect('"')
         while True:
-            self._look_ahead()
+            self._fill()
             end = self._match(CHARACTERS)
-            text, is_last = parse_json(f'"{self._ahead[self._at : end]}"'), self._ahead[end : end + 1] == '"'
-            if "\ud800" <= text[-1:] <= "\udbff" and not is_last:  # half of a pair, of two escapes: wait for the other
+            text, is_last = parse_json(f'"{self._buffer[self._at : end]}"'), self._buffer[end : end + 1] == '"'
+            if "\ud800" <= text[-1:] <= "\udbff" and not is_last:  # half of a surrogate pair: wait for the other
                 text, end = text[:-1], end - len(r"\ud800")
             if not (text or is_last):
-                raise ValueError("it is cut short")
+                raise ValueError("unterminated string")
             self._at = end + is_last
             yield text
             if is_last:
                 return
 
-    def _word(self) -> Any:
-        self._look_ahead()
-        start, self._at = self._at, self._match(WORD)
-        return parse_json(self._ahead[start : self._at])
+    def _scalar(self) -> Any:
+        self._fill()
+        start, self._at = self._at, self._match(SCALAR)
+        return parse_json(self._buffer[start : self._at])
 
     def _expect(self, character: str) -> None:
         if self._next() != character:
-            raise ValueError(f"{character} is missing")
+            raise ValueError(f"expected {character}")
         self._at += 1
 
     def _next(self) -> str:
-        """The next character that is no space; "" at the end."""
-        while self._look_ahead():
+        """Skip white space and return the next character; "" at the end."""
+        while self._fill():
             self._at = self._match(SPACE)
-            if self._at < len(self._ahead):
-                return self._ahead[self._at]
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
         return ""
 
     def _match(self, pattern: re.Pattern[str]) -> int:
-        """Where it ends, of what can be looked at."""
-        found = pattern.match(self._ahead, self._at, self._at + AHEAD)
+        """Return the end of a match within the buffer."""
+        found = pattern.match(self._buffer, self._at, self._at + AHEAD)
         assert found
         return found.end()
 
-    def _look_ahead(self) -> bool:
-        """See to ``AHEAD`` characters, as long as the line has them. Whether there are any."""
-        while len(self._ahead) - self._at < AHEAD and (piece := next(self._pieces, "")):
-            self._ahead, self._at = self._ahead[self._at :] + piece, 0
-        return self._at < len(self._ahead)
+    def _fill(self) -> bool:
+        """Fill the buffer to ``AHEAD`` characters; return False at the end of the line."""
+        while len(self._buffer) - self._at < AHEAD and (piece := next(self._pieces, "")):
+            self._buffer, self._at = self._buffer[self._at :] + piece, 0
+        return self._at < len(self._buffer)

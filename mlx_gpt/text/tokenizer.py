@@ -1,16 +1,16 @@
-"""Text to token ids and back: byte-level byte-pair encoding, one kind of tokenizer for every vocabulary.
+"""Byte-level byte-pair encoding (BPE): text to token ids and back.
 
-How it works (Sennrich et al. 2016, section 3.2; on bytes: Radford et al. 2019, section 2.2):
+The algorithm (Sennrich et al. 2016, section 3.2; on bytes: Radford et al. 2019, section 2.2):
 
-1. Text is UTF-8 bytes, and each of the 256 bytes is a token. So nothing is ever unknown.
-2. Training finds the pair of neighbouring tokens that occurs most often, makes it one new token, and starts over.
-   The list of these merges, in order, *is* the vocabulary.
-3. Encoding cuts text into words (``SPLIT``), then replays the merges inside each word, the earliest first.
-   ``merge_bytes`` below is that in a dozen lines; tiktoken does the same, fast.
-4. Decoding joins the tokens' bytes. A character may span several tokens, so a stream must hold bytes back.
+1. Text is UTF-8 bytes, and each of the 256 bytes is a token. So no text is out of vocabulary.
+2. Training merges the most frequent pair of adjacent tokens into a new token, and repeats. The list of these
+   merges, in order, *is* the vocabulary.
+3. Encoding splits text into words (``SPLIT``), then applies the merges inside each word, the earliest first.
+   ``merge_bytes`` below does so in a dozen lines; tiktoken does it fast.
+4. Decoding joins the tokens' bytes. A character may span several tokens, so a stream decoder buffers bytes.
 
-Ids as in GPT-2: the 256 bytes, then the merges in order, then ``<|endoftext|>``, which is no text but a mark
-between documents. A loaded folder keeps the ids it came with, since a model's weights are bound to them.
+Ids as in GPT-2: the 256 bytes, then the merges in order, then the special token ``<|endoftext|>``, which separates
+documents. A loaded folder keeps its ids, since a model's weights depend on them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -38,17 +38,18 @@ from mlx_gpt.text.vocab_files import (
     write_vocabulary,
 )
 
-# GPT-2's words: contractions, letters, digits, signs (each with at most one space before it), and white space. The
-# possessive `++` and the `\s++$` are tiktoken's: the same words, without backtracking over long runs.
+# GPT-2's words: contractions, letters, digits, punctuation (each with at most one leading space), and white space.
+# The possessive `++` and the `\s++$` are tiktoken's: the same words, without backtracking over long runs.
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-LONG_WORD = re.compile(r"\S{1000}")  # learning takes the square of a word's length: a longer one is learned in pieces
+LONG_WORD = re.compile(r"\S{1000}")  # training is quadratic in a word's length: longer words are split
+TRAINING_TEXT = 5_000_000  # characters that ``make_tokenizer`` learns a vocabulary from
 
 
 class Tokenizer:
-    """Byte-level BPE: ``ranks`` maps each token's bytes to its id, ``specials`` each mark such as ``<|endoftext|>``.
+    """A byte-level BPE tokenizer: ``ranks`` maps a token's bytes to its id, ``specials`` a special token's text.
 
-    Usually made by one of the class methods: ``gpt2``, ``bytes``, ``train``, ``from_folder``. Ids must rise in the
-    order of the merges (tiktoken takes them as the merges' ranks).
+    Usually created by a class method: ``gpt2``, ``bytes``, ``train``, ``from_folder``. Ids must increase in the order
+    of the merges (tiktoken uses them as the merges' ranks).
     """
 
     def __init__(self, ranks: dict[Token, int], specials: dict[str, int]):
@@ -57,9 +58,9 @@ class Tokenizer:
 
     @classmethod
     def gpt2(cls) -> Tokenizer:
-        """GPT-2's own 50,257 ids, as tiktoken has them. The first use downloads two files, 1.5 MB, and keeps them.
+        """Load GPT-2's vocabulary of 50,257 ids from tiktoken, which downloads it once (1.5 MB).
 
-        Raises ``TokenizerError`` where they are neither here nor to be had.
+        Raises ``TokenizerError`` if it is neither cached nor can be downloaded.
         """
         import tiktoken
 
@@ -77,15 +78,15 @@ class Tokenizer:
 
     @classmethod
     def bytes(cls) -> Tokenizer:
-        """No merges at all: 256 bytes and ``<|endoftext|>``, 257 ids."""
+        """Create a tokenizer without merges: 256 bytes and ``<|endoftext|>``, 257 ids."""
         return cls._from_merges([])
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """A vocabulary of exactly ``vocab_size`` ids (bytes, merges and ``<|endoftext|>``), learned from ``texts``.
+        """Learn a vocabulary of exactly ``vocab_size`` ids (bytes, merges and ``<|endoftext|>``) from ``texts``.
 
-        The same texts give the same vocabulary, always. Raises ``UsageError`` where ``vocab_size`` is below 257, or
-        above what the texts give: a pair that occurs only once is no pattern and is not merged.
+        Deterministic. Raises ``UsageError`` for a ``vocab_size`` below 257, or above what the texts support: a pair
+        that occurs only once is not merged.
         """
         if vocab_size < 257:
             raise UsageError(f"a vocabulary needs at least 257 ids (256 bytes and {EOT}), not {vocab_size}")
@@ -95,9 +96,9 @@ class Tokenizer:
         trainee = Trainee(models.BPE())
         trainee.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - 1,  # <|endoftext|> is added below, behind the merges
+            vocab_size=vocab_size - 1,  # <|endoftext|> is added below, after the merges
             min_frequency=2,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256, also those the texts lack
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256, including those not in the texts
             show_progress=False,
         )
         texts = [texts] if isinstance(texts, str) else texts
@@ -106,16 +107,16 @@ class Tokenizer:
         if tokenizer.vocab_size < vocab_size:
             raise UsageError(
                 f"the text is too small for a vocabulary of {vocab_size} ids: after {tokenizer.vocab_size} no pair of "
-                f"tokens occurs twice; ask for bpe:{tokenizer.vocab_size} or less, or bring more text"
+                f"tokens occurs twice; ask for bpe:{tokenizer.vocab_size} or less, or use more text"
             )
         return tokenizer
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer of a model folder: ``vocab.json`` and ``merges.txt``, or else ``tokenizer.json``.
+        """Load the tokenizer of a model folder: ``vocab.json`` and ``merges.txt``, or else ``tokenizer.json``.
 
-        Tokens added beside ``<|endoftext|>`` keep their ids and decode to their text. Raises ``TokenizerError`` where
-        files are missing, damaged, disagree, or hold another kind of tokenizer.
+        Added tokens keep their ids and decode to their text. Raises ``TokenizerError`` for files that are missing,
+        damaged, inconsistent, or of another kind of tokenizer.
         """
         return cls(*read_vocabulary(folder))
 
@@ -135,29 +136,29 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """What identifies this tokenizer: the sha256, in hex, of its ``vocab.json`` (for GPT-2 that of OpenAI's)."""
+        """The sha256, in hex, of its ``vocab.json`` (for GPT-2 that of OpenAI's file)."""
         return hashlib.sha256(self._vocab_json.encode()).hexdigest()
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of a text. ``<|endoftext|>`` written in it is plain text, or its id with ``allow_special``."""
+        """Encode a text. ``<|endoftext|>`` in it is plain text, or with ``allow_special`` the special token."""
         if allow_special:
             return self._encoding.encode(text, allowed_special="all")
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, as ``encode`` gives them, on all cores."""
+        """Encode each text like ``encode``, on all cores."""
         return self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; bytes that are no whole character become U+FFFD. ``ValueError`` for an unknown id."""
+        """Decode ids to text; invalid UTF-8 becomes U+FFFD. Raises ``ValueError`` for an unknown id."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> Token:
-        """The bytes of some ids, joined. Raises ``ValueError`` for an id that the vocabulary lacks."""
+        """Decode ids to bytes. Raises ``ValueError`` for an unknown id."""
         return b"".join(map(self.token_bytes, ids))
 
     def token_bytes(self, token_id: int) -> Token:
-        """The bytes one id stands for. Raises ``ValueError`` for an id that the vocabulary lacks."""
+        """Return the bytes of one id. Raises ``ValueError`` for an unknown id."""
         try:
             return self._tokens[token_id]
         except KeyError:
@@ -167,7 +168,7 @@ class Tokenizer:
             ) from None
 
     def stream(self) -> StreamDecoder:
-        """A decoder for ids that come one at a time."""
+        """Return a decoder for a stream of ids."""
         return StreamDecoder(self)
 
     def __repr__(self) -> str:
@@ -202,40 +203,49 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Ids in, one at a time; whole characters out. What was pushed and flushed is, joined, what ``decode`` gives."""
+    """Decodes ids one at a time to whole characters. The joined results equal those of ``Tokenizer.decode``."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this token completes; often "" inside an emoji or a CJK character."""
+        """Return the characters that this token completes; "" inside a character of several tokens."""
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
-        """At the end: U+FFFD for bytes that never became a character, else "". The decoder is then as new."""
+        """Return U+FFFD for an incomplete character at the end, else "", and reset the decoder."""
         return self._utf8.decode(b"", final=True)
 
 
-def make_tokenizer(spec: str, texts: Iterable[str] | Callable[[], Iterable[str]]) -> Tokenizer:
-    """The tokenizer a setting names: ``gpt2``, ``bytes``, or ``bpe:N``, trained on ``texts`` to N ids.
+def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
+    """Create the tokenizer ``gpt2``, ``bytes``, or ``bpe:N`` with N ids learned from the beginning of ``texts``.
 
-    ``texts`` may be a function, which is called only where it is needed. Raises ``UsageError`` for any other name.
+    ``texts`` is read only for ``bpe:N``. Raises ``UsageError`` for any other ``spec``.
     """
     if spec == "gpt2":
         return Tokenizer.gpt2()
     if spec == "bytes":
         return Tokenizer.bytes()
     if re.fullmatch(r"bpe:[0-9]{1,7}", spec):
-        return Tokenizer.train(texts() if callable(texts) else texts, int(spec.removeprefix("bpe:")))
+        return Tokenizer.train(_beginning(texts, TRAINING_TEXT), int(spec.removeprefix("bpe:")))
     raise UsageError(f"unknown tokenizer {spec!r}; choose gpt2, bytes, or bpe:N with N ids, such as bpe:4096")
 
 
-def merge_bytes(word: Token, ranks: dict[Token, int], below: int) -> list[Token]:
-    """BPE as the paper tells it: merge the neighbours that were learned first, until none is left to merge.
+def _beginning(texts: Iterable[str], length: int) -> Iterator[str]:
+    """Yield the first ``length`` characters of some texts."""
+    for text in texts:
+        yield text[:length]
+        length -= len(text)
+        if length <= 0:
+            return
 
-    Only merges with a rank under ``below`` count. ``merge_bytes(b"hello", ranks, below=len(ranks))``, with the merges
-    he, ll, llo in ``ranks``, goes h e l l o -> he l l o -> he ll o -> he llo.
+
+def merge_bytes(word: Token, ranks: dict[Token, int], below: int) -> list[Token]:
+    """Apply BPE as in the paper: merge the adjacent pair that was learned first, until no pair is in ``ranks``.
+
+    Only merges with a rank below ``below`` are applied. With the merges he, ll, llo in ``ranks``,
+    ``merge_bytes(b"hello", ranks, below=len(ranks))`` goes h e l l o -> he l l o -> he ll o -> he llo.
     """
     parts = [word[i : i + 1] for i in range(len(word))]
     while len(parts) > 1:
@@ -248,7 +258,7 @@ def merge_bytes(word: Token, ranks: dict[Token, int], below: int) -> list[Token]
 
 
 def merges_of(ranks: dict[Token, int]) -> list[tuple[Token, Token]]:
-    """The merges behind a vocabulary, in order: each token's halves are what the earlier merges leave of its bytes."""
+    """Recover the merges of a vocabulary, in order: the earlier merges reduce each token's bytes to its two halves."""
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         if len(token) > 1:

@@ -1,6 +1,6 @@
 """The files of a tokenizer: GPT-2's vocab.json and merges.txt, and the tokenizer.json of the tokenizers library.
 
-What is read is checked first: a vocabulary that is damaged, or of another kind, would give wrong ids without a word.
+They are validated when read: a damaged vocabulary, or one of another kind, would silently give wrong ids.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from mlx_gpt.errors import TokenizerError
 from mlx_gpt.files import parse_json, read_small
 
-Token = bytes  # what one id stands for
+Token = bytes  # the bytes of one id
 EOT = "<|endoftext|>"
 LIMIT = 20_000_000  # bytes; GPT-2's tokenizer.json has 1.4 million
 
-# In GPT-2's files each byte is one visible character: itself where it is printable, else the next of chr(256), ...
-# The bytes' ids follow that order, so byte BYTES[i] has id i and is written CHARACTERS[i].
+# In GPT-2's files each byte is one visible character: itself if printable, else the next of chr(256), chr(257), ...
+# The bytes' ids follow that order: byte BYTES[i] has id i and is written CHARACTERS[i].
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = [*PRINTABLE, *(b for b in range(256) if b not in PRINTABLE)]
 CHARACTERS = [chr(b) for b in PRINTABLE] + [chr(256 + i) for i in range(256 - len(PRINTABLE))]
@@ -29,7 +29,7 @@ READ = str.maketrans(dict(zip(CHARACTERS, map(chr, BYTES), strict=True)))
 
 
 class Parts(NamedTuple):
-    """What a folder's files say: each name's id, the merges in order, and the ids of tokens added afterwards."""
+    """The contents of a folder's files: each name's id, the merges in order, and the ids of added tokens."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
@@ -37,9 +37,9 @@ class Parts(NamedTuple):
 
 
 def read_vocabulary(folder: str | os.PathLike[str]) -> tuple[dict[Token, int], dict[str, int]]:
-    """The ids of a folder's tokens, and of its marks, from ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``.
+    """Read the ids of tokens and of special tokens from ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``.
 
-    Raises ``TokenizerError`` where files are missing, damaged, disagree, or hold another kind of tokenizer.
+    Raises ``TokenizerError`` for files that are missing, damaged, inconsistent, or of another kind of tokenizer.
     """
     vocab_file, merges_file, fast_file, added_file = (
         Path(folder) / name for name in ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json")
@@ -84,22 +84,22 @@ def write_vocabulary(
 
 
 def vocab_json(vocab: dict[str, int]) -> str:
-    """The text of a ``vocab.json``."""
+    """Return the text of a ``vocab.json``."""
     return json.dumps(vocab)
 
 
 def write_name(token: Token) -> str:
-    """How the files write a token: a visible character for each byte."""
+    """Return a token's name in the files: a visible character for each byte."""
     return "".join(WRITE[b] for b in token)
 
 
 def read_name(name: str) -> Token:
-    """The token that the files write so."""
+    """Return the token with this name in the files."""
     return name.translate(READ).encode("latin-1")
 
 
 def pairs(merges: Iterable[Any]) -> list[tuple[str, str]]:
-    """The merges of a tokenizer.json: "a b" in old files, ["a", "b"] in new ones."""
+    """Split the merges of a tokenizer.json: "a b" in old files, ["a", "b"] in new ones."""
     halves = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
     return [(left, right) for left, right in halves]
 
@@ -108,7 +108,7 @@ def pairs(merges: Iterable[Any]) -> list[tuple[str, str]]:
 
 
 def _damaged(file: Path, expected: str, found: str) -> TokenizerError:
-    return TokenizerError(f"{file}: expected {expected}, found {found}; fetch the file again from where it came")
+    return TokenizerError(f"{file}: expected {expected}, found {found}; download the file again")
 
 
 def _read_text(file: Path) -> str:
@@ -126,7 +126,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise _damaged(file, "JSON", f"{error.msg} in line {error.lineno}, column {error.colno}") from error
     except ValueError as error:
-        raise _damaged(file, "JSON", f"something else ({error})") from error
+        raise _damaged(file, "JSON", f"invalid JSON ({error})") from error
     if not isinstance(value, dict):
         raise _damaged(file, "a JSON object", type(value).__name__)
     return value
@@ -150,7 +150,7 @@ def _read_fast(file: Path) -> Parts:
     try:
         model, words = fast["model"], fast.get("pre_tokenizer") or {}
         kind = (model["type"], words.get("type"), words.get("add_prefix_space"), words.get("use_regex", True))
-        # Another split or a normalizer would give other ids without a word, so only GPT-2's own kind is let in.
+        # Another split or a normalizer would silently give other ids, so only GPT-2's own kind is accepted.
         if kind != ("BPE", "ByteLevel", False, True) or fast.get("normalizer"):
             raise TokenizerError(
                 f"{file}: expected GPT-2's kind (BPE on the words of ByteLevel, no prefix space, no normalizer), "
@@ -159,7 +159,7 @@ def _read_fast(file: Path) -> Parts:
         added = {token["content"]: token["id"] for token in fast.get("added_tokens") or []}
         return Parts(dict(model["vocab"]), pairs(model["merges"]), added)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(file, "what the tokenizers library writes", f"{type(error).__name__}: {error}") from error
+        raise _damaged(file, "the format of the tokenizers library", f"{type(error).__name__}: {error}") from error
 
 
 def _check_ids(parts: Parts, file: Path) -> None:
@@ -169,11 +169,11 @@ def _check_ids(parts: Parts, file: Path) -> None:
     if wrong := [name for name in ids if not _is_text(name)]:
         raise _damaged(file, "text as tokens", repr(wrong[0]))
     if len(set(ids.values())) < len(ids):
-        raise _damaged(file, "an id of its own for each token", f"{len(ids)} tokens with {len(set(ids.values()))} ids")
+        raise _damaged(file, "a different id for each token", f"{len(ids)} tokens with {len(set(ids.values()))} ids")
 
 
 def _is_text(name: Any) -> bool:
-    """Whether a token has a name, and one that UTF-8 can write: JSON may hold halves of characters."""
+    """Return True for a non-empty name that UTF-8 can encode: JSON may contain lone surrogates."""
     try:
         return isinstance(name, str) and bool(name.encode())
     except UnicodeEncodeError:
@@ -181,7 +181,7 @@ def _is_text(name: Any) -> bool:
 
 
 def _ranks(parts: Parts, file: Path) -> dict[Token, int]:
-    """The mergeable tokens: all bytes, then what each merge makes, which must be new, in the vocabulary, and rising."""
+    """Return the mergeable tokens: all bytes, then the result of each merge: new, in the vocabulary, ids increasing."""
     if lacking := [c for c in CHARACTERS if c not in parts.vocab]:
         raise _damaged(file, "all 256 bytes in the vocabulary", f"{256 - len(lacking)}, without {lacking[0]!r}")
     known = dict.fromkeys(CHARACTERS)
@@ -191,17 +191,19 @@ def _ranks(parts: Parts, file: Path) -> dict[Token, int]:
         if left not in known or right not in known or token not in parts.vocab:
             raise _damaged(file, "merges of two earlier tokens into one of the vocabulary", f"{left!r} {right!r}")
         if parts.vocab[token] <= last:
-            raise _damaged(file, "ids that rise in the order of the merges", f"{token!r} with id {parts.vocab[token]}")
+            raise _damaged(
+                file, "ids that increase in the order of the merges", f"{token!r} with id {parts.vocab[token]}"
+            )
         known[token], last = None, parts.vocab[token]
     return {read_name(name): parts.vocab[name] for name in known}
 
 
 def _specials(parts: Parts, ranks: dict[Token, int], file: Path) -> dict[str, int]:
-    """What no merge makes: ``<|endoftext|>`` and its like. Anything else there means that merges are missing."""
-    made = set(ranks.values())
-    specials = {name: i for name, i in (parts.vocab | parts.added).items() if i not in made}
-    marks = re.compile(r"<\S+>|\[[A-Z]+\]")
-    if strays := [name for name in specials if name not in parts.added and not marks.fullmatch(name)]:
+    """Return the tokens that no merge makes, such as ``<|endoftext|>``. Any other one means that merges are missing."""
+    merged = set(ranks.values())
+    specials = {name: i for name, i in (parts.vocab | parts.added).items() if i not in merged}
+    special = re.compile(r"<\S+>|\[[A-Z]+\]")
+    if strays := [name for name in specials if name not in parts.added and not special.fullmatch(name)]:
         raise _damaged(file, "a merge for each token", f"none for {len(strays)}, the first {strays[0]!r}")
     if EOT not in specials:
         raise _damaged(file, f"{EOT} among the tokens", "none")
@@ -217,7 +219,7 @@ def _added_token(text: str) -> dict[str, Any]:
 
 
 def _fast_tokenizer(vocab: dict[str, int], merges: list[str], specials: dict[str, int]) -> dict[str, Any]:
-    # The format of the tokenizers library, with merges as "a b", which its old and new releases both read.
+    # The format of the tokenizers library, with merges as "a b", which its old and new versions read.
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
     return {
         "version": "1.0",

@@ -22,7 +22,6 @@ from rich.console import Console
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.store.checkpoint import CheckpointManager
-from mlx_gpt.text.corpus import Corpus
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.tinyworld import stories as tinyworld
 from mlx_gpt.train.config import TrainConfig
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=40)
     flags = parser.parse_args()
     told = tinyworld.generate_stories(2000, seed=0)
-    dataset = dataset_from_texts(Corpus("tinyworld", told[:1990], told[1990:]), "bytes")
+    dataset = dataset_from_texts("tinyworld", told[:1990], told[1990:], "bytes")
     with tempfile.TemporaryDirectory() as folder:
         report = Report(Path(folder), Console(quiet=True))
         keeper = CheckpointManager(Path(folder), dataset.tokenizer)

@@ -30,7 +30,6 @@ from mlx_gpt.generate.generation import generate
 from mlx_gpt.generate.settings import Chance
 from mlx_gpt.quickstart import Judgement, judge
 from mlx_gpt.store.folder import load
-from mlx_gpt.text.corpus import Corpus
 from mlx_gpt.text.dataset import dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.tinyworld import stories as tinyworld
@@ -289,7 +288,7 @@ def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.
 
 def test_the_table_goes_from_knowing_nothing_to_the_rules() -> None:
     told = tinyworld.generate_stories(30, seed=0)
-    dataset = dataset_from_texts(Corpus("tinyworld", told[:20], told[20:]), "bytes")
+    dataset = dataset_from_texts("tinyworld", told[:20], told[20:], "bytes")
     judgement = Judgement(told[:2], [tinyworld.parse_story(story) for story in told[:2]], [("x", False), ("y", True)])
     result: Any = type("Result", (), {"val_loss": 1.25})
     out = StringIO()

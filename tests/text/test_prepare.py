@@ -1,4 +1,4 @@
-"""Text prepared on disk is the text: the same ids, the same documents, and never half of it."""
+"""Prepared text on disk has the ids and documents of the text, or is refused."""
 
 from __future__ import annotations
 
@@ -22,16 +22,12 @@ from mlx_gpt.errors import DataError
 from mlx_gpt.text import prepare as prepare_module
 from mlx_gpt.text import records as records_module
 from mlx_gpt.text import sources as sources_module
-from mlx_gpt.text.prepare import Prepared, cached, open_prepared, prepare_text
+from mlx_gpt.text.prepare import Prepared, open_prepared, prepare_cached, prepare_text
 from mlx_gpt.text.sources import find_sources
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.vocab_files import EOT
 from mlx_gpt.text.windows import TokenStream, Windows, endless_batches
-from mlx_gpt.tinyworld import stories as tinyworld
-
-
-def told(n: int, seed: int = 0) -> list[str]:
-    return tinyworld.generate_stories(n, seed)
+from mlx_gpt.tinyworld.stories import generate_stories
 
 
 def jsonl(path: Path, texts: list[str]) -> Path:
@@ -50,22 +46,22 @@ def documents(stream: TokenStream, tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(stream.ids[start + 1 : end].tolist()) for start, end in pairs]
 
 
-# What is written is what was read
+# The ids on disk are those of the text
 
 
-def test_every_record_is_one_document_of_one_part(tmp_path: Path) -> None:
-    stories = told(200)
+def test_every_record_is_a_document_in_one_part(tmp_path: Path) -> None:
+    stories = generate_stories(200, seed=0)
     done = prepared(tmp_path, jsonl(tmp_path / "s.jsonl", stories), tokenizer="bpe:400")
     parts = [documents(stream, done.tokenizer) for stream in (done.train, done.val)]
     assert sorted(parts[0] + parts[1]) == sorted(stories)
-    assert 20 < len(parts[1]) < 60  # a fifth of them, by lot
-    assert done.about["train"]["documents"] == len(parts[0])
-    assert done.about["val"]["bytes"] == sum(len(text.encode()) for text in parts[1])
+    assert 20 < len(parts[1]) < 60  # a fifth of them, at random
+    assert done.metadata["train"]["documents"] == len(parts[0])
+    assert done.metadata["val"]["bytes"] == sum(len(text.encode()) for text in parts[1])
 
 
-def test_text_files_are_drawn_whole_where_there_are_enough_of_them(tmp_path: Path) -> None:
+def test_text_files_are_split_whole_if_there_are_enough(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
-    stories = told(30)
+    stories = generate_stories(30, seed=0)
     for i, story in enumerate(stories):
         (tmp_path / "texts" / f"{i:02}.txt").write_text(story)
     done = prepared(tmp_path, tmp_path / "texts")
@@ -74,8 +70,8 @@ def test_text_files_are_drawn_whole_where_there_are_enough_of_them(tmp_path: Pat
     assert parts[1]
 
 
-def test_one_file_is_measured_by_its_end(tmp_path: Path) -> None:
-    text = "\n".join(told(100))
+def test_the_end_of_a_single_file_is_for_validation(tmp_path: Path) -> None:
+    text = "\n".join(generate_stories(100, seed=0))
     (tmp_path / "one.txt").write_text(text)
     done = prepared(tmp_path, tmp_path / "one.txt")
     (train,), (val,) = documents(done.train, done.tokenizer), documents(done.val, done.tokenizer)
@@ -83,8 +79,8 @@ def test_one_file_is_measured_by_its_end(tmp_path: Path) -> None:
     assert len(val) == pytest.approx(0.2 * len(text), rel=0.05)
 
 
-def test_the_end_of_text_mark_in_a_file_parts_documents(tmp_path: Path) -> None:
-    stories = told(60)
+def test_endoftext_in_a_file_separates_documents(tmp_path: Path) -> None:
+    stories = generate_stories(60, seed=0)
     (tmp_path / "many.txt").write_text(f"\n{EOT}\n".join(stories))
     done = prepared(tmp_path, tmp_path / "many.txt")
     found = documents(done.train, done.tokenizer) + documents(done.val, done.tokenizer)
@@ -150,7 +146,7 @@ LONG_LINES = [
 @pytest.mark.parametrize("ahead", [13, 64, 1000])
 @pytest.mark.parametrize("escaped", [True, False])
 @pytest.mark.parametrize("indent", [None, 0])
-def test_a_line_read_as_it_comes_has_the_text_that_json_finds_in_it(
+def test_a_long_line_parsed_incrementally_has_the_text_of_json_loads(
     ahead: int, escaped: bool, indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records_module, "LONG", 16)
@@ -166,25 +162,25 @@ def test_a_line_read_as_it_comes_has_the_text_that_json_finds_in_it(
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ('{"text": "cut short, in the middle', "cut short"),
-        ('{"text": "cut short, in an escape \\u12', "cut short"),
-        ('{"text": "and not closed, but for the string"', "is missing"),
+        ('{"text": "cut short, in the middle', "(?i)invalid|unterminated"),
+        ('{"text": "cut short, in an escape \\u12', "(?i)invalid|unterminated"),
+        ('{"text": "and not closed, but for the string"', "expected"),
         ('{"text": "an escape that is none: \\q"}', "Invalid"),
         ('{"text": "a tab that is none:\t, as it is raw"}', "Invalid"),
-        ('{"text": "more follows it in the line"} {}', "more follows"),
-        ('{"text": "a field too many", "text": "there"}', "twice"),
-        ('{"text": "a comma and nothing after it", }', '" is missing'),
+        ('{"text": "more follows it in the line"} {}', "text after"),
+        ('{"text": "a field too many", "text": "there"}', "duplicate"),
+        ('{"text": "a comma and nothing after it", }', 'expected "'),
         ('{"other": [1, 2, 3, 4, 5, ], "text": "a comma"}', "Expecting value"),
         ('{"other": tru, "text": "no word of JSON\'s"}', "Expecting value"),
-        ('{"other": 1 "text": "no comma between these"}', ", is missing"),
+        ('{"other": 1 "text": "no comma between these"}', "expected ,"),
         ('{"a long name": "and no text at all in it"}', "no 'text'"),
         ('{"text": 12345678901234567890123456789}', "its text is 123456"),
-        ('["text", "a list of some texts, in one line"]', "{ is missing"),
+        ('["text", "a list of some texts, in one line"]', "expected {"),
         ('{"other": ' + "[" * 100_000, "(?s)recursion|deep"),
         (b'{"text": "bytes that are no UTF-8: \xff, in it"}', "decode"),
     ],
 )
-def test_a_long_line_that_is_no_record_is_told_like_a_short_one(
+def test_an_invalid_long_line_is_refused_like_a_short_one(
     line: str | bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = b'{"text": "a"}\n' + (line if isinstance(line, bytes) else line.encode()) + b"\n"
@@ -196,8 +192,8 @@ def test_a_long_line_that_is_no_record_is_told_like_a_short_one(
     assert re.search(why, str(refused.value))
 
 
-def test_batches_of_what_is_mapped_equal_those_of_what_is_in_memory(tmp_path: Path) -> None:
-    done = prepared(tmp_path, jsonl(tmp_path / "s.jsonl", told(80)), tokenizer="bpe:400")
+def test_batches_from_disk_equal_those_from_memory(tmp_path: Path) -> None:
+    done = prepared(tmp_path, jsonl(tmp_path / "s.jsonl", generate_stories(80, seed=0)), tokenizer="bpe:400")
     assert isinstance(done.train.ids, np.memmap)
     assert done.train.ids.dtype == np.uint16
     texts = documents(done.train, done.tokenizer)
@@ -210,17 +206,17 @@ def test_batches_of_what_is_mapped_equal_those_of_what_is_in_memory(tmp_path: Pa
     assert (Windows.over(done.train, 32).starts == Windows.over(in_memory, 32).starts).all()
 
 
-def test_the_same_text_and_seed_are_split_alike_and_another_seed_otherwise(tmp_path: Path) -> None:
-    file = str(jsonl(tmp_path / "s.jsonl", told(100)))
+def test_the_seed_fixes_the_split_of_records(tmp_path: Path) -> None:
+    file = str(jsonl(tmp_path / "s.jsonl", generate_stories(100, seed=0)))
     val = [[piece.text for piece in find_sources([file], 0.3, seed).pieces() if piece.val] for seed in (0, 0, 1)]
     assert val[0] == val[1] != val[2]
 
 
-def test_parquet_is_read_where_pyarrow_is_installed(tmp_path: Path) -> None:
+def test_parquet_is_read_with_pyarrow(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    stories = told(50)
+    stories = generate_stories(50, seed=0)
     parquet.write_table(pyarrow.table({"text": stories}), tmp_path / "s.parquet")
     done = prepared(tmp_path, tmp_path / "s.parquet")
     found = documents(done.train, done.tokenizer) + documents(done.val, done.tokenizer)
@@ -230,39 +226,66 @@ def test_parquet_is_read_where_pyarrow_is_installed(tmp_path: Path) -> None:
         prepared(tmp_path, tmp_path / "bad.parquet", out="bad")
 
 
+def test_a_folder_has_the_text_files_below_it_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / "b" / "deep" / "2.md").write_text("second")
+    (tmp_path / "c.TXT").write_text("third")
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "code.py").write_text("no text")
+    (tmp_path / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")  # macOS writes these on foreign disks
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "hidden.txt").write_text("hidden")
+    pieces = list(find_sources([str(tmp_path)], 0.01).pieces())
+    assert [piece.text for piece in pieces if piece.starts and not piece.val] == ["first", "second", "third"]
+
+
+def test_a_file_from_windows_reads_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "dos.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert "".join(piece.text for piece in find_sources([str(tmp_path / "dos.txt")]).pieces()) == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "*.txt", "folder"])
+def test_a_name_without_text_files_is_refused_with_the_names_of_the_corpora(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"no \.txt, \.md, \.jsonl, \.parquet files in it; named corpora are tinyworld"):
+        find_sources([str(tmp_path / name)])
+
+
 # The cache
 
 
-def test_the_cache_is_used_again_until_the_text_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_reused_until_the_text_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    file = jsonl(tmp_path / "s.jsonl", told(40))
-    first = cached(find_sources([str(file)], 0.2, 0), "bytes")
-    again = cached(find_sources([str(file)], 0.2, 0), "bytes")
+    file = jsonl(tmp_path / "s.jsonl", generate_stories(40, seed=0))
+    first = prepare_cached(find_sources([str(file)], 0.2, 0), "bytes")
+    again = prepare_cached(find_sources([str(file)], 0.2, 0), "bytes")
     assert again.folder == first.folder
-    jsonl(file, told(41))
-    assert cached(find_sources([str(file)], 0.2, 0), "bytes").folder != first.folder
+    jsonl(file, generate_stories(41, seed=0))
+    assert prepare_cached(find_sources([str(file)], 0.2, 0), "bytes").folder != first.folder
     (first.folder / "train.bin").write_bytes(b"")
-    jsonl(file, told(40))
+    jsonl(file, generate_stories(40, seed=0))
     os.utime(file, ns=(0, 0))
-    whole = cached(find_sources([str(file)], 0.2, 0), "bytes")
-    (whole.folder / "train.bin").write_bytes(b"")  # a damaged copy is made again
-    assert cached(find_sources([str(file)], 0.2, 0), "bytes").train.n_tokens == first.train.n_tokens
+    whole = prepare_cached(find_sources([str(file)], 0.2, 0), "bytes")
+    (whole.folder / "train.bin").write_bytes(b"")  # a damaged copy is prepared again
+    assert prepare_cached(find_sources([str(file)], 0.2, 0), "bytes").train.n_tokens == first.train.n_tokens
 
 
-# What goes wrong
+# Errors
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def last_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     code = main(["prepare", *arguments])
-    said = capsys.readouterr().err.strip().splitlines()
+    message = capsys.readouterr().err.strip().splitlines()
     assert code in (1, 2)
-    return said[-1]
+    return message[-1]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
-        ("empty.txt", b"", "found nothing for train"),
+        ("empty.txt", b"", "found none for train"),
         ("binary.txt", b"\x89PNG\r\n\0\0\0", "found a binary file"),
         ("latin.txt", bytes(range(160, 250)) * 50, "expected UTF-8 text, but"),
         ("stray.txt", b"\x80" * 3_000_000, "expected UTF-8 text, but"),
@@ -270,35 +293,35 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("field.jsonl", b'{"body": "a"}\n', "line 1: expected"),
     ],
 )
-def test_what_is_no_text_is_one_clear_line_and_nothing_is_left(
-    name: str, content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_text_is_one_clear_line_and_leaves_nothing(
+    name: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_bytes(content)
     out = tmp_path / "out"
-    assert said in complaint(capsys, str(tmp_path / name), "--out", str(out), "--tokenizer", "bytes")
+    assert message in last_line(capsys, str(tmp_path / name), "--out", str(out), "--tokenizer", "bytes")
     assert sorted(file.name for file in tmp_path.iterdir()) == [name]
 
 
-def test_bytes_that_are_no_utf8_are_replaced_counted_and_told_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_utf8_is_replaced_counted_and_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.txt").write_bytes(b"word \xff word \xfe word\n" + b"and more words here\n" * 50)
     assert main(["prepare", str(tmp_path / "t.txt"), "--out", str(tmp_path / "out"), "--tokenizer", "bytes"]) == 0
-    assert capsys.readouterr().err.count("2 bytes were no UTF-8") == 1
-    assert open_prepared(tmp_path / "out").about["bytes_replaced"] == 2
+    assert capsys.readouterr().err.count("2 bytes were not UTF-8") == 1
+    assert open_prepared(tmp_path / "out").metadata["bytes_replaced"] == 2
 
 
 def test_one_character_repeated_is_text_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("a" * 5000)
     done = prepared(tmp_path, tmp_path / "a.txt")
     assert done.train.n_tokens + done.val.n_tokens == 5002
-    # BPE finds few pairs there: it says how many
-    said = complaint(capsys, str(tmp_path / "a.txt"), "--out", str(tmp_path / "b"), "--tokenizer", "bpe:1000")
-    assert "ask for bpe:" in said
+    # BPE finds few pairs there, and reports how many
+    message = last_line(capsys, str(tmp_path / "a.txt"), "--out", str(tmp_path / "b"), "--tokenizer", "bpe:1000")
+    assert "ask for bpe:" in message
 
 
-def test_a_file_that_vanishes_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    sources = find_sources([str(jsonl(tmp_path / f"{i}.jsonl", told(20))) for i in range(2)], 0.2, 0)
+def test_a_missing_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    sources = find_sources(
+        [str(jsonl(tmp_path / f"{i}.jsonl", generate_stories(20, seed=0))) for i in range(2)], 0.2, 0
+    )
     (tmp_path / "1.jsonl").unlink()
     with pytest.raises(DataError, match=r"1.jsonl: cannot be read"):
         prepare_text(sources, "bytes", tmp_path / "out")
@@ -307,7 +330,7 @@ def test_a_file_that_vanishes_is_told_and_leaves_nothing(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "message"),
     [
         (Path.unlink, "cannot be read"),
         (
@@ -319,17 +342,19 @@ def test_a_file_that_vanishes_is_told_and_leaves_nothing(tmp_path: Path) -> None
     ],
     ids=["deleted", "cut short", "longer", "moved away"],
 )
-def test_a_file_that_vanishes_or_changes_while_it_is_read_is_told_and_leaves_nothing(
-    kind: str, what: Callable[[Path], Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_vanishes_or_changes_while_it_is_read_is_refused_and_leaves_nothing(
+    kind: str, what: Callable[[Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_module, "BATCH", 1 << 10)
     monkeypatch.setattr(sources_module, "PIECE", 1 << 10)
     file = tmp_path / f"t.{kind}"
     if kind == "parquet":
         pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(pyarrow.table({"text": told(3000)}), file, row_group_size=100)
+        parquet.write_table(pyarrow.table({"text": generate_stories(3000, seed=0)}), file, row_group_size=100)
     else:
-        jsonl(file, told(1000)) if kind == "jsonl" else file.write_text("\n".join(told(1000)))
+        jsonl(file, generate_stories(1000, seed=0)) if kind == "jsonl" else file.write_text(
+            "\n".join(generate_stories(1000, seed=0))
+        )
     blocks: list[int] = []
 
     def between(n: int) -> None:
@@ -337,29 +362,29 @@ def test_a_file_that_vanishes_or_changes_while_it_is_read_is_told_and_leaves_not
         if len(blocks) == 2:
             what(file)
 
-    with pytest.raises(DataError, match=rf"t.{kind}.*({said})"):
+    with pytest.raises(DataError, match=rf"t.{kind}.*({message})"):
         prepare_text(find_sources([str(file)], 0.2, 0), "bytes", tmp_path / "out", between)
     assert len(blocks) >= 2
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
-def test_what_was_prepared_with_another_tokenizer_or_cut_short_is_refused(tmp_path: Path) -> None:
-    done = prepared(tmp_path, jsonl(tmp_path / "s.jsonl", told(40)))
+def test_a_folder_of_another_tokenizer_or_with_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    done = prepared(tmp_path, jsonl(tmp_path / "s.jsonl", generate_stories(40, seed=0)))
     with pytest.raises(DataError, match="prepared with another tokenizer"):
-        prepare_module.check_tokenizer(done.about, Tokenizer.train(told(40), 300), done.folder)
+        prepare_module.check_tokenizer(done.metadata, Tokenizer.train(generate_stories(40, seed=0), 300), done.folder)
     ids = done.folder / "train.bin"
     ids.write_bytes(ids.read_bytes()[:-2])
     with pytest.raises(DataError, match=r"train.bin: expected \d+ bytes, found \d+"):
         open_prepared(done.folder)
-    Tokenizer.train(told(40), 300).save(done.folder)
+    Tokenizer.train(generate_stories(40, seed=0), 300).save(done.folder)
     with pytest.raises(DataError, match="prepared with another tokenizer"):
         open_prepared(done.folder)
-    with pytest.raises(DataError, match="expected what mlx-gpt prepare wrote"):
+    with pytest.raises(DataError, match="expected a file written by mlx-gpt prepare"):
         open_prepared(tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    file = jsonl(tmp_path / "s.jsonl", told(300))
+    file = jsonl(tmp_path / "s.jsonl", generate_stories(300, seed=0))
     code = (
         "import resource, signal, sys; from mlx_gpt.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); sys.exit(main(sys.argv[1:]))"
@@ -371,8 +396,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["s.jsonl"]
 
 
-def test_killed_it_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
-    file = jsonl(tmp_path / "s.jsonl", told(3000))
+def test_a_killed_process_leaves_no_prepared_folder(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "s.jsonl", generate_stories(3000, seed=0))
     slow = (
         "import sys, time, mlx_gpt.text.prepare as p; from mlx_gpt.cli import main; p.BATCH = 1; "
         "write = p._Writer.write; p._Writer.write = lambda *a: (write(*a), time.sleep(0.01)); main(sys.argv[1:])"
@@ -385,20 +410,20 @@ def test_killed_it_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert not (tmp_path / "out").exists()
-    assert main(arguments) == 0  # and it does not stand in the way
+    assert main(arguments) == 0  # and nothing is in the way
     assert open_prepared(tmp_path / "out").train.n_tokens
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of one process is read from /proc")
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_memory_stays_flat_however_long_the_text(kind: str, tmp_path: Path) -> None:
-    """Of a text file, and of a record in one line, with another field that is as long."""
+    """For a text file, and for a record in one line with another field of the same length."""
     measure = (
         "import re, sys, mlx_gpt.text.prepare as p, mlx_gpt.text.sources as s, mlx_gpt.text.records as r; "
         "from mlx_gpt.cli import main; p.BATCH, s.PIECE, r.LONG = 1 << 18, 1 << 15, 1 << 18; main(sys.argv[1:]); "
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
-    text = " ".join(told(1000)) + "\n"
+    text = " ".join(generate_stories(1000, seed=0)) + "\n"
     file = tmp_path / f"t.{kind}"
     peaks, sizes = [], []
     for times in (6, 26):  # 2.5 and 11 MB of text

@@ -1,4 +1,4 @@
-"""The named corpora come from the hub: the real client against a server on loopback, with small made-up files."""
+"""Named corpora on the hub: the real client against a server on loopback, with small synthetic files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from helpers.loopback_hub import NOWHERE, Hub, ask, running
 
 from mlx_gpt.cli import main
 from mlx_gpt.text.prepare import open_prepared
-from mlx_gpt.text.sources import HUB
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.vocab_files import EOT
 from mlx_gpt.text.windows import TokenStream
@@ -22,8 +21,8 @@ STORIES = tinyworld.generate_stories(60, seed=3)
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    """A hub that has TinyStories, as it is kept there: a text file with marks between the stories."""
-    repository, file = HUB["tinystories"]
+    """A hub with TinyStories: a text file with <|endoftext|> between the stories."""
+    repository, file = "roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt"
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / file).write_text(f"\n{EOT}\n".join(STORIES))
     with running() as hub:
@@ -36,7 +35,7 @@ Prepare = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prepare:
-    """What ``mlx-gpt prepare`` of a corpus ends with, where the hub is at an endpoint; and what it says on stderr."""
+    """Run ``mlx-gpt prepare`` on a corpus, with the hub at an endpoint; return the exit code and stderr."""
 
     def of(name: str, endpoint: str, out: str = "out") -> tuple[int, str]:
         ask(endpoint, tmp_path / "cache", monkeypatch)
@@ -57,14 +56,14 @@ def documents(folder: Path) -> list[str]:
 
 
 def test_tinystories_is_fetched_once_and_its_stories_are_documents(hub: Hub, prepare: Prepare, tmp_path: Path) -> None:
-    code, said = prepare("tinystories", hub.address)
-    assert code == 0, said
+    code, stderr = prepare("tinystories", hub.address)
+    assert code == 0, stderr
     assert hub.fetched() == ["TinyStoriesV2-GPT4-train.txt"]
     found = documents(tmp_path / "out")
     assert len(found) in (60, 61)  # one of them may be cut for validation
     assert "".join(found).replace("\n", "") == "".join(STORIES).replace("\n", "")
-    code, said = prepare("tinystories", NOWHERE, out="again")  # from the client's cache
-    assert code == 0, said
+    code, stderr = prepare("tinystories", NOWHERE, out="again")  # from the client's cache
+    assert code == 0, stderr
     assert documents(tmp_path / "again") == found
 
 
@@ -72,22 +71,22 @@ def test_fineweb_edu_is_read_from_parquet(hub: Hub, prepare: Prepare, tmp_path: 
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    repository, file = HUB["fineweb-edu"]
+    repository, file = "HuggingFaceFW/fineweb-edu", "sample/10BT/000_00000.parquet"
     (tmp_path / "web" / file).parent.mkdir(parents=True)
     parquet.write_table(pyarrow.table({"text": STORIES, "score": [3.0] * len(STORIES)}), tmp_path / "web" / file)
     hub.add(f"datasets/{repository}", tmp_path / "web")
-    code, said = prepare("fineweb-edu", hub.address)
-    assert code == 0, said
+    code, stderr = prepare("fineweb-edu", hub.address)
+    assert code == 0, stderr
     assert sorted(documents(tmp_path / "out")) == sorted(STORIES)
 
 
-def test_what_the_hub_does_not_give_is_one_line_and_leaves_nothing(hub: Hub, prepare: Prepare, tmp_path: Path) -> None:
-    told = {}
+def test_a_failed_download_is_one_line_and_leaves_nothing(hub: Hub, prepare: Prepare, tmp_path: Path) -> None:
+    lines = {}
     for case, name, endpoint in (("missing", "fineweb-edu", hub.address), ("unreachable", "tinystories", NOWHERE)):
-        code, said = prepare(name, endpoint)
+        code, stderr = prepare(name, endpoint)
         assert code == 1
-        told[case] = the_line(said)
+        lines[case] = the_line(stderr)
         assert not (tmp_path / "out").exists()
-    assert told["missing"].startswith("HuggingFaceFW/fineweb-edu: no such dataset on the hub")
-    assert told["missing"].endswith("; or download sample/10BT/000_00000.parquet by hand and give its path")
-    assert told["unreachable"].startswith("roneneldan/TinyStories: it is not in the cache, and http")
+    assert lines["missing"].startswith("HuggingFaceFW/fineweb-edu: no such dataset on the hub")
+    assert lines["missing"].endswith("; or download sample/10BT/000_00000.parquet by hand and give its path")
+    assert lines["unreachable"].startswith("roneneldan/TinyStories: it is not in the cache, and http")

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_gpt.errors import TokenizerError, UsageError
+from mlx_gpt.text import tokenizer as tokenizer_module
 from mlx_gpt.text.tokenizer import SPLIT, Tokenizer, make_tokenizer, merge_bytes, merges_of
 from mlx_gpt.text.vocab_files import BYTES, CHARACTERS, EOT
 
@@ -204,20 +206,28 @@ def test_trained_ids_are_those_of_the_tokenizers_library(trained: Tokenizer, tmp
     assert theirs.get_vocab_size() == 400
 
 
-# A setting --------------------------------------------------------------------------------------------------------
+# By name ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_setting_names_the_tokenizer_and_the_text_is_read_only_where_it_is_needed(trained: Tokenizer) -> None:
-    def unread() -> list[str]:
-        raise AssertionError("nobody should read the text")
+def test_a_tokenizer_is_chosen_by_name_and_the_text_is_read_only_if_needed(trained: Tokenizer) -> None:
+    def unread() -> Iterator[str]:
+        raise AssertionError("the text was read")
+        yield ""
 
-    assert make_tokenizer("bytes", unread).hash == Tokenizer.bytes().hash
-    assert make_tokenizer("bpe:400", some_text).hash == trained.hash
+    assert make_tokenizer("bytes", unread()).hash == Tokenizer.bytes().hash
     assert make_tokenizer("bpe:400", some_text()).hash == trained.hash
 
 
+def test_a_vocabulary_is_learned_from_the_beginning_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*["abcd " * 50] * 2, "wxyz " * 500]
+    monkeypatch.setattr(tokenizer_module, "TRAINING_TEXT", 500)
+    assert make_tokenizer("bpe:260", texts).hash == Tokenizer.train(texts[:2], 260).hash
+    monkeypatch.setattr(tokenizer_module, "TRAINING_TEXT", 3000)
+    assert make_tokenizer("bpe:260", texts).hash == Tokenizer.train(texts, 260).hash
+
+
 @pytest.mark.parametrize("spec", ["", "gpt-2", "bpe", "bpe:", "bpe:many", "bpe:-3", "bpe:400 ", "bpe:4e3", "BPE:400"])
-def test_a_setting_that_names_no_tokenizer_is_told_what_there_is(spec: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(spec: str) -> None:
     with pytest.raises(UsageError, match="choose gpt2, bytes, or bpe:N") as e:
         make_tokenizer(spec, [])
     one_line(e)
@@ -226,7 +236,7 @@ def test_a_setting_that_names_no_tokenizer_is_told_what_there_is(spec: str) -> N
 @pytest.mark.parametrize("n", [0, 256])
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(n: int) -> None:
     with pytest.raises(UsageError, match=f"at least 257 ids .*, not {n}") as e:
-        make_tokenizer(f"bpe:{n}", some_text)
+        make_tokenizer(f"bpe:{n}", some_text())
     one_line(e)
 
 
@@ -282,7 +292,7 @@ def test_a_merge_that_comes_twice_is_refused(trained: Tokenizer, tmp_path: Path)
     with (tmp_path / "merges.txt").open("a", encoding="utf-8") as file:
         file.write(first + "\n")
     with pytest.raises(
-        TokenizerError, match=r"expected ids that rise in the order of the merges, found .* with id 256"
+        TokenizerError, match=r"expected ids that increase in the order of the merges, found .* with id 256"
     ):
         Tokenizer.from_folder(tmp_path)
 
@@ -350,10 +360,10 @@ def test_a_folder_with_a_file_missing_is_refused(trained: Tokenizer, tmp_path: P
     [
         ("vocab.json", "{", "[", r"vocab\.json: expected JSON, found"),
         ("vocab.json", '"!": 0', '"!": "zero"', r"expected whole numbers as ids, found '!' with id 'zero'"),
-        ("vocab.json", '"!": 0', '"!": 1', r"expected an id of its own for each token, found 400 tokens with 399 ids"),
+        ("vocab.json", '"!": 0', '"!": 1', r"expected a different id for each token, found 400 tokens with 399 ids"),
         ("vocab.json", '"!": 0, ', "", r"expected all 256 bytes in the vocabulary, found 255, without '!'"),
         ("vocab.json", f'"{EOT}"', '"</s>"', r"expected <\|endoftext\|> among the tokens, found none"),
-        ("vocab.json", ": 256", ": 999", r"expected ids that rise in the order of the merges"),
+        ("vocab.json", ": 256", ": 999", r"expected ids that increase in the order of the merges"),
         ("merges.txt", "\n", "\nĠ x\n", r"into one of the vocabulary, found 'Ġ' 'x'"),
         ("merges.txt", "\n", "\nthree tokens here\n", r"a space between them in line 2, found 'three tokens here'"),
         ("merges.txt", "\n", "\n\n", r"in line 2, found ''"),
@@ -365,8 +375,8 @@ def test_a_folder_with_a_file_missing_is_refused(trained: Tokenizer, tmp_path: P
         ),
         ("tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true', "belongs to another kind of model"),
         ("tokenizer.json", '"normalizer": null', '"normalizer": {"type": "NFC"}', "belongs to another kind of model"),
-        ("tokenizer.json", '"model"', '"modell"', r"what the tokenizers library writes, found KeyError: 'model'"),
-        ("tokenizer.json", '"merges": [', '"merges": [3, ', r"what the tokenizers library writes, found TypeError"),
+        ("tokenizer.json", '"model"', '"modell"', r"the format of the tokenizers library, found KeyError: 'model'"),
+        ("tokenizer.json", '"merges": [', '"merges": [3, ', r"the format of the tokenizers library, found TypeError"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_was_expected_and_what_was_found(

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_gpt.errors import DataError
+from mlx_gpt.text.dataset import unigram_and_bigram_entropy
 from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.text.windows import TokenStream, Windows, endless_batches, entropies
+from mlx_gpt.text.windows import TokenStream, Windows, endless_batches
 
 EOT = 99
 
@@ -182,13 +183,15 @@ def test_the_order_of_the_batches_is_fixed_by_the_seed() -> None:
 
 
 def entropies_of(ids: list[int], vocab_size: int = 100) -> tuple[float, float]:
-    return entropies(TokenStream(np.array([EOT, *ids, EOT], np.int32), np.array([0, len(ids) + 1])), vocab_size)
+    return unigram_and_bigram_entropy(
+        TokenStream(np.array([EOT, *ids, EOT], np.int32), np.array([0, len(ids) + 1])), vocab_size
+    )
 
 
 def test_a_text_that_alternates_costs_ln_2_by_itself_and_nothing_after_its_neighbour() -> None:
     ids = [EOT, 7] * 50  # with the mark for the other letter, no token is unlike the others
     stream = TokenStream(np.array([*ids, EOT], np.int32), np.array([0]))
-    assert entropies(stream, 100) == (pytest.approx(log(2)), pytest.approx(0, abs=1e-12))
+    assert unigram_and_bigram_entropy(stream, 100) == (pytest.approx(log(2)), pytest.approx(0, abs=1e-12))
 
 
 def test_a_text_in_which_every_pair_occurs_once_costs_ln_v_either_way() -> None:
@@ -199,7 +202,7 @@ def test_a_text_in_which_every_pair_occurs_once_costs_ln_v_either_way() -> None:
         walk.append(after[-1])
     assert not left  # a de Bruijn sequence: always going to the highest place not yet gone to from here
     stream = TokenStream(np.array(walk, np.int32), np.array([0]))
-    assert entropies(stream, V) == (pytest.approx(log(V)), pytest.approx(log(V)))
+    assert unigram_and_bigram_entropy(stream, V) == (pytest.approx(log(V)), pytest.approx(log(V)))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60))

@@ -7,7 +7,6 @@ import threading
 import pytest
 from helpers.small_training import SMALL
 
-from mlx_gpt.text.corpus import Corpus
 from mlx_gpt.text.dataset import dataset_from_texts
 from mlx_gpt.train import speed as speed_module
 from mlx_gpt.train.config import TrainConfig
@@ -18,7 +17,7 @@ from mlx_gpt.train.speed import measure_training_speed
 def test_training_speed_is_tokens_by_seconds_of_steps_that_last_as_long_as_asked(
     seconds: float, n_steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = dataset_from_texts(Corpus("letters", ["abc " * 100], ["abc " * 10]), "bytes")
+    dataset = dataset_from_texts("letters", ["abc " * 100], ["abc " * 10], "bytes")
     now, n = 0.0, 0
 
     def one_step(*_: object) -> list[object]:
@@ -35,7 +34,7 @@ def test_training_speed_is_tokens_by_seconds_of_steps_that_last_as_long_as_asked
 
 
 def test_measuring_the_training_speed_ends_its_thread() -> None:
-    dataset = dataset_from_texts(Corpus("letters", ["abc " * 100], ["abc " * 10]), "bytes")
+    dataset = dataset_from_texts("letters", ["abc " * 100], ["abc " * 10], "bytes")
     assert measure_training_speed(SMALL, TrainConfig(batch_size=2), dataset, seconds=0.0) > 0
     for thread in threading.enumerate():
         if thread.name == "batches":

@@ -22,7 +22,6 @@ from rich.console import Console
 from mlx_gpt.errors import DataError, MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load
-from mlx_gpt.text.corpus import Corpus
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.windows import Windows, endless_batches
 from mlx_gpt.tinyworld import stories as tinyworld
@@ -45,7 +44,7 @@ QUICK = TrainConfig(steps=6, batch_size=4, eval_every=3, eval_windows=2)
 def dataset() -> Dataset:
     """A few stories, in plain bytes."""
     told = tinyworld.generate_stories(12, seed=0)
-    return dataset_from_texts(Corpus("a few stories", told[:10], told[10:]), "bytes")
+    return dataset_from_texts("a few stories", told[:10], told[10:], "bytes")
 
 
 def quiet() -> Console:
@@ -325,7 +324,7 @@ def test_a_folder_that_exists_is_refused_and_untouched(dataset: Dataset, tmp_pat
 
 
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
-    short = dataset_from_texts(Corpus("short", ["ab"], ["cd"]), "bytes")
+    short = dataset_from_texts("short", ["ab"], ["cd"], "bytes")
     with pytest.raises(DataError, match="shorter than one window: 3 tokens"):
         trained(short, tmp_path / "deep" / "run")
     assert not list(tmp_path.iterdir())
@@ -390,9 +389,9 @@ def test_a_setting_that_cannot_work_is_refused_by_its_flag(settings: dict[str, A
 
 def test_baselines_go_from_ln_V_to_the_best_possible_loss() -> None:
     told = tinyworld.generate_stories(60, seed=0)
-    made = dataset_from_texts(Corpus("tinyworld", told[:50], told[50:]), "bpe:300")
+    made = dataset_from_texts("tinyworld", told[:50], told[50:], "bpe:300")
     assert list(made.baselines) == ["ln V", "unigram", "bigram", "best possible"]
     assert list(made.baselines.values()) == sorted(made.baselines.values(), reverse=True)
     assert made.baselines["ln V"] == log(300)
     assert made.baselines["best possible"] == tinyworld.best_loss(told[50:], made.val.n_tokens)
-    assert "best possible" not in dataset_from_texts(Corpus("mine", told[:50], told[50:]), "bpe:300").baselines
+    assert "best possible" not in dataset_from_texts("mine", told[:50], told[50:], "bpe:300").baselines

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlx_gpt.text.dataset import Dataset, text_size
+from mlx_gpt.text.corpora import CORPORA, GeneratedCorpus
+from mlx_gpt.text.dataset import Dataset
+from mlx_gpt.text.sources import find_sources
 from mlx_gpt.train.auto.defaults import choose, choose_learning_rate
 from mlx_gpt.train.auto.model_size import (
     TYPICAL_STEP,
@@ -39,9 +41,9 @@ def measure_slowest(group: mx.distributed.Group | None) -> Machine:
 
 def tokenizer_for(data: str, machine: Machine, seconds: float) -> Choice:
     """Choose the vocabulary for a text that has not been read yet."""
-    if data == "tinyworld":
-        return Choice({"tokenizer": "bpe:1024"}, "nearly every word of tinyworld is one of its ids")
-    return choose_tokenizer(text_size(data), machine, seconds)
+    if isinstance(corpus := CORPORA.get(data), GeneratedCorpus):
+        return Choice({"tokenizer": corpus.tokenizer}, f"the default for {data}")
+    return choose_tokenizer(find_sources([data]).n_bytes, machine, seconds)
 
 
 def plan(
