@@ -12,6 +12,7 @@ from tyro.conf import Suppress, arg
 
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
+from mlx_gpt.text.corpora import CORPORA
 from mlx_gpt.train.config import LENGTHS, TrainConfig
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ Flags = TypeVar("Flags", bound="TrainFlags")
 class TrainFlags:
     """The flags, with ``given``: the names of those that were given."""
 
-    data: str
-    """a file, folder or glob of .txt, .md, .jsonl or .parquet; a prepared folder; or tinyworld, shakespeare ..."""
+    data: Annotated[
+        str,
+        arg(help=f"a file, folder or glob of .txt, .md, .jsonl, .parquet; a prepared folder; or {', '.join(CORPORA)}"),
+    ]
     out: Path
     """a new folder for the model, metrics.jsonl and loss.png; runs/NAME-OF-THE-DATA unless given"""
     resume: Path | None = None

@@ -52,7 +52,7 @@ FROM_FILE = [*TRAIN, "--config", "my.toml"]
 WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     # Outside: 1
     (nothing, NO_DATA, 1, "no.txt: expected text, found no such file, folder or glob"),
-    (empty_text, TRAIN, 1, "expected text to train on and to measure by, found nothing for train; bring more"),
+    (empty_text, TRAIN, 1, "expected text for training and for validation, found none for train; use more"),
     (short_text, TRAIN, 1, "the text is shorter than one window: "),
     (nothing, [*TRAIN, "--init", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
     # Usage: 2
