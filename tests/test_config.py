@@ -25,7 +25,7 @@ def test_the_releases_have_the_published_number_of_parameters(preset: str, count
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_has_the_parameters_its_shape_promises(preset: str) -> None:
+def test_every_preset_has_the_parameters_of_its_shape(preset: str) -> None:
     config = GPTConfig.preset(preset)
     V, P, C, L = config.vocab_size, config.n_positions, config.n_embd, config.n_layer
     block = 12 * C * C + 13 * C  # qkv 3, output 1, MLP 4 + 4; biases 3 + 1 + 4 + 1, two norms of 2
@@ -56,7 +56,7 @@ def test_every_preset_has_the_parameters_its_shape_promises(preset: str) -> None
         ("tie_word_embeddings", None),
     ],
 )
-def test_a_value_that_cannot_work_is_refused_in_one_line_that_names_it(field: str, value: Any) -> None:
+def test_an_invalid_value_is_refused_in_one_line_that_names_it(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field) as refusal:
         GPTConfig(**{field: value})
     message = str(refusal.value)
@@ -64,12 +64,12 @@ def test_a_value_that_cannot_work_is_refused_in_one_line_that_names_it(field: st
     assert str(value) in message
 
 
-def test_a_width_that_the_heads_cannot_share_is_refused_with_both_numbers() -> None:
+def test_a_width_indivisible_by_the_heads_is_refused_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"n_embd=100, n_head=3"):
         GPTConfig(n_embd=100, n_head=3)
 
 
-def test_the_configuration_cannot_be_changed_behind_the_models_back() -> None:
+def test_the_configuration_is_immutable() -> None:
     config = GPTConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.n_layer = 3  # type: ignore[misc]

@@ -122,7 +122,7 @@ def spans(hub: Hub) -> list[str]:
     return [line[2] if len(line) > 2 else "all" for line in asked]
 
 
-def test_a_model_is_fetched_once_and_is_then_there_without_the_hub(hub: Hub, loads: Loads, tmp_path: Path) -> None:
+def test_a_model_is_downloaded_once_and_then_loads_without_the_hub(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     first = f"{0:040x}"
     assert loads_elsewhere(tmp_path, hub.address, ("ada/tiny", None), ("ada/tiny", None)) == [loaded(hub)] * 2
     needed = {"config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"}
@@ -133,7 +133,7 @@ def test_a_model_is_fetched_once_and_is_then_there_without_the_hub(hub: Hub, loa
     assert loaded(hub, "v0") != loaded(hub)
 
 
-def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, loads: Loads, tmp_path: Path) -> None:
+def test_every_refusal_of_the_hub_is_reported_in_one_line(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     for name in ("gated", "shut", "broken", "holey"):
         hub.add(f"ada/{name}", hub.holds["ada/tiny"]["main"])
     (tmp_path / "bare").mkdir()
@@ -165,7 +165,7 @@ def test_what_the_hub_does_not_give_is_told_in_one_line_each(hub: Hub, loads: Lo
         assert expected in line
 
 
-def test_without_a_network_and_a_cache_the_way_out_is_told(loads: Loads) -> None:
+def test_without_a_network_and_a_cache_the_error_names_the_remedy(loads: Loads) -> None:
     (line,) = loads(NOWHERE, ("ada/tiny", None))
     start, _, end = line.partition(" (ConnectError")
     assert (
@@ -177,7 +177,7 @@ def test_without_a_network_and_a_cache_the_way_out_is_told(loads: Loads) -> None
     assert "it is not in the cache, and HF_HUB_OFFLINE forbids access to the hub; unset it" in line
 
 
-def test_a_pickle_is_fetched_only_where_there_is_nothing_else_and_one_wants_it(
+def test_a_pickle_is_downloaded_only_if_allowed_and_there_are_no_safetensors(
     hub: Hub, loads: Loads, tmp_path: Path
 ) -> None:
     (hub.holds["ada/tiny"]["main"] / "model.safetensors").unlink()
@@ -192,13 +192,13 @@ def test_a_pickle_is_fetched_only_where_there_is_nothing_else_and_one_wants_it(
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
-def test_a_lost_connection_is_taken_up_where_it_broke(hub: Hub, loads: Loads, knows_ranges: bool) -> None:
+def test_a_lost_connection_is_resumed(hub: Hub, loads: Loads, knows_ranges: bool) -> None:
     hub.stops, hub.knows_ranges = [20_000], knows_ranges  # without, all comes once more
     assert loads(hub.address, ("ada/tiny", None)) == [loaded(hub)]
     assert spans(hub) == ["all", "bytes=20000-"]
 
 
-def test_a_download_that_was_killed_goes_on_in_the_next_process(hub: Hub, loads: Loads, tmp_path: Path) -> None:
+def test_a_killed_download_is_resumed_by_the_next_process(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     part = killed_halfway(hub, tmp_path)
     size = part.stat().st_size
     assert loads(hub.address, ("ada/tiny", None)) == [loaded(hub)]
@@ -225,15 +225,13 @@ def wait_for_a_part(cache: Path, size: int) -> Path:
     raise AssertionError("nothing came")
 
 
-def test_what_is_half_there_is_not_taken_for_the_model_where_the_hub_is_gone(
-    hub: Hub, loads: Loads, tmp_path: Path
-) -> None:
+def test_a_partial_download_is_not_used_as_a_model_offline(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     killed_halfway(hub, tmp_path)
     (line,) = loads(NOWHERE, ("ada/tiny", None))
     assert "it is not in the cache" in line
 
 
-def test_bytes_that_are_not_those_announced_are_thrown_away(hub: Hub, loads: Loads, tmp_path: Path) -> None:
+def test_bytes_with_another_sha256_than_announced_are_discarded(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     hub.damages = True
     (line,) = loads(hub.address, ("ada/tiny", None))
     assert "from the hub: model.safetensors is damaged: expected sha256" in line
@@ -242,7 +240,7 @@ def test_bytes_that_are_not_those_announced_are_thrown_away(hub: Hub, loads: Loa
     assert loads(hub.address, ("ada/tiny", None)) == [loaded(hub)]
 
 
-def test_two_who_fetch_the_same_at_once_fetch_it_once(hub: Hub, tmp_path: Path) -> None:
+def test_two_processes_download_the_same_file_once(hub: Hub, tmp_path: Path) -> None:
     processes = [client(tmp_path, hub.address, ("ada/tiny", None)) for _ in range(2)]
     assert [process.communicate(timeout=100)[0].strip() for process in processes] == [loaded(hub)] * 2
     assert spans(hub) == ["all"]

@@ -93,7 +93,7 @@ def never(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_checkpoint_comes_back_to_the_bit_and_so_does_the_next_step(tmp_path: Path, kind: str) -> None:
+def test_a_checkpoint_is_restored_to_the_bit_and_so_is_the_next_step(tmp_path: Path, kind: str) -> None:
     model, optimizer, step = trained(3, kind)
     progress = RunProgress(3, 48, 3, 0.1, best_val_loss=1 / 3, best_step=2, stale=1, rows=4, random=random_keys())
     folder = save_checkpoint(tmp_path, model, Tokenizer.bytes(), optimizer, progress)
@@ -135,7 +135,7 @@ def test_its_checksums_are_those_of_its_files(run: Path) -> None:
     assert (folder / "SHA256SUMS").read_text().splitlines() == expected  # as sha256sum -c reads them
 
 
-def test_the_last_k_are_kept(tmp_path: Path) -> None:
+def test_the_last_k_checkpoints_are_kept(tmp_path: Path) -> None:
     model, optimizer, _ = trained(1)
     keeper = CheckpointManager(tmp_path, Tokenizer.bytes(), keep=2)
     assert keeper.newest() is None
@@ -169,7 +169,7 @@ def one_bit(file: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [missing, truncated, emptied, one_bit])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     run: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     damage(run / "checkpoints/step-4" / name)
@@ -181,11 +181,11 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
     assert name in line or name == "SHA256SUMS"
 
 
-def test_a_whole_checkpoint_is_taken_without_a_word(run: Path) -> None:
+def test_a_whole_checkpoint_is_used_without_a_message(run: Path) -> None:
     assert newest_checkpoint(run, never) == run / "checkpoints/step-4"
 
 
-def test_where_all_are_damaged_it_is_told_how_to_start_again(run: Path) -> None:
+def test_if_all_are_damaged_the_error_says_how_to_start_again(run: Path) -> None:
     said: list[str] = []
     for n in (3, 4):
         emptied(run / f"checkpoints/step-{n}/optimizer.safetensors")
@@ -196,7 +196,7 @@ def test_where_all_are_damaged_it_is_told_how_to_start_again(run: Path) -> None:
         newest_checkpoint(run.parent, never)
 
 
-def test_what_a_killed_process_left_is_no_checkpoint_and_goes_away(run: Path) -> None:
+def test_the_leftovers_of_a_killed_process_are_removed(run: Path) -> None:
     shutil.copytree(run / "checkpoints/step-4", run / "checkpoints/.step-5-abc")
     assert newest_checkpoint(run, never) == run / "checkpoints/step-4"
     model, optimizer, _ = trained(1)
@@ -204,7 +204,7 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_goes_away(run: Path) ->
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-4", "step-6"]
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(run: Path) -> None:
+def test_a_damaged_checkpoint_is_replaced_when_its_step_is_saved_again(run: Path) -> None:
     emptied(run / "checkpoints/step-4/model.safetensors")
     model, optimizer, _ = trained(4)
     save_checkpoint(run, model, Tokenizer.bytes(), optimizer, RunProgress(step=4))
@@ -274,7 +274,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones_as_they_wer
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_every_file_is_on_the_disk_before_the_checkpoint_has_its_name(
+def test_every_file_is_flushed_before_the_checkpoint_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []

@@ -40,7 +40,9 @@ def same(found: dict[str, mx.array], expected: dict[str, mx.array]) -> bool:
     tied=st.booleans(),
 )
 @settings(max_examples=25, deadline=None)
-def test_there_and_back_changes_no_bit(heads: int, head_dim: int, layers: int, inner: int | None, tied: bool) -> None:
+def test_converting_to_the_hub_and_back_changes_no_bit(
+    heads: int, head_dim: int, layers: int, inner: int | None, tied: bool
+) -> None:
     config = GPTConfig(
         vocab_size=7,
         n_positions=3,
@@ -83,18 +85,18 @@ def test_a_prefix_mask_buffers_and_the_copy_of_a_tied_head_make_no_difference() 
     assert same(from_hub(unprefixed, TINY), parameters())
 
 
-def test_a_head_of_its_own_is_kept_where_the_config_says_so() -> None:
+def test_an_untied_head_is_kept_if_the_config_says_so() -> None:
     assert same(from_hub(hub(UNTIED), UNTIED), parameters(UNTIED))
 
 
-def test_a_head_of_its_own_is_refused_where_the_config_says_it_is_tied() -> None:
+def test_an_untied_head_is_refused_if_the_config_says_it_is_tied() -> None:
     weights = hub() | {"lm_head.weight": hub()["wte.weight"] + 1}
     with pytest.raises(ModelFolderError, match=r"lm_head\.weight: expected a copy of wte\.weight.*tie_word_embeddings"):
         from_hub(weights, TINY)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-def test_half_precision_becomes_float32_unless_asked_otherwise(dtype: mx.Dtype) -> None:
+def test_half_precision_becomes_float32_by_default(dtype: mx.Dtype) -> None:
     halves = {name: weight.astype(dtype) for name, weight in hub().items()}
     assert {weight.dtype for weight in from_hub(halves, TINY).values()} == {mx.float32}
     assert {weight.dtype for weight in from_hub(halves, TINY, dtype=dtype).values()} == {dtype}
@@ -146,7 +148,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_is_not_this_gpt2_is_refused_in_one_line_that_names_the_tensor(case: str) -> None:
+def test_weights_of_another_model_are_refused_in_one_line_that_names_the_tensor(case: str) -> None:
     weights, message = REFUSALS[case]
     with pytest.raises(ModelFolderError, match=re.escape(message)) as refusal:
         from_hub(weights, TINY)

@@ -36,7 +36,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize(("dtype", "version"), [(mx.float32, 3), (mx.bfloat16, 5)], ids=str)
-def test_an_exported_llmc_file_is_llmcs_byte_for_byte_and_comes_back(
+def test_an_exported_llmc_file_is_llmcs_byte_for_byte_and_converts_back(
     tmp_path: Path, dtype: mx.Dtype, version: int
 ) -> None:
     write_hub(tmp_path / "hub", PLAIN)
@@ -107,7 +107,7 @@ def test_transformers_reads_an_exported_gguf_with_the_same_logits(with_merges: P
     assert np.abs(found - gpt2(HubWeights(WIDE, SETTINGS), IDS)).max() < TOLERANCE
 
 
-def test_a_gguf_wants_merges(tmp_path: Path) -> None:
+def test_a_gguf_requires_merges(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="needs a tokenizer with merges"):
         export(find_source(write_hub(tmp_path / "hub", PLAIN)), tmp_path / "x.gguf", "gguf")
     assert everything(tmp_path).keys() == {"hub", *(f"hub/{file.name}" for file in (tmp_path / "hub").iterdir())}
@@ -135,7 +135,7 @@ def test_a_setting_that_the_other_program_ignores_is_refused_by_name(
     assert message in str(refusal.value)
 
 
-def test_another_inner_width_has_no_place_in_llmc(tmp_path: Path) -> None:
+def test_another_inner_width_is_not_exported_to_llmc(tmp_path: Path) -> None:
     source = find_source(write_hub(tmp_path / "hub", NARROW, n_inner=24))
     with pytest.raises(ModelFolderError, match=r"n_inner = 4 \* n_embd only, this model has 24"):
         export(source, tmp_path / "x", "llm.c")

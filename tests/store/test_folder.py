@@ -81,7 +81,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
-def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_saved_model_loads_bit_for_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
     model = new_model(replace(SMALL, **settings))
     save(model, TOKENIZER, tmp_path)
     again, tokenizer = load(tmp_path)
@@ -98,14 +98,14 @@ def test_a_loaded_model_is_in_eval_mode(tmp_path: Path) -> None:
     assert mx.array_equal(model(IDS), model(IDS))
 
 
-def test_a_loaded_model_needs_its_folder_no_longer(folder: Path) -> None:
+def test_a_loaded_model_does_not_need_its_folder(folder: Path) -> None:
     model, _ = load(folder)
     file = folder / "model.safetensors"
     file.write_bytes(bytes(file.stat().st_size))  # MLX reads lazily: weights not yet read would now be zeros
     assert mx.array_equal(model(IDS), new_model()(IDS))
 
 
-def test_a_folder_is_what_the_hub_has(folder: Path) -> None:
+def test_a_folder_has_the_hubs_tensors_and_files(folder: Path) -> None:
     names = {file.name for file in folder.iterdir()}
     assert names == {
         "config.json",
@@ -148,7 +148,7 @@ def test_a_second_save_replaces_the_first_and_leaves_other_files_alone(folder: P
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_saving_over_a_sharded_model_leaves_no_shard_that_others_would_read(folder: Path) -> None:
+def test_saving_over_a_sharded_model_removes_its_shards(folder: Path) -> None:
     for stale in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "added_tokens.json"):
         (folder / stale).write_text("{}")
     save(new_model(seed=1), TOKENIZER, folder)
@@ -164,7 +164,7 @@ STEPS = ["tokenizer", "config", "weights", "truncated", "fsync", *(f"move {i}" f
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("is_new", [False, True], ids=["over an earlier model", "into a new folder"])
-def test_a_save_that_fails_anywhere_leaves_what_was_there(
+def test_a_save_that_fails_at_any_step_leaves_the_earlier_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, is_new: bool
 ) -> None:
     folder, earlier = tmp_path / "model", new_model()
@@ -212,7 +212,7 @@ def break_move(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     monkeypatch.setattr(os, "replace", lambda *pair: no_room() if next(calls) == at else move(*pair))
 
 
-def test_an_interrupted_save_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_the_earlier_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -224,7 +224,7 @@ def test_an_interrupted_save_leaves_what_was_there(folder: Path, monkeypatch: py
     assert not list(folder.glob(".*"))
 
 
-def test_save_refuses_what_no_one_could_load(tmp_path: Path) -> None:
+def test_save_refuses_a_folder_that_could_not_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ModelFolderError, match="could not be saved"):
         save(new_model(), TOKENIZER, tmp_path / "file")
@@ -241,7 +241,7 @@ def test_save_refuses_what_no_one_could_load(tmp_path: Path) -> None:
 # Folders as people have them
 
 
-def test_shards_are_read_by_their_index_and_stale_ones_ignored(folder: Path) -> None:
+def test_shards_are_read_by_their_index_and_stale_ones_are_ignored(folder: Path) -> None:
     weights = to_hub(dict(tree_flatten(new_model().parameters())))
     names = sorted(weights)
     halves = {"model-00001-of-00002.safetensors": names[:9], "model-00002-of-00002.safetensors": names[9:]}
@@ -261,7 +261,7 @@ def test_shards_are_read_by_their_index_and_stale_ones_ignored(folder: Path) -> 
     assert "expected a weight_map of tensors to files beside it, found '../elsewhere.safetensors'" in refusal(folder)
 
 
-def test_a_pickle_is_never_opened_and_the_way_to_safetensors_is_told(folder: Path) -> None:
+def test_a_pickle_is_never_opened_and_the_error_names_convert(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     message = refusal(folder)
     assert "pytorch_model.bin: expected safetensors, found a pickle" in message
@@ -337,7 +337,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_damage_is_told_in_one_line(folder: Path, case: str) -> None:
+def test_damage_is_reported_in_one_line(folder: Path, case: str) -> None:
     damage(folder, case)
     message = refusal(folder)
     assert DAMAGE[case] in message
@@ -376,9 +376,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "~/nowhere-at-all", "runs\\x", "-x", "x y"])
-def test_what_looks_like_a_path_and_is_none_is_never_asked_of_the_hub(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_path_is_never_requested_from_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # importing it would fail
     assert "no such folder" in refusal(name)
 
@@ -388,7 +386,7 @@ def test_a_path_object_is_never_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "gpt2-of-mine: no such folder" in refusal(Path("gpt2-of-mine"))
 
 
-def test_a_file_or_a_revision_where_a_folder_is_meant_is_told(folder: Path) -> None:
+def test_a_file_or_a_revision_in_place_of_a_folder_is_refused(folder: Path) -> None:
     assert "expected a model folder, found a file" in refusal(folder / "model.safetensors")
     assert "a revision ('main') names a version on the hub, but this is a folder" in refusal(folder, revision="main")
 

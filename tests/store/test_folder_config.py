@@ -59,19 +59,19 @@ def test_a_config_as_transformers_5_writes_it_is_read() -> None:
 
 
 @pytest.mark.parity
-def test_everything_transformers_writes_by_itself_is_known(tmp_path: Path) -> None:
+def test_every_key_that_transformers_writes_is_known(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     written = json.loads(transformers.GPT2Config().to_json_string(use_diff=False))
     assert config_of(tmp_path, written) == replace(GPTConfig(), attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)
 
 
-def test_every_setting_that_changes_the_numbers_is_honoured(tmp_path: Path) -> None:
+def test_every_setting_that_changes_the_logits_is_honoured(tmp_path: Path) -> None:
     other = GPTConfig(100, 16, 32, 3, 4, 48, "gelu", 0.3, 0.4, 0.5, 1e-6, 0.1, False, True, False)
     assert not [name for name, value in asdict(other).items() if value == getattr(GPTConfig(), name)]
     assert config_of(tmp_path, asdict(other) | {"model_type": "gpt2"}) == other
 
 
-def test_general_names_stand_for_gpt2s_own(tmp_path: Path) -> None:
+def test_transformers_general_names_are_aliases_of_gpt2s(tmp_path: Path) -> None:
     names = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 16}
     config = config_of(tmp_path, names | {"model_type": "gpt2"})
     assert (config.n_embd, config.n_layer, config.n_head, config.n_positions) == (32, 3, 4, 16)
@@ -108,6 +108,6 @@ def test_a_config_of_another_model_is_refused_by_the_setting(
     assert str(tmp_path / "config.json") in str(error.value)
 
 
-def test_settings_that_are_off_or_harmless_are_no_trouble(tmp_path: Path) -> None:
+def test_disabled_and_harmless_settings_are_accepted(tmp_path: Path) -> None:
     extra = {"add_cross_attention": False, "pruned_heads": {}, "reorder_and_upcast_attn": True, "temperature": 0.7}
     assert config_of(tmp_path, OPENAI | extra) == config_of(tmp_path, OPENAI)

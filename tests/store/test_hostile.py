@@ -94,7 +94,7 @@ def test_a_header_of_absurd_length_is_refused(folder: Path, length: int) -> None
     assert "expected a whole safetensors file" in refusal(folder)
 
 
-def test_a_header_that_is_there_but_longer_than_any_gpts_is_not_read(folder: Path) -> None:
+def test_a_header_longer_than_any_gpts_is_not_read(folder: Path) -> None:
     header, data = header_of(folder)
     write_header(folder, json.dumps(header).encode() + b" " * 3_000_000, data)
     assert "where a thousand layers take 1500000" in refusal(folder)
@@ -143,7 +143,7 @@ HEADERS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 @pytest.mark.parametrize("case", HEADERS)
-def test_a_header_that_lies_is_refused(folder: Path, case: str) -> None:
+def test_a_header_that_contradicts_the_file_is_refused(folder: Path, case: str) -> None:
     header, data = header_of(folder)
     HEADERS[case](header)
     write_header(folder, header, data)
@@ -158,7 +158,7 @@ def test_a_tensor_of_another_rank_or_shape_is_refused_by_its_name(folder: Path, 
     assert f"wpe.weight: expected shape (8, 8), found {tuple(shape)}" in refusal(folder)
 
 
-def test_a_tensor_that_is_there_twice_is_refused(folder: Path) -> None:
+def test_a_duplicate_tensor_is_refused(folder: Path) -> None:
     header, data = header_of(folder)
     text = json.dumps(header)
     write_header(folder, (text[:-1] + ', "wpe.weight": ' + json.dumps(header["wpe.weight"]) + "}").encode(), data)
@@ -171,7 +171,7 @@ def test_a_tensor_that_is_there_twice_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["wte.weight", "h.1.mlp.c_proj.bias"])
-def test_weights_that_are_no_numbers_are_refused_by_name(
+def test_weights_with_nan_or_infinity_are_refused_by_name(
     folder: Path, name: str, value: float, dtype: mx.Dtype
 ) -> None:
     weights = {key: weight.astype(dtype) for key, weight in mx.load(str(folder / WEIGHTS)).items()}
@@ -185,7 +185,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
         load(folder, dtype=mx.bfloat16)
 
 
-def test_the_largest_numbers_are_numbers(folder: Path) -> None:
+def test_the_largest_finite_numbers_are_accepted(folder: Path) -> None:
     weights = dict(mx.load(str(folder / WEIGHTS)))
     weights["wpe.weight"] = mx.full((8, 8), -3.38e38)
     mx.eval(weights)
@@ -220,7 +220,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_a_config_that_wants_too_much_is_refused_before_it_is_given_any(folder: Path, case: str) -> None:
+def test_a_config_that_asks_for_too_much_is_refused_before_memory_is_allocated(folder: Path, case: str) -> None:
     change, message = CONFIGS[case]
     text = json.dumps(json.loads((folder / CONFIG).read_text()) | change)
     (folder / CONFIG).write_text(text.replace('"10**5000"', "1" + "0" * 5000))
@@ -245,13 +245,13 @@ def put(folder: Path, name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", JSON_FILES)
 @pytest.mark.parametrize("text", [DEEP, '{"a":' * 100_000, '{"a": 1, "a": 2}', "9" * 10_000, "null", '"'], ids=range(6))
-def test_json_that_is_too_deep_or_none_is_refused(folder: Path, name: str, text: str) -> None:
+def test_invalid_or_too_deeply_nested_json_is_refused(folder: Path, name: str, text: str) -> None:
     put(folder, name, text)
     assert name in refusal(folder)
 
 
 @pytest.mark.parametrize("name", [CONFIG, "vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json", INDEX])
-def test_a_file_without_end_is_not_read(folder: Path, name: str) -> None:
+def test_an_endless_file_is_not_read(folder: Path, name: str) -> None:
     put(folder, name, "")
     os.truncate(folder / name, 2**40)  # takes no room on the disk
     assert "more than" in refusal(folder)
@@ -263,7 +263,7 @@ def test_a_file_without_end_is_not_read(folder: Path, name: str) -> None:
     assert "not a file but a device or a pipe" in refusal(folder)
 
 
-def test_weights_that_are_no_file_are_refused(folder: Path) -> None:
+def test_weights_that_are_not_a_file_are_refused(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     os.mkfifo(folder / WEIGHTS)
     assert "expected weights, found a pipe" in refusal(folder)
@@ -295,7 +295,7 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("name", [*ELSEWHERE, 5, None, ["x"]], ids=repr)
-def test_an_index_leads_to_no_file_elsewhere(folder: Path, name: Any) -> None:
+def test_an_index_cannot_name_a_file_in_another_folder(folder: Path, name: Any) -> None:
     (folder / WEIGHTS).rename(folder / "x.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": {"wte.weight": name}}))
     assert "expected a weight_map of tensors to files beside it" in refusal(folder)
@@ -318,7 +318,7 @@ def test_an_index_without_shards_is_refused(folder: Path, weight_map: Any) -> No
     [{"": 257}, {"\ud800": 257}, {"<x>": -1}, {"<x>": 1.0}, {"<x>": True}, {"<x>": 10**12}, {"<x>": "257"}, {"<x>": 0}],
     ids=repr,
 )
-def test_a_token_that_cannot_be_one_is_refused(folder: Path, added: dict[str, Any]) -> None:
+def test_an_invalid_token_is_refused(folder: Path, added: dict[str, Any]) -> None:
     (folder / "added_tokens.json").write_text(json.dumps(added))
     assert "merges.txt: expected" in refusal(folder)
 
@@ -379,9 +379,7 @@ def test_a_pickled_tensor_that_is_larger_than_its_file_is_refused(
     assert "wte.weight: 40000000000000 bytes in a file of" in the_line(capsys.readouterr().err)
 
 
-def test_the_command_says_one_line_and_no_more(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / CONFIG).write_text(DEEP)
     for verb in (["generate"], ["verify"], ["eval", "--task", "lambada", "--data", str(folder / CONFIG)]):
         assert main([*verb, str(folder)]) == 1

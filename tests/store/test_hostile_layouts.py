@@ -202,7 +202,7 @@ def test_the_checksum_is_castagnolis() -> None:
 
 
 @pytest.mark.parametrize("at", range(0, 2400, 97))
-def test_no_bit_of_what_says_where_values_are_changes_unnoticed(release: Path, at: int) -> None:
+def test_no_flipped_bit_of_the_index_goes_unnoticed(release: Path, at: int) -> None:
     """Each of these would be another place, another shape, or another name, and no error without the checksum."""
     content = bytearray((release / INDEX).read_bytes())
     footer = len(content) - 48
@@ -216,14 +216,14 @@ def test_no_bit_of_what_says_where_values_are_changes_unnoticed(release: Path, a
         assert np.array_equal(found[name], value)
 
 
-def test_bytes_in_front_of_the_values_are_noticed(release: Path) -> None:
+def test_bytes_before_the_values_are_refused(release: Path) -> None:
     (release / DATA).write_bytes(bytes(4) + (release / DATA).read_bytes())
     with pytest.raises(ModelFolderError, match=r"bytes in shard 0, of which \d+ are used"):
         load(release)
 
 
 @pytest.mark.parametrize("name", ["checkpoint", INDEX, DATA])
-def test_a_file_of_a_release_that_never_ends_is_not_read(release: Path, name: str) -> None:
+def test_an_endless_file_of_a_release_is_not_read(release: Path, name: str) -> None:
     file = release / name
     os.truncate(file, 2**40)  # takes no room on the disk
     with pytest.raises(ModelFolderError, match="more than" if name != DATA else "bytes in shard 0"):
@@ -266,7 +266,7 @@ def handle(values: bytes) -> bytes:
     ],
     ids=["one block twice", "a handle without end", "a message without end", "another checksum", "past the end"],
 )
-def test_a_table_made_to_do_harm_is_refused(release: Path, content: bytes, message: str) -> None:
+def test_a_malicious_table_is_refused(release: Path, content: bytes, message: str) -> None:
     (release / INDEX).write_bytes(content)
     with pytest.raises(ModelFolderError, match=message):
         load(release)

@@ -112,14 +112,14 @@ def test_every_layout_is_recognised_and_computes_what_float64_computes(tmp_path:
     }
 
 
-def test_the_tolerance_sees_a_square_matrix_transposed(tmp_path: Path) -> None:
+def test_the_tolerance_detects_a_transposed_square_matrix(tmp_path: Path) -> None:
     wrong = PLAIN | {"h.1.attn.c_proj.weight": np.ascontiguousarray(PLAIN["h.1.attn.c_proj.weight"].T)}
     assert error(write_hub(tmp_path / "a", wrong), PLAIN) > 500 * TOLERANCE
 
 
 @pytest.mark.parametrize("layout", ["hub, no prefix", "llm.c, bfloat16"])
 @pytest.mark.parametrize("dtype", [None, mx.float32, mx.float16, mx.bfloat16], ids=str)
-def test_every_tensor_becomes_the_dtype_that_was_asked_for(tmp_path: Path, layout: str, dtype: mx.Dtype | None) -> None:
+def test_every_tensor_is_cast_to_the_requested_dtype(tmp_path: Path, layout: str, dtype: mx.Dtype | None) -> None:
     write, weights, _ = LAYOUTS[layout]
     convert(find_source(write(tmp_path / "source")), tmp_path / "dest", dtype)
     own = mx.bfloat16 if "bfloat16" in layout else mx.float32
@@ -130,7 +130,7 @@ def test_every_tensor_becomes_the_dtype_that_was_asked_for(tmp_path: Path, layou
     assert config["torch_dtype"] == str(dtype or own).removeprefix("mlx.core.")
 
 
-def test_one_tensor_after_the_other_is_in_memory(tmp_path: Path) -> None:
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
     config = GPTConfig(vocab_size=257, n_positions=8, n_embd=128, n_layer=12, n_head=2)
     save(GPT(config), Tokenizer.bytes(), tmp_path / "source")
     largest = 4 * 4 * 128 * 128
@@ -180,7 +180,7 @@ def test_mlx_lm_opens_what_quantize_writes_and_we_open_what_it_writes(tmp_path: 
 # Damage
 
 
-def test_a_damaged_llmc_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_llmc_file_is_refused(tmp_path: Path) -> None:
     file = write_llmc(tmp_path, PLAIN)
     whole = file.read_bytes()
     for content, message in [
@@ -227,7 +227,7 @@ def test_a_damaged_tensorflow_checkpoint_gives_an_error_or_the_values(tmp_path: 
 
 
 @pytest.mark.parametrize("dtype", [None, mx.float16])
-def test_what_is_no_number_in_the_new_dtype_is_told_and_nothing_is_left(tmp_path: Path, dtype: mx.Dtype | None) -> None:
+def test_an_overflow_in_the_new_dtype_is_refused_and_nothing_is_left(tmp_path: Path, dtype: mx.Dtype | None) -> None:
     huge = PLAIN["ln_f.bias"].copy()
     huge[3] = np.nan if dtype is None else 1e5
     source = write_hub(tmp_path / "hub", PLAIN | {"ln_f.bias": huge})
@@ -239,7 +239,7 @@ def test_what_is_no_number_in_the_new_dtype_is_told_and_nothing_is_left(tmp_path
 # What is there stays, what fails leaves nothing
 
 
-def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
+def test_existing_files_are_never_overwritten(tmp_path: Path) -> None:
     source = write_hub(tmp_path / "hub", PLAIN)
     (tmp_path / "file").touch()
     before = everything(tmp_path)
@@ -258,7 +258,7 @@ def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), RuntimeError("bad"), KeyboardInterrupt()])
-def test_what_fails_half_way_leaves_nothing(
+def test_a_failed_conversion_or_export_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
 ) -> None:
     source, calls = write_hub(tmp_path / "hub", PLAIN), iter(range(1000))

@@ -218,7 +218,7 @@ def test_settings_that_nanogpt_does_not_have_are_refused_by_name(
     assert message in str(refusal.value)
 
 
-def test_without_torch_a_pickle_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_a_pickle_is_refused_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "ckpt.pt").write_bytes(b"PK")
     with pytest.raises(ModelFolderError, match=r"takes torch to read or write: pip install 'torch>=2\.6'"):
