@@ -1,4 +1,4 @@
-"""The configuration refuses what cannot work, in one clear line, and its presets are the published sizes."""
+"""The configuration refuses invalid values in one line, and its presets are the published sizes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_preset_has_the_parameters_of_its_shape(preset: str) -> None:
         ("n_embd", 768.0),
         ("n_layer", True),
         ("n_head", None),
-        ("n_head", 7),  # 768 / 7 is not a whole number
+        ("n_head", 7),  # 768 / 7 is not an integer
         ("n_inner", 0),
         ("activation_function", "relu"),
         ("embd_pdrop", 1.0),
@@ -51,7 +51,7 @@ def test_every_preset_has_the_parameters_of_its_shape(preset: str) -> None:
         ("layer_norm_epsilon", float("inf")),
         ("layer_norm_epsilon", None),
         ("initializer_range", -0.02),
-        ("scale_attn_weights", "false"),  # a string that Python takes for True
+        ("scale_attn_weights", "false"),  # a string, true in Python
         ("scale_attn_by_inverse_layer_idx", 0),
         ("tie_word_embeddings", None),
     ],

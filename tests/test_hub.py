@@ -1,7 +1,6 @@
-"""Models come from the hub: only what is needed, resumed where it stopped, from the cache; trouble is one line.
+"""Models are downloaded from the hub: only the needed files, resumed, cached; failures are one line.
 
-All through the real client, to a hub on this machine's loopback; in processes of their own, where one process could
-not tell.
+All tests use the real client with a local server, in separate processes where one process would not do.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from helpers.command_line import SMALL, environment, in_a_process, the_line
-from helpers.loopback_hub import NOWHERE, Hub, ask, running
+from helpers.loopback_hub import NOWHERE, Hub, connect, running
 
 from mlx_gpt.cli import main
 from mlx_gpt.errors import ModelFolderError
@@ -37,7 +36,7 @@ UNNEEDED = ("pytorch_model.bin", "tf_model.h5", "onnx/decoder_model.onnx", "64.t
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    """A hub with one sound model, ada/tiny, in two versions; it also holds files nobody needs."""
+    """Run a hub with one valid model, ada/tiny, in two versions, and with unneeded files."""
     versions = []
     for seed in (0, 1):
         mx.random.seed(seed)
@@ -57,7 +56,7 @@ import json, sys
 from huggingface_hub import constants
 from mlx_gpt import load
 from mlx_gpt.errors import ModelFolderError
-constants.DOWNLOAD_CHUNK_SIZE = 1000  # what is small here is cut in pieces too
+constants.DOWNLOAD_CHUNK_SIZE = 1000  # so that small files come in chunks too
 for name, revision in json.loads(sys.argv[1]):
     try:
         model, tokenizer = load(name, revision)
@@ -68,14 +67,14 @@ for name, revision in json.loads(sys.argv[1]):
 
 
 def client(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: str) -> subprocess.Popen[str]:
-    """A process that loads each (name, revision) from the hub at ``endpoint``."""
+    """Start a process that loads each (name, revision) from the hub at ``endpoint``."""
     own = environment(HF_ENDPOINT=endpoint, HF_HOME=str(cache), no_proxy="127.0.0.1", **more)
     command = [sys.executable, "-c", CLIENT, json.dumps(wanted)]
     return subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def loads_elsewhere(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: str) -> list[str]:
-    """What ``load`` says in another process to each, one line each; nothing else is said."""
+    """Return the result of ``load`` in another process for each, one line each, and no other output."""
     process = client(cache, endpoint, *wanted, **more)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
@@ -103,7 +102,7 @@ def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
         return f"loaded {model.wte.weight.sum().item():.4f} {tokenizer.vocab_size}"
 
     def all_of_them(endpoint: str, *wanted: tuple[str, str | None], offline: bool = False) -> list[str]:
-        ask(endpoint, tmp_path, monkeypatch, offline)
+        connect(endpoint, tmp_path, monkeypatch, offline)
         lines = [one(*each) for each in wanted]
         assert capfd.readouterr() == ("", "")
         return lines
@@ -112,13 +111,13 @@ def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 
 def loaded(hub: Hub, revision: str = "main") -> str:
-    model, _ = load(hub.holds["ada/tiny"][revision])
+    model, _ = load(hub.repositories["ada/tiny"][revision])
     return f"loaded {model.wte.weight.sum().item():.4f} 257"
 
 
 def spans(hub: Hub) -> list[str]:
-    """What was asked of the weights: all, or from which byte on."""
-    asked = [line.split() for line in hub.asked if line.startswith("GET") and "/model.safetensors" in line]
+    """Return the requested ranges of the weights: all, or the first byte."""
+    asked = [line.split() for line in hub.requests if line.startswith("GET") and "/model.safetensors" in line]
     return [line[2] if len(line) > 2 else "all" for line in asked]
 
 
@@ -126,7 +125,7 @@ def test_a_model_is_downloaded_once_and_then_loads_without_the_hub(hub: Hub, loa
     first = f"{0:040x}"
     assert loads_elsewhere(tmp_path, hub.address, ("ada/tiny", None), ("ada/tiny", None)) == [loaded(hub)] * 2
     needed = {"config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"}
-    assert sorted(hub.fetched()) == sorted(needed)
+    assert sorted(hub.served()) == sorted(needed)
     assert loads_elsewhere(tmp_path, NOWHERE, ("ada/tiny", None), ("ada/tiny", "main")) == [loaded(hub)] * 2
     assert loads_elsewhere(tmp_path, hub.address, ("ada/tiny", None), HF_HUB_OFFLINE="1") == [loaded(hub)]
     assert loads(hub.address, ("ada/tiny", "v0"), ("ada/tiny", first)) == [loaded(hub, "v0")] * 2
@@ -135,17 +134,17 @@ def test_a_model_is_downloaded_once_and_then_loads_without_the_hub(hub: Hub, loa
 
 def test_every_refusal_of_the_hub_is_reported_in_one_line(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     for name in ("gated", "shut", "broken", "holey"):
-        hub.add(f"ada/{name}", hub.holds["ada/tiny"]["main"])
+        hub.add(f"ada/{name}", hub.repositories["ada/tiny"]["main"])
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "README.md").touch()
     hub.add("ada/bare", tmp_path / "bare")
-    hub.refuses["ada/gated"] = 403, {"X-Error-Code": "GatedRepo"}
-    hub.refuses["ada/shut"] = 403, {"X-Error-Message": "Access to this resource is disabled."}
-    hub.refuses["ada/busy"] = 503, {}
-    hub.refuses["ada/much"] = 429, {"Retry-After": "0"}
-    hub.refuses["ada/private"] = 401, {"X-Error-Message": "Invalid username or password."}
-    hub.refuses["ada/broken/model.safetensors"] = 403, {}
-    hub.refuses["ada/holey/config.json"] = 403, {}
+    hub.refusals["ada/gated"] = 403, {"X-Error-Code": "GatedRepo"}
+    hub.refusals["ada/shut"] = 403, {"X-Error-Message": "Access to this resource is disabled."}
+    hub.refusals["ada/busy"] = 503, {}
+    hub.refusals["ada/much"] = 429, {"Retry-After": "0"}
+    hub.refusals["ada/private"] = 401, {"X-Error-Message": "Invalid username or password."}
+    hub.refusals["ada/broken/model.safetensors"] = 403, {}
+    hub.refusals["ada/holey/config.json"] = 403, {}
     cases = {
         ("ada/unknown", None): "ada/unknown: no such folder here, and from the hub: no such model on the hub; check",
         ("gtp2", None): "gtp2: no such folder here, and from the hub: no such model on the hub; check the spelling",
@@ -180,20 +179,20 @@ def test_without_a_network_and_a_cache_the_error_names_the_remedy(loads: Loads) 
 def test_a_pickle_is_downloaded_only_if_allowed_and_there_are_no_safetensors(
     hub: Hub, loads: Loads, tmp_path: Path
 ) -> None:
-    (hub.holds["ada/tiny"]["main"] / "model.safetensors").unlink()
+    (hub.repositories["ada/tiny"]["main"] / "model.safetensors").unlink()
     (line,) = loads(hub.address, ("ada/tiny", None))
     assert line.startswith("ada/tiny: the hub has it, but not as safetensors; ")
     assert line.endswith("mlx-gpt convert ada/tiny DEST")
-    assert "pytorch_model.bin" not in hub.fetched()
+    assert "pytorch_model.bin" not in hub.served()
     assert (find_folder("ada/tiny", pickles=True) / "pytorch_model.bin").read_bytes() == b"x" * 100
 
 
-# A download that is cut short
+# Partial downloads
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
 def test_a_lost_connection_is_resumed(hub: Hub, loads: Loads, knows_ranges: bool) -> None:
-    hub.stops, hub.knows_ranges = [20_000], knows_ranges  # without, all comes once more
+    hub.cut_after, hub.supports_ranges = [20_000], knows_ranges  # without ranges, the whole file is sent again
     assert loads(hub.address, ("ada/tiny", None)) == [loaded(hub)]
     assert spans(hub) == ["all", "bytes=20000-"]
 
@@ -207,8 +206,8 @@ def test_a_killed_download_is_resumed_by_the_next_process(hub: Hub, loads: Loads
 
 
 def killed_halfway(hub: Hub, cache: Path) -> Path:
-    """Begin a download and end it: what has come of the weights by then."""
-    hub.stops, hub.stalls = [20_000], True
+    """Kill a download half-way and return the partial file of the weights."""
+    hub.cut_after, hub.stalls = [20_000], True
     process = client(cache, hub.address, ("ada/tiny", None))
     part = wait_for_a_part(cache, 10_000)
     process.kill()
@@ -232,11 +231,11 @@ def test_a_partial_download_is_not_used_as_a_model_offline(hub: Hub, loads: Load
 
 
 def test_bytes_with_another_sha256_than_announced_are_discarded(hub: Hub, loads: Loads, tmp_path: Path) -> None:
-    hub.damages = True
+    hub.corrupts = True
     (line,) = loads(hub.address, ("ada/tiny", None))
     assert "from the hub: model.safetensors is damaged: expected sha256" in line
     assert not list(tmp_path.rglob("*.incomplete"))
-    hub.damages = False
+    hub.corrupts = False
     assert loads(hub.address, ("ada/tiny", None)) == [loaded(hub)]
 
 
@@ -250,7 +249,7 @@ def test_two_processes_download_the_same_file_once(hub: Hub, tmp_path: Path) -> 
 
 
 def on_a_terminal(*arguments: str, cwd: Path, env: dict[str, str]) -> tuple[str, str]:
-    """What a command says on stdout, and on a stderr that is a terminal."""
+    """Run a command with stderr on a terminal; return stdout and stderr."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # rows, columns
     command = [sys.executable, "-m", "mlx_gpt", *arguments]
@@ -260,7 +259,7 @@ def on_a_terminal(*arguments: str, cwd: Path, env: dict[str, str]) -> tuple[str,
     try:
         while piece := os.read(ours, 1000):
             shown += piece
-    except OSError:  # Linux: all who could write have gone
+    except OSError:  # Linux: no writer is left
         pass
     os.close(ours)
     out, _ = process.communicate(timeout=100)
@@ -279,7 +278,7 @@ def test_a_terminal_sees_a_progress_bar_and_stdout_only_the_text(hub: Hub, tmp_p
 
 
 def test_ctrl_c_in_a_download_is_one_line(hub: Hub, tmp_path: Path) -> None:
-    hub.stops, hub.stalls = [20_000], True
+    hub.cut_after, hub.stalls = [20_000], True
     env = environment(HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path), no_proxy="127.0.0.1")
     command = [sys.executable, "-m", "mlx_gpt", "generate", "ada/tiny"]
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
@@ -303,11 +302,11 @@ def test_ctrl_c_in_a_download_is_one_line(hub: Hub, tmp_path: Path) -> None:
 def test_every_command_that_takes_a_hub_id_takes_a_revision(
     hub: Hub, here: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask(hub.address, here, monkeypatch)
+    connect(hub.address, here, monkeypatch)
     assert main([*command, "--revision", "v9"]) == 1
     told = the_line(capsys.readouterr().err.strip())
     assert told.startswith("ada/tiny: no such folder here, and from the hub: the hub has it, but no revision 'v9'")
-    assert hub.fetched() == []
+    assert hub.served() == []
 
 
 def test_a_revision_of_nothing_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

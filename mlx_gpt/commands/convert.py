@@ -11,19 +11,19 @@ from tyro.conf import Positional, arg
 
 @dataclass(frozen=True)
 class Convert:
-    """Make a model folder of a GPT-2 as others keep it: recognised by itself, one tensor after the other in memory."""
+    """Convert a GPT-2 in any known layout, which is detected, to a model folder, one tensor in memory at a time."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """a folder or hub id; nanoGPT's ckpt.pt or a folder with pytorch_model.bin (both with torch installed); llm.c's
     .bin; or the folder of OpenAI's TensorFlow release"""
     dest: Annotated[Positional[Path], arg(metavar="DEST")]
-    """the model folder to write: a new one"""
+    """the model folder to write; it must be new"""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """of the weights; as they are if not given"""
+    """dtype of the weights; unchanged by default"""
     quantize: Literal[8, 4] | None = None
-    """pack the matrices into so many bits a weight, in groups of 64"""
+    """quantize the matrices to so many bits per weight, in groups of 64"""
     revision: str | None = None
-    """a branch, tag or commit of the hub's"""
+    """a branch, tag or commit on the hub"""
 
     def __call__(self) -> None:
         import mlx.core as mx

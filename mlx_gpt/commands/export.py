@@ -11,16 +11,16 @@ from tyro.conf import Positional, arg
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model as another program reads it: llm.c, nanoGPT (with torch installed), or llama.cpp (GGUF)."""
+    """Export a model to another program: llm.c, nanoGPT (with torch installed), or llama.cpp (GGUF)."""
 
     model: Annotated[Positional[str], arg(metavar="FOLDER")]
-    """a model folder, or anything else that convert takes"""
+    """a model folder, or any other source that convert takes"""
     dest: Annotated[Positional[Path], arg(metavar="DEST")]
-    """the file to write: a new one"""
+    """the file to write; it must be new"""
     to: Literal["llm.c", "nanogpt", "gguf"]
-    """whose file"""
+    """the file's format"""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """of the weights: float32 if not given, or bfloat16 (llm.c), or float16 (gguf)"""
+    """dtype of the weights: float32 by default, or bfloat16 (llm.c), or float16 (gguf)"""
 
     def __call__(self) -> None:
         import mlx.core as mx

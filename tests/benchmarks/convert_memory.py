@@ -1,9 +1,8 @@
-"""Measures the memory that converting takes: ``python tests/benchmarks/convert_memory.py gpt2-xl --dir FOLDER``.
+"""Measure the memory of a conversion: ``python tests/benchmarks/convert_memory.py gpt2-xl --dir FOLDER``.
 
-A folder with random weights of a preset's shape is made in ``FOLDER``, converted in processes of their own (a process
-begins with the memory of the one that starts it, so this one stays small), and removed. Reported is the peak resident
-memory of each process, mapped files included, beside the size of the weights: converting may take the weights once,
-plus one tensor.
+Writes a model folder with random weights of a preset's shape into ``FOLDER``, converts it in new processes (which
+inherit the memory of this one, so it stays small), and removes it. Reports the peak resident memory of each process,
+mapped files included, next to the size of the weights: a conversion may take the weights once, plus one tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from mlx_gpt.store.safetensors import write_safetensors
 from mlx_gpt.text.tokenizer import Tokenizer
 
 IMPORTS = "nothing but the imports"  # refused: there is nothing to convert
-RUNS = {  # name -> arguments of mlx-gpt; what one writes another reads
+RUNS = {  # name -> arguments of mlx-gpt; later runs read the files of earlier ones
     IMPORTS: "convert nothing nowhere",
     "hub float32 -> float32": "convert hub a",
     "hub float32 -> float16": "convert hub b --dtype float16",
@@ -36,18 +35,18 @@ RUNS = {  # name -> arguments of mlx-gpt; what one writes another reads
 
 
 def make_model(folder: Path, preset: str) -> None:
-    """A model folder with random weights, made one tensor at a time."""
+    """Write a model folder with random weights."""
     config = PRESETS[preset]
     weights = {name: 0.02 * mx.random.normal(shape) for name, shape in hub_shapes(config).items()}
     tokenizer = Tokenizer.bytes()
     tokenizer.save(folder)
-    tokenizer.save(folder.parent)  # beside the llm.c file
+    tokenizer.save(folder.parent)  # next to the llm.c file
     (folder / "config.json").write_text(config_json(config, tokenizer.eot_id, mx.float32))
     write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
 
 
 def peak(arguments: list[str], cwd: Path) -> tuple[int, float, float]:
-    """Runs mlx-gpt; its exit code, its peak resident memory in MB, and the seconds it took."""
+    """Run mlx-gpt; return its exit code, its peak resident memory in MB, and its duration in seconds."""
     began = time.perf_counter()
     root = str(Path(__file__).parents[2])
     process = subprocess.Popen(
@@ -64,7 +63,7 @@ def peak(arguments: list[str], cwd: Path) -> tuple[int, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", choices=PRESETS)
-    parser.add_argument("--dir", help="where to work; needs five times the weights' size")
+    parser.add_argument("--dir", help="the folder to work in; needs five times the weights' size")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make:

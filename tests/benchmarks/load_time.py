@@ -1,10 +1,10 @@
-"""What ``load`` of GPT-2 124M costs beyond the forward pass: time to the first logits, and memory.
+"""Measure ``load`` of GPT-2 124M: the time to the first logits beyond the forward pass, and the memory.
 
     python tests/benchmarks/load_time.py [TOKENIZER]
 
-Makes a model folder of that shape with random weights (with the tokenizer of a folder TOKENIZER, such as a downloaded
-gpt2, whose 50,257 tokens take some time to read; else with bytes), and times, in new processes: ``load`` and the first
-logits of eight tokens, against the same forward pass once the model is there. The files are in the disk's cache.
+Writes a model folder of that shape with random weights (with the tokenizer of a folder TOKENIZER, such as a downloaded
+gpt2, whose 50,257 tokens take some time to read; else with bytes), and times, in new processes, ``load`` and the first
+logits of eight tokens, against the same forward pass afterwards. The files are in the page cache.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ print(json.dumps({
 
 
 def make(folder: Path, tokenizer_folder: str | None) -> int:
-    """A folder as the hub has it; how many bytes its weights have."""
+    """Write a folder in the hub's layout; return the size of its weights in bytes."""
     sys.path.insert(0, str(ROOT))
     import mlx.core as mx
 
@@ -79,7 +79,7 @@ def main() -> None:
         begin = time.perf_counter()
         for file in folder.iterdir():
             file.read_bytes()
-        print(f"a bare read of the files: {time.perf_counter() - begin:.2f} s")
+        print(f"reading the files alone: {time.perf_counter() - begin:.2f} s")
         runs = [measured(folder) for _ in range(TIMES)]
     for what in runs[0]:
         values = sorted(run[what] for run in runs)

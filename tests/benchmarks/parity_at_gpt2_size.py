@@ -1,11 +1,11 @@
-"""How far are we, and how far is transformers, from the truth? At the shapes of GPT-2's four sizes, in float32.
+"""Measure our float32 error and transformers', against float64, at the shapes of GPT-2's four sizes.
 
-Run with the parity extra: ``python tests/parity_at_gpt2_size.py [gpt2 gpt2-medium gpt2-large gpt2-xl]``; gpt2 alone if
-none is named. No real weights can be had offline, so these are random: N(0, 0.02) as GPT-2 starts, and N(0, 0.1),
-about as wide as it ends. The truth is the float64 forward pass of ``mlx_gpt/check/reference.py``; xl takes 17 GB.
+Run with the parity extra: ``python tests/benchmarks/parity_at_gpt2_size.py [gpt2 gpt2-medium gpt2-large gpt2-xl]``;
+gpt2 by default. The weights are random, so that it runs offline: N(0, 0.02), as GPT-2 is initialised, and N(0, 0.1),
+about as wide as trained. The reference is the float64 forward pass of ``mlx_gpt/check/reference.py``; xl takes 17 GB.
 
-It also says how the products alone compare. On Linux MLX's own BLAS sums a product term by term, which over 3072 terms
-is four times the rounding of one that sums in blocks, as the OpenBLAS that ``mlx_gpt`` lends it does, in shorter ones.
+Products are compared on their own as well. On Linux, MLX's BLAS sums a product term by term, which over 3072 terms has
+four times the rounding error of a sum in blocks, as in NumPy's OpenBLAS, to which ``mlx_gpt`` links it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that it multiplies as for a user
+import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, which then multiplies as for a user
 import mlx.core as mx
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ TOKENS = {"gpt2": (2, 32), "gpt2-medium": (2, 32), "gpt2-large": (1, 32), "gpt2-
 
 
 def write_random_weights(folder: Path, config: GPTConfig, std: float, rng: np.random.Generator) -> None:
-    """A folder in GPT-2's shape, every tensor random: N(0, std), the scales of norms around 1."""
+    """Write a folder in GPT-2's shape with random tensors: N(0, std), norm scales around 1."""
     weights = {}
     for name, shape in hub_shapes(config).items():
         mean = 1 if len(shape) == 1 and name.endswith("weight") else 0
@@ -53,7 +53,7 @@ def their_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
 
 
 def product_ratio(rng: np.random.Generator, K: int) -> float:
-    """Rounding of a layer's product over K terms in MLX, as a multiple of that in torch (root mean square)."""
+    """Return the ratio of MLX's rounding error to torch's in a product over K terms (root mean square)."""
     x, w = (rng.normal(0, 1, (n, K)).astype(np.float32) for n in (64, 768))
     exact = x.astype(np.float64) @ w.T.astype(np.float64)
     ours, theirs = np.array(mx.array(x) @ mx.array(w).T), (torch.from_numpy(x) @ torch.from_numpy(w).T).numpy()
@@ -61,7 +61,7 @@ def product_ratio(rng: np.random.Generator, K: int) -> float:
 
 
 def measure(name: str, std: float) -> dict[str, Any]:
-    """The largest errors of the logits of a few tokens."""
+    """Return the largest errors of the logits of a few tokens."""
     config, rng = GPTConfig.preset(name), np.random.default_rng(0)
     ids = rng.integers(0, config.vocab_size, TOKENS[name])
     with tempfile.TemporaryDirectory() as temporary:

@@ -13,7 +13,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from helpers.command_line import the_line
-from helpers.loopback_hub import NOWHERE, Hub, ask, running
+from helpers.loopback_hub import NOWHERE, Hub, connect, running
 from mlx import nn
 
 from mlx_gpt.check.evaluate import TASKS, evaluate, published
@@ -355,7 +355,7 @@ def test_without_data_the_public_data_set_is_fetched_once(
     trained: Path, hub: Hub, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     def run(task: str, endpoint: str) -> Any:
-        ask(endpoint, tmp_path / "cache", monkeypatch)
+        connect(endpoint, tmp_path / "cache", monkeypatch)
         return main(["eval", str(trained / "model"), "--task", task, "--json"]), *capsys.readouterr()
 
     code, out, err = run("lambada", hub.address)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from helpers.command_line import ROOT, environment, everything, in_a_process, the_line
-from helpers.loopback_hub import NOWHERE, ask, running
+from helpers.loopback_hub import NOWHERE, connect, running
 from rich.console import Console
 
 from mlx_gpt import cli, quickstart
@@ -152,7 +152,7 @@ def test_a_model_missing_on_the_hub_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with running() as hub:  # without any model
-        ask(hub.address if network else NOWHERE, tmp_path / "hub", monkeypatch)
+        connect(hub.address if network else NOWHERE, tmp_path / "hub", monkeypatch)
         assert main(["generate", "ada/gpt"]) == 1
     output = capsys.readouterr()
     assert all(part in the_line(output.err) for part in message.split(" … "))  # … is the operating system's message

@@ -1,6 +1,6 @@
-"""What the tests of layouts share: a small GPT-2 in every layout, and how far off it is when it has been read.
+"""A small GPT-2 in every layout, and the error of its logits once read.
 
-Files are written with NumPy, torch or json alone, never with what is tested; TensorFlow's by TensorFlow itself.
+Files are written with NumPy and json alone, never with the code under test; TensorFlow's by TensorFlow itself.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ IDS = np.random.default_rng(1).integers(0, V, (2, T))
 TENSORFLOW = Path(__file__).parents[1] / "fixtures" / "tiny-gpt2-tensorflow"
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # Logits here reach 22. In float32 the largest errors measured were 1.3e-5 (nanoGPT) and 4.2e-6 (all else); a square
-# matrix that is not transposed moves them by more than 1e-2.
+# matrix that is not transposed changes them by more than 1e-2.
 TOLERANCE = 2e-5
 
 Arrays = dict[str, np.ndarray]
 
 
 def hub_weights(vocab: int = V, inner: int = 4 * C, untied: bool = False) -> Arrays:
-    """The hub's tensors without a prefix, each of them random, the same each time."""
+    """Return random tensors of the hub's layout, without a prefix, the same each time."""
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (vocab, C), "wpe.weight": (T, C)}
     for i in range(L):
@@ -54,7 +54,7 @@ def hub_weights(vocab: int = V, inner: int = 4 * C, untied: bool = False) -> Arr
 
 
 def linear(weights: Arrays) -> Arrays:
-    """The same with matrices (out, in)."""
+    """Return the same with matrices (out, in)."""
     return {name: np.ascontiguousarray(w.T) if name.endswith(MATRICES) else w for name, w in weights.items()}
 
 
@@ -89,7 +89,7 @@ def write_sharded(place: Path, weights: Arrays) -> Path:
 
 
 def with_buffers(weights: Arrays) -> Arrays:
-    """As older files have it: a prefix, masks, and the tied head once more."""
+    """Add what older files contain: a prefix, masks, and a copy of the tied head."""
     old = {f"transformer.{name}": weight for name, weight in weights.items()}
     for i in range(L):
         old[f"transformer.h.{i}.attn.bias"] = np.tri(T, dtype=np.float32).reshape(1, 1, T, T)
@@ -98,20 +98,20 @@ def with_buffers(weights: Arrays) -> Arrays:
 
 
 def bits_of_bfloat16(values: np.ndarray) -> np.ndarray:
-    """The upper half of a float32, rounded to the nearest, to even where that is in the middle."""
+    """Return the upper halves of float32 values, rounded to nearest, ties to even."""
     bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def rounded(weights: Arrays, kind: str) -> Arrays:
-    """What half precision leaves of them."""
+    """Return weights rounded to half precision."""
     if kind == "F16":
         return {name: w.astype(np.float16).astype(np.float32) for name, w in weights.items()}
     return {name: (bits_of_bfloat16(w).astype(np.uint32) << 16).view(np.float32) for name, w in weights.items()}
 
 
 def llmc_bytes(weights: Arrays, version: int = 3, vocab: int = V) -> bytes:
-    """A file of llm.c's: header, then kind by kind over all layers, the vocabulary padded to a multiple of 128."""
+    """Return llm.c's file: header, then kind by kind over all layers, the vocabulary padded to a multiple of 128."""
     w, padded = linear(weights), -(-vocab // 128) * 128
     header = np.zeros(256, np.int32)
     header[:8] = 20240326, version, T, vocab, L, H, C, padded
@@ -135,7 +135,7 @@ def write_mlx_lm(place: Path, weights: Arrays) -> Path:
 
 
 def write_tensorflow(place: Path) -> Path:
-    """TensorFlow's own files, with the tokenizer under OpenAI's names."""
+    """Copy TensorFlow's files, with the tokenizer under OpenAI's names."""
     shutil.copytree(TENSORFLOW, place, dirs_exist_ok=True)
     Tokenizer.bytes().save(place / "tokenizer")
     shutil.move(place / "tokenizer" / "vocab.json", place / "encoder.json")
@@ -145,7 +145,7 @@ def write_tensorflow(place: Path) -> Path:
 
 
 def tensorflow_weights() -> Arrays:
-    """TensorFlow's values by the hub's names."""
+    """Return TensorFlow's values under the hub's names."""
     last = {"g": "weight", "w": "weight", "b": "bias"}
     weights = {}
     for name, value in np.load(TENSORFLOW / "values.npz").items():
@@ -159,7 +159,7 @@ PLAIN, WIDE, NARROW = hub_weights(), hub_weights(vocab=384), hub_weights(inner=2
 
 
 def error(path: Path, weights: Arrays, **settings: Any) -> float:
-    """How far the logits of a loaded folder are from float64's, at most."""
+    """Return the largest error of a loaded folder's logits against float64."""
     ids = IDS[:, : weights["wpe.weight"].shape[0]]
     expected = gpt2(HubWeights(weights, SETTINGS | settings), ids)
     found = np.array(load(path)[0](ids)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""A hub on this machine's loopback: as much of the Hugging Face hub's file interface as the real client asks for."""
+"""A local HTTP server with the part of the Hugging Face hub's file interface that its client uses."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ from typing import Any
 
 import pytest
 
-NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
-LARGE = (".safetensors", ".parquet", ".jsonl")  # what the hub keeps under its sha256
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
+LARGE = (".safetensors", ".parquet", ".jsonl")  # stored by the hub under their sha256
 
 
 class Hub:
-    """What it holds, what it was asked, and how it misbehaves."""
+    """The repositories of the server, the requests it received, and its faults."""
 
     def __init__(self) -> None:
-        self.holds: dict[str, dict[str, Path]] = {}  # ada/tiny, or datasets/ada/texts -> revision -> folder
-        self.refuses: dict[str, tuple[int, dict[str, str]]] = {}  # a repository, or repository/file -> status, headers
-        self.asked: list[str] = []  # GET /ada/tiny/resolve/..., and what range of it
-        self.stops: list[int] = []  # after so many bytes of a large file the connection ends, once each
-        self.stalls = False  # ... or stays, and nothing more comes
-        self.knows_ranges = True
-        self.damages = False
+        self.repositories: dict[str, dict[str, Path]] = {}  # ada/tiny, or datasets/ada/texts -> revision -> folder
+        self.refusals: dict[str, tuple[int, dict[str, str]]] = {}  # a repository, or repository/file -> status, headers
+        self.requests: list[str] = []  # GET /ada/tiny/resolve/... and the range
+        self.cut_after: list[int] = []  # bytes of a large file after which the connection ends, once each
+        self.stalls = False  # the connection stays open but silent instead
+        self.supports_ranges = True
+        self.corrupts = False
         self.address = ""
 
     def add(self, name: str, *folders: Path) -> None:
-        """Hold a repository: a revision v0, v1, ... for each folder; the last is main."""
+        """Add a repository with a revision v0, v1, ... for each folder; the last is main."""
         commits = {f"{i:040x}": folder for i, folder in enumerate(folders)}
         tags = {f"v{i}": folder for i, folder in enumerate(folders)}
-        self.holds[name] = commits | tags | {"main": folders[-1]}
+        self.repositories[name] = commits | tags | {"main": folders[-1]}
 
-    def fetched(self) -> list[str]:
-        """The names of the files that were sent."""
-        paths = [line.split()[1] for line in self.asked if line.startswith("GET ") and "/resolve/" in line]
+    def served(self) -> list[str]:
+        """Return the names of the files that were sent."""
+        paths = [line.split()[1] for line in self.requests if line.startswith("GET ") and "/resolve/" in line]
         return [path.partition("/resolve/")[2].partition("/")[2] for path in paths]
 
 
 @contextmanager
 def running() -> Iterator[Hub]:
+    """Run a hub without repositories."""
     hub = Hub()
 
-    class Handler(Answers):
+    class Handler(HubHandler):
         pass
 
     Handler.hub = hub
@@ -60,10 +61,10 @@ def running() -> Iterator[Hub]:
         server.server_close()
 
 
-def ask(endpoint: str, cache: Path, patch: pytest.MonkeyPatch, offline: bool = False) -> None:
-    """Let the client in this process ask the hub at ``endpoint``, and keep in ``cache`` what comes.
+def connect(endpoint: str, cache: Path, patch: pytest.MonkeyPatch, offline: bool = False) -> None:
+    """Connect the client in this process to the hub at ``endpoint``, with its cache in ``cache``.
 
-    In a process of its own it is told by HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE, which it reads when it is imported.
+    Another process needs HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE, which the client reads when it is imported.
     """
     from huggingface_hub import close_session, constants
 
@@ -75,10 +76,10 @@ def ask(endpoint: str, cache: Path, patch: pytest.MonkeyPatch, offline: bool = F
     patch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
     patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     patch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    close_session()  # the next one looks at the proxies anew
+    close_session()  # the next one reads the proxies again
 
 
-class Answers(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_HEAD(self) -> None:
@@ -86,23 +87,23 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         span = self.headers.get("Range", "")
-        self.hub.asked.append(f"{self.command} {self.path} {span}".strip())
+        self.hub.requests.append(f"{self.command} {self.path} {span}".strip())
         path = self.path.split("?")[0].replace("/api/models/", "/").replace("/api/datasets/", "/datasets/")
         parts = path.strip("/").split("/")
         at = next((i for i, part in enumerate(parts) if part in ("resolve", "tree", "revision")), len(parts))
         name, what, (revision, *file) = "/".join(parts[:at]), "".join(parts[at : at + 1]), parts[at + 1 :] or ["main"]
-        if refusal := self.hub.refuses.get(name) or self.hub.refuses.get("/".join([name, *file])):
+        if refusal := self.hub.refusals.get(name) or self.hub.refusals.get("/".join([name, *file])):
             self.answer(*refusal)
-        elif name not in self.hub.holds:
+        elif name not in self.hub.repositories:
             self.answer(404, {"X-Error-Code": "RepoNotFound"})
-        elif revision not in self.hub.holds[name]:
+        elif revision not in self.hub.repositories[name]:
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         else:
             self.answer_about(name, what, revision, "/".join(file))
 
     def answer_about(self, name: str, what: str, revision: str, file: str) -> None:
-        folder = self.hub.holds[name][revision]
-        commit = next(one for one, place in self.hub.holds[name].items() if len(one) == 40 and place == folder)
+        folder = self.hub.repositories[name][revision]
+        commit = next(one for one, place in self.hub.repositories[name].items() if len(one) == 40 and place == folder)
         files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         if what == "resolve":
             self.answer_file(folder / file, commit)
@@ -116,10 +117,10 @@ class Answers(BaseHTTPRequestHandler):
         content, about_it = file.read_bytes(), about(file)
         etag = about_it["lfs"]["sha256"] if "lfs" in about_it else f"{file.name}-{len(content)}"
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-        if self.hub.damages and "lfs" in about_it:
+        if self.hub.corrupts and "lfs" in about_it:
             content = bytes(len(content))
         status, start = 200, 0
-        if (span := self.headers.get("Range")) and self.hub.knows_ranges:
+        if (span := self.headers.get("Range")) and self.hub.supports_ranges:
             start = int(span.removeprefix("bytes=").split("-")[0])
             status, headers["Content-Range"] = 206, f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.answer(status, headers, content[start:], cut="lfs" in about_it)
@@ -136,11 +137,11 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if cut and self.hub.stops:
-            self.wfile.write(content[: self.hub.stops.pop(0)])
+        if cut and self.hub.cut_after:
+            self.wfile.write(content[: self.hub.cut_after.pop(0)])
             self.wfile.flush()
             if self.hub.stalls:
-                self.rfile.read(1)  # until the client goes away
+                self.rfile.read(1)  # until the client disconnects
             self.close_connection = True
         else:
             self.wfile.write(content)

@@ -1,7 +1,7 @@
-"""Writes ``fixtures/tiny-gpt2``: a tiny random GPT-2 as transformers saves it, and the logits transformers gives.
+"""Write ``fixtures/tiny-gpt2``: a tiny random GPT-2 saved by transformers, and transformers' logits.
 
 Run with the parity extra: ``python tests/helpers/make_fixture.py``. The tests then need neither torch nor transformers.
-No weight is 0 and no norm is 1, so that a bias forgotten or a norm skipped shows in the logits.
+No weight is 0 and no norm is 1, so that a missing bias or norm changes the logits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "tiny-gpt2"
 SHAPE = {"vocab_size": 97, "n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4}
-VARIANTS: dict[str, dict[str, Any]] = {  # the same weights, read with other settings
+VARIANTS: dict[str, dict[str, Any]] = {  # the same weights with other settings
     "plain": {},
     "gelu": {"activation_function": "gelu"},
     "inverse_layer": {"scale_attn_by_inverse_layer_idx": True},
@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # the same weights, read with other set
 
 
 def tiny_gpt2(**settings: Any) -> Any:
-    """A ``GPT2LMHeadModel`` of ``SHAPE`` with eager attention and every weight random, the same each time."""
+    """Return a ``GPT2LMHeadModel`` of ``SHAPE`` with eager attention and random weights, the same each time."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -38,7 +38,7 @@ def tiny_gpt2(**settings: Any) -> Any:
 
 
 def logits_of(model: Any, ids: np.ndarray) -> np.ndarray:
-    """The logits (B, T, V) of a transformers model, in the model's precision."""
+    """Return the logits (B, T, V) of a transformers model, in the model's precision."""
     import torch
 
     with torch.no_grad():

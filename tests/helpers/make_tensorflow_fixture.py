@@ -1,6 +1,6 @@
-"""Writes ``fixtures/tiny-gpt2-tensorflow``: a tiny random GPT-2 as TensorFlow saves it, and the values in it.
+"""Write ``fixtures/tiny-gpt2-tensorflow``: a tiny random GPT-2 saved by TensorFlow, and its values.
 
-Run with TensorFlow installed (2.21 wrote what is there): ``python tests/helpers/make_tensorflow_fixture.py``. The
+Run with TensorFlow installed (2.21 wrote the present files): ``python tests/helpers/make_tensorflow_fixture.py``. The
 variables have the names and shapes of OpenAI's release (gpt-2, ``src/model.py``); the saver is that of TensorFlow 1.
 """
 
@@ -16,7 +16,7 @@ V, T, C, L, H = 257, 8, 8, 2, 2
 
 
 def variables() -> dict[str, np.ndarray]:
-    """Every variable and its value. No bias is 0 and no norm is 1."""
+    """Return the value of every variable. No bias is 0 and no norm is 1."""
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"wpe": (T, C), "wte": (V, C), "ln_f/g": (C,), "ln_f/b": (C,)}
     for i in range(L):
@@ -43,7 +43,7 @@ def main() -> None:
     with tf1.Session() as session:
         session.run(tf1.global_variables_initializer())
         tf1.train.Saver().save(session, str(FOLDER / "model.ckpt"), write_meta_graph=False)
-    (FOLDER / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\n')  # not where this machine has it
+    (FOLDER / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\n')  # without an absolute path
     read = tf.train.load_checkpoint(str(FOLDER / "model.ckpt"))
     np.savez_compressed(FOLDER / "values.npz", **{name: read.get_tensor(name) for name in variables()})
     hparams = {"n_vocab": V, "n_ctx": T, "n_embd": C, "n_head": H, "n_layer": L}

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back to the bit; a damaged one is noticed; a failed one leaves no trace."""
+"""Checkpoints are restored to the bit; a damaged one is detected; a failed one leaves no trace."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FILES = [
 
 
 def trained(n: int = 3, kind: str = "muon") -> tuple[GPT, Any, Any]:
-    """A model after n steps, its optimizer and its step."""
+    """Return a model after n steps, its optimizer and its step."""
     mx.random.seed(0)
     model, optimizer = GPT(SMALL), make_optimizer(TrainConfig(optimizer=kind), SMALL.n_head)
     step = make_train_step(model, optimizer, clip=1.0, batch_size=2)
@@ -64,7 +64,7 @@ def trained(n: int = 3, kind: str = "muon") -> tuple[GPT, Any, Any]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the checkpoints of steps 3 and 4; copied before it is damaged."""
+    """Copy a run with the checkpoints of steps 3 and 4."""
     run = tmp_path_factory.mktemp("runs") / "run"
     for n in (3, 4):
         model, optimizer, _ = trained(n)
@@ -139,7 +139,7 @@ def test_the_last_k_checkpoints_are_kept(tmp_path: Path) -> None:
     model, optimizer, _ = trained(1)
     keeper = CheckpointManager(tmp_path, Tokenizer.bytes(), keep=2)
     assert keeper.newest() is None
-    for n in (2, 9, 10, 100):  # by number, not by letter
+    for n in (2, 9, 10, 100):  # sorted as numbers, not as text
         keeper.save(model, optimizer, RunProgress(step=n))
         assert keeper.newest() == tmp_path / f"checkpoints/step-{n}"
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-100", "step-10"]
@@ -221,7 +221,7 @@ def test_the_state_of_another_optimizer_is_refused(run: Path) -> None:
         )
 
 
-# What cannot be written
+# Failed writes
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -240,7 +240,7 @@ def cut_short(write: Callable[..., None], name: str) -> Callable[..., None]:
     def cut(file: str | Path, *arguments: Any, **options: Any) -> None:
         write(file, *arguments, **options)
         if Path(file).name == name:
-            truncated(Path(file))  # a full disk that nobody reported
+            truncated(Path(file))  # a full disk without an error
 
     return cut
 
@@ -294,4 +294,4 @@ def test_every_file_is_flushed_before_the_checkpoint_has_its_name(
     save_checkpoint(tmp_path, model, Tokenizer.bytes(), optimizer, RunProgress(step=1))
     named = events.index("-> step-1")
     assert {*FILES} <= {*events[:named]}
-    assert events[named + 1 :] == ["checkpoints"]  # and then the name itself
+    assert events[named + 1 :] == ["checkpoints"]  # and then the name

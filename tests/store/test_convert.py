@@ -1,4 +1,4 @@
-"""Every layout of GPT-2 weights on the hub becomes the same parameters, and what is not GPT-2 is refused by name."""
+"""Every layout of GPT-2 weights on the hub becomes the same parameters, and other models are refused by name."""
 
 from __future__ import annotations
 

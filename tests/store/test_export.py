@@ -1,4 +1,4 @@
-"""What is exported for other programs is, byte for byte or name for name, what they write, or is refused by name."""
+"""Exported files equal the other programs', byte for byte or name for name; other models are refused by name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_exported_llmc_file_is_llmcs_byte_for_byte_and_converts_back(
 
 @pytest.fixture
 def with_merges(tmp_path: Path) -> Path:
-    """A folder whose tokenizer has merges, and fewer ids than the model."""
+    """Create a folder whose tokenizer has merges, and fewer ids than the model."""
     write_hub(tmp_path / "hub", WIDE, vocab_size=384)
     Tokenizer.train(["the cat and the hat sat on the mat"] * 3, 265).save(tmp_path / "hub")
     return tmp_path / "hub"
@@ -96,11 +96,11 @@ def test_an_exported_gguf_opens_with_llama_cpps_names_and_metadata(
 def test_transformers_reads_an_exported_gguf_with_the_same_logits(with_merges: Path, tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     pytest.importorskip("gguf")
-    pytest.importorskip("accelerate")  # transformers wants it for this
+    pytest.importorskip("accelerate")  # required by transformers
     export(find_source(with_merges), tmp_path / "x.gguf", "gguf")
     config = transformers.GPT2Config(
         **SETTINGS | {"vocab_size": 384}
-    )  # of a GGUF it takes GPT-2's vocabulary for granted
+    )  # transformers assumes GPT-2's vocabulary for a GGUF
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, gguf_file="x.gguf", config=config).eval()
     with torch.no_grad():
         found = model(torch.tensor(IDS)).logits.numpy()

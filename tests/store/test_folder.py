@@ -1,4 +1,4 @@
-"""A model folder comes back as it was saved, a failed save costs nothing, and damage is one clear line."""
+"""A model folder loads as it was saved, a failed save changes nothing, and damage is reported in one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def new_model(config: GPTConfig = SMALL, seed: int = 0) -> GPT:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A sound model folder."""
+    """Create a valid model folder."""
     save(new_model(), TOKENIZER, tmp_path / "model")
     return tmp_path / "model"
 
@@ -48,7 +48,7 @@ def same_weights(a: GPT, b: GPT) -> bool:
 
 
 def refusal(name: Any, **options: Any) -> str:
-    """The one line with which ``load`` refuses."""
+    """Return the one line with which ``load`` refuses."""
     with pytest.raises(MLXGPTError) as error:
         load(name, **options)
     assert "\n" not in str(error.value)
@@ -56,7 +56,7 @@ def refusal(name: Any, **options: Any) -> str:
 
 
 def write_config(folder: Path, **changes: Any) -> None:
-    """Change settings in ``config.json``; ``...`` takes one out."""
+    """Change settings in ``config.json``; ``...`` removes one."""
     settings = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not ...}))
 
@@ -101,7 +101,7 @@ def test_a_loaded_model_is_in_eval_mode(tmp_path: Path) -> None:
 def test_a_loaded_model_does_not_need_its_folder(folder: Path) -> None:
     model, _ = load(folder)
     file = folder / "model.safetensors"
-    file.write_bytes(bytes(file.stat().st_size))  # MLX reads lazily: weights not yet read would now be zeros
+    file.write_bytes(bytes(file.stat().st_size))  # weights not yet read would now be zeros
     assert mx.array_equal(model(IDS), new_model()(IDS))
 
 
@@ -156,7 +156,7 @@ def test_saving_over_a_sharded_model_removes_its_shards(folder: Path) -> None:
     assert not (folder / "added_tokens.json").exists()
 
 
-# A save that fails
+# Failed saves
 
 
 STEPS = ["tokenizer", "config", "weights", "truncated", "fsync", *(f"move {i}" for i in range(6))]
@@ -207,7 +207,7 @@ def no_room(*_: Any, **__: Any) -> None:
 
 
 def break_move(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """The ``at``-th file that moves into the folder cannot."""
+    """Make the ``at``-th move of a file into the folder fail."""
     move, calls = os.replace, iter(range(100))
     monkeypatch.setattr(os, "replace", lambda *pair: no_room() if next(calls) == at else move(*pair))
 
@@ -238,7 +238,7 @@ def test_save_refuses_a_folder_that_could_not_be_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-# Folders as people have them
+# Layouts of folders
 
 
 def test_shards_are_read_by_their_index_and_stale_ones_are_ignored(folder: Path) -> None:
@@ -358,7 +358,7 @@ def test_without_tokenizer_files_gpt2s_vocabulary_means_gpt2s_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocab_size: int
 ) -> None:
     save(new_model(GPTConfig(vocab_size, 8, 2, 1, 1)), TOKENIZER, tmp_path)
-    monkeypatch.setattr(Tokenizer, "gpt2", lambda: TOKENIZER)  # the real one is fetched from the network
+    monkeypatch.setattr(Tokenizer, "gpt2", lambda: TOKENIZER)  # the real one is downloaded
     assert load(without_tokenizer(tmp_path))[1] is TOKENIZER
 
 
@@ -391,7 +391,7 @@ def test_a_file_or_a_revision_in_place_of_a_folder_is_refused(folder: Path) -> N
     assert "a revision ('main') names a version on the hub, but this is a folder" in refusal(folder, revision="main")
 
 
-# The front door
+# Names and paths
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The ``config.json`` of a folder: what changes the numbers is honoured, another model is refused by its setting."""
+"""Settings in ``config.json`` that change the logits are honoured, and those of other models are refused by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlx_gpt.store.model_config import read_config
 
 TINY_GPT2 = Path(__file__).parents[1] / "fixtures" / "tiny-gpt2"
 
-OPENAI = {  # as openai-community/gpt2 has it
+OPENAI = {  # of openai-community/gpt2
     "activation_function": "gelu_new",
     "architectures": ["GPT2LMHeadModel"],
     "attn_pdrop": 0.1,

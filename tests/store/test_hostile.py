@@ -1,7 +1,7 @@
-"""Files that were made to do harm, or came to harm: one line, no code run, no memory taken; or else the right numbers.
+"""Malicious or damaged files are refused in one line, run no code and take no memory, or give the right logits.
 
-The last part damages folders at random, always in the same way, and compares what still loads with the float64
-reference, which reads the files by itself.
+The last part damages folders at random, reproducibly, and compares those that still load with the float64 reference,
+which has its own reader.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
 from mlx_gpt.text.tokenizer import Tokenizer
 
-MEMORY = 120_000_000  # bytes that a refusal may take: a header of 3 MB, read as JSON, takes most of it
+MEMORY = 120_000_000  # bytes that a refusal may take; a JSON header of 3 MB takes most of it
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TINY = replace(SMALL, n_embd=8, n_layer=2, n_positions=8)
 
@@ -56,7 +56,7 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    """The one line with which ``load`` refuses, and little memory taken for it."""
+    """Return the one line with which ``load`` refuses, having taken little memory."""
     tracemalloc.start()
     mx.reset_peak_memory()
     already = mx.get_active_memory()
@@ -227,7 +227,7 @@ def test_a_config_that_asks_for_too_much_is_refused_before_memory_is_allocated(f
     assert message in refusal(folder)
 
 
-# JSON, wherever it is -------------------------------------------------------------------------------------------------
+# JSON -----------------------------------------------------------------------------------------------------------------
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -253,7 +253,7 @@ def test_invalid_or_too_deeply_nested_json_is_refused(folder: Path, name: str, t
 @pytest.mark.parametrize("name", [CONFIG, "vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json", INDEX])
 def test_an_endless_file_is_not_read(folder: Path, name: str) -> None:
     put(folder, name, "")
-    os.truncate(folder / name, 2**40)  # takes no room on the disk
+    os.truncate(folder / name, 2**40)  # a sparse file
     assert "more than" in refusal(folder)
     (folder / name).unlink()
     (folder / name).symlink_to("/dev/zero")
@@ -327,7 +327,7 @@ def test_an_invalid_token_is_refused(folder: Path, added: dict[str, Any]) -> Non
 
 
 class Harm:
-    """Pickled, it makes a folder when it is opened."""
+    """An object whose pickle creates a folder when it is opened."""
 
     def __init__(self, place: Path):
         self.place = place
@@ -348,7 +348,7 @@ def test_code_in_a_pickle_is_not_run(folder: Path, tmp_path: Path, name: str) ->
     (folder / name).write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
     refusal(folder)
     assert not (tmp_path / "harm").exists()
-    pickle.loads((folder / ("vocab.json" if name == "vocab.json" else name)).read_bytes())  # it would have
+    pickle.loads((folder / ("vocab.json" if name == "vocab.json" else name)).read_bytes())  # opened naively, it would
     assert (tmp_path / "harm").exists()
 
 
@@ -374,7 +374,9 @@ def test_a_pickled_tensor_that_is_larger_than_its_file_is_refused(
 ) -> None:
     torch = pytest.importorskip("torch")
     (folder / WEIGHTS).unlink()
-    torch.save({"wte.weight": torch.zeros(1).expand(10**13)}, folder / "pytorch_model.bin")  # one number, seen often
+    torch.save(
+        {"wte.weight": torch.zeros(1).expand(10**13)}, folder / "pytorch_model.bin"
+    )  # an expanded view of one number
     assert main(["convert", str(folder), str(tmp_path / "dest")]) == 1
     assert "wte.weight: 40000000000000 bytes in a file of" in the_line(capsys.readouterr().err)
 
@@ -389,11 +391,11 @@ def test_the_command_prints_one_line(folder: Path, tmp_path: Path, capsys: pytes
     assert "config.json: expected JSON" in the_line(run.stderr)
 
 
-# At random ----------------------------------------------------------------------------------------------------------
+# Random damage ------------------------------------------------------------------------------------------------------
 
 
 Files = dict[str, bytes]
-KINDS: dict[str, Files] = {}  # sound folders: whole, in shards, and with a fast tokenizer only
+KINDS: dict[str, Files] = {}  # valid folders: whole, in shards, and with a fast tokenizer only
 
 
 @pytest.fixture
@@ -418,7 +420,7 @@ def spoil(files: Files, how: str, random: np.random.Generator) -> None:
     name = names[random.integers(len(names))]
     content = bytearray(files[name])
     is_weights = name.endswith(".safetensors")
-    end = 8 + int.from_bytes(content[:8], "little") if is_weights else len(content)  # of what is worth damaging
+    end = 8 + int.from_bytes(content[:8], "little") if is_weights else len(content)  # of the part to damage
     at = int(random.integers(end))
     if how == "flip":
         content[at] ^= 1 << int(random.integers(8))
@@ -436,7 +438,7 @@ def spoil(files: Files, how: str, random: np.random.Generator) -> None:
 
 
 def respelled(content: bytearray, how: str, random: np.random.Generator) -> bytearray:
-    """The header with a tensor dropped, renamed, of another shape or dtype, or with two that have changed places."""
+    """Drop, rename, reshape, recast or swap tensors in the header."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     names = [name for name in header if name != "__metadata__"]
@@ -470,7 +472,7 @@ def test_the_damage_is_neither_always_fatal_nor_always_harmless() -> None:
 
 
 def loads_right(kind: str, how: str, seed: int) -> bool:
-    """Whether a damaged folder still loads; then its numbers are right, or the test fails."""
+    """Return True if a damaged folder still loads; then its logits must be right."""
     files = dict(KINDS[kind])
     spoil(files, how, np.random.default_rng(seed))
     with tempfile.TemporaryDirectory() as folder:
@@ -488,7 +490,7 @@ def loads_right(kind: str, how: str, seed: int) -> bool:
 
 
 def compare(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """With the reference, on all positions; and a text survives the tokenizer."""
+    """Compare all logits with the reference, and check that the tokenizer round-trips a text."""
     ids = np.arange(model.config.n_positions) % model.config.vocab_size
     expected = gpt2(HubFolder(folder), ids)
     off = max_per_token(np.array(model(ids[None])[0]) - expected) / max_per_token(expected)

@@ -1,7 +1,7 @@
-"""Damage to llm.c's file and to OpenAI's release for TensorFlow: one line, or else the right numbers.
+"""A damaged llm.c file or TensorFlow release is refused in one line or gives the right logits.
 
-As the last part of ``test_hostile.py`` does it for the hub's folders. What is right is what a reader of its own, here,
-finds in the damaged file. Values themselves are not damaged: neither format could tell.
+Like the last part of ``test_hostile.py`` for the hub's folders. The right logits are those of what a second reader,
+here, finds in the damaged file. Values themselves are not damaged: neither format could detect it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def compare(place: Path, weights: Arrays, config: dict[str, Any]) -> bool:
-    """Whether the model of a damaged file loads; then its numbers are these, or the test fails."""
+    """Return True if a damaged file still loads; then its logits must be those of ``weights``."""
     mx.reset_peak_memory()
     already = mx.get_active_memory()
     try:
@@ -55,7 +55,7 @@ def compare(place: Path, weights: Arrays, config: dict[str, Any]) -> bool:
 
 
 def damaged(content: bytes, how: str, end: int, random: np.random.Generator) -> bytes:
-    """A file that came to harm somewhere in its first ``end`` bytes."""
+    """Return a file damaged somewhere in its first ``end`` bytes."""
     changed, at = bytearray(content), int(random.integers(end))
     if how == "flip":
         changed[at] ^= 1 << int(random.integers(8))
@@ -83,7 +83,7 @@ def llmc_file(version: int) -> bytes:
 
 
 def of_llmc(content: bytes) -> tuple[Arrays, dict[str, Any]]:
-    """What a file says, as the hub has it."""
+    """Return the weights and settings in a file, in the hub's layout."""
     _, version, T, V, L, H, C, padded = np.frombuffer(content, "<i4", 8).tolist()
     if version == 3:
         rest = np.frombuffer(content, "<f4", offset=1024)
@@ -122,7 +122,7 @@ def llmc_loads_right(version: int, how: str, seed: int) -> bool:
         file.write_bytes(content)
         try:
             right: Any = of_llmc(content)
-        except (ValueError, MemoryError):  # it says nothing that could be right, so it must not load
+        except (ValueError, MemoryError):  # nothing right can be read, so it must not load
             right = {}, {"n_layer": 0, "n_head": 1}
         return compare(file, *right)
 
@@ -154,7 +154,7 @@ def release(tmp_path: Path) -> Path:
 
 
 def of_tensorflow() -> Arrays:
-    """TensorFlow's values by the hub's names."""
+    """Return TensorFlow's values under the hub's names."""
     weights = {}
     for variable, value in np.load(TENSORFLOW / "values.npz").items():
         name = variable.removeprefix("model/").replace("h0", "h/0").replace("h1", "h/1").replace("/", ".")
@@ -198,12 +198,12 @@ def test_the_damage_to_a_release_is_neither_always_fatal_nor_always_harmless() -
 
 
 def test_the_checksum_is_castagnolis() -> None:
-    assert crc32c(b"123456789") == 0xE3069283  # RFC 3720's check value, and that of every list of CRCs
+    assert crc32c(b"123456789") == 0xE3069283  # the check value of RFC 3720
 
 
 @pytest.mark.parametrize("at", range(0, 2400, 97))
 def test_no_flipped_bit_of_the_index_goes_unnoticed(release: Path, at: int) -> None:
-    """Each of these would be another place, another shape, or another name, and no error without the checksum."""
+    """Without the checksum each would be another offset, shape or name, and no error."""
     content = bytearray((release / INDEX).read_bytes())
     footer = len(content) - 48
     content[at % footer] ^= 1
@@ -212,7 +212,7 @@ def test_no_flipped_bit_of_the_index_goes_unnoticed(release: Path, at: int) -> N
         found = read_bundle(release / INDEX)
     except ModelFolderError:
         return
-    for name, value in np.load(TENSORFLOW / "values.npz").items():  # it lay in the block of other things, or between
+    for name, value in np.load(TENSORFLOW / "values.npz").items():  # the bit was in the metaindex block or in padding
         assert np.array_equal(found[name], value)
 
 
@@ -225,7 +225,7 @@ def test_bytes_before_the_values_are_refused(release: Path) -> None:
 @pytest.mark.parametrize("name", ["checkpoint", INDEX, DATA])
 def test_an_endless_file_of_a_release_is_not_read(release: Path, name: str) -> None:
     file = release / name
-    os.truncate(file, 2**40)  # takes no room on the disk
+    os.truncate(file, 2**40)  # a sparse file
     with pytest.raises(ModelFolderError, match="more than" if name != DATA else "bytes in shard 0"):
         load(release)
     for make in (lambda: file.symlink_to("/dev/zero"), lambda: os.mkfifo(file)):
@@ -236,7 +236,7 @@ def test_an_endless_file_of_a_release_is_not_read(release: Path, name: str) -> N
 
 
 def block(*entries: tuple[bytes, bytes]) -> bytes:
-    """A block of a table, its kind and its checksum behind it."""
+    """Return a block of a table, followed by its type and its checksum."""
     content = b"".join(bytes([0, len(key), len(value)]) + key + value for key, value in entries)
     content += (0).to_bytes(4, "little") + (1).to_bytes(4, "little")  # one restart, at 0
     return content + b"\0" + masked(crc32c(content + b"\0")).to_bytes(4, "little")

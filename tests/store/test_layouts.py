@@ -1,4 +1,4 @@
-"""GPT-2's weights as people have them: each layout is recognised by itself and computes what float64 computes.
+"""Every layout of GPT-2's weights is recognised and computes what float64 computes.
 
 The files are those of ``layout_files.py``; pickles, which take torch, are in ``test_pickles.py``.
 """
@@ -48,7 +48,7 @@ from mlx_gpt.store.folder import convert, load, save
 from mlx_gpt.store.layouts import find_source
 from mlx_gpt.text.tokenizer import Tokenizer
 
-# name -> how to write it, the tensors it means, settings that change the numbers
+# name -> how to write it, the tensors it means, settings that change the logits
 Layout = tuple[Callable[[Path], Path], Arrays, dict[str, Any]]
 UNTIED = hub_weights(untied=True)
 LAYOUTS: dict[str, Layout] = {
@@ -103,7 +103,7 @@ def test_every_layout_is_recognised_and_computes_what_float64_computes(tmp_path:
     off = error(tmp_path / "dest", weights, **settings)
     print(f"{layout}: off by {off:.1e}")
     assert off < TOLERANCE
-    model, tokenizer = load(source)  # directly, and bit for bit the same
+    model, tokenizer = load(source)  # directly, with the same bits
     ids = IDS[:, : model.config.n_positions]
     assert mx.array_equal(model(ids), load(tmp_path / "dest")[0](ids))
     assert tokenizer.hash == Tokenizer.bytes().hash
@@ -236,7 +236,7 @@ def test_an_overflow_in_the_new_dtype_is_refused_and_nothing_is_left(tmp_path: P
     assert not (tmp_path / "dest").exists()
 
 
-# What is there stays, what fails leaves nothing
+# Existing files stay, failures leave nothing
 
 
 def test_existing_files_are_never_overwritten(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_the_command_line_converts_exports_and_generates(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_hub(Path("hub"), PLAIN)
-    Tokenizer.bytes().save(tmp_path)  # beside gpt2.bin
+    Tokenizer.bytes().save(tmp_path)  # next to gpt2.bin
     assert main(["export", "hub", "gpt2.bin", "--to", "llm.c"]) == 0
     assert main(["convert", "gpt2.bin", "dest", "--dtype", "float16"]) == 0
     said = capsys.readouterr()

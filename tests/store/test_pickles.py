@@ -36,7 +36,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 
 
 def torch_gpt(config: dict[str, Any], exact: bool = True) -> Any:
-    """A model in torch whose parameters have nanoGPT's names and shapes."""
+    """Return a torch model whose parameters have nanoGPT's names and shapes."""
     import torch
     from torch import nn
 
@@ -110,7 +110,7 @@ def test_a_nanogpt_checkpoint_computes_what_torch_computes(tmp_path: Path, bias:
     torch.save(content, tmp_path / "ckpt.pt")
     Tokenizer.bytes().save(tmp_path)
     convert(find_source(tmp_path / "ckpt.pt", pickles=True), tmp_path / "dest")
-    convert(find_source(tmp_path, pickles=True), tmp_path / "again")  # nanoGPT's folder, as well
+    convert(find_source(tmp_path, pickles=True), tmp_path / "again")  # nanoGPT's folder
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "dest" / "model.safetensors"
     ).read_bytes()
@@ -134,7 +134,7 @@ def test_an_exported_nanogpt_checkpoint_loads_into_nanogpts_modules(tmp_path: Pa
     checkpoint = torch.load(tmp_path / "ckpt.pt", weights_only=True)
     assert checkpoint["model_args"] == NANOGPT | {"dropout": 0.0}
     model = torch_gpt(checkpoint["model_args"], exact)
-    model.load_state_dict(checkpoint["model"])  # strict: no name too many, none too few
+    model.load_state_dict(checkpoint["model"])  # strict: exactly these names
     with torch.no_grad():
         found = model(torch.tensor(IDS)).numpy()
     settings = SETTINGS | {"activation_function": "gelu" if exact else "gelu_new"}
@@ -176,7 +176,7 @@ def test_a_pytorch_model_bin_is_read_with_torch(tmp_path: Path, case: str) -> No
 
 
 class Malicious:
-    """A pickle of it makes a file when it is opened naively."""
+    """An object whose pickle creates a file when it is opened naively."""
 
     def __init__(self, trace: str):
         self.trace = trace

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import the_line
-from helpers.loopback_hub import NOWHERE, Hub, ask, running
+from helpers.loopback_hub import NOWHERE, Hub, connect, running
 
 from mlx_gpt.cli import main
 from mlx_gpt.text.prepare import open_prepared
@@ -38,7 +38,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Run ``mlx-gpt prepare`` on a corpus, with the hub at an endpoint; return the exit code and stderr."""
 
     def of(name: str, endpoint: str, out: str = "out") -> tuple[int, str]:
-        ask(endpoint, tmp_path / "cache", monkeypatch)
+        connect(endpoint, tmp_path / "cache", monkeypatch)
         code = main(["prepare", name, "--tokenizer", "bytes", "--out", str(tmp_path / out)])
         return code, capsys.readouterr().err
 
@@ -58,7 +58,7 @@ def documents(folder: Path) -> list[str]:
 def test_tinystories_is_fetched_once_and_its_stories_are_documents(hub: Hub, prepare: Prepare, tmp_path: Path) -> None:
     code, stderr = prepare("tinystories", hub.address)
     assert code == 0, stderr
-    assert hub.fetched() == ["TinyStoriesV2-GPT4-train.txt"]
+    assert hub.served() == ["TinyStoriesV2-GPT4-train.txt"]
     found = documents(tmp_path / "out")
     assert len(found) in (60, 61)  # one of them may be cut for validation
     assert "".join(found).replace("\n", "") == "".join(STORIES).replace("\n", "")
