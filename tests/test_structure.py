@@ -183,6 +183,18 @@ def test_the_model_is_under_600_lines() -> None:
     assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (PACKAGE / "model").glob("*.py")) < 600
 
 
+# Names
+
+
+def test_no_two_public_classes_have_the_same_name() -> None:
+    defined: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                defined.setdefault(node.name, []).append(f"mlx_gpt/{place(file)}.py")
+    assert {name: files for name, files in defined.items() if len(files) > 1} == {}
+
+
 # Importing
 
 

@@ -15,7 +15,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 DONE = b"data: [DONE]\n\n"
 
 
-class Choice:
+class CompletionChoice:
     """One of the texts, as far as it has come. ``logprobs`` is how many alternatives to each token are wanted."""
 
     def __init__(self, row: Row, index: int, logprobs: int | None, tokenizer: Tokenizer):

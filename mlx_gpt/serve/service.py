@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.serve.answer import Choice, usage
+from mlx_gpt.serve.answer import CompletionChoice, usage
 from mlx_gpt.serve.engine import Engine, Event
 from mlx_gpt.serve.limits import Limits
 from mlx_gpt.serve.request import APIError, Asked, Reader
@@ -28,9 +28,9 @@ class Job:
             Row(tokenizer, n_positions, prompt, asked.settings, asked.seed, index, self, asked.echo)
             for index, prompt in enumerate(prompts)
         ]
-        self.choices = [Choice(row, row.index, asked.logprobs, tokenizer) for row in self.rows]
+        self.choices = [CompletionChoice(row, row.index, asked.logprobs, tokenizer) for row in self.rows]
 
-    async def changes(self) -> AsyncIterator[Choice]:
+    async def changes(self) -> AsyncIterator[CompletionChoice]:
         """The texts as they grow, until all have ended. Raises what keeps them from it."""
         while not all(choice.reason for choice in self.choices):
             news = await self.news.get()

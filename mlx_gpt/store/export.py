@@ -18,7 +18,7 @@ from mlx_gpt.store.nanogpt import write_nanogpt
 from mlx_gpt.store.source import ModelSource
 
 
-class Writer(NamedTuple):
+class LayoutWriter(NamedTuple):
     """A format: its function, its dtypes (the first is the default), the settings its program fixes to GPT-2's."""
 
     write: Callable[[Path, ModelSource, mx.Dtype], None]
@@ -29,9 +29,9 @@ class Writer(NamedTuple):
 SCALING = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
 SHAPE = ("layer_norm_epsilon", "tie_word_embeddings", "n_inner", *SCALING)
 WRITERS = {
-    "llm.c": Writer(write_llmc, (mx.float32, mx.bfloat16), ("activation_function", *SHAPE)),
-    "nanogpt": Writer(write_nanogpt, (mx.float32,), SHAPE),
-    "gguf": Writer(write_gguf, (mx.float32, mx.float16), ("activation_function", *SCALING)),
+    "llm.c": LayoutWriter(write_llmc, (mx.float32, mx.bfloat16), ("activation_function", *SHAPE)),
+    "nanogpt": LayoutWriter(write_nanogpt, (mx.float32,), SHAPE),
+    "gguf": LayoutWriter(write_gguf, (mx.float32, mx.float16), ("activation_function", *SCALING)),
 }
 
 

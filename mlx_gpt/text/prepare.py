@@ -18,7 +18,7 @@ import numpy as np
 
 from mlx_gpt.errors import DataError
 from mlx_gpt.files import atomic_path, cache_folder
-from mlx_gpt.text.sources import Piece, Sources
+from mlx_gpt.text.sources import Sources, TextPiece
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 from mlx_gpt.text.windows import TokenStream
 
@@ -140,7 +140,7 @@ def _write_parts(
     return {part: writer.counts for part, writer in writers.items()}
 
 
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+def _batches(pieces: Iterator[TextPiece]) -> Iterator[list[TextPiece]]:
     batch, size = [], 0
     for piece in pieces:
         batch.append(piece)
@@ -160,7 +160,7 @@ class _Writer:
         self.starts: BinaryIO = _starts_file(folder, part).open("wb")
         self.counts = {"documents": 0, "tokens": 0, "bytes": 0}
 
-    def write(self, piece: Piece, ids: list[int]) -> None:
+    def write(self, piece: TextPiece, ids: list[int]) -> None:
         if piece.starts or not self.counts["documents"]:
             self._write_eot()
             self.counts["documents"] += 1

@@ -34,7 +34,7 @@ SEAM = re.compile(
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """A piece of text; ``starts`` if it begins a document, ``val`` if it is for validation."""
 
     text: str
@@ -61,7 +61,7 @@ class Sources:
         """The size of all files in bytes; a missing file counts 0."""
         return sum(file.stat().st_size for file in self.files if file.exists())
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[TextPiece]:
         """Yield all the text, file by file. Raises ``DataError`` for a file that is not text, missing, or changing."""
         self.replaced = 0
         val_starts = self._split()
@@ -88,7 +88,7 @@ class Sources:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}); leave it out") from error
         return split_files(sizes, self.val_fraction, self.seed)
 
-    def _text(self, path: Path, val_start: int | None) -> Iterator[Piece]:
+    def _text(self, path: Path, val_start: int | None) -> Iterator[TextPiece]:
         """Yield the pieces of a text file; validation begins at the last seam before byte ``val_start``."""
         sha, rest, position, replaced_before = hashlib.sha256(), b"", 0, self.replaced
         starts, val = True, val_start == 0
@@ -111,7 +111,7 @@ class Sources:
             raise DataError(f"{path}: expected UTF-8 text, but {invalid} of {position} bytes are not; leave it out")
         self.hashes[str(path)] = sha.hexdigest()
 
-    def _documents(self, data: bytes, starts: bool, val: bool) -> Generator[Piece, None, bool]:
+    def _documents(self, data: bytes, starts: bool, val: bool) -> Generator[TextPiece, None, bool]:
         """Yield the documents in a section of a file; return True if the next section starts another one."""
         text = data.decode("utf-8", errors="replace")
         self.replaced += text.count("\ufffd") - data.count("\ufffd".encode())
@@ -121,15 +121,15 @@ class Sources:
             starts = starts or i > 0
             part = part.lstrip("\n") if i else part
             if part:
-                yield Piece(part, starts, val)
+                yield TextPiece(part, starts, val)
                 starts = False
         return starts
 
-    def _records(self, number: int, records: Iterator[Iterable[str]], path: Path) -> Iterator[Piece]:
+    def _records(self, number: int, records: Iterator[Iterable[str]], path: Path) -> Iterator[TextPiece]:
         for i, pieces in enumerate(records):
             val = is_val_record(number, i, self.val_fraction, self.seed)
             for j, part in enumerate(_repack(pieces)):
-                yield Piece(part, j == 0, val)
+                yield TextPiece(part, j == 0, val)
         self.hashes[str(path)] = sha256_of(path)
 
 
