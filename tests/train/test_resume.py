@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or starved and resumed is, row by row and bit by bit, the run that never stopped."""
+"""A run that was killed or stopped and resumed equals, row by row and bit by bit, an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mlx_gpt.store.checkpoint import CheckpointManager, list_checkpoints
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.dataset import load_dataset
 from mlx_gpt.text.windows import Windows
-from mlx_gpt.train import clock as pace
+from mlx_gpt.train import clock as clock_module
 from mlx_gpt.train import loop
 from mlx_gpt.train import run as run_module
 from mlx_gpt.train.step import make_eval_step
@@ -40,18 +40,18 @@ TIMINGS = {"tokens_per_second", "peak_memory_bytes"}
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are half of the time of so short a run."""
+    """They would take half the time of so short a run."""
     monkeypatch.setattr(run_module, "plot_loss", lambda *_: None)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, less what is measured with a clock."""
+    """The metrics of a run, without times and memory."""
     read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in TIMINGS} for row in read]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """To the bit on a CPU; a GPU adds the gradients of an embedding in any order."""
+    """To the bit on a CPU; a GPU adds the gradients of an embedding in a varying order."""
     if not on_cpu():
         for row, other_row in zip(rows(one), rows(other), strict=True):
             assert row == pytest.approx(other_row, rel=1e-3)
@@ -61,15 +61,15 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def interrupt_during(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Somebody presses Ctrl-C while this step is on its way."""
-    done = pace.Clock.done
+    """Press Ctrl-C during a step."""
+    done = clock_module.Clock.done
 
-    def watched(clock: pace.Clock, n: int) -> float:
+    def watched(clock: clock_module.Clock, n: int) -> float:
         if n == step and signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            signal.raise_signal(signal.SIGINT)  # asked before each step: how far the run will be after it
+            signal.raise_signal(signal.SIGINT)  # called before each step
         return done(clock, n)
 
-    monkeypatch.setattr(pace.Clock, "done", watched)
+    monkeypatch.setattr(clock_module.Clock, "done", watched)
 
 
 # Ctrl-C
@@ -86,43 +86,43 @@ def interrupt_during(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         "--steps 24 --checkpoint-every 0",
     ],
 )
-def test_a_run_that_is_stopped_and_resumed_again_and_again_equals_one_that_was_not(
+def test_a_run_that_is_stopped_and_resumed_repeatedly_equals_an_uninterrupted_run(
     flags: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*RUN, *shlex.split(flags)]
     assert main([*arguments, "--out", "whole"]) == 0
     arguments += ["--out", "run"]
-    for step in (1, 7, 10):  # 10 is also one of an evaluation
+    for step in (1, 7, 10):  # step 10 has an evaluation too
         with monkeypatch.context() as patch:
             interrupt_during(patch, step)
             assert main(arguments) == 130
-        told = the_line(capsys.readouterr().err.lstrip("\n"))
-        assert told == f"stopped after step {step}; go on with: mlx-gpt train --resume run"
+        message = the_line(capsys.readouterr().err.lstrip("\n"))
+        assert message == f"stopped after step {step}; go on with: mlx-gpt train --resume run"
         assert rows(here / "run")[-1]["step"] == step
         arguments = ["train", "--resume", "run"]
     assert main(arguments) == 0
-    assert "going on after step 10\n" in capsys.readouterr().out
+    assert "resuming after step 10\n" in capsys.readouterr().out
     assert_same_run(here / "run", here / "whole")
 
 
 def test_a_second_ctrl_c_stops_at_once(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looked = []
+    evaluated = []
 
-    def look(*_: Any) -> float:
+    def evaluate_interrupted(*_: Any) -> float:
         signal.raise_signal(signal.SIGINT)
-        looked.append("after the first")
+        evaluated.append("after the first")
         signal.raise_signal(signal.SIGINT)
-        looked.append("after the second")
+        evaluated.append("after the second")
         return 1.0
 
-    monkeypatch.setattr(loop, "evaluate", look)
+    monkeypatch.setattr(loop, "evaluate", evaluate_interrupted)
     assert main([*RUN, "--out", "run", "--steps", "24"]) == 130
-    assert looked == ["after the first"]
-    told = "stopped at once; go on from run/checkpoints/step-4, which is whole, with: mlx-gpt train --resume run"
-    assert the_line(capsys.readouterr().err.lstrip("\n")) == told
-    assert newest(here / "run") == "step-4"  # though it was at the evaluation of step 5
+    assert evaluated == ["after the first"]
+    message = "stopped at once; resume from run/checkpoints/step-4 with: mlx-gpt train --resume run"
+    assert the_line(capsys.readouterr().err.lstrip("\n")) == message
+    assert newest(here / "run") == "step-4"  # not 5, whose evaluation was interrupted
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -145,10 +145,10 @@ def size_of(file: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_random_moments_and_resumed_equals_one_that_was_not(here: Path) -> None:
+def test_a_run_that_is_killed_at_random_moments_and_resumed_equals_an_uninterrupted_run(here: Path) -> None:
     rng = random.Random(0)
     arguments = [*RUN, "--steps", "800", "--checkpoint-every", "20", "--eval-every", "50"]
-    assert in_a_process(*arguments, "--out", "whole", cwd=here).returncode == 0  # as the other: to the bit
+    assert in_a_process(*arguments, "--out", "whole", cwd=here).returncode == 0
     arguments += ["--out", "run"]
     metrics, killed = here / "run/metrics.jsonl", []
     for _ in range(6):
@@ -164,7 +164,7 @@ def test_a_run_that_is_killed_at_random_moments_and_resumed_equals_one_that_was_
     assert_same_run(here / "run", here / "whole")
 
 
-def test_ctrl_c_in_a_terminal_says_how_to_go_on(here: Path) -> None:
+def test_ctrl_c_in_a_terminal_prints_how_to_resume(here: Path) -> None:
     with started(*RUN, "--out", "run", "--steps", "1000000", cwd=here) as process:
         patience = time.monotonic() + 60
         while not (here / "run/metrics.jsonl").exists() and time.monotonic() < patience:
@@ -191,37 +191,38 @@ OVERFIT = [*RUN, "--learning-rate", "0.03", "--eval-windows", "0", "--warmup", "
 
 
 def noise(here: Path) -> None:
-    """A text in which there is nothing to learn but how often each letter comes: more is learned by heart."""
+    """Write a text with nothing to learn but the frequency of letters, so that further training overfits."""
     rng = random.Random(0)
     (here / "text.txt").write_text("".join(rng.choices("abcd ", (8, 4, 2, 1, 1), k=400)))
 
 
-def test_the_best_model_is_what_is_left_and_patience_ends_the_run(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_patience_ends_the_run_with_the_best_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     noise(here)
     assert main([*OVERFIT, "--steps", "400", "--patience", "3", "--out", "run"]) == 0
-    looks = [(row["step"], row["val_loss"]) for row in rows(here / "run") if "val_loss" in row]
-    best_step, best = min(looks, key=lambda look: look[1])
-    on_the_way = looks[:-1]  # the last is that of the end, over all of the text
-    assert [step for step, _ in on_the_way] == list(range(5, best_step + 5 * 3 + 1, 5))
-    assert looks[-1][1] > best
+    evaluations = [(row["step"], row["val_loss"]) for row in rows(here / "run") if "val_loss" in row]
+    best_step, best = min(evaluations, key=lambda one: one[1])
+    during_training = evaluations[:-1]  # the last one is over all of the text
+    assert [step for step, _ in during_training] == list(range(5, best_step + 5 * 3 + 1, 5))
+    assert evaluations[-1][1] > best
     assert full_loss(here / "run", here / "text.txt") == pytest.approx(best, rel=1e-6)
-    said = capsys.readouterr().out
-    assert f"the model is that of step {best_step}: validation {best:.4f}, and {looks[-1][1]:.4f} after the" in said
-    assert f"validation loss {best:.4f} nats per token" in said
+    output = capsys.readouterr().out
+    assert (
+        f"the model is that of step {best_step}: validation {best:.4f}, and {evaluations[-1][1]:.4f} after the"
+        in output
+    )
+    assert f"validation loss {best:.4f} nats per token" in output
 
 
-def test_the_last_model_is_what_is_left_where_it_is_the_best_or_nothing_was_measured(here: Path) -> None:
+def test_a_run_ends_with_the_last_model_if_it_is_the_best_or_nothing_was_evaluated(here: Path) -> None:
     for name, every in (("measured", "5"), ("unmeasured", "0")):
         assert main([*RUN, "--steps", "23", "--eval-every", every, "--out", name]) == 0
         last = rows(here / name)[-1]
         assert last["step"] == 23
-        assert newest(here / name) == "step-23"  # if the last look is interrupted, no step is lost
+        assert newest(here / name) == "step-23"  # so that an interrupted last evaluation loses no step
         assert full_loss(here / name, here / "text.txt") == pytest.approx(last["val_loss"], rel=1e-6)
 
 
-def test_the_best_model_can_be_used_while_the_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_model_can_be_used_during_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         interrupt_during(patch, 7)
         assert main([*RUN, "--steps", "24", "--out", "run"]) == 130
@@ -230,25 +231,25 @@ def test_the_best_model_can_be_used_while_the_run_goes_on(here: Path, monkeypatc
     assert main(["generate", "run", "--prompt", "a", "--max-tokens", "3"]) == 0
 
 
-def test_patience_outlives_an_interruption(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_continues_after_a_resume(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise(here)
     arguments = [*OVERFIT, "--steps", "400", "--patience", "3"]
     assert main([*arguments, "--out", "whole"]) == 0
     end = rows(here / "whole")[-1]["step"]
     assert end < 400
     with monkeypatch.context() as patch:
-        interrupt_during(patch, end - 4)  # two of three are gone
+        interrupt_during(patch, end - 4)  # after two of three
         assert main([*arguments, "--out", "run"]) == 130
     assert main(["train", "--resume", "run"]) == 0
     assert_same_run(here / "run", here / "whole")
 
 
-# Going on
+# Resuming
 
 
 @pytest.fixture
 def stopped(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A run that was stopped after step 10, and has the checkpoints of steps 8 and 10; beside it, one that was not."""
+    """A run stopped after step 10, with checkpoints of steps 8 and 10; and ``whole``, an uninterrupted one."""
     assert main([*RUN, "--steps", "24", "--out", "whole"]) == 0
     with monkeypatch.context() as patch:
         interrupt_during(patch, 10)
@@ -261,18 +262,18 @@ def newest(run: Path) -> str:
     return list_checkpoints(run)[0].name
 
 
-def test_from_a_damaged_checkpoint_the_one_before_it_is_taken_and_said(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (stopped / "checkpoints/step-10/optimizer.safetensors").unlink()
     assert main(["train", "--resume", "run"]) == 0
-    said = capsys.readouterr().out
-    assert "run/checkpoints/step-10: expected optimizer.safetensors, which cannot be read (No such file" in said
-    assert "; the one before it is used\ngoing on after step 8\n" in said
+    output = capsys.readouterr().out
+    assert "run/checkpoints/step-10: expected optimizer.safetensors, which cannot be read (No such file" in output
+    assert "; the one before it is used\nresuming after step 8\n" in output
     assert_same_run(stopped, stopped.parent / "whole")
 
 
-def test_a_run_that_is_done_is_only_measured_again(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_a_completed_run_only_evaluates_it_again(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = stopped.parent / "whole"
     before, done = everything(whole), rows(whole)
     assert main(["train", "--resume", "whole"]) == 0
@@ -281,7 +282,7 @@ def test_a_run_that_is_done_is_only_measured_again(stopped: Path, capsys: pytest
     assert rows(whole) == done
 
 
-def test_a_row_cut_short_and_rows_after_the_checkpoint_are_written_anew(stopped: Path) -> None:
+def test_rows_after_the_checkpoint_and_a_partial_row_are_rewritten(stopped: Path) -> None:
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "loss": 9.9}\n{"step": 12, "lo')
     assert main(["train", "--resume", "run"]) == 0
@@ -289,7 +290,7 @@ def test_a_row_cut_short_and_rows_after_the_checkpoint_are_written_anew(stopped:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ("--learning-rate 0.5", "learning_rate = 0.5 (the run has 0.001)"),
         ("--steps 30 --n-layer 2", "n_layer = 2 (the run has 1); steps = 30 (the run has 24)"),
@@ -299,28 +300,28 @@ def test_a_row_cut_short_and_rows_after_the_checkpoint_are_written_anew(stopped:
     ],
 )
 def test_another_configuration_is_refused_and_the_differences_are_listed(
-    stopped: Path, flags: str, told: str, capsys: pytest.CaptureFixture[str]
+    stopped: Path, flags: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = everything(stopped)
     assert main(["train", "--resume", "run", *shlex.split(flags)]) == 2
-    assert told in the_line(capsys.readouterr().err)
+    assert message in the_line(capsys.readouterr().err)
     assert everything(stopped) == before
 
 
 def test_another_text_is_refused(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything(stopped)
     text = stopped.parent / "text.txt"
-    told = text.read_text()
-    text.write_text(told.replace("line 7", "line 8"))
+    message = text.read_text()
+    text.write_text(message.replace("line 7", "line 8"))
     assert main(["train", "--resume", "run"]) == 2
-    assert the_line(capsys.readouterr().err).startswith("run: the text is not the one that the run began with; bring")
+    assert the_line(capsys.readouterr().err).startswith("run: the text differs from that of the run to resume; restore")
     assert everything(stopped) == before
-    text.write_text(told)  # the same words, only written later
+    text.write_text(message)  # the same text with a later modification time
     assert main(["train", "--resume", "run"]) == 0
     assert_same_run(stopped, stopped.parent / "whole")
 
 
-def test_the_same_configuration_may_be_said_again(stopped: Path) -> None:
+def test_flags_that_equal_the_settings_of_the_run_are_accepted(stopped: Path) -> None:
     assert main(["train", "--resume", "run", "--steps", "24", "--n-layer", "1", "--data", "text.txt"]) == 0
     assert_same_run(stopped, stopped.parent / "whole")
 
@@ -333,9 +334,9 @@ def test_a_run_is_repeated_from_its_own_folder(stopped: Path, monkeypatch: pytes
     assert_same_run(elsewhere / "again", stopped.parent / "whole")
 
 
-def test_a_run_by_the_clock_goes_on_with_the_time_that_it_has_left(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_with_a_time_limit_has_the_time_that_is_left(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = count()
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: float(next(seconds)))  # each look at the clock is a second
+    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: float(next(seconds)))  # a second per call
     arguments = [*RUN, "--steps", "1000000", "--minutes", "2", "--eval-every", "0"]
     assert main([*arguments, "--out", "whole"]) == 0
     with monkeypatch.context() as patch:
@@ -346,12 +347,12 @@ def test_a_run_by_the_clock_goes_on_with_the_time_that_it_has_left(here: Path, m
     assert resumed == pytest.approx(whole, abs=2)
 
 
-# No room
+# A full disk
 
 
 @contextmanager
 def limited(size: int) -> Iterator[None]:
-    """Meanwhile no file can grow beyond so many bytes. (Python ignores the signal that comes with it.)"""
+    """Limit the size of files, in bytes. (Python ignores SIGXFSZ.)"""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -360,22 +361,19 @@ def limited(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-TOO_LARGE = "run: cannot be written (File too large); make room, then go on from run/checkpoints/step-10, which is"
+TOO_LARGE = "run: cannot be written (File too large); make room, then resume from run/checkpoints/step-10 with: "
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "message"),
     [
-        (
-            "the first rows",
-            TOO_LARGE,
-        ),
+        ("the first rows", TOO_LARGE),
         ("a row", TOO_LARGE),
         ("a checkpoint", "run/checkpoints/step-12 could not be saved ("),
     ],
 )
-def test_a_full_disk_is_told_and_the_checkpoint_before_it_is_as_it_was(
-    what: str, told: str, stopped: Path, capsys: pytest.CaptureFixture[str]
+def test_a_full_disk_is_reported_and_the_previous_checkpoint_is_unchanged(
+    what: str, message: str, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = (stopped / "metrics.jsonl").stat().st_size
     room = {"the first rows": size - 1, "a row": size + 99, "a checkpoint": 20_000}[what]
@@ -383,7 +381,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_it_is_as_it_was(
     with limited(room):
         assert main(["train", "--resume", "run"]) == 1
     line = the_line(capsys.readouterr().err)
-    assert told in line
+    assert message in line
     assert line.endswith("with: mlx-gpt train --resume run")
     after = everything(stopped)
     assert {name for name in before | after if before.get(name) != after.get(name)} <= {"metrics.jsonl"}
@@ -391,7 +389,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_it_is_as_it_was(
     assert_same_run(stopped, stopped.parent / "whole")
 
 
-def test_a_model_that_cannot_be_exported_leaves_the_best_before_it(
+def test_a_model_that_cannot_be_exported_leaves_the_previous_best_one(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = everything(stopped)

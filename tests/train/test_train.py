@@ -1,4 +1,4 @@
-"""Training: loss and step are what the formulas say; runs repeat, or end in one clear line."""
+"""Loss and step follow their formulas; runs are reproducible, or end with one clear line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mlx_gpt.store.folder import load
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.windows import Windows, endless_batches
 from mlx_gpt.tinyworld import stories as tinyworld
-from mlx_gpt.train import clock as pace
+from mlx_gpt.train import clock as clock_module
 from mlx_gpt.train import step as step_module
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import Trainer
@@ -42,9 +42,9 @@ QUICK = TrainConfig(steps=6, batch_size=4, eval_every=3, eval_windows=2)
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    """A few stories, in plain bytes."""
-    told = tinyworld.generate_stories(12, seed=0)
-    return dataset_from_texts("a few stories", told[:10], told[10:], "bytes")
+    """A few stories, as bytes."""
+    stories = tinyworld.generate_stories(12, seed=0)
+    return dataset_from_texts("a few stories", stories[:10], stories[10:], "bytes")
 
 
 def quiet() -> Console:
@@ -54,23 +54,23 @@ def quiet() -> Console:
 # The loss
 
 
-def test_who_knows_nothing_loses_ln_v() -> None:
+def test_uniform_predictions_have_a_loss_of_ln_v() -> None:
     logits, targets = mx.zeros((2, 5, 50257)), mx.array([[0, 1, 2, 3, 50256]] * 2)
     assert mean_loss(logits, targets).item() == pytest.approx(log(50257), rel=1e-6)
     assert mean_loss(new_small()(batch()[0]), batch()[1]).item() == pytest.approx(log(257), abs=0.02)
 
 
-def test_the_loss_is_minus_the_log_of_the_targets_probability() -> None:
+def test_the_loss_is_minus_the_log_probability_of_the_target() -> None:
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(size=(2, 3, 7)).astype(np.float32), rng.integers(0, 7, (2, 3))
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    by_hand = -np.log(np.take_along_axis(p, targets[..., None], -1))[..., 0]
+    expected = -np.log(np.take_along_axis(p, targets[..., None], -1))[..., 0]
     found = next_token_losses(mx.array(logits), mx.array(targets))
-    np.testing.assert_allclose(np.array(found), by_hand, rtol=1e-5)
-    assert mean_loss(mx.array(logits), mx.array(targets)).item() == pytest.approx(by_hand.mean(), rel=1e-5)
+    np.testing.assert_allclose(np.array(found), expected, rtol=1e-5)
+    assert mean_loss(mx.array(logits), mx.array(targets)).item() == pytest.approx(expected.mean(), rel=1e-5)
 
 
-def test_the_loss_of_half_precision_logits_is_summed_in_full() -> None:
+def test_the_loss_of_half_precision_logits_is_computed_in_float32() -> None:
     logits = mx.random.normal((1, 4, 5000)).astype(mx.bfloat16)
     exact = next_token_losses(logits.astype(mx.float32), mx.zeros((1, 4), mx.int32))
     assert mx.allclose(next_token_losses(logits, mx.zeros((1, 4), mx.int32)), exact, atol=1e-6)
@@ -80,7 +80,7 @@ def test_the_loss_of_half_precision_logits_is_summed_in_full() -> None:
 
 
 def one_step(model: GPT, clip: float = 1e9, optimizer: Any = None) -> tuple[float, float, dict[str, np.ndarray]]:
-    """Loss, gradient norm and what a step with SGD of rate 1 subtracted: the gradient."""
+    """Loss, gradient norm and gradient of a step: what SGD with a learning rate of 1 subtracts."""
     before = weights(model)
     step = make_train_step(model, optimizer or optim.SGD(1.0), clip, batch_size=4)
     loss, norm = step(*batch())
@@ -92,18 +92,18 @@ def test_the_compiled_step_follows_the_gradient_of_the_mean_loss() -> None:
     model = new_small()
     loss, gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))(*batch())
     expected = {name: np.array(g) for name, g in tree_flatten(gradient)}
-    norm_by_hand = sqrt(sum((g.astype(np.float64) ** 2).sum() for g in expected.values()))
+    norm_expected = sqrt(sum((g.astype(np.float64) ** 2).sum() for g in expected.values()))
     found_loss, norm, found = one_step(model)
     assert found_loss == pytest.approx(loss.item(), abs=1e-6)
-    assert norm == pytest.approx(norm_by_hand, rel=1e-5)
+    assert norm == pytest.approx(norm_expected, rel=1e-5)
     for name, g in expected.items():
         np.testing.assert_allclose(found[name], g, atol=1e-6)
 
 
-def test_a_gradient_is_clipped_to_its_largest_norm_and_keeps_its_direction() -> None:
+def test_a_gradient_is_clipped_to_the_maximum_norm_and_keeps_its_direction() -> None:
     _, norm, whole = one_step(new_small())
     _, norm_again, clipped = one_step(new_small(), clip=norm / 4)
-    assert norm_again == pytest.approx(norm)  # what is told is the norm before clipping
+    assert norm_again == pytest.approx(norm)  # the norm before clipping
     for name, g in whole.items():
         np.testing.assert_allclose(clipped[name], g / 4, atol=1e-6)
 
@@ -145,7 +145,7 @@ def test_rows_are_spread_evenly_over_at_most_as_many_lanes_as_there_are_cores(
     assert len(step_module.batch_lanes(batch_size)) == 1
 
 
-def test_dropout_differs_from_step_to_step_and_repeats_with_the_seed() -> None:
+def test_dropout_differs_between_steps_and_is_determined_by_the_seed() -> None:
     def losses() -> list[float]:
         model = new_small(replace(SMALL, embd_pdrop=0.5))
         step = make_train_step(model, optim.SGD(0.0), clip=1.0, batch_size=4)
@@ -156,11 +156,11 @@ def test_dropout_differs_from_step_to_step_and_repeats_with_the_seed() -> None:
             found.append(loss.item())
         return found
 
-    assert len(set(losses())) == 4  # the weights stay as they are: only the mask is another
+    assert len(set(losses())) == 4  # the weights do not change, only the mask
     assert losses() == losses()
 
 
-def test_a_small_model_learns_one_batch_by_heart() -> None:
+def test_a_small_model_memorizes_one_batch() -> None:
     model = new_small(replace(SMALL, n_embd=32))
     step = make_train_step(
         model, make_optimizer(TrainConfig(learning_rate=1e-2, weight_decay=0.0), 2), 1.0, batch_size=4
@@ -184,9 +184,9 @@ def test_the_validation_loss_is_the_mean_over_the_counted_targets(
     rows = np.array([round(i * (len(windows) - 1) / max(1, n - 1)) for i in range(n)])
     x, y, counts = windows.batch(rows)
     model.eval()
-    by_hand = np.array(next_token_losses(model(x), mx.array(y)))[counts].mean()
+    expected = np.array(next_token_losses(model(x), mx.array(y)))[counts].mean()
     model.train()
-    assert evaluate(model, make_eval_step(model), windows, batch_size, n_windows) == pytest.approx(by_hand, rel=1e-5)
+    assert evaluate(model, make_eval_step(model), windows, batch_size, n_windows) == pytest.approx(expected, rel=1e-5)
     assert model.training  # as it was
 
 
@@ -223,13 +223,13 @@ def test_a_run_leaves_a_model_folder_that_loads_with_the_same_logits(dataset: Da
 def test_metrics_have_the_promised_names_and_true_values(dataset: Dataset, tmp_path: Path) -> None:
     result = trained(dataset, tmp_path / "run")
     rows = rows_of(tmp_path / "run")
-    steps, looks = [row for row in rows if "loss" in row], [row for row in rows if "val_loss" in row]
+    steps, evaluations = [row for row in rows if "loss" in row], [row for row in rows if "val_loss" in row]
     measured = ["step", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_bytes"]
     assert [list(row) for row in steps] == [measured] * 6
-    assert [list(row) for row in looks] == [["step", "tokens", "val_loss", "bits_per_byte"]] * 2
+    assert [list(row) for row in evaluations] == [["step", "tokens", "val_loss", "bits_per_byte"]] * 2
     assert [row["step"] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]
     assert [row["tokens"] for row in steps] == [n * 4 * 16 for n in range(1, 7)]
-    assert looks[-1]["val_loss"] == result.val_loss
+    assert evaluations[-1]["val_loss"] == result.val_loss
     assert all(row["tokens_per_second"] > 0 and row["peak_memory_bytes"] > 0 for row in steps)
     assert steps[-1]["learning_rate"] == pytest.approx(1e-3 * 0.1)  # the final share of the peak
     assert steps[0]["loss"] == pytest.approx(log(257), abs=0.1)
@@ -262,47 +262,49 @@ def test_two_runs_with_the_same_seed_are_equal_to_the_bit(dataset: Dataset, tmp_
     assert once.val_loss == again.val_loss != other.val_loss
 
 
-def test_a_run_by_minutes_ends_by_the_clock(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_a_time_limit_ends_in_time(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = iter(range(10**6))
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: float(next(now)))  # each look at the clock is a second
+    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: float(next(now)))  # a second per call
     trained(dataset, tmp_path / "run", replace(QUICK, steps=None, minutes=1.0, eval_every=0))
     n = rows_of(tmp_path / "run")[-1]["step"]
     assert 6 < n < 60
 
 
-def test_samples_are_shown_in_eval_mode_and_training_goes_on(dataset: Dataset, tmp_path: Path) -> None:
+def test_on_eval_is_called_in_eval_mode_and_training_continues(dataset: Dataset, tmp_path: Path) -> None:
     model = new_small(replace(SMALL, embd_pdrop=0.2))
     seen = []
 
-    def look(step: int, done: float) -> None:
+    def on_eval(step: int, done: float) -> None:
         seen.append((step, done, model.training))
 
     report = Report(tmp_path, quiet())
-    Trainer(model, dataset.train, dataset.val, QUICK, report, look).run()
+    Trainer(model, dataset.train, dataset.val, QUICK, report, on_eval).run()
     report.close()
     assert seen == [(3, 0.5, False)]
     assert report.rows[-1]["step"] == 6
 
 
-def test_a_loss_that_is_no_number_ends_the_run_in_one_clear_line(dataset: Dataset, tmp_path: Path) -> None:
-    told = r"the loss became (nan|inf) at step \d \(largest gradient: [\w.]+, \S+\); a lower --learning-rate"
-    with pytest.raises(MLXGPTError, match=told) as e:
+def test_a_loss_that_is_nan_or_inf_ends_the_run_with_one_clear_line(dataset: Dataset, tmp_path: Path) -> None:
+    message = r"the loss became (nan|inf) at step \d \(largest gradient: [\w.]+, \S+\); a lower --learning-rate"
+    with pytest.raises(MLXGPTError, match=message) as e:
         trained(dataset, tmp_path / "run", replace(QUICK, learning_rate=1e30))
     assert "\n" not in str(e.value)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]  # no half-written model
     assert all(np.isfinite(row["loss"]) for row in rows_of(tmp_path / "run") if "loss" in row)
 
 
-def test_an_overflow_in_float16_is_told_with_the_gradient_that_was_too_large(dataset: Dataset, tmp_path: Path) -> None:
-    told = (
+def test_an_overflow_in_float16_is_reported_with_the_largest_gradient(dataset: Dataset, tmp_path: Path) -> None:
+    message = (
         r"the (loss|gradient's norm) became (nan|inf) at step 1 \(largest gradient: [\w.]+, [\d.e+]+\); float16 ends "
         r"at 65504, which --dtype bfloat16 does not; or a lower --learning-rate"
     )
-    with pytest.raises(MLXGPTError, match=told):
+    with pytest.raises(MLXGPTError, match=message):
         trained(dataset, tmp_path / "run", replace(QUICK, dtype="float16"), initializer_range=1e3)
 
 
-def test_a_step_whose_loss_is_no_number_spares_the_weights() -> None:
+def test_a_step_whose_loss_is_nan_leaves_the_weights_unchanged() -> None:
     model = new_small(replace(SMALL, initializer_range=1e3))
     step = make_train_step(model, make_optimizer(TrainConfig(), 2), clip=1.0, batch_size=4, dtype="float16")
     before = weights(model)
@@ -310,10 +312,10 @@ def test_a_step_whose_loss_is_no_number_spares_the_weights() -> None:
     mx.eval(loss, step.state)
     assert not np.isfinite(loss.item())
     after = weights(model)
-    assert all(np.allclose(after[name], before[name], rtol=1e-3) for name in before)  # but for their decay
+    assert all(np.allclose(after[name], before[name], rtol=1e-3) for name in before)  # except for weight decay
 
 
-def test_a_folder_that_exists_is_refused_and_untouched(dataset: Dataset, tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused_and_unchanged(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"exists already; choose a new folder"):
         trained(dataset, tmp_path)
@@ -323,14 +325,16 @@ def test_a_folder_that_exists_is_refused_and_untouched(dataset: Dataset, tmp_pat
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_creates_nothing(tmp_path: Path) -> None:
     short = dataset_from_texts("short", ["ab"], ["cd"], "bytes")
     with pytest.raises(DataError, match="shorter than one window: 3 tokens"):
         trained(short, tmp_path / "deep" / "run")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_is_stopped_leaves_its_metrics_and_no_model(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_that_is_interrupted_leaves_only_its_metrics(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     def stop(step: int, done: float) -> None:
         raise KeyboardInterrupt
 
@@ -341,7 +345,7 @@ def test_a_run_that_is_stopped_leaves_its_metrics_and_no_model(dataset: Dataset,
     assert len(rows_of(tmp_path / "run")) == 4
 
 
-# Settings
+# TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -378,20 +382,20 @@ def test_a_run_that_is_stopped_leaves_its_metrics_and_no_model(dataset: Dataset,
     ],
     ids=str,
 )
-def test_a_setting_that_cannot_work_is_refused_by_its_flag(settings: dict[str, Any]) -> None:
+def test_an_invalid_setting_is_refused_with_its_flag(settings: dict[str, Any]) -> None:
     ((name, value),) = settings.items()
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} must be .*{value}"):
         TrainConfig(**settings)
 
 
-# What the losses are compared with
+# Baselines
 
 
 def test_baselines_go_from_ln_V_to_the_best_possible_loss() -> None:
-    told = tinyworld.generate_stories(60, seed=0)
-    made = dataset_from_texts("tinyworld", told[:50], told[50:], "bpe:300")
+    stories = tinyworld.generate_stories(60, seed=0)
+    made = dataset_from_texts("tinyworld", stories[:50], stories[50:], "bpe:300")
     assert list(made.baselines) == ["ln V", "unigram", "bigram", "best possible"]
     assert list(made.baselines.values()) == sorted(made.baselines.values(), reverse=True)
     assert made.baselines["ln V"] == log(300)
-    assert made.baselines["best possible"] == tinyworld.best_loss(told[50:], made.val.n_tokens)
-    assert "best possible" not in dataset_from_texts("mine", told[:50], told[50:], "bpe:300").baselines
+    assert made.baselines["best possible"] == tinyworld.best_loss(stories[50:], made.val.n_tokens)
+    assert "best possible" not in dataset_from_texts("mine", stories[:50], stories[50:], "bpe:300").baselines

@@ -1,4 +1,4 @@
-"""Two processes that train together are one with the same batch, and one of them writes."""
+"""Two processes that train together equal one process with the same batch; only one of them writes files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN = ["train", "--data", "text.txt", *TINY, "--eval-every", "5", "--checkpoint-
 
 
 def two(*arguments: str, here: Path) -> list[subprocess.Popen[str]]:
-    """The same command line as two processes of MLX's ring, on this machine."""
+    """Start the same command line in two processes of MLX's ring backend, on this machine."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     hosts = [[f"127.0.0.1:{listener.getsockname()[1]}"] for listener in listeners]
     for listener in listeners:
@@ -42,8 +42,8 @@ def two(*arguments: str, here: Path) -> list[subprocess.Popen[str]]:
     ]
 
 
-def ends(pair: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of both; nobody is left waiting."""
+def wait_for(pair: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of both processes."""
     try:
         return [(process.wait(timeout=90), *process.communicate()) for process in pair]
     finally:
@@ -52,17 +52,19 @@ def ends(pair: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("name", [None, *RANK_VARIABLES])
-def test_mlx_is_asked_for_others_only_by_one_of_several(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would start MPI where that is installed, in every run."""
-    asked: list[int] = []
+def test_the_distributed_backend_is_initialised_only_in_a_process_of_a_launcher(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise every run would start MPI where it is installed."""
+    initialised: list[int] = []
     for known in RANK_VARIABLES:
         monkeypatch.delenv(known, raising=False)
     if name:
         monkeypatch.setenv(name, "0")
     alone = type("Group", (), {"size": lambda self: 1})()
-    monkeypatch.setattr("mlx.core.distributed.init", lambda: asked.append(1) or alone)
+    monkeypatch.setattr("mlx.core.distributed.init", lambda: initialised.append(1) or alone)
     assert join() is None
-    assert len(asked) == (1 if name else 0)
+    assert len(initialised) == (1 if name else 0)
 
 
 def losses(run: Path) -> list[tuple[int, int, float]]:
@@ -75,12 +77,12 @@ def losses(run: Path) -> list[tuple[int, int, float]]:
 def test_two_processes_have_the_losses_of_one_with_the_same_batch(here: Path, flags: str) -> None:
     more = [*flags.split(), "--steps", "12"]
     assert main([*RUN, *more, "--batch-size", "4", "--out", "alone"]) == 0
-    (code, said, _), (code_there, said_there, _) = ends(
+    (code, output, _), (other_code, other_output, _) = wait_for(
         two(*RUN, *more, "--batch-size", "2", "--out", "run", here=here)
     )
-    assert (code, code_there) == (0, 0)
-    assert "validation loss" in said
-    assert said_there == ""
+    assert (code, other_code) == (0, 0)
+    assert "validation loss" in output
+    assert other_output == ""
     alone, together = losses(here / "alone"), losses(here / "run")
     assert [row[:2] for row in together] == [row[:2] for row in alone]
     assert [row[2] for row in together] == pytest.approx([row[2] for row in alone], rel=1e-5)
@@ -88,37 +90,39 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batch(here: Path, fl
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_one_of_them_stops_both_after_the_same_step(here: Path) -> None:
+def test_ctrl_c_in_one_process_stops_both_after_the_same_step(here: Path) -> None:
     pair = two(*RUN, "--steps", "300000", "--eval-every", "0", "--embd-pdrop", "0.1", "--out", "run", here=here)
-    patience = time.monotonic() + 60
-    while not (here / "run/metrics.jsonl").exists() and time.monotonic() < patience:
+    deadline = time.monotonic() + 60
+    while not (here / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     pair[1].send_signal(signal.SIGINT)
-    (code, _, told), (code_there, _, told_there) = ends(pair)
-    assert (code, code_there) == (130, 130)
+    (code, _, message), (other_code, _, other_message) = wait_for(pair)
+    assert (code, other_code) == (130, 130)
     step = losses(here / "run")[-1][0]
-    assert the_line(told.lstrip("\n")) == f"stopped after step {step}; go on with: mlx-gpt train --resume run"
-    assert the_line(told_there.lstrip("\n")) == f"stopped after step {step}"
+    assert the_line(message.lstrip("\n")) == f"stopped after step {step}; go on with: mlx-gpt train --resume run"
+    assert the_line(other_message.lstrip("\n")) == f"stopped after step {step}"
     assert list_checkpoints(here / "run")[0].name == f"step-{step}"
 
 
 @pytest.mark.slow
-def test_a_run_of_two_that_is_resumed_equals_one_that_was_not(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ends(two(*RUN, "--steps", "12", "--embd-pdrop", "0.1", "--out", "run", here=here))
+def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wait_for(two(*RUN, "--steps", "12", "--embd-pdrop", "0.1", "--out", "run", here=here))
     shutil.copytree(here / "run", here / "whole")
-    (list_checkpoints(here / "run")[0] / "SHA256SUMS").unlink()  # so that it goes on after step 8
-    assert [code for code, _, _ in ends(two("train", "--resume", "run", here=here))] == [0, 0]
+    (list_checkpoints(here / "run")[0] / "SHA256SUMS").unlink()  # so that it resumes after step 8
+    assert [code for code, _, _ in wait_for(two("train", "--resume", "run", here=here))] == [0, 0]
     assert losses(here / "run") == losses(here / "whole")
     assert main(["train", "--resume", "run"]) == 2
     assert "the run was trained by 2 processes, and these are 1" in the_line(capsys.readouterr().err)
 
 
 @pytest.mark.slow
-def test_two_processes_pick_the_same(here: Path) -> None:
+def test_two_processes_choose_the_same_settings(here: Path) -> None:
     pair = two("train", "--data", "text.txt", "--out", "run", "--minutes", "0.1", here=here)
-    (code, said, _), (code_there, _, _) = ends(pair)  # with other shapes they would wait for each other
-    assert (code, code_there) == (0, 0)
-    assert "--learning-rate" in said
+    (code, output, _), (other_code, _, _) = wait_for(pair)  # with different shapes they would deadlock
+    assert (code, other_code) == (0, 0)
+    assert "--learning-rate" in output
     settings = read_run_file(here / "run/run.toml")
     assert "minutes" not in settings  # each has its own clock
     assert losses(here / "run")[-1][:2] == (
@@ -129,7 +133,7 @@ def test_two_processes_pick_the_same(here: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "code", "told"),
+    ("flags", "code", "message"),
     [
         ("--out model", 2, "--out model exists already"),
         ("--out run --steps 0", 2, "--steps must be at least 1"),
@@ -141,13 +145,13 @@ def test_two_processes_pick_the_same(here: Path) -> None:
         ("--out run --learning-rate 1e30 --steps 5", 1, "a lower --learning-rate"),
     ],
 )
-def test_what_goes_wrong_ends_both(here: Path, flags: str, code: int, told: str) -> None:
+def test_a_failure_ends_both_processes(here: Path, flags: str, code: int, message: str) -> None:
     before = everything(here / "model")
-    (found, _, said), (found_there, _, said_there) = ends(two(*RUN, *flags.split(), here=here))
+    (found, _, output), (other_found, _, other_output) = wait_for(two(*RUN, *flags.split(), here=here))
     assert found == code
-    assert found_there != 0
-    assert told in the_line(said)
-    line = the_line("\n".join(line for line in said_there.splitlines() if not line.startswith("[ring]")))  # MLX's own
+    assert other_found != 0
+    assert message in the_line(output)
+    line = the_line("\n".join(line for line in other_output.splitlines() if not line.startswith("[ring]")))  # MLX's own
     lost = "lost the other processes of its group ([ring] connection to a peer was lost)"
-    assert told in line or lost in line or line == "the first process cannot start; see its output"
+    assert message in line or lost in line or line == "the first process cannot start; see its output"
     assert everything(here / "model") == before

@@ -1,1 +1,1 @@
-"""What a run reports: metrics, live panel, plot, trackers."""
+"""The report of a run: metrics, live panel, plot, trackers."""

@@ -1,4 +1,4 @@
-"""The live panel of a run. It is drawn by rich's own thread; the training loop only leaves its newest numbers here."""
+"""The live panel of a run, drawn by a thread of rich from the newest metrics."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-COLUMN = 26  # characters that a label and its number need
-WIDTH = 96  # columns at most: further apart, labels and numbers are hard to read together
+COLUMN = 26  # characters of a label and its value
+MAX_WIDTH = 96  # characters; on wider terminals labels would be far from their values
 BLOCKS = "▁▂▃▄▅▆▇█"
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Curve:
-    """A curve of any length in bounded memory: means over equally many values each, at most ``n`` of them.
+    """A curve of any length as at most ``n`` means over equally many values.
 
-    When it is full, neighbours become one, and from then on each mean is over twice as many values.
+    When it is full, neighbouring means are merged, and each mean is over twice as many values.
     """
 
     def __init__(self, n: int = 512):
@@ -31,7 +31,7 @@ class Curve:
         self._sum, self._count = 0.0, 0
 
     def add(self, value: float) -> None:
-        """The next value; one that is no number is left out."""
+        """Append a value; ignore nan and inf."""
         if not isfinite(value):
             return
         self._sum, self._count = self._sum + value, self._count + 1
@@ -45,9 +45,9 @@ class Curve:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """A curve in at most ``width`` characters, from its lowest value to the highest after the steep first tenth.
+    """Draw a curve in at most ``width`` characters, from its minimum to its maximum after the first tenth.
 
-    The heights are square roots, so that one still sees the slope where a loss has become flat.
+    Heights are square roots, so that the slope of a flat loss remains visible.
     """
     if not values or width < 1:
         return ""
@@ -60,7 +60,7 @@ def sparkline(values: list[float], width: int) -> str:
 
 
 class LivePanel:
-    """What ``rich.live.Live`` draws. All state is replaced whole, never changed in place while it may be drawn."""
+    """A renderable for ``rich.live.Live``. Its state is replaced, never changed in place, since it may be drawn."""
 
     def __init__(self, flops_per_token: float | None = None, machine_flops: float | None = None) -> None:
         self.flops_per_token, self.machine_flops = flops_per_token, machine_flops
@@ -72,7 +72,7 @@ class LivePanel:
         if "loss" not in self.latest:
             yield Text("starting: the first step compiles the model", style="dim")
             return
-        width = min(WIDTH, options.max_width)
+        width = min(MAX_WIDTH, options.max_width)
         body = Group(self._progress(), self._numbers(columns=min(3, max(1, width // COLUMN))), self._spark())
         yield Panel(body, title="training", title_align="left", border_style="dim", width=width)
 
@@ -81,7 +81,7 @@ class LivePanel:
         line.add_column(ratio=1)
         line.add_column(justify="right", no_wrap=True)
         bar = ProgressBar(total=1.0, completed=min(1.0, self.done), style="dim", complete_style="cyan")
-        left = f"{clock(self.seconds_left)} left"
+        left = f"{format_time(self.seconds_left)} left"
         line.add_row(bar, Text(f"{self.done:4.0%}   step {self.latest['step']:,}   {left}", style="bold"))
         return line
 
@@ -90,7 +90,7 @@ class LivePanel:
         for _ in range(columns):
             grid.add_column(style="dim", no_wrap=True)
             grid.add_column(justify="right", no_wrap=True, ratio=1)
-            grid.add_column(width=1)  # air
+            grid.add_column(width=1)  # margin
         cells = self._cells()
         for i in range(0, len(cells), columns):
             grid.add_row(*[text for label, value in cells[i : i + columns] for text in (label, value, "")][:-1])
@@ -99,19 +99,19 @@ class LivePanel:
     def _cells(self) -> list[tuple[str, str]]:
         get = self.latest.get
         return [
-            ("loss", shown(get("loss"), ".4f")),
-            ("validation loss", shown(get("val_loss"), ".4f")),
-            ("bits per byte", shown(get("bits_per_byte"), ".4f")),
-            ("learning rate", shown(get("learning_rate"), ".2e")),
-            ("gradient norm", shown(get("grad_norm"), ".3g")),
-            ("tokens/s", shown(get("tokens_per_second"), ",.0f")),
-            ("tokens", short(get("tokens"))),
-            ("of matrix speed", shown(self._share(), ".0%")),
-            ("peak memory", short(get("peak_memory_bytes"), "B")),
+            ("loss", format_value(get("loss"), ".4f")),
+            ("validation loss", format_value(get("val_loss"), ".4f")),
+            ("bits per byte", format_value(get("bits_per_byte"), ".4f")),
+            ("learning rate", format_value(get("learning_rate"), ".2e")),
+            ("gradient norm", format_value(get("grad_norm"), ".3g")),
+            ("tokens/s", format_value(get("tokens_per_second"), ",.0f")),
+            ("tokens", format_large(get("tokens"))),
+            ("of matrix speed", format_value(self._utilization(), ".0%")),
+            ("peak memory", format_large(get("peak_memory_bytes"), "B")),
         ]
 
-    def _share(self) -> float | None:
-        """Of the floating-point operations that this machine was measured to do in matrix products, those in use."""
+    def _utilization(self) -> float | None:
+        """Model FLOP/s as a share of the measured speed of matrix products."""
         speed = self.latest.get("tokens_per_second")
         if speed is None or not self.flops_per_token or not self.machine_flops:
             return None
@@ -126,7 +126,7 @@ class LivePanel:
 
 
 class Sparkline:
-    """The curve of the loss, as wide as there is room for."""
+    """A sparkline over the available width."""
 
     def __init__(self, values: list[float]) -> None:
         self.values = values
@@ -135,21 +135,21 @@ class Sparkline:
         yield Text(sparkline(self.values, options.max_width), style="cyan", no_wrap=True)
 
 
-def shown(value: Any, how: str) -> str:
-    """A number in a format, or a dash where it has not been measured."""
-    return "–" if value is None else format(value, how)
+def format_value(value: Any, spec: str) -> str:
+    """Format a number; a dash for None."""
+    return "–" if value is None else format(value, spec)
 
 
-def short(value: float | None, unit: str = "") -> str:
-    """A large number for people, in powers of 1000, or a dash: 2_000_000 bytes -> ``2.00 MB``."""
+def format_large(value: float | None, unit: str = "") -> str:
+    """Format a large number with a prefix: 2_000_000 bytes -> ``2.00 MB``; a dash for None."""
     if value is None:
         return "–"
     factor, prefix = next(((factor, prefix) for factor, prefix in PREFIXES if value >= factor), (1.0, ""))
     return f"{value / factor:.2f} {prefix}{unit}" if factor > 1 else f"{value:.0f} {unit}".rstrip()
 
 
-def clock(seconds: float) -> str:
-    """61 -> ``1:01``; 3661 -> ``1:01:01``; a week and more in days."""
+def format_time(seconds: float) -> str:
+    """Format a duration: 61 -> ``1:01``; 3661 -> ``1:01:01``; a week and more in days."""
     minutes, seconds = divmod(max(0, round(seconds)), 60)
     if minutes >= 7 * 24 * 60:
         return f"{minutes / (24 * 60):.0f} days"

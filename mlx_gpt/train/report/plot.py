@@ -11,31 +11,31 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SMOOTH = 0.02  # share of the run that the smoothed curve averages over
-CLOSE = 0.06  # share of the plot's height: marks nearer than this share no side of a line with their labels
+WINDOW = 0.02  # of the running mean, as a share of the run
+CLOSE = 0.06  # distance of two lines, as a share of the height, below which their labels would overlap
 Rows = Sequence[Mapping[str, Any]]
 
 
-def plot_loss(rows: Rows, marks: Mapping[str, float], path: Path, title: str) -> None:
-    """Draw the losses over the tokens seen, with a line for each mark (name -> nats per token), as a PNG file.
+def plot_loss(rows: Rows, baselines: Mapping[str, float], path: Path, title: str) -> None:
+    """Plot the losses over the tokens seen, with a line for each baseline (name -> nats per token), as a PNG file.
 
-    The training loss is that of single batches, so it is drawn faintly, and its running mean over it.
+    The training loss of single batches is drawn faintly, and its running mean over it.
     """
-    from matplotlib.figure import Figure  # no pyplot: no window system, no global state
+    from matplotlib.figure import Figure  # instead of pyplot, which has global state
     from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     tokens, loss = _points(rows, "loss")
     axes.plot(tokens, loss, color="0.85", linewidth=0.6)
-    axes.plot(tokens, smoothed(loss), color="0.35", linewidth=1.2, label="training (running mean)")
+    axes.plot(tokens, running_mean(loss), color="0.35", linewidth=1.2, label="training (running mean)")
     tokens, val_loss = _points(rows, "val_loss")
     axes.plot(tokens, val_loss, color="tab:blue", linewidth=1.8, marker="o", markersize=4, label="validation")
-    everything = np.concatenate([loss, val_loss, list(marks.values())])
-    if everything.size:
-        low, high = everything.min(), everything.max()
+    values = np.concatenate([loss, val_loss, list(baselines.values())])
+    if values.size:
+        low, high = values.min(), values.max()
         axes.set_ylim(max(0.0, low - 0.08 * (high - low)), high + 0.08 * (high - low) + 1e-9)
-    _draw_marks(axes, marks)
+    _draw_baselines(axes, baselines)
     axes.set(xlabel="tokens seen", ylabel="loss (nats per token)", title=title)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
@@ -44,8 +44,8 @@ def plot_loss(rows: Rows, marks: Mapping[str, float], path: Path, title: str) ->
     figure.savefig(path, dpi=150)
 
 
-def smoothed(values: np.ndarray, share: float = SMOOTH) -> np.ndarray:
-    """The mean around each value, over ``share`` of all of them; at the ends over those that there are."""
+def running_mean(values: np.ndarray, share: float = WINDOW) -> np.ndarray:
+    """Return the mean over a centred window of ``share`` of all values, shortened at the ends."""
     reach = int(share * len(values) / 2)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     i = np.arange(len(values))
@@ -59,11 +59,10 @@ def _points(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _draw_marks(axes: Axes, marks: Mapping[str, float]) -> None:
-    """Lines across, labelled at the right end: above the line, but below it where the next one is close, or the curve
-    comes down to it."""
+def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
+    """Draw lines with labels at the right: below the line if the next line above is close, or if it is the lowest."""
     bottom, top = axes.get_ylim()
-    ordered = sorted(marks.items(), key=lambda mark: mark[1], reverse=True)
+    ordered = sorted(baselines.items(), key=lambda item: item[1], reverse=True)
     for i, (name, loss) in enumerate(ordered):
         crowded = i > 0 and ordered[i - 1][1] - loss < CLOSE * (top - bottom)
         lowest = i == len(ordered) - 1 and i > 0

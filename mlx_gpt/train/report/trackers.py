@@ -1,42 +1,23 @@
-"""Where metrics can go beside the run's own folder: TensorBoard's event files, or Weights & Biases."""
+"""Experiment trackers that receive the metrics of a run. A new one is a class and an entry in ``TRACKERS``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mlx_gpt.errors import UsageError
 
-PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # what each tracker needs
-
 
 class Tracker(Protocol):
-    """Keeps rows of metrics somewhere; neither method waits for a network."""
+    """Receives rows of metrics; no method waits for a network."""
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """One row as ``Report`` writes it: ``step``, ``tokens`` and what was measured."""
+        """Record one row of ``Report``: ``step``, ``tokens`` and measured values."""
 
     def close(self) -> None:
-        """Write out what is still on its way."""
-
-
-def check_tracker(kind: str) -> None:
-    """``UsageError`` unless ``open_tracker`` knows it and it is installed."""
-    if kind not in PACKAGES:
-        raise UsageError(f"--report-to must be one of {', '.join(PACKAGES)}, not {kind!r}")
-    if not find_spec(PACKAGES[kind]):
-        raise UsageError(
-            f"--report-to {kind} needs {PACKAGES[kind]}, which is not installed; install it with: "
-            f"pip install 'mlx-gpt[{kind}]'"
-        )
-
-
-def open_tracker(kind: str, folder: Path, settings: Mapping[str, Any]) -> Tracker:
-    """The tracker of a run in ``folder``, told the run's settings. ``UsageError`` where it cannot begin."""
-    check_tracker(kind)
-    return TensorBoard(folder, settings) if kind == "tensorboard" else WandB(folder, settings)
+        """Write what is buffered."""
 
 
 class TensorBoard:
@@ -57,23 +38,23 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, named after the folder. Where it goes is wandb's to know (``WANDB_MODE``, ...).
+    """A run of Weights & Biases, named after the folder and configured by wandb's own ``WANDB_MODE``, ...
 
-    A run that is resumed goes on with the same one there: its id is kept in the folder.
+    The id is stored in the folder, so that a resumed run continues the same run there.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / "wandb-id.txt"
-        known = kept.read_text().strip() if kept.exists() else None
+        id_file = folder / "wandb-id.txt"
+        run_id = id_file.read_text().strip() if id_file.exists() else None
         try:
             self._run = wandb.init(
-                project="mlx-gpt", name=folder.name, dir=str(folder), config=dict(settings), id=known, resume="allow"
+                project="mlx-gpt", name=folder.name, dir=str(folder), config=dict(settings), id=run_id, resume="allow"
             )
-            kept.write_text(self._run.id)
-        except wandb.errors.Error as error:  # nobody is logged in, or no network
+            id_file.write_text(self._run.id)
+        except wandb.errors.Error as error:  # such as no login or no network
             raise UsageError(f"--report-to wandb: {error} WANDB_MODE=offline keeps it on this machine.") from error
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -81,6 +62,33 @@ class WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class TrackerEntry(NamedTuple):
+    """A tracker that ``--report-to`` can name; the extra of mlx-gpt that installs it has the same name."""
+
+    package: str
+    open: Callable[[Path, Mapping[str, Any]], Tracker]
+
+
+TRACKERS = {"tensorboard": TrackerEntry("tensorboardX", TensorBoard), "wandb": TrackerEntry("wandb", WandB)}
+
+
+def check_tracker(kind: str) -> None:
+    """Raise ``UsageError`` for a tracker that is unknown or not installed."""
+    if kind not in TRACKERS:
+        raise UsageError(f"--report-to must be one of {', '.join(TRACKERS)}, not {kind!r}")
+    package = TRACKERS[kind].package
+    if not find_spec(package):
+        raise UsageError(
+            f"--report-to {kind} needs {package}, which is not installed; run: pip install 'mlx-gpt[{kind}]'"
+        )
+
+
+def open_tracker(kind: str, folder: Path, settings: Mapping[str, Any]) -> Tracker:
+    """Return the tracker of a run in ``folder``. Raises ``UsageError`` if it cannot start."""
+    check_tracker(kind)
+    return TRACKERS[kind].open(folder, settings)
 
 
 def _measured(row: Mapping[str, Any]) -> dict[str, float]:
