@@ -28,7 +28,7 @@ class Prepare:
     val_fraction: float = 0.1
     """the share of the text for validation, in whole documents if possible"""
     seed: int = 0
-    """of the random choice of these documents"""
+    """seed of the random choice of these documents"""
 
     def __call__(self) -> None:
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""Batches that a thread draws are the batches themselves, from any position on, and each process has its rows."""
+"""Prefetched batches equal ``endless_batches`` from any position on, and each process has its rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STREAM = TokenStream(np.arange(401, dtype=np.uint16), np.array([0, 40, 41, 200, 
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
+def no_thread_remains() -> Iterator[None]:
     yield
     patience = time.monotonic() + 5
     while any(thread.name == "batches" for thread in threading.enumerate()) and time.monotonic() < patience:
@@ -30,7 +30,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 def taken(batches: Batches, n: int) -> np.ndarray:
-    """The next n batches, (n, 2, B, T); then they are closed."""
+    """Take the next n batches, (n, 2, B, T), and close."""
     found = np.array(list(islice(batches, n)))
     batches.close()
     return found
@@ -40,26 +40,26 @@ def expected(n: int, batch_size: int = B, skip: int = 0) -> np.ndarray:
     return np.array(list(islice(endless_batches(STREAM, T, batch_size, 7, skip), n)))
 
 
-def test_they_are_those_of_the_seed_in_order_over_several_epochs() -> None:
+def test_they_equal_endless_batches_over_several_epochs() -> None:
     found = taken(Batches(STREAM, T, B, 7), 60)  # an epoch has 51 or so windows, 17 batches
     assert (found == expected(60)).all()
     assert found.dtype == np.int32
 
 
 @pytest.mark.parametrize("position", [1, 16, 17, 40])
-def test_from_a_position_on_they_are_those_that_would_have_come(position: int) -> None:
+def test_they_continue_from_a_position(position: int) -> None:
     first = Batches(STREAM, T, B, 7)
     taken(first, position)
-    assert first.position == position  # whatever the thread has drawn ahead
+    assert first.position == position  # however many are prefetched
     assert (taken(Batches(STREAM, T, B, 7, position), 20) == expected(60)[position : position + 20]).all()
 
 
-def test_the_rows_of_all_processes_are_those_of_one_with_the_whole_batch() -> None:
+def test_the_rows_of_all_processes_are_the_whole_batch() -> None:
     parts = [taken(Batches(STREAM, T, B, 7, rank=rank, size=2), 20) for rank in range(2)]
     assert (np.concatenate(parts, axis=2) == expected(20, batch_size=2 * B)).all()
 
 
-def test_they_are_drawn_ahead_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limited_number_is_prefetched(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
 
     def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
@@ -74,11 +74,11 @@ def test_they_are_drawn_ahead_but_not_without_end(monkeypatch: pytest.MonkeyPatc
     while len(drawn) < 1 + AHEAD + 1 and time.monotonic() < patience:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert len(drawn) == 1 + AHEAD + 1  # one taken, four waiting, one in the hand
+    assert len(drawn) == 1 + AHEAD + 1  # one taken, four queued, one waiting
     batches.close()
 
 
-def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_thread_is_raised_by_next(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any, **__: Any) -> Iterator[Any]:
         yield from expected(1)
         raise OSError("the disk is gone")
@@ -90,6 +90,6 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_asked_for(mo
         next(batches)
 
 
-def test_a_text_shorter_than_a_window_is_told_at_once() -> None:
+def test_a_text_shorter_than_a_window_is_refused_at_once() -> None:
     with pytest.raises(DataError, match="shorter than one window"):
         Batches(STREAM, 401, B, 7)

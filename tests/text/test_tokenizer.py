@@ -1,4 +1,4 @@
-"""Text becomes ids and comes back unchanged, and other libraries read the same ids out of our files."""
+"""Encoding and decoding are inverse, and other libraries give the same ids from our files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(text=st.text(st.characters(codec="utf-8")))
-def test_any_text_comes_back_unchanged(trained: Tokenizer, text: str) -> None:
+def test_decoding_inverts_encoding(trained: Tokenizer, text: str) -> None:
     for tokenizer in (trained, Tokenizer.bytes()):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -80,19 +80,19 @@ def test_a_text_and_a_batch_of_texts_give_the_same_ids(trained: Tokenizer, text:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(ids=st.lists(st.integers(0, 399)))
-def test_a_stream_says_in_pieces_what_decode_says_at_once(trained: Tokenizer, ids: list[int]) -> None:
+def test_a_stream_decoder_gives_the_text_of_decode(trained: Tokenizer, ids: list[int]) -> None:
     stream = trained.stream()
     assert "".join([*map(stream.push, ids), stream.flush()]) == trained.decode(ids)
 
 
-def test_a_stream_holds_a_character_back_until_it_is_whole() -> None:
+def test_a_stream_decoder_buffers_a_character_until_it_is_complete() -> None:
     tokenizer = Tokenizer.bytes()
     stream = tokenizer.stream()
     assert [stream.push(i) for i in tokenizer.encode("é👍x")] == ["", "é", "", "", "", "👍", "x"]
     assert stream.flush() == ""
 
 
-def test_a_stream_that_ends_inside_a_character_says_so_and_starts_anew() -> None:
+def test_a_stream_that_ends_inside_a_character_gives_U_FFFD_and_resets() -> None:
     tokenizer = Tokenizer.bytes()
     stream = tokenizer.stream()
     assert [stream.push(i) for i in tokenizer.encode("👍")[:3]] == ["", "", ""]
@@ -115,7 +115,7 @@ def test_an_id_outside_the_vocabulary_is_a_clear_error(trained: Tokenizer, wrong
     one_line(e)
 
 
-def test_ids_may_come_as_numpy_integers(trained: Tokenizer) -> None:
+def test_ids_may_be_numpy_integers(trained: Tokenizer) -> None:
     assert trained.decode(np.array(trained.encode("walking"), np.int32)) == "walking"
 
 
@@ -133,7 +133,7 @@ def test_ids_are_the_bytes_in_gpt2s_order_then_the_merges_then_end_of_text(train
     assert (trained.vocab_size, Tokenizer.bytes().vocab_size) == (400, 257)
 
 
-def test_each_merge_joins_two_tokens_that_were_there_before(trained: Tokenizer) -> None:
+def test_each_merge_joins_two_earlier_tokens(trained: Tokenizer) -> None:
     for rank, (left, right) in enumerate(merges_of(trained.ranks), 256):
         assert trained.ranks[left + right] == rank
         assert max(trained.ranks[left], trained.ranks[right]) < rank
@@ -152,7 +152,7 @@ def test_bpe_in_a_dozen_lines_gives_the_ids_that_tiktoken_gives(trained: Tokeniz
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(text=st.text(st.sampled_from("abZéß漢🙂 \n\t\r\u00a01٣½'.,-sdmtlvre"), max_size=30))
-def test_words_are_cut_as_gpt2_cuts_them(text: str) -> None:
+def test_text_is_split_into_words_as_in_gpt2(text: str) -> None:
     regex = pytest.importorskip("regex")
     published = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # openai/gpt-2 encoder.py
     assert regex.findall(SPLIT, text) == regex.findall(published, text)
@@ -171,21 +171,21 @@ def test_training_again_gives_the_same_vocabulary_also_in_another_process_on_one
     assert run.stdout.strip() == trained.hash, run.stderr
 
 
-def test_training_learns_what_occurs_often() -> None:
+def test_training_merges_frequent_pairs() -> None:
     tokenizer = Tokenizer.train(["low low low lowest newer wider wider"] * 3, 262)
     assert tokenizer.decode_bytes([256]) == b"lo"
     assert len(tokenizer.encode("low")) == 1
     assert len(tokenizer.encode("owl")) == 3
 
 
-def test_a_vocabulary_the_text_cannot_fill_is_refused_and_the_error_says_how_far_it_goes() -> None:
+def test_a_vocabulary_too_large_for_the_text_is_refused_with_the_largest_possible_size() -> None:
     with pytest.raises(UsageError, match=r"too small for a vocabulary of 4096 ids: .* ask for bpe:261 or less") as e:
         Tokenizer.train(["hello hello"], 4096)
     one_line(e)
     assert Tokenizer.train(["hello hello"], 261).vocab_size == 261
 
 
-def test_a_single_text_may_be_given_as_it_is() -> None:
+def test_a_single_text_needs_no_list() -> None:
     assert Tokenizer.train("hello hello", 260).hash == Tokenizer.train(["hello hello"], 260).hash
 
 
@@ -297,7 +297,7 @@ def test_a_merge_that_comes_twice_is_refused(trained: Tokenizer, tmp_path: Path)
         Tokenizer.from_folder(tmp_path)
 
 
-def test_the_saved_settings_name_the_marks_and_the_kind(trained: Tokenizer, tmp_path: Path) -> None:
+def test_the_saved_config_has_the_special_tokens_and_the_class(trained: Tokenizer, tmp_path: Path) -> None:
     trained.save(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert settings["tokenizer_class"] == "GPT2Tokenizer"
@@ -391,7 +391,7 @@ def test_a_damaged_file_is_named_with_what_was_expected_and_what_was_found(
     assert str(tmp_path) in one_line(e)
 
 
-def test_merges_cut_short_are_noticed(trained: Tokenizer, tmp_path: Path) -> None:
+def test_truncated_merges_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
     trained.save(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -402,7 +402,7 @@ def test_merges_cut_short_are_noticed(trained: Tokenizer, tmp_path: Path) -> Non
         Tokenizer.from_folder(tmp_path)
 
 
-def test_bytes_that_are_no_text_are_noticed(trained: Tokenizer, tmp_path: Path) -> None:
+def test_files_that_are_not_utf8_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
     trained.save(tmp_path)
     (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\n\xff\xfe\n")
     with pytest.raises(TokenizerError, match=r"merges\.txt: expected UTF-8 text, found the byte 0xff at 14"):
@@ -461,7 +461,7 @@ def test_tiktokens_gpt2_is_the_folders(gpt2: Tokenizer, no_tiktoken_cache: Path)
     assert published.encode_batch(VARIED) == gpt2.encode_batch(VARIED)
 
 
-def test_without_a_network_gpt2_says_what_to_do(no_tiktoken_cache: Path) -> None:
+def test_without_a_network_the_error_of_gpt2_has_the_remedy(no_tiktoken_cache: Path) -> None:
     with pytest.raises(
         TokenizerError, match=r"could not be downloaded \(ProxyError\): connect .* or load a GPT-2"
     ) as e:
@@ -490,7 +490,7 @@ def test_transformers_reads_our_folder_and_gives_our_ids(
         assert "GPT2Tokenizer" in type(theirs).__name__
         assert len(theirs) == ours.vocab_size
         for text in (*VARIED, *some_text(), f"one{EOT}two", " " * 100, "<|user|>Hi"):
-            ids = ours.encode(text, allow_special=True)  # transformers always reads marks as such
+            ids = ours.encode(text, allow_special=True)  # transformers always parses special tokens
             assert theirs(text)["input_ids"] == ids
             assert theirs.decode(ids) == text
         assert (theirs.eos_token, theirs.bos_token, theirs.unk_token) == (EOT, EOT, EOT)

@@ -1,4 +1,4 @@
-"""Windows over a text: each target is counted once, stories are read from their beginning, a seed fixes the order."""
+"""Windows: each target is counted once, they start at documents, and a seed fixes the order of batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_gpt.errors import DataError
+from mlx_gpt.text import windows as windows_module
 from mlx_gpt.text.dataset import unigram_and_bigram_entropy
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.windows import TokenStream, Windows, endless_batches
@@ -20,7 +21,7 @@ EOT = 99
 
 
 def stream_of(*lengths: int) -> TokenStream:
-    """Documents of these lengths; every id but the mark is its own position, so that one sees where it came from."""
+    """Documents of these lengths; every id but EOT is 1000 plus its position."""
     starts = np.cumsum([0, *(length + 1 for length in lengths)])
     ids = np.arange(1000, 1000 + starts[-1] + 1, dtype=np.int32)
     ids[starts] = EOT
@@ -40,7 +41,7 @@ def texts_and_windows(draw: st.DrawFn) -> tuple[TokenStream, int]:
 # Streams
 
 
-def test_a_mark_stands_before_every_document_and_after_the_last() -> None:
+def test_eot_is_before_every_document_and_after_the_last() -> None:
     tokenizer = Tokenizer.bytes()
     stream = TokenStream.from_documents(["ab", "", "c"], tokenizer)
     a, b, c, eot = *tokenizer.encode("abc"), tokenizer.eot_id
@@ -50,10 +51,19 @@ def test_a_mark_stands_before_every_document_and_after_the_last() -> None:
     assert stream.n_tokens == 6  # the first is given, not predicted
 
 
-def test_the_mark_written_in_a_text_is_text() -> None:
+def test_eot_in_a_text_is_plain_text() -> None:
     tokenizer = Tokenizer.bytes()
     stream = TokenStream.from_documents(["a<|endoftext|>b"], tokenizer)
     assert (stream.ids == tokenizer.eot_id).sum() == 2
+
+
+def test_documents_encoded_in_parts_give_the_same_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = ["ab", "", "c", "de", "f"]
+    whole = TokenStream.from_documents(documents, Tokenizer.bytes())
+    monkeypatch.setattr(windows_module, "ENCODED_AT_ONCE", 2)
+    parts = TokenStream.from_documents(documents, Tokenizer.bytes())
+    assert (parts.ids == whole.ids).all()
+    assert (parts.starts == whole.starts).all()
 
 
 # Windows
@@ -73,7 +83,7 @@ def test_every_token_is_counted_as_a_target_exactly_once(case: tuple[TokenStream
 
 @given(texts_and_windows())
 @settings(max_examples=300, deadline=None)
-def test_targets_are_the_inputs_one_further_and_come_from_the_text(case: tuple[TokenStream, int]) -> None:
+def test_targets_are_the_inputs_shifted_by_one(case: tuple[TokenStream, int]) -> None:
     stream, T = case
     windows = Windows.over(stream, T)
     x, y, counts = windows.batch(np.arange(len(windows)))
@@ -84,17 +94,17 @@ def test_targets_are_the_inputs_one_further_and_come_from_the_text(case: tuple[T
 
 @given(texts_and_windows())
 @settings(max_examples=300, deadline=None)
-def test_a_window_starts_at_a_document_or_where_a_long_one_was_cut(case: tuple[TokenStream, int]) -> None:
+def test_a_window_starts_at_a_document_or_inside_a_long_one(case: tuple[TokenStream, int]) -> None:
     stream, T = case
     windows = Windows.over(stream, T)
     for i, start in enumerate(windows.starts):
-        if start not in stream.starts:  # inside a document: all of the window before lies in it, and is full
+        if start not in stream.starts:  # inside a document: the window before is full and lies in it
             assert windows.counted[i - 1] == T
             assert not set(range(start - T + 1, start + 1)) & set(stream.starts.tolist())
 
 
-def test_documents_that_fit_share_a_window_and_the_next_begins_with_a_whole_one() -> None:
-    windows = Windows.over(stream_of(3, 3, 3), T=10)  # marks at 0, 4, 8 and 12
+def test_documents_that_fit_share_a_window_and_the_next_starts_with_a_whole_one() -> None:
+    windows = Windows.over(stream_of(3, 3, 3), T=10)  # EOT at 0, 4, 8 and 12
     assert windows.starts.tolist() == [0, 8]
     assert windows.counted.tolist() == [8, 4]
     x, y, counts = windows.batch(np.array([0, 1]))
@@ -104,17 +114,17 @@ def test_documents_that_fit_share_a_window_and_the_next_begins_with_a_whole_one(
     assert counts.sum(axis=1).tolist() == [8, 4]
 
 
-def test_documents_that_fill_a_window_to_the_last_token_are_not_torn_apart() -> None:
+def test_documents_that_fill_a_window_exactly_are_not_split() -> None:
     assert Windows.over(stream_of(2, 2, 2, 2), T=6).starts.tolist() == [0, 6]
 
 
-def test_a_long_document_is_cut_and_the_next_starts_anew() -> None:
-    windows = Windows.over(stream_of(25, 7), T=10)  # marks at 0, 26 and 34
+def test_a_long_document_is_split_and_the_next_starts_a_window() -> None:
+    windows = Windows.over(stream_of(25, 7), T=10)  # EOT at 0, 26 and 34
     assert windows.starts.tolist() == [0, 10, 20, 26]
     assert windows.counted.tolist() == [10, 10, 6, 8]
 
 
-def test_a_text_shorter_than_one_window_is_told_with_both_lengths() -> None:
+def test_a_text_shorter_than_one_window_is_refused_with_both_lengths() -> None:
     with pytest.raises(DataError, match=r"6 tokens, and a window \(n_positions\) is 7; give more text or a smaller"):
         Windows.over(stream_of(5), T=7)
     assert len(Windows.over(stream_of(5), T=6)) == 1
@@ -142,26 +152,26 @@ def test_batches_are_pieces_of_the_text(case: tuple[TokenStream, int]) -> None:
             assert any(row == text[i : i + T + 1] for i in range(len(text) - T))
 
 
-def test_an_epoch_shows_every_window_once() -> None:
+def test_an_epoch_has_every_window_once() -> None:
     stream, T = stream_of(*[9] * 51), 20  # two documents of ten ids fill a window, and the last one half of it
     starts = Windows.over(stream, T).starts
     seen = [row[0] if row[0] != EOT else row[1] - 1 for row in rows_of(stream, T, len(starts))]
-    # A row starts at its window's mark or one id later: either tells which window it is. The last one steps back.
+    # A row starts at its window's EOT or one id later, which identifies the window. The last one is moved back.
     assert sorted((first - 1000) // 10 * 10 for first in seen) == [*starts[:-1], len(stream.ids) - (T + 1)]
     assert seen != sorted(seen)
 
 
-def test_half_of_the_rows_begin_without_the_mark() -> None:
+def test_half_of_the_rows_start_without_eot() -> None:
     first = [row[0] == EOT for row in rows_of(stream_of(*[9] * 400), 10, 400)]
     assert 0.4 < np.mean(first) < 0.6
 
 
-def test_every_epoch_cuts_a_long_document_elsewhere_and_has_another_order() -> None:
+def test_every_epoch_splits_a_long_document_elsewhere_and_has_another_order() -> None:
     stream, T = stream_of(2000), 10
     n = len(Windows.over(stream, T))
     rows = rows_of(stream, T, 2 * n)
     first, second = ({row[-1] % T for row in epoch} for epoch in (rows[:n], rows[n : 2 * n - 2]))
-    assert len(first) <= 3  # where the windows end: all alike, but for the mark in front, and the last one
+    assert len(first) <= 3  # ends of windows: equal up to the omitted EOT, and the last one
     assert first != second
     assert np.argsort([row[-1] for row in rows[:n]]).tolist() != np.argsort([row[-1] for row in rows[n:]]).tolist()
 
@@ -170,10 +180,10 @@ def test_every_epoch_cuts_a_long_document_elsewhere_and_has_another_order() -> N
 def test_every_target_is_trained_on(T: int) -> None:
     stream = stream_of(7, 30, 2, 18, 11)
     seen = {one for row in rows_of(stream, T, 200) for one in row[1:]}
-    assert seen >= set(stream.ids[2:].tolist())  # the very first, by chance, where the mark is left out in front of it
+    assert seen >= set(stream.ids[2:].tolist())  # the very first only if EOT is not omitted
 
 
-def test_the_order_of_the_batches_is_fixed_by_the_seed() -> None:
+def test_the_seed_fixes_the_order_of_batches() -> None:
     stream = stream_of(*[9] * 50)
     assert rows_of(stream, 12, 150, seed=3) == rows_of(stream, 12, 150, seed=3)
     assert rows_of(stream, 12, 150, seed=3) != rows_of(stream, 12, 150, seed=4)
@@ -188,26 +198,26 @@ def entropies_of(ids: list[int], vocab_size: int = 100) -> tuple[float, float]:
     )
 
 
-def test_a_text_that_alternates_costs_ln_2_by_itself_and_nothing_after_its_neighbour() -> None:
-    ids = [EOT, 7] * 50  # with the mark for the other letter, no token is unlike the others
+def test_an_alternating_text_has_unigram_entropy_ln_2_and_bigram_entropy_0() -> None:
+    ids = [EOT, 7] * 50  # EOT is one of the two tokens
     stream = TokenStream(np.array([*ids, EOT], np.int32), np.array([0]))
     assert unigram_and_bigram_entropy(stream, 100) == (pytest.approx(log(2)), pytest.approx(0, abs=1e-12))
 
 
-def test_a_text_in_which_every_pair_occurs_once_costs_ln_v_either_way() -> None:
+def test_a_text_with_every_pair_once_has_both_entropies_ln_v() -> None:
     V = 7
     walk, left = [0], {(a, b) for a in range(V) for b in range(V)}
     while after := [b for b in range(V) if (walk[-1], b) in left]:
         left.remove((walk[-1], after[-1]))
         walk.append(after[-1])
-    assert not left  # a de Bruijn sequence: always going to the highest place not yet gone to from here
+    assert not left  # a de Bruijn sequence
     stream = TokenStream(np.array(walk, np.int32), np.array([0]))
     assert unigram_and_bigram_entropy(stream, V) == (pytest.approx(log(V)), pytest.approx(log(V)))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
 @settings(deadline=None)
-def test_entropies_are_those_counted_by_hand(ids: list[int]) -> None:
+def test_entropies_equal_those_of_explicit_counts(ids: list[int]) -> None:
     row = [EOT, *ids, EOT]
     after = Counter(row[1:])
     unigram = -sum(n / len(row[1:]) * log(n / len(row[1:])) for n in after.values())
@@ -218,6 +228,6 @@ def test_entropies_are_those_counted_by_hand(ids: list[int]) -> None:
     assert -1e-9 <= found[1] <= found[0] + 1e-9 <= log(7) + 1e-6
 
 
-def test_pairs_of_high_ids_are_not_mixed_up() -> None:
+def test_pairs_of_high_ids_do_not_collide() -> None:
     V = 2**17  # in 32 bits the pairs (2^15, 0) and (0, 0) would have the same number
     assert entropies_of([0, 0, 2**15, 0, 0, 2**15], V) == pytest.approx(entropies_of([1, 1, 2, 1, 1, 2]))
