@@ -66,7 +66,7 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
     return message
 
 
-def test_a_corpus_that_is_one_entry_in_the_table_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_in_the_table_is_all_that_a_corpus_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "play.txt").write_bytes(PLAY)
     monkeypatch.setitem(CORPORA, "play", FileCorpus(lambda: tmp_path / "play.txt"))
@@ -115,7 +115,7 @@ def test_shakespeare_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "mlx_gpt").iterdir()] == ["tinyshakespeare.txt"]
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(server: Server, tmp_path: Path) -> None:
+def test_a_damaged_file_in_the_cache_is_downloaded_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "mlx_gpt").mkdir()
     (tmp_path / "mlx_gpt" / "tinyshakespeare.txt").write_bytes(PLAY[:-1])
     tiny_shakespeare()
@@ -137,12 +137,12 @@ def test_a_download_with_the_wrong_hash_is_refused(server: Server, tmp_path: Pat
     assert f"found {wrong[:8]}… ({len(PLAY) + 1} bytes)" in refused(server, tmp_path)
 
 
-def test_a_download_cut_short_is_refused(server: Server, tmp_path: Path) -> None:
+def test_a_truncated_download_is_refused(server: Server, tmp_path: Path) -> None:
     server.missing = 100
     assert "100 more expected" in refused(server, tmp_path)
 
 
-def test_a_page_that_is_gone_is_refused(server: Server, tmp_path: Path) -> None:
+def test_a_missing_page_is_refused(server: Server, tmp_path: Path) -> None:
     server.status = 404
     assert "404" in refused(server, tmp_path)
 
@@ -155,16 +155,14 @@ def test_without_a_network_the_error_names_the_remedy(
     assert "refused" in refused(server, tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_reported(server: Server, tmp_path: Path) -> None:
     (tmp_path / "mlx_gpt").write_text("a file where the folder should be")
     with pytest.raises(DataError, match=r"cannot be written.*set XDG_CACHE_HOME") as e:
         tiny_shakespeare()
     one_line(e)
 
 
-def test_a_disk_that_is_full_leaves_no_half_file(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_partial_file(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

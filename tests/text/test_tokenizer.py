@@ -139,7 +139,7 @@ def test_each_merge_joins_two_earlier_tokens(trained: Tokenizer) -> None:
         assert max(trained.ranks[left], trained.ranks[right]) < rank
 
 
-def test_bpe_in_a_dozen_lines_gives_the_ids_that_tiktoken_gives(trained: Tokenizer) -> None:
+def test_merge_bytes_gives_the_ids_of_tiktoken(trained: Tokenizer) -> None:
     words = [word.encode() for text in some_text() for word in text.split()]
     assert len(words) > 3000
     for word in set(words):
@@ -250,7 +250,7 @@ def test_importing_the_tokenizer_imports_no_tokenizer_library() -> None:
 
 
 @pytest.mark.parametrize("kept", ["all", "vocab.json merges.txt", "tokenizer.json"])
-def test_a_saved_tokenizer_comes_back_the_same_from_either_kind_of_file(
+def test_a_saved_tokenizer_loads_unchanged_from_either_kind_of_file(
     trained: Tokenizer, tmp_path: Path, kept: str
 ) -> None:
     for tokenizer in (trained, Tokenizer.bytes()):
@@ -265,7 +265,7 @@ def test_a_saved_tokenizer_comes_back_the_same_from_either_kind_of_file(
         assert again.encode_batch(VARIED) == tokenizer.encode_batch(VARIED)
 
 
-def test_old_and_new_tokenizer_json_read_alike(trained: Tokenizer, tmp_path: Path) -> None:
+def test_old_and_new_tokenizer_json_give_the_same_tokenizer(trained: Tokenizer, tmp_path: Path) -> None:
     trained.save(tmp_path)
     fast = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     (tmp_path / "vocab.json").unlink()
@@ -277,7 +277,7 @@ def test_old_and_new_tokenizer_json_read_alike(trained: Tokenizer, tmp_path: Pat
 
 @pytest.mark.parametrize("header", ["#version: 0.2\n", "", "\ufeff#version: 0.2\n", "\n"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_merges_read_alike_with_or_without_header_and_trailing_lines(
+def test_merges_may_lack_the_header_and_have_trailing_lines(
     trained: Tokenizer, tmp_path: Path, header: str, newline: str
 ) -> None:
     trained.save(tmp_path)
@@ -286,7 +286,7 @@ def test_merges_read_alike_with_or_without_header_and_trailing_lines(
     assert Tokenizer.from_folder(tmp_path).hash == trained.hash
 
 
-def test_a_merge_that_comes_twice_is_refused(trained: Tokenizer, tmp_path: Path) -> None:
+def test_a_duplicate_merge_is_refused(trained: Tokenizer, tmp_path: Path) -> None:
     trained.save(tmp_path)
     first = (tmp_path / "merges.txt").read_text(encoding="utf-8").split("\n")[1]
     with (tmp_path / "merges.txt").open("a", encoding="utf-8") as file:
@@ -306,7 +306,7 @@ def test_the_saved_config_has_the_special_tokens_and_the_class(trained: Tokenize
     assert not settings["clean_up_tokenization_spaces"], "or transformers 4 takes the space out of ' .'"
 
 
-def test_a_merge_of_two_hash_signs_is_no_header(tmp_path: Path) -> None:
+def test_a_merge_of_two_hash_signs_is_not_a_header(tmp_path: Path) -> None:
     Tokenizer.train(["## ## ##"], 258).save(tmp_path)
     file = tmp_path / "merges.txt"
     file.write_text("# #\n")
@@ -327,9 +327,7 @@ def test_tokens_added_beside_end_of_text_keep_their_ids_and_decode(trained: Toke
         again.decode([402])
 
 
-def test_ids_that_start_with_the_special_tokens_are_kept_since_weights_are_bound_to_them(
-    trained: Tokenizer, tmp_path: Path
-) -> None:
+def test_ids_that_start_with_the_special_tokens_are_kept(trained: Tokenizer, tmp_path: Path) -> None:
     moved = Tokenizer({token: i + 1 for token, i in trained.ranks.items()}, {EOT: 0})
     moved.save(tmp_path)
     again = Tokenizer.from_folder(tmp_path)
@@ -379,7 +377,7 @@ def test_a_folder_with_a_file_missing_is_refused(trained: Tokenizer, tmp_path: P
         ("tokenizer.json", '"merges": [', '"merges": [3, ', r"the format of the tokenizers library, found TypeError"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_was_expected_and_what_was_found(
+def test_a_damaged_file_is_reported_with_what_was_expected_and_found(
     trained: Tokenizer, tmp_path: Path, name: str, old: str, new: str, message: str
 ) -> None:
     trained.save(tmp_path)
