@@ -162,9 +162,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         progress = RunProgress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
     except TypeError as error:
-        raise CheckpointError(
-            f"{folder}: written by another version of mlx-gpt ({error}); resume it with that version"
-        ) from error
+        raise CheckpointError(f"{folder}: saved by another version of mlx-gpt ({error}); resume with it") from error
     return Checkpoint(model, read_tokenizer(folder, model.config), state, progress)
 
 
@@ -198,7 +196,7 @@ def _write(folder: Path, model: GPT, tokenizer: Tokenizer, optimizer: optim.Opti
 
 
 def _remove(place: Path) -> None:
-    """Remove a checkpoint, hidden first: no half-removed one keeps its name."""
+    """Remove a checkpoint, hidden first: a half-removed one never has its name."""
     if place.exists():
         hidden = Path(tempfile.mkdtemp(prefix=".removed-", dir=place.parent))
         os.rename(place, hidden)  # POSIX: onto an empty folder

@@ -46,7 +46,7 @@ def checked(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = None) 
     of another shape.
     """
     weights = parameters_of(weights, config)
-    check_weights(weights, config)
+    check_weights(weights, hub_shapes(config))
     return {name: _cast(weight, dtype) for name, weight in weights.items()}
 
 
@@ -59,7 +59,7 @@ def from_linear(
     if quantization:
         quantized = {name for name in weights if f"{name.removesuffix('.weight')}.scales" in weights}
         shapes = quantized_shapes(shapes, quantized, quantization)
-    _check(weights, shapes, quantized)
+    check_weights(weights, shapes, quantized)
     return {name: weight if name in quantized else _cast(weight, dtype) for name, weight in weights.items()}
 
 
@@ -160,12 +160,8 @@ def parameters_of(weights: Weights, config: GPTConfig) -> Weights:
     return bare
 
 
-def check_weights(weights: Weights, config: GPTConfig) -> None:
-    """Raise ``ModelFolderError`` unless these are exactly the hub's tensors of ``config``, each in its shape."""
-    _check(weights, hub_shapes(config))
-
-
-def _check(weights: Weights, shapes: Shapes, quantized: Set[str] = frozenset()) -> None:
+def check_weights(weights: Weights, shapes: Shapes, quantized: Set[str] = frozenset()) -> None:
+    """Raise ``ModelFolderError`` unless these are exactly the tensors of ``shapes``, of floats or ``quantized``."""
     if missing := [name for name in shapes if name not in weights]:
         raise ModelFolderError(
             f"{missing[0]}: expected shape {shapes[missing[0]]}, found no such tensor{_and_more(missing)}; "
@@ -180,7 +176,7 @@ def _check(weights: Weights, shapes: Shapes, quantized: Set[str] = frozenset()) 
         found = weights[name]
         if found.shape != shape:
             raise ModelFolderError(
-                f"{name}: expected shape {shape}, found {found.shape}; {_remedy(name, shape, found)}"
+                f"{name}: expected shape {shape}, found {found.shape}; {_remedy(name, shape, found.shape)}"
             )
         if not mx.issubdtype(found.dtype, mx.floating) and not (name in quantized and found.dtype == mx.uint32):
             raise ModelFolderError(
@@ -203,10 +199,10 @@ def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more like it)" if len(names) > 1 else ""
 
 
-def _remedy(name: str, shape: tuple[int, ...], found: mx.array) -> str:
+def _remedy(name: str, shape: tuple[int, ...], found: tuple[int, ...]) -> str:
     setting = {"wte.weight": "vocab_size", "lm_head.weight": "vocab_size", "wpe.weight": "n_positions"}.get(name)
-    if setting and found.shape[1:] == shape[1:]:
-        return f'if the weights are right, write "{setting}": {found.shape[0]} into config.json'
-    if found.shape == shape[::-1]:
+    if setting and found[1:] == shape[1:]:
+        return f'if the weights are right, write "{setting}": {found[0]} into config.json'
+    if found == shape[::-1]:
         return "the matrices are (out, in), as in nanoGPT and llm.c: transpose them to (in, out)"
     return "the weights and config.json do not belong together: fetch both from the same place"

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -24,7 +25,7 @@ from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import fsync
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import check_quantizable
-from mlx_gpt.store.convert import Quantization, Weights, check_weights, quantize_weights, to_hub
+from mlx_gpt.store.convert import Quantization, Weights, check_weights, hub_shapes, quantize_weights, to_hub
 from mlx_gpt.store.huggingface import INDEX, WEIGHTS
 from mlx_gpt.store.layouts import find_source, read_source
 from mlx_gpt.store.model_config import CONFIG, config_json
@@ -38,13 +39,8 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "encoder.json",
 
 # Files of an earlier model that would affect the new one: mlx-lm reads every model*.safetensors, and the last three
 # would change the tokenizer or its stop token.
-STALE_FILES = (
-    "model-*-of-*.safetensors",
-    INDEX,
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-)
+STALE_FILES = ["model-*-of-*.safetensors", INDEX]
+STALE_FILES += ["added_tokens.json", "special_tokens_map.json", "generation_config.json"]
 
 
 def load(name: PathLike, revision: str | None = None, dtype: mx.Dtype = mx.float32) -> tuple[GPT, Tokenizer]:
@@ -128,7 +124,7 @@ def save(model: GPT, tokenizer: Tokenizer, folder: PathLike) -> None:
     ``ModelFolderError``.
     """
     weights = to_hub(dict(tree_flatten(model.parameters())))
-    check_weights(weights, model.config)
+    check_weights(weights, hub_shapes(model.config))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ModelFolderError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}; "
@@ -147,14 +143,13 @@ def convert(source: ModelSource, folder: PathLike, dtype: mx.Dtype | None = None
     tokenizer = read_tokenizer(source.folder, source.config)
     if source.quantization:
         raise ModelFolderError(f"{source.folder}: is quantized already; convert the float model that it was made from")
-    if bits is None:
-        quantization, weights = None, source.hub_tensors(dtype)
-    else:
-        check_quantizable(source.config, bits)
-        quantization = Quantization(64, bits)
+    quantization = None if bits is None else Quantization(64, bits)
+    if quantization:
+        check_quantizable(source.config, quantization.bits)
         weights = quantize_weights(source.parameters(dtype), quantization)
-    check = lambda weight, name: _evaluate(weight, name, source.folder)  # noqa: E731
-    _write(folder, weights, source.config, tokenizer, quantization, check)
+    else:
+        weights = source.hub_tensors(dtype)
+    _write(folder, weights, source.config, tokenizer, quantization, partial(_evaluate, folder=source.folder))
 
 
 def check_new(folder: PathLike) -> Path:
@@ -184,8 +179,8 @@ def _write(
             _move_in([*small, WEIGHTS], staging, folder)
     except (OSError, RuntimeError) as error:
         raise ModelFolderError(
-            f"{folder}: the model could not be saved ({error}); make room or choose another folder, "
-            f"what was there before is untouched"
+            f"{folder}: the model could not be saved ({error}); make room or choose another folder; "
+            f"its earlier files are unchanged"
         ) from error
 
 

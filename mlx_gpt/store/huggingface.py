@@ -49,7 +49,7 @@ def read_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
             f"{index}: expected a weight_map of tensors to files beside it, found {found}; fetch it again"
         )
     weights: Weights = {}
-    for shard in sorted(set(weight_map.values())):  # an earlier model's shards may lie beside them
+    for shard in sorted(set(weight_map.values())):  # only these: the folder may have shards of an earlier model
         tensors = read(index.parent / shard)
         for name in (name for name, home in weight_map.items() if home == shard):
             if name not in tensors:

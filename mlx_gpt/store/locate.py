@@ -13,17 +13,8 @@ from mlx_gpt.store.huggingface import has_safetensors
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # gpt2, openai-community/gpt2
 
 # The gpt2 repository also has weights for TensorFlow, Flax, Rust and ONNX, which are not downloaded.
-NEEDED = [
-    "config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-]
+NEEDED = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+NEEDED += ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json"]
 PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 
 
@@ -53,9 +44,7 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None, pickl
     except HubError as error:
         raise ModelFolderError(f"{name}: no such folder here, and from the hub: {error}") from error
     if not (folder / "config.json").exists():
-        raise ModelFolderError(
-            f"{name}: the hub has it, but without a config.json: not a model in transformers' layout"
-        )
+        raise ModelFolderError(f"{name}: the hub has it, but without a config.json; use a transformers model")
     if not pickles and not has_safetensors(folder):
         raise ModelFolderError(
             f"{name}: the hub has it, but not as safetensors; if it has a pickle, which can run code when opened, then "

@@ -38,12 +38,8 @@ HARMLESS = frozenset(
     """.split()  # noqa: SIM905
 )
 # Keys that are harmless only if false, null or empty.
-OFF = frozenset(
-    """
-    add_cross_attention cross_attention_hidden_size is_encoder_decoder tie_encoder_decoder pruned_heads
-    per_layer_config
-    """.split()  # noqa: SIM905
-)
+OFF = {"add_cross_attention", "cross_attention_hidden_size", "is_encoder_decoder", "tie_encoder_decoder"}
+OFF |= {"pruned_heads", "per_layer_config"}
 QUANTIZED = ("quantization", "quantization_config")  # mlx-lm writes both
 ALIASES = {  # transformers' general names for GPT-2's fields
     "hidden_size": "n_embd",

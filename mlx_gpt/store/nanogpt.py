@@ -52,9 +52,8 @@ def write_nanogpt(file: Path, source: ModelSource, dtype: mx.Dtype) -> None:
 
 
 def _read_config(args: Any, file: Path) -> GPTConfig:
-    if not isinstance(args, dict) or not FIELDS.keys() <= args.keys() <= {*FIELDS, "bias", "dropout"}:
-        names = args if isinstance(args, dict) else []
-        wrong = sorted(set(names) - {*FIELDS, "bias", "dropout"}) or sorted(set(FIELDS) - set(names))
+    names = set(args) if isinstance(args, dict) else set()
+    if wrong := sorted(names - {*FIELDS, "bias", "dropout"}) or sorted(FIELDS.keys() - names):
         raise ModelFolderError(
             f"{file}: expected in model_args {', '.join(FIELDS)}, bias and dropout, and {wrong[0]} "
             f"{'is none of them' if wrong[0] in names else 'is missing'}; this is another model than nanoGPT's"

@@ -15,7 +15,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # of a hub mode
 
 
 def find_pickle(path: Path) -> Path | None:
-    """Return the pickle that holds a model's weights, or the index of its shards; None where safetensors do."""
+    """Return the pickle that holds a model's weights, or the index of its shards; None if safetensors do."""
     if path.is_file():
         return path if path.suffix in SUFFIXES else None
     if not (path / CONFIG).exists():

@@ -1,4 +1,4 @@
-"""A GPT-2 as the reader of a layout returns it: its configuration, its lazy weights, and how the matrices lie."""
+"""The result of reading a layout: the configuration, the lazy weights, and the orientation of the matrices."""
 
 from __future__ import annotations
 

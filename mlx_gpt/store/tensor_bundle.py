@@ -1,6 +1,6 @@
 """TensorFlow's checkpoint format, a *tensor bundle*, read with NumPy alone.
 
-The values lie one after the other in ``NAME.data-00000-of-00001``, their offsets in ``NAME.index`` (tensorflow,
+The values are consecutive in ``NAME.data-00000-of-00001``, their offsets are in ``NAME.index`` (tensorflow,
 ``core/util/tensor_bundle/tensor_bundle.h``). The index is a LevelDB table (github.com/google/leveldb,
 ``doc/table_format.md``): blocks of sorted keys, each key stored as its difference from the previous one, and a footer
 of 48 bytes that locates the index of the blocks. A key is a variable's name, its value a ``BundleEntryProto``: dtype,
