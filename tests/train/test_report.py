@@ -22,9 +22,10 @@ from mlx_gpt.cli import main
 from mlx_gpt.errors import UsageError
 from mlx_gpt.train.report import metrics as report_module
 from mlx_gpt.train.report.metrics import Report, bits_per_byte, truncate_metrics
-from mlx_gpt.train.report.panel import Curve, LivePanel, format_large, format_time, sparkline
+from mlx_gpt.train.report.panel import Curve, LivePanel, sparkline
 from mlx_gpt.train.report.plot import plot_loss, running_mean
 from mlx_gpt.train.report.trackers import TRACKERS, TrackerEntry, open_tracker
+from mlx_gpt.train.units import format_large, format_time
 
 MEASURED = {
     "step": 1240,
@@ -269,7 +270,7 @@ def test_a_sparkline_falls_where_the_loss_falls() -> None:
 
 def test_durations_and_large_numbers_are_formatted_readably() -> None:
     assert [format_time(s) for s in (0, 61, 3661, 8 * 86400)] == ["0:00", "1:01", "1:01:01", "8 days"]
-    assert [format_large(n, "B") for n in (512, 2_000_000, 6.3e9)] == ["512 B", "2.00 MB", "6.30 GB"]
+    assert [format_large(n, "B") for n in (512, 2_000_000, 6.3e9)] == ["512 B", "2 MB", "6.3 GB"]
 
 
 # The plot

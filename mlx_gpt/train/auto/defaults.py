@@ -26,13 +26,13 @@ from mlx_gpt.train.auto.model_size import (
     TextSize,
     architecture,
     choose_model,
-    short,
 )
 from mlx_gpt.train.clock import RESERVE
 from mlx_gpt.train.config import LENGTHS, TrainConfig
 from mlx_gpt.train.machine import Machine, matrix_weights, seconds_per_token, training_flops
 from mlx_gpt.train.memory import largest_batch
 from mlx_gpt.train.optimizer import OPTIMIZERS
+from mlx_gpt.train.units import format_large
 
 MINUTES = 10.0  # of the whole command
 MAX_EPOCHS, MAX_TUNING_EPOCHS = 40.0, 4.0
@@ -131,7 +131,7 @@ def _choose_batch(
     compute = training_flops(config) * tokens
     wanted = min(0.2920 * compute**0.3271, max(MIN_TOKENS_PER_STEP, tokens / TYPICAL_STEPS))
     rows = 2 ** max(0, round(log2(max(1.0, wanted / (processes * config.n_positions)))))
-    reason = f"{short(wanted)}tokens in a step suit {compute:.0e} FLOP (Bi et al. 2024)"
+    reason = f"{format_large(wanted, 'tokens')} in a step suit {compute:.0e} FLOP (Bi et al. 2024)"
     size, accumulate = given.get("batch_size"), given.get("accumulate", 1)
     if size is None:
         size = max(1, rows // accumulate)
@@ -182,7 +182,9 @@ def _choose_dropout(run: _Run) -> Choice:
     """More dropout for more weights per token and more epochs."""
     pressure = run.epochs * run.weights / run.text.train if run.epochs > FRESH_EPOCHS else 0.0
     p = 0.0 if pressure < 10 else 0.1 if pressure < 100 else 0.2
-    reason = f"{short(run.weights)}weights see {short(run.text.train)}tokens {run.epochs:.0f} times"
+    reason = (
+        f"{format_large(run.weights, 'weights')} see {format_large(run.text.train, 'tokens')} {run.epochs:.0f} times"
+    )
     return Choice({"embd_pdrop": p, "resid_pdrop": p} if p else {}, reason)
 
 

@@ -15,6 +15,7 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.machine import Machine, matrix_weights, seconds_per_token
 from mlx_gpt.train.memory import step_memory
+from mlx_gpt.train.units import format_large
 
 MODEL_SIZES = (  # n_layer, n_embd, n_positions
     *((1, 32, 64), (2, 64, 128), (3, 96, 128), (4, 128, 256), (5, 192, 256), (6, 256, 256), (6, 384, 256)),
@@ -58,8 +59,10 @@ def choose_tokenizer(n_bytes: int, machine: Machine, seconds: float) -> Choice:
     by_text, by_model = n_bytes // MIN_BYTES_PER_ID, max(VOCABULARIES[0], 12 * model.n_layer * model.n_embd)
     sizes = [size for size in VOCABULARIES if size <= min(by_text, by_model)]
     if not sizes:
-        return Choice({"tokenizer": "bytes"}, f"{short(n_bytes)}B of text are too few to learn a vocabulary from")
-    reason = f"at least {short(MIN_BYTES_PER_ID)}B for each id in {short(n_bytes)}B of text"
+        return Choice(
+            {"tokenizer": "bytes"}, f"{format_large(n_bytes, 'B')} of text are too few to learn a vocabulary from"
+        )
+    reason = f"at least {format_large(MIN_BYTES_PER_ID, 'B')} for each id in {format_large(n_bytes, 'B')} of text"
     if by_model < by_text:
         reason = "with more ids most of the weights would be those of the head"
     return Choice({"tokenizer": f"bpe:{sizes[-1]}"}, reason)
@@ -86,10 +89,10 @@ def choose_model(
         return _mismatch(config, machine, processes * seconds)
 
     config = measured.config if measured else min(allowed, key=mismatch)
-    weights = short(matrix_weights(config))
-    reason = f"{weights}weights: about {TOKENS_PER_WEIGHT:.0f} tokens for each in the time (Hoffmann et al. 2022)"
+    weights = format_large(matrix_weights(config), "weights")
+    reason = f"{weights}: about {TOKENS_PER_WEIGHT:.0f} tokens for each in the time (Hoffmann et al. 2022)"
     if config == allowed[-1] != possible[-1] and config != min(possible, key=mismatch):
-        reason = f"{weights}weights: a larger model would memorize {short(text.train)}tokens"
+        reason = f"{weights}: a larger model would memorize {format_large(text.train, 'tokens')}"
     return config, Choice({name: getattr(config, name) for name in SIZE_FIELDS}, reason)
 
 
@@ -116,11 +119,3 @@ def _mismatch(config: GPTConfig, machine: Machine, seconds: float) -> float:
     """|log| of the tokens seen in the time by 20 tokens per weight: 0 for a compute-optimal model."""
     tokens = seconds / seconds_per_token(config, machine, TYPICAL_STEP)
     return abs(log(tokens / (TOKENS_PER_WEIGHT * matrix_weights(config))))
-
-
-def short(value: float) -> str:
-    """Format a number to precede its unit: ``1.12 M``."""
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:.0f} "

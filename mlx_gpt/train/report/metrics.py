@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlx_gpt.files import atomic_write
-from mlx_gpt.train.report.panel import LivePanel, format_time
 from mlx_gpt.train.report.trackers import Tracker
+from mlx_gpt.train.units import format_time
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
+
+    from mlx_gpt.train.report.panel import LivePanel
 
 METRICS = "metrics.jsonl"
 REFRESH_RATE = 3  # of the live panel, Hz
@@ -55,17 +57,20 @@ class Report:
 
     def __post_init__(self) -> None:
         self._file: TextIO | None = None
-        self._panel = LivePanel(self.flops_per_token, self.machine_flops)
+        self._panel: LivePanel | None = None
         self._live: Live | None = None
         self._last_line = time.monotonic()
         self._latest: dict[str, Any] = {}
-        for row in self.rows:
-            self._show(row)
         if self.console.is_terminal and not self.console.quiet:
             from rich.live import Live
 
+            from mlx_gpt.train.report.panel import LivePanel
+
+            self._panel = LivePanel(self.flops_per_token, self.machine_flops)
             self._live = Live(self._panel, console=self.console, refresh_per_second=REFRESH_RATE, transient=True)
             self._live.start()
+        for row in self.rows:
+            self._show(row)
 
     def row(self, **values: Any) -> None:
         """Record one row of metrics and write it to disk at once; nan and inf become null."""
@@ -80,14 +85,15 @@ class Report:
 
     def progress(self, done: float, seconds_left: float) -> None:
         """Show the share of the run that is done (0 to 1) with the newest values."""
-        self._panel.done, self._panel.seconds_left = done, seconds_left
-        if not self._live and time.monotonic() - self._last_line > LINE_INTERVAL:
-            self._print_line("loss", "tokens_per_second")
+        if self._panel:
+            self._panel.done, self._panel.seconds_left = done, seconds_left
+        elif time.monotonic() - self._last_line > LINE_INTERVAL:
+            self._print_line(done, seconds_left, "loss", "tokens_per_second")
 
     def evaluated(self, done: float, seconds_left: float) -> None:
         """Print a line that stays, on a terminal or not."""
-        self._panel.done, self._panel.seconds_left = done, seconds_left
-        self._print_line("loss", "val_loss", "bits_per_byte", *([] if self._live else ["tokens_per_second"]))
+        speed = [] if self._panel else ["tokens_per_second"]
+        self._print_line(done, seconds_left, "loss", "val_loss", "bits_per_byte", *speed)
 
     def close(self) -> None:
         """Close the panel, the file and the trackers."""
@@ -108,16 +114,17 @@ class Report:
         self._file.flush()
 
     def _show(self, row: dict[str, Any]) -> None:
-        self._latest = self._panel.latest = {**self._latest, **row}
-        if row.get("loss") is not None:
-            self._panel.curve.add(row["loss"])
+        self._latest = {**self._latest, **row}
+        if self._panel:
+            self._panel.latest = self._latest
+            if row.get("loss") is not None:
+                self._panel.curve.add(row["loss"])
 
-    def _print_line(self, *names: str) -> None:
-        """Print the newest values; with a panel, without the time left."""
+    def _print_line(self, done: float, seconds_left: float, *names: str) -> None:
         self._last_line = time.monotonic()
-        parts = [f"{self._panel.done:4.0%}", f"step {self._latest.get('step', 0):,}"]
+        parts = [f"{done:4.0%}", f"step {self._latest.get('step', 0):,}"]
         parts += [FORMATS[name].format(self._latest[name]) for name in names if self._latest.get(name) is not None]
-        parts += [] if self._live else [f"{format_time(self._panel.seconds_left)} left"]
+        parts += [] if self._panel else [f"{format_time(seconds_left)} left"]
         self.console.print(" · ".join(parts), highlight=False, soft_wrap=True)
 
 

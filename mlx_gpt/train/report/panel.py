@@ -13,10 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mlx_gpt.train.units import format_large, format_time
+
 COLUMN = 26  # characters of a label and its value
 MAX_WIDTH = 96  # characters; on wider terminals labels would be far from their values
 BLOCKS = "▁▂▃▄▅▆▇█"
-PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Curve:
@@ -138,19 +139,3 @@ class Sparkline:
 def format_value(value: Any, spec: str) -> str:
     """Format a number; a dash for None."""
     return "–" if value is None else format(value, spec)
-
-
-def format_large(value: float | None, unit: str = "") -> str:
-    """Format a large number with a prefix: 2_000_000 bytes -> ``2.00 MB``; a dash for None."""
-    if value is None:
-        return "–"
-    factor, prefix = next(((factor, prefix) for factor, prefix in PREFIXES if value >= factor), (1.0, ""))
-    return f"{value / factor:.2f} {prefix}{unit}" if factor > 1 else f"{value:.0f} {unit}".rstrip()
-
-
-def format_time(seconds: float) -> str:
-    """Format a duration: 61 -> ``1:01``; 3661 -> ``1:01:01``; a week and more in days."""
-    minutes, seconds = divmod(max(0, round(seconds)), 60)
-    if minutes >= 7 * 24 * 60:
-        return f"{minutes / (24 * 60):.0f} days"
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
