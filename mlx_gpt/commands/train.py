@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import tyro
 
 from mlx_gpt.commands.config_file import given_settings, option, with_file
@@ -24,18 +25,22 @@ from mlx_gpt.commands.train_flags import (
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import unused
-from mlx_gpt.train.auto.defaults import MINUTES
+from mlx_gpt.generate.generation import generate
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.checkpoint import Checkpoint
+from mlx_gpt.store.folder import load
+from mlx_gpt.text.dataset import Dataset, load_dataset
+from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.train.auto.defaults import MINUTES, needs_measurement
+from mlx_gpt.train.auto.model_size import Choice
+from mlx_gpt.train.auto.plan import measure_slowest, plan, print_choices, settings_of, tokenizer_for
+from mlx_gpt.train.distributed import check_in_main, is_main, join, main_first, report_lost_peers
+from mlx_gpt.train.machine import Machine, set_breadth
+from mlx_gpt.train.report.trackers import check_tracker
+from mlx_gpt.train.run import check_new, last_checkpoint, new_model, run
 
 if TYPE_CHECKING:
-    import mlx.core as mx
     from rich.console import Console
-
-    from mlx_gpt.model.gpt import GPT
-    from mlx_gpt.store.checkpoint import Checkpoint
-    from mlx_gpt.text.dataset import Dataset
-    from mlx_gpt.text.tokenizer import Tokenizer
-    from mlx_gpt.train.auto.model_size import Choice
-    from mlx_gpt.train.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,6 @@ class Train(TrainFlags):
 
     def __call__(self) -> None:
         from rich.console import Console
-
-        from mlx_gpt.train.distributed import is_main, join, report_lost_peers
-        from mlx_gpt.train.machine import set_breadth
-        from mlx_gpt.train.report.trackers import check_tracker
 
         started = time.perf_counter()
         set_breadth(not self.training.recompute)
@@ -68,21 +69,12 @@ class Train(TrainFlags):
                 self._start(started, group, console)
 
     def _resume(self, run: Path, group: mx.distributed.Group | None, console: Console) -> None:
-        from mlx_gpt.train.distributed import main_first
-        from mlx_gpt.train.run import last_checkpoint
-
         start = last_checkpoint(run, self.settings(), self.given, console)
         with main_first(group):
             dataset = self._read(self.tokenizer or start.tokenizer, console)
         self._run(start.model, dataset, group, console, start)
 
     def _start(self, started: float, group: mx.distributed.Group | None, console: Console) -> None:
-        from mlx_gpt.store.folder import load
-        from mlx_gpt.train.auto.defaults import needs_measurement
-        from mlx_gpt.train.auto.plan import measure_slowest, plan, print_choices, settings_of
-        from mlx_gpt.train.distributed import check_in_main, main_first
-        from mlx_gpt.train.run import check_new
-
         check_in_main(group, lambda: check_new(self.out))
         whole = "preset" in self.given or self.init != SCRATCH
         names = {*self.given, *(ARCHITECTURE if whole else ())}  # of settings that are not chosen
@@ -110,10 +102,6 @@ class Train(TrainFlags):
         console: Console,
         start: Checkpoint | None = None,
     ) -> None:
-        from mlx_gpt.generate.generation import generate
-        from mlx_gpt.train.distributed import is_main
-        from mlx_gpt.train.run import run
-
         console.print(
             f"{model.n_parameters:,} parameters, {dataset.train.n_tokens:,} training tokens, "
             f"{dataset.val.n_tokens:,} validation tokens, vocabulary {dataset.tokenizer.vocab_size}"
@@ -135,9 +123,6 @@ class Train(TrainFlags):
         self, tokenizer: Tokenizer | None, machine: Machine | None, seconds: float, console: Console
     ) -> tuple[Dataset, list[Choice]]:
         """Read the text; choose a tokenizer if there is none."""
-        from mlx_gpt.train.auto.model_size import Choice
-        from mlx_gpt.train.auto.plan import tokenizer_for
-
         if self.has_tokenizer():
             return self._read(tokenizer or self.tokenizer, console), []
         assert machine
@@ -149,8 +134,6 @@ class Train(TrainFlags):
             return self._read("bytes", console), [choice]
 
     def _read(self, tokenizer: Tokenizer | str | None, console: Console) -> Dataset:
-        from mlx_gpt.text.dataset import load_dataset
-
         with console.status("reading the text") as status:
             return load_dataset(
                 self.data, tokenizer, lambda n: status.update(f"reading the text: {n / 1e6:,.0f} MB tokenized")
@@ -158,11 +141,6 @@ class Train(TrainFlags):
 
     def _new_model(self, dataset: Dataset, base: GPT | None) -> GPT:
         """A new model, with the weights of ``base`` if given."""
-        import mlx.core as mx
-
-        from mlx_gpt.model.gpt import GPT
-        from mlx_gpt.train.run import new_model
-
         if base is None:
             return new_model(self.model.config, dataset, self.training.seed)
         mx.random.seed(self.training.seed)
