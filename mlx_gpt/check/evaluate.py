@@ -28,12 +28,7 @@ def find_task(name: str) -> Task:
 
 
 def evaluate(
-    model: GPT,
-    tokenizer: Tokenizer,
-    name: str,
-    data: Path,
-    on_scored: OnScored | None = None,
-    **settings: int | None,
+    model: GPT, tokenizer: Tokenizer, name: str, data: Path, on_scored: OnScored | None = None, **settings: int | None
 ) -> dict[str, Any]:
     """Return the metrics of a task on a file, with standard errors and every setting, as ``mlx-gpt eval --json`` does.
 
@@ -43,7 +38,7 @@ def evaluate(
     for flag in given.keys() - set(task.settings):
         owners = " and ".join(other for other in TASKS if flag in TASKS[other].settings)
         raise UsageError(f"--{flag} is a setting of {owners}, not of {name}; leave it out")
-    result = task.measure(model, tokenizer, task.read(data), on_scored, **given)
+    result = task.measure(model, tokenizer, data, on_scored, **given)
     return {
         "task": name,
         "figures": {metric: {"value": value, "stderr": error} for metric, (value, error) in result.metrics.items()},

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.datasets import rows, text_field
 from mlx_gpt.check.scoring import OnScored, continuation, mean_and_error, score
-from mlx_gpt.check.task import Evaluation, Task
+from mlx_gpt.check.task import Evaluation, Task, read_rows, text_field
 from mlx_gpt.errors import DataError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -28,13 +26,12 @@ class Question:
     where: str
 
 
-def hellaswag(
-    model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], on_scored: OnScored | None = None
-) -> Evaluation:
+def hellaswag(model: GPT, tokenizer: Tokenizer, data: Path, on_scored: OnScored | None = None) -> Evaluation:
     """Measure how often the right ending is the most probable (``acc``), and per character (``acc_norm``).
 
     Prompts and metrics are those of lm-evaluation-harness's ``hellaswag``.
     """
+    questions = [parse_question(row, where) for where, row in read_rows(data)]
     texts = [
         continuation(tokenizer, one.context, f" {ending}", model.config.n_positions, one.where)
         for one in questions
@@ -49,11 +46,6 @@ def hellaswag(
         right_by_character.append(float((logprobs / lengths).argmax() == one.label))
     metrics = {"acc": mean_and_error(right), "acc_norm": mean_and_error(right_by_character)}
     return Evaluation(metrics, len(questions))
-
-
-def read_questions(file: Path) -> list[Question]:
-    """Read a file with the fields of the public data set."""
-    return [parse_question(row, where) for where, row in rows(file)]
 
 
 def parse_question(row: dict[str, Any], where: str) -> Question:
@@ -76,4 +68,4 @@ def clean(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-TASK = Task("Rowan/hellaswag", "data/validation-00000-of-00001.parquet", read_questions, hellaswag)
+TASK = Task("Rowan/hellaswag", "data/validation-00000-of-00001.parquet", hellaswag)

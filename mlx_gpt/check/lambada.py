@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_gpt.check.datasets import rows, text_field
 from mlx_gpt.check.scoring import OnScored, continuation, mean_and_error, perplexity_and_error, score
-from mlx_gpt.check.task import Evaluation, Task
+from mlx_gpt.check.task import Evaluation, Task, read_rows, text_field
 from mlx_gpt.errors import DataError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
 
-def read_passages(file: Path) -> list[tuple[str, str]]:
-    """Return the place (file and line) and text of each passage."""
-    return [(where, text_field(row, "text", where)) for where, row in rows(file)]
-
-
-def lambada(
-    model: GPT, tokenizer: Tokenizer, passages: Sequence[tuple[str, str]], on_scored: OnScored | None = None
-) -> Evaluation:
-    """Measure accuracy and perplexity of the last word and of the last token, over (place, text) pairs.
+def lambada(model: GPT, tokenizer: Tokenizer, data: Path, on_scored: OnScored | None = None) -> Evaluation:
+    """Measure accuracy and perplexity of the last word and of the last token.
 
     The word metrics are those of lm-evaluation-harness's ``lambada_openai``: a word is right if all its tokens are, and
     its probability is their product. The token metrics are those of the GPT-2 paper, table 3.
     """
+    passages = [(where, text_field(row, "text", where)) for where, row in read_rows(data)]
     texts = [continuation(tokenizer, *split(text, where), model.config.n_positions, where) for where, text in passages]
     scores = score(model, texts, on_scored)
     metrics = {
@@ -45,4 +37,4 @@ def split(text: str, where: str) -> tuple[str, str]:
     return context, f" {word}"
 
 
-TASK = Task("EleutherAI/lambada_openai", "data/lambada_test_en.jsonl", read_passages, lambada)
+TASK = Task("EleutherAI/lambada_openai", "data/lambada_test_en.jsonl", lambada)

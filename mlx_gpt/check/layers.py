@@ -15,7 +15,6 @@ the logits of the whole model 0.10 and 0.17. Not measured on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -80,9 +79,7 @@ def compare(model: GPT, weights: HubWeights, ids: Array) -> Comparison:
     """Run a prompt, ids (T,), through the model and the reference, layer by layer."""
     tensors: list[Difference] = []
 
-    def add(
-        prefix: str, found: Mapping[str, mx.array], exact: Mapping[str, Array], float32: Mapping[str, Array]
-    ) -> None:
+    def add(prefix: str, found: dict[str, mx.array], exact: dict[str, Array], float32: dict[str, Array]) -> None:
         tensors.extend(difference(prefix + name, found[name], exact[name], float32[name]) for name in found)
 
     settings = weights.settings

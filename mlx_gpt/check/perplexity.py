@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 from math import log
+from pathlib import Path
 
 import numpy as np
 
-from mlx_gpt.check.datasets import read_text
 from mlx_gpt.check.scoring import OnScored, ScoredText, perplexity_and_error, score
-from mlx_gpt.check.task import Evaluation, Task
+from mlx_gpt.check.task import Evaluation, Task, read_text
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
 
 def perplexity(
-    model: GPT, tokenizer: Tokenizer, text: str, on_scored: OnScored | None = None, stride: int | None = None
+    model: GPT, tokenizer: Tokenizer, data: Path, on_scored: OnScored | None = None, stride: int | None = None
 ) -> Evaluation:
     """Measure the perplexity per token and the bits per byte of a text.
 
@@ -29,9 +29,9 @@ def perplexity(
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride <= window:
         raise UsageError(f"--stride must be between 1 and {window}, the model's context, not {stride}")
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(read_text(data))
     if len(ids) < 2:
-        raise DataError(f"the text: expected at least 2 tokens, of which the second is scored, found {len(ids)}")
+        raise DataError(f"{data}: expected at least 2 tokens, of which the second is scored, found {len(ids)}")
     scored = list(windows(ids, window, stride))
     logprobs = np.concatenate([one.logprobs for one in score(model, scored, on_scored)])
     tokens = chain.from_iterable(one.ids[one.first :] for one in scored)
@@ -58,4 +58,4 @@ def windows(ids: list[int], window: int, stride: int) -> Iterator[ScoredText]:
             break
 
 
-TASK = Task("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", read_text, perplexity, ("stride",))
+TASK = Task("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", perplexity, ("stride",))

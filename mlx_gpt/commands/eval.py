@@ -42,7 +42,6 @@ class Eval:
         from rich.console import Console
         from rich.progress import Progress
 
-        from mlx_gpt.check.datasets import fetch
         from mlx_gpt.check.evaluate import evaluate, find_task, published
         from mlx_gpt.errors import DataError
         from mlx_gpt.store.folder import load
@@ -53,7 +52,7 @@ class Eval:
             raise DataError(f"{self.data}: expected a file for --data, found none")
         folder = find_folder(self.model, self.revision)
         model, tokenizer = load(folder)
-        data = fetch(task) if self.data is None else Path(self.data).expanduser()
+        data = task.fetch() if self.data is None else Path(self.data).expanduser()
         with Progress(console=Console(stderr=True), transient=True) as bar:
             row = bar.add_task(self.task, total=None)
 
@@ -74,14 +73,14 @@ class Eval:
 
 
 def as_table(result: dict[str, Any]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title=f"{result['task']} of {result['model']}, n = {result['n']}", title_justify="left")
-    for column, justify in (("", "left"), ("figure", "right"), ("standard error", "right"), ("source", "left")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    value, error = (Column(name, justify="right") for name in ("value", "standard error"))
+    title = f"{result['task']} of {result['model']}, n = {result['n']}"
+    table = Table("", value, error, "source", title=title, title_justify="left")
     for name, figure in result["figures"].items():
-        error = "" if figure["stderr"] is None else f"{figure['stderr']:.2g}"
-        table.add_row(name, f"{figure['value']:.6g}", error, "measured here")
+        stderr = "" if figure["stderr"] is None else f"{figure['stderr']:.2g}"
+        table.add_row(name, f"{figure['value']:.6g}", stderr, "measured here")
     for figure in result["published"]:
         table.add_row(f"[dim]{figure['what']}[/]", f"{figure['value']:g}", "", figure["source"])
     return table

@@ -68,18 +68,11 @@ class Verify:
 
 def as_table(name: str, checks: list[Check]) -> Table:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     marks = {True: "[green]holds[/]", False: "[bold red]WRONG[/]", None: "[dim]skipped[/]"}
-    table = Table(title=f"verify {name}", title_justify="left")
-    for column, justify in (
-        ("", "left"),
-        ("check", "left"),
-        ("measured", "right"),
-        ("tolerance", "right"),
-        ("", "left"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    figure, tolerance = (Column(name, justify="right") for name in ("measured", "tolerance"))
+    table = Table("", "check", figure, tolerance, "", title=f"verify {name}", title_justify="left")
     for check in checks:
         numbers = ("" if x is None else f"{x:.2g}" for x in (check.figure, check.tolerance))
         table.add_row(marks[check.holds], check.what, *numbers, escape(check.remark))

@@ -158,7 +158,7 @@ def test_hellaswag_equals_a_loop_over_the_endings(peer: type[Plain], trained: Pa
 @BOTH
 @pytest.mark.parametrize("stride", [64, 32, 7])
 def test_perplexity_scores_each_token_after_the_tokens_before_it_in_its_window(
-    stride: int, peer: type[Plain], trained: Path
+    stride: int, peer: type[Plain], trained: Path, tmp_path: Path
 ) -> None:
     of = peer(trained)
     ids = of.tokenizer.encode((trained / "text.txt").read_text()[:4000])
@@ -172,8 +172,8 @@ def test_perplexity_scores_each_token_after_the_tokens_before_it_in_its_window(
         done = begin + len(window)
         if done == len(ids):
             break
-    text = (trained / "text.txt").read_text()[:4000]
-    result = perplexity(of.model, of.tokenizer, text, stride=stride)
+    (tmp_path / "text.txt").write_text((trained / "text.txt").read_text()[:4000])
+    result = perplexity(of.model, of.tokenizer, tmp_path / "text.txt", stride=stride)
     assert result.n == n
     assert result.metrics["perplexity"][0] == pytest.approx(np.exp(total / n), rel=1e-4)
     assert result.metrics["bits_per_byte"][0] == pytest.approx(total / math.log(2) / n_bytes, rel=1e-4)
@@ -181,9 +181,12 @@ def test_perplexity_scores_each_token_after_the_tokens_before_it_in_its_window(
 
 @pytest.mark.parity
 @pytest.mark.parametrize("stride", [64, 32])
-def test_perplexity_equals_the_recipe_in_the_documentation_of_transformers(stride: int, trained: Path) -> None:
+def test_perplexity_equals_the_recipe_in_the_documentation_of_transformers(
+    stride: int, trained: Path, tmp_path: Path
+) -> None:
     torch, of = pytest.importorskip("torch"), Torch(trained)
     text = (trained / "text.txt").read_text()[:-10]  # a single remaining token gives NaN in the recipe
+    (tmp_path / "text.txt").write_text(text)
     ids = torch.tensor([of.tokenizer.encode(text)])
     total, n, end = 0.0, 0, 0
     for begin in range(0, ids.shape[1], stride):
@@ -196,7 +199,7 @@ def test_perplexity_equals_the_recipe_in_the_documentation_of_transformers(strid
         total, n, end = total + mean * counted, n + counted, new_end
         if end == ids.shape[1]:
             break
-    found = perplexity(of.model, of.tokenizer, text, stride=stride).metrics["perplexity"][0]
+    found = perplexity(of.model, of.tokenizer, tmp_path / "text.txt", stride=stride).metrics["perplexity"][0]
     print(f"stride {stride}: recipe {math.exp(total / n):.7g}, here {found:.7g}")
     assert found == pytest.approx(math.exp(total / n), rel=1e-3)
 
@@ -299,10 +302,10 @@ def test_bad_data_is_reported_in_one_line(
 
 
 def test_a_new_task_is_one_entry_in_the_table(trained: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    def measure(model: Any, tokenizer: Any, data: str, on_scored: Any, stride: int = 1) -> Evaluation:
-        return Evaluation({"length": (float(len(data) * stride), None)}, n=1)
+    def measure(model: Any, tokenizer: Any, data: Path, on_scored: Any, stride: int = 1) -> Evaluation:
+        return Evaluation({"length": (float(len(data.read_text()) * stride), None)}, n=1)
 
-    monkeypatch.setitem(TASKS, "length", Task("mine/length", "text", Path.read_text, measure, ("stride",)))
+    monkeypatch.setitem(TASKS, "length", Task("mine/length", "text", measure, ("stride",)))
     (tmp_path / "data").write_text("five!")
     result = evaluate(*load(trained / "model"), "length", tmp_path / "data", stride=2)
     assert result["figures"] == {"length": {"value": 10.0, "stderr": None}}
