@@ -73,7 +73,7 @@ def client(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: 
     return subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def loads_elsewhere(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: str) -> list[str]:
+def load_in_a_process(cache: Path, endpoint: str, *wanted: tuple[str, str | None], **more: str) -> list[str]:
     """Return the result of ``load`` in another process for each, one line each, and no other output."""
     process = client(cache, endpoint, *wanted, **more)
     out, err = process.communicate(timeout=100)
@@ -89,7 +89,7 @@ Loads = Callable[..., list[str]]
 
 @pytest.fixture
 def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Loads:
-    """``loads_elsewhere`` in this process, with its cache in ``tmp_path``."""
+    """``load_in_a_process`` in this process, with its cache in ``tmp_path``."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
@@ -101,13 +101,13 @@ def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
             return str(error)
         return f"loaded {model.wte.weight.sum().item():.4f} {tokenizer.vocab_size}"
 
-    def all_of_them(endpoint: str, *wanted: tuple[str, str | None], offline: bool = False) -> list[str]:
+    def load_each(endpoint: str, *wanted: tuple[str, str | None], offline: bool = False) -> list[str]:
         connect(endpoint, tmp_path, monkeypatch, offline)
         lines = [one(*each) for each in wanted]
         assert capfd.readouterr() == ("", "")
         return lines
 
-    return all_of_them
+    return load_each
 
 
 def loaded(hub: Hub, revision: str = "main") -> str:
@@ -123,11 +123,11 @@ def spans(hub: Hub) -> list[str]:
 
 def test_a_model_is_downloaded_once_and_then_loads_without_the_hub(hub: Hub, loads: Loads, tmp_path: Path) -> None:
     first = f"{0:040x}"
-    assert loads_elsewhere(tmp_path, hub.address, ("ada/tiny", None), ("ada/tiny", None)) == [loaded(hub)] * 2
+    assert load_in_a_process(tmp_path, hub.address, ("ada/tiny", None), ("ada/tiny", None)) == [loaded(hub)] * 2
     needed = {"config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"}
     assert sorted(hub.served()) == sorted(needed)
-    assert loads_elsewhere(tmp_path, NOWHERE, ("ada/tiny", None), ("ada/tiny", "main")) == [loaded(hub)] * 2
-    assert loads_elsewhere(tmp_path, hub.address, ("ada/tiny", None), HF_HUB_OFFLINE="1") == [loaded(hub)]
+    assert load_in_a_process(tmp_path, NOWHERE, ("ada/tiny", None), ("ada/tiny", "main")) == [loaded(hub)] * 2
+    assert load_in_a_process(tmp_path, hub.address, ("ada/tiny", None), HF_HUB_OFFLINE="1") == [loaded(hub)]
     assert loads(hub.address, ("ada/tiny", "v0"), ("ada/tiny", first)) == [loaded(hub, "v0")] * 2
     assert loaded(hub, "v0") != loaded(hub)
 
@@ -269,10 +269,10 @@ def on_a_terminal(*arguments: str, cwd: Path, env: dict[str, str]) -> tuple[str,
 
 def test_a_terminal_sees_a_progress_bar_and_stdout_only_the_text(hub: Hub, tmp_path: Path) -> None:
     env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
-    told = ["generate", "ada/tiny", "--max-tokens", "4", "--temperature", "0"]
-    first, shown = on_a_terminal(*told, cwd=tmp_path, env=env)
+    arguments = ["generate", "ada/tiny", "--max-tokens", "4", "--temperature", "0"]
+    first, shown = on_a_terminal(*arguments, cwd=tmp_path, env=env)
     assert "model.safetensors: 100%" in shown
-    again = in_a_process(*told, cwd=tmp_path, env=env | {"HF_ENDPOINT": NOWHERE})
+    again = in_a_process(*arguments, cwd=tmp_path, env=env | {"HF_ENDPOINT": NOWHERE})
     assert again.stdout == first
     assert "safetensors" not in again.stderr
 
@@ -304,8 +304,8 @@ def test_every_command_that_takes_a_hub_id_takes_a_revision(
 ) -> None:
     connect(hub.address, here, monkeypatch)
     assert main([*command, "--revision", "v9"]) == 1
-    told = the_line(capsys.readouterr().err.strip())
-    assert told.startswith("ada/tiny: no such folder here, and from the hub: the hub has it, but no revision 'v9'")
+    line = the_line(capsys.readouterr().err.strip())
+    assert line.startswith("ada/tiny: no such folder here, and from the hub: the hub has it, but no revision 'v9'")
     assert hub.served() == []
 
 

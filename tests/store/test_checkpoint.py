@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers.command_line import everything
 from mlx.utils import tree_flatten
 
 from mlx_gpt import files
@@ -64,7 +65,7 @@ def trained(n: int = 3, kind: str = "muon") -> tuple[GPT, Any, Any]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy a run with the checkpoints of steps 3 and 4."""
+    """Save a run with the checkpoints of steps 3 and 4."""
     run = tmp_path_factory.mktemp("runs") / "run"
     for n in (3, 4):
         model, optimizer, _ = trained(n)
@@ -98,7 +99,7 @@ def test_a_checkpoint_is_restored_to_the_bit_and_so_is_the_next_step(tmp_path: P
     progress = RunProgress(3, 48, 3, 0.1, best_val_loss=1 / 3, best_step=2, stale=1, rows=4, random=random_keys())
     folder = save_checkpoint(tmp_path, model, Tokenizer.bytes(), optimizer, progress)
     weights, state = flat(model.parameters()), flat(optimizer.state)
-    went_on = losses(step)
+    expected = losses(step)
 
     found = load_checkpoint(folder)
     assert same(found.model.parameters(), weights)
@@ -109,7 +110,7 @@ def test_a_checkpoint_is_restored_to_the_bit_and_so_is_the_next_step(tmp_path: P
     fresh = make_optimizer(TrainConfig(optimizer=kind), SMALL.n_head)
     restore_optimizer(fresh, found.model, found.optimizer)
     restore_random_key(found.progress.random[0])
-    assert losses(make_train_step(found.model, fresh, clip=1.0, batch_size=2)) == went_on  # with the same dropout
+    assert losses(make_train_step(found.model, fresh, clip=1.0, batch_size=2)) == expected  # with the same dropout
     assert same(found.model.parameters(), model.parameters())
 
 
@@ -128,7 +129,7 @@ def test_a_checkpoint_is_a_model_folder(run: Path) -> None:
     assert tokenizer.hash == Tokenizer.bytes().hash
 
 
-def test_its_checksums_are_those_of_its_files(run: Path) -> None:
+def test_the_checksums_are_those_of_the_files(run: Path) -> None:
     folder = run / "checkpoints/step-4"
     assert sorted(path.name for path in folder.iterdir()) == FILES
     expected = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in FILES[1:]]
@@ -137,11 +138,11 @@ def test_its_checksums_are_those_of_its_files(run: Path) -> None:
 
 def test_the_last_k_checkpoints_are_kept(tmp_path: Path) -> None:
     model, optimizer, _ = trained(1)
-    keeper = CheckpointManager(tmp_path, Tokenizer.bytes(), keep=2)
-    assert keeper.newest() is None
+    manager = CheckpointManager(tmp_path, Tokenizer.bytes(), keep=2)
+    assert manager.newest() is None
     for n in (2, 9, 10, 100):  # sorted as numbers, not as text
-        keeper.save(model, optimizer, RunProgress(step=n))
-        assert keeper.newest() == tmp_path / f"checkpoints/step-{n}"
+        manager.save(model, optimizer, RunProgress(step=n))
+        assert manager.newest() == tmp_path / f"checkpoints/step-{n}"
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-100", "step-10"]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
@@ -173,9 +174,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     run: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     damage(run / "checkpoints/step-4" / name)
-    said: list[str] = []
-    assert newest_checkpoint(run, said.append) == run / "checkpoints/step-3"
-    (line,) = said
+    reports: list[str] = []
+    assert newest_checkpoint(run, reports.append) == run / "checkpoints/step-3"
+    (line,) = reports
     assert line.startswith(f"{run / 'checkpoints/step-4'}: ")
     assert line.endswith("; the one before it is used")
     assert name in line or name == "SHA256SUMS"
@@ -186,12 +187,12 @@ def test_a_whole_checkpoint_is_used_without_a_message(run: Path) -> None:
 
 
 def test_if_all_are_damaged_the_error_says_how_to_start_again(run: Path) -> None:
-    said: list[str] = []
+    reports: list[str] = []
     for n in (3, 4):
         emptied(run / f"checkpoints/step-{n}/optimizer.safetensors")
     with pytest.raises(CheckpointError, match=r"found 2, all damaged; start again .*--config .*run\.toml --out NEW"):
-        newest_checkpoint(run, said.append)
-    assert len(said) == 2
+        newest_checkpoint(run, reports.append)
+    assert len(reports) == 2
     with pytest.raises(CheckpointError, match=r"expected a whole checkpoint in checkpoints/, found none"):
         newest_checkpoint(run.parent, never)
 
@@ -222,10 +223,6 @@ def test_the_state_of_another_optimizer_is_refused(run: Path) -> None:
 
 
 # Failed writes
-
-
-def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def no_room(*_: Any, **__: Any) -> None:

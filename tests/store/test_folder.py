@@ -287,7 +287,7 @@ def damage(folder: Path, case: str) -> None:
         file.write_bytes(b"<!DOCTYPE html><html>Sign in</html>")
     elif case == "a git-lfs pointer":
         file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n")
-    elif case == "a header that is no JSON":
+    elif case == "a header that is not JSON":
         write_header(file, b"{" * 50)
     elif case == "a header of another kind":
         write_header(file, {"wte.weight": 1})
@@ -322,7 +322,7 @@ DAMAGE = {
     "longer than promised": "bytes where its header promises",
     "an error page": "expected a whole safetensors file, found 35 bytes without a whole header",
     "a git-lfs pointer": "run git lfs pull",
-    "a header that is no JSON": "found an invalid header",
+    "a header that is not JSON": "found an invalid header",
     "a header of another kind": "found an invalid header",
     "overlapping tensors": "which does not fit its shape or neighbours",
     "a wrong shape in the header": "which does not fit its shape or neighbours",
@@ -372,7 +372,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder: Path) -> No
     assert "expected a tokenizer of at most 257 ids, the model's vocabulary, found 258" in refusal(folder)
 
 
-# Names
+# Names and paths
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "~/nowhere-at-all", "runs\\x", "-x", "x y"])
@@ -391,7 +391,7 @@ def test_a_file_or_a_revision_in_place_of_a_folder_is_refused(folder: Path) -> N
     assert "a revision ('main') names a version on the hub, but this is a folder" in refusal(folder, revision="main")
 
 
-# Names and paths
+# Imports
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ TINY = replace(SMALL, n_embd=8, n_layer=2, n_positions=8)
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mx.random.seed(0)
-    model, folder = GPT(TINY), tmp_path_factory.mktemp("sound") / "model"
+    model, folder = GPT(TINY), tmp_path_factory.mktemp("valid") / "model"
     weights: Any = tree_flatten(model.parameters())
     model.load_weights([(name, mx.random.normal(weight.shape) * 0.3) for name, weight in weights])  # none is 0 or 1
     save(model, Tokenizer.bytes(), folder)
@@ -51,8 +51,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sound, tmp_path / "model")
+def folder(valid: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(valid, tmp_path / "model")
 
 
 def refusal(folder: Path) -> str:
@@ -119,26 +119,26 @@ HEADERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "overlapping": shifted(-4),
     "past the end": shifted(2**40),
     "before the beginning": shifted(-(2**40)),
-    "offsets the wrong way round": entry(data_offsets=[256, 0]),
+    "reversed offsets": entry(data_offsets=[256, 0]),
     "one offset": entry(data_offsets=[0]),
     "three offsets": entry(data_offsets=[0, 1, 2]),
-    "offsets that are no numbers": entry(data_offsets=["0", "256"]),
-    "offsets that are no whole numbers": entry(data_offsets=[0.0, 256.0]),
+    "offsets as text": entry(data_offsets=["0", "256"]),
+    "fractional offsets": entry(data_offsets=[0.0, 256.0]),
     "a shape of negative numbers": entry(shape=[-8, -8]),
     "a shape beyond 64 bits": entry(shape=[2**33, 2**33]),
     "a shape beyond 32 bits": entry(shape=[2**32, 0]),
     "a shape of fractions": entry(shape=[8.0, 8]),
     "a shape of booleans": entry(shape=[True, 64]),
     "a shape of lists": entry(shape=[[8], 8]),
-    "a shape that is a text": entry(shape="88"),
+    "a shape as text": entry(shape="88"),
     "no shape": without("shape"),
     "no dtype": without("dtype"),
     "a dtype that is a list": entry(dtype=["F32"]),
-    "a dtype that nobody knows": entry(dtype="F33\nINJECTED"),
+    "an unknown dtype": entry(dtype="F33\nINJECTED"),
     "metadata that is a list": lambda header: header.update(__metadata__=[1, 2]),
-    "metadata that is no text": lambda header: header.update(__metadata__={"format": {"pt": 1}}),
+    "metadata that is not text": lambda header: header.update(__metadata__={"format": {"pt": 1}}),
     "a tensor that is a number": lambda header: header.update({"wpe.weight": 5}),
-    "a name that writes on the terminal": lambda header: header.update({"\x1b[2J\n": header.pop("wpe.weight")}),
+    "a name with control characters": lambda header: header.update({"\x1b[2J\n": header.pop("wpe.weight")}),
 }
 
 
@@ -211,9 +211,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "an epsilon of infinity": ({"layer_norm_epsilon": np.inf}, "layer_norm_epsilon must be a number above 0"),
     "an epsilon of 10^400": ({"layer_norm_epsilon": 10**400}, "layer_norm_epsilon must be a number above 0"),
     "no epsilon": ({"layer_norm_epsilon": np.nan}, "layer_norm_epsilon must be a number above 0, not nan"),
-    "a setting that writes on the terminal": ({"\x1b[31m\nred": 1}, "unknown setting \\x1b[31m red = 1"),
-    "a setting without end": ({"x" * 1_000_000: 1}, "unknown setting xxxx"),
-    "a value without end": ({"bias": ["x"] * 100_000}, "unknown setting bias"),
+    "a setting with control characters": ({"\x1b[31m\nred": 1}, "unknown setting \\x1b[31m red = 1"),
+    "a very long setting": ({"x" * 1_000_000: 1}, "unknown setting xxxx"),
+    "a very long value": ({"bias": ["x"] * 100_000}, "unknown setting bias"),
     "a list for a number": ({"n_layer": [2]}, "n_layer must be an integer of at least 1"),
     "a dict for a name": ({"activation_function": {"a": 1}}, "activation_function must be one of"),
 }
@@ -374,9 +374,8 @@ def test_a_pickled_tensor_that_is_larger_than_its_file_is_refused(
 ) -> None:
     torch = pytest.importorskip("torch")
     (folder / WEIGHTS).unlink()
-    torch.save(
-        {"wte.weight": torch.zeros(1).expand(10**13)}, folder / "pytorch_model.bin"
-    )  # an expanded view of one number
+    view = torch.zeros(1).expand(10**13)
+    torch.save({"wte.weight": view}, folder / "pytorch_model.bin")
     assert main(["convert", str(folder), str(tmp_path / "dest")]) == 1
     assert "wte.weight: 40000000000000 bytes in a file of" in the_line(capsys.readouterr().err)
 
@@ -399,9 +398,9 @@ KINDS: dict[str, Files] = {}  # valid folders: whole, in shards, and with a fast
 
 
 @pytest.fixture
-def _kinds(sound: Path, tmp_path: Path) -> None:
-    KINDS["whole"] = {file.name: file.read_bytes() for file in sound.iterdir() if file.name != "tokenizer_config.json"}
-    weights = mx.load(str(sound / WEIGHTS))
+def _kinds(valid: Path, tmp_path: Path) -> None:
+    KINDS["whole"] = {file.name: file.read_bytes() for file in valid.iterdir() if file.name != "tokenizer_config.json"}
+    weights = mx.load(str(valid / WEIGHTS))
     homes = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(sorted(weights))}
     KINDS["sharded"] = {name: content for name, content in KINDS["whole"].items() if name != WEIGHTS}
     for shard in set(homes.values()):
@@ -414,9 +413,9 @@ def _kinds(sound: Path, tmp_path: Path) -> None:
 HOW = ["flip", "cut", "insert", "remove", "digit", "tensor", "swap"]
 
 
-def spoil(files: Files, how: str, random: np.random.Generator) -> None:
-    of_tensors = how in ("tensor", "swap")
-    names = sorted(name for name in files if name.endswith(".safetensors") or not of_tensors)
+def damage(files: Files, how: str, random: np.random.Generator) -> None:
+    in_header = how in ("tensor", "swap")
+    names = sorted(name for name in files if name.endswith(".safetensors") or not in_header)
     name = names[random.integers(len(names))]
     content = bytearray(files[name])
     is_weights = name.endswith(".safetensors")
@@ -433,11 +432,11 @@ def spoil(files: Files, how: str, random: np.random.Generator) -> None:
     elif how == "digit" and (digits := [i for i in range(end) if content[i] in b"0123456789"]):
         content[digits[random.integers(len(digits))]] = ord(str(random.integers(10)))
     elif is_weights:
-        content = respelled(content, how, random)
+        content = change_header(content, how, random)
     files[name] = bytes(content)
 
 
-def respelled(content: bytearray, how: str, random: np.random.Generator) -> bytearray:
+def change_header(content: bytearray, how: str, random: np.random.Generator) -> bytearray:
     """Drop, rename, reshape, recast or swap tensors in the header."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -474,7 +473,7 @@ def test_the_damage_is_neither_always_fatal_nor_always_harmless() -> None:
 def loads_right(kind: str, how: str, seed: int) -> bool:
     """Return True if a damaged folder still loads; then its logits must be right."""
     files = dict(KINDS[kind])
-    spoil(files, how, np.random.default_rng(seed))
+    damage(files, how, np.random.default_rng(seed))
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)

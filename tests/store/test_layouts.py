@@ -291,11 +291,11 @@ def test_the_command_line_converts_exports_and_generates(
     Tokenizer.bytes().save(tmp_path)  # next to gpt2.bin
     assert main(["export", "hub", "gpt2.bin", "--to", "llm.c"]) == 0
     assert main(["convert", "gpt2.bin", "dest", "--dtype", "float16"]) == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "gpt2.bin: " in said.err
-    assert "from llm.c" in said.err
-    assert said.err.endswith("next: mlx-gpt generate dest\n")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "gpt2.bin: " in output.err
+    assert "from llm.c" in output.err
+    assert output.err.endswith("next: mlx-gpt generate dest\n")
     texts = []
     for model in ("hub", "gpt2.bin"):
         assert main(["generate", model, "--prompt", "a", "--max-tokens", "5", "--temperature", "0"]) == 0
