@@ -101,14 +101,7 @@ def run(
 
 def _report(folder: Path | None, console: Console, rows: list[dict[str, Any]], model: GPT, dataset: Dataset) -> Report:
     speed = matrix_speed() if console.is_terminal and not console.quiet else None  # shown in the panel only
-    return Report(
-        folder,
-        console,
-        rows,
-        tokens_per_byte=dataset.tokens_per_byte,
-        flops_per_token=training_flops(model.config),
-        machine_flops=speed,
-    )
+    return Report(folder, console, rows, dataset.tokens_per_byte, training_flops(model.config), speed)
 
 
 def _write_error(error: OSError, out: Path, keeper: CheckpointManager | None) -> MLXGPTError:

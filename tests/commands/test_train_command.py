@@ -1,4 +1,4 @@
-"""``mlx-gpt train``: flags, files of settings, runs; what goes wrong is one line that leaves nothing behind."""
+"""``mlx-gpt train``: flags, files of settings, runs; errors are one line and leave no files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlx_gpt.store.folder import load
 from mlx_gpt.store.run_file import read_run_file
 from mlx_gpt.train.config import TrainConfig
 
-# What goes wrong --------------------------------------------------------------------------------------------------
+# Errors -----------------------------------------------------------------------------------------------------------
 
 
 def nothing(here: Path) -> None:
@@ -50,12 +50,12 @@ NO_DATA = ["train", "--data", "no.txt", "--out", "run"]
 FROM_FILE = [*TRAIN, "--config", "my.toml"]
 
 WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
-    # Outside: 1
+    # Exit code 1
     (nothing, NO_DATA, 1, "no.txt: expected text, found no such file, folder or glob"),
     (empty_text, TRAIN, 1, "expected text for training and for validation, found none for train; use more"),
     (short_text, TRAIN, 1, "the text is shorter than one window: "),
     (nothing, [*TRAIN, "--init", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
-    # Usage: 2
+    # Usage errors: exit code 2
     (nothing, [*TRAIN, "--preset", "huge"], 2, "unknown preset 'huge'; choose one of: gpt2, gpt2-medium, gpt2-large"),
     (nothing, [*TRAIN, "--n-head", "3"], 2, "n_embd must be a multiple of n_head"),
     (nothing, [*TRAIN, "--steps", "0"], 2, "--steps must be at least 1, not 0"),
@@ -98,7 +98,7 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
 @pytest.mark.parametrize(
     ("prepare", "arguments", "code", "message"), WRONG, ids=lambda part: getattr(part, "__name__", str(part)[:60])
 )
-def test_what_goes_wrong_is_one_clear_line_and_leaves_nothing(
+def test_an_error_is_one_clear_line_and_leaves_no_files(
     prepare: Callable[[Path], None],
     arguments: list[str],
     code: int,
@@ -114,50 +114,52 @@ def test_what_goes_wrong_is_one_clear_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["train", "--out", "run"], "--data"),
         ([*TRAIN, "--n-layer", "few"], "few"),
         ([*TRAIN, "--preset"], "--preset"),
-        ([*TRAIN, "--vocab-size", "300"], "--vocab-size"),  # the tokenizer decides
+        ([*TRAIN, "--vocab-size", "300"], "--vocab-size"),  # set by the tokenizer
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
-def test_wrong_flags_are_told_in_readable_words(
-    arguments: list[str], told: str, here: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_flags_are_reported_with_their_name(
+    arguments: list[str], expected: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = everything(here)
     with pytest.raises(SystemExit) as end:
         main(arguments)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert end.value.code == 2
-    assert told in said.err
-    assert "--help" in said.err
-    assert not said.out
+    assert expected in output.err
+    assert "--help" in output.err
+    assert not output.out
     assert everything(here) == before
 
 
-def test_a_loss_that_is_no_number_is_one_line_that_names_step_gradient_cause_and_the_way_on(
+def test_a_loss_that_is_nan_is_reported_in_one_line_with_step_gradient_cause_and_checkpoint(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*TRAIN, "--learning-rate", "1e30", "--steps", "5"]) == 1
-    told = the_line(capsys.readouterr().err)
-    assert re.match(r"the (loss|gradient's norm) became (nan|inf) at step \d \(largest gradient: [\w.]+, \S+\); ", told)
-    assert "a lower --learning-rate (it was 1e+30) or a longer --warmup usually helps" in told
-    assert "--init run/checkpoints/step-0" in told
+    expected = the_line(capsys.readouterr().err)
+    assert re.match(
+        r"the (loss|gradient's norm) became (nan|inf) at step \d \(largest gradient: [\w.]+, \S+\); ", expected
+    )
+    assert "a lower --learning-rate (it was 1e+30) or a longer --warmup usually helps" in expected
+    assert "--init run/checkpoints/step-0" in expected
     assert main([*TRAIN[:3], "--out", "again", "--init", "run/checkpoints/step-0", "--steps", "2"]) == 0
 
 
 # Runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_train_and_generate_from_text_to_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_and_generate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TRAIN, "--steps", "4", "--eval-every", "2", "--prompt", "line"]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert "    line" in said.out  # a sample during training
-    assert re.search(r"validation loss \d\.\d+ nats per token \(ln V 5\.549, unigram \d", said.out)
-    assert "next: mlx-gpt generate run" in said.out
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert "    line" in output.out  # a sample during training
+    assert re.search(r"validation loss \d\.\d+ nats per token \(ln V 5\.549, unigram \d", output.out)
+    assert "next: mlx-gpt generate run" in output.out
     assert {path.name for path in (here / "run").iterdir()} >= {
         "config.json",
         "model.safetensors",
@@ -186,18 +188,18 @@ def architecture(*flags: str) -> GPTConfig:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_what_the_other_flags_change(preset: str) -> None:
+def test_a_preset_is_the_default_of_the_other_flags(preset: str) -> None:
     assert architecture("--preset", preset) == PRESETS[preset]
     assert architecture("--preset", preset, "--n-layer", "3") == GPTConfig.preset(preset, n_layer=3)
     assert architecture("--n-layer", "3", f"--preset={preset}") == GPTConfig.preset(preset, n_layer=3)
 
 
-def test_without_a_preset_the_flags_change_the_tiny_one() -> None:
+def test_the_default_preset_is_tiny() -> None:
     assert architecture() == PRESETS["tiny"]
     assert architecture("--n-embd", "64", "--embd-pdrop", "0.1") == GPTConfig.preset("tiny", n_embd=64, embd_pdrop=0.1)
 
 
-def test_every_setting_has_a_flag_and_the_preset_is_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_setting_has_a_flag_with_the_preset_as_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["train", "--preset", "small", "--help"])
     help_text = capsys.readouterr().out
@@ -220,13 +222,13 @@ def test_every_setting_has_a_flag_and_the_preset_is_its_default(capsys: pytest.C
         ("/", "runs/mine"),
     ],
 )
-def test_a_run_without_out_is_called_like_its_data(here: Path, data: str, out: str) -> None:
+def test_a_run_without_out_is_named_after_its_data(here: Path, data: str, out: str) -> None:
     (here / "books/v1.2").mkdir(parents=True)
     for name in (out, f"{out}-2", f"{out}-3"):
         verb = parse(["train", "--data", data])
         assert isinstance(verb, Train)
         assert verb.out == Path(name)
-        (here / name).mkdir(parents=True)  # the next one is another
+        (here / name).mkdir(parents=True)
     assert parse(["train", "--data", data, "--out", "mine"]).out == Path("mine")
 
 
@@ -238,7 +240,7 @@ def test_flags_reach_the_settings() -> None:
 # Files of settings ------------------------------------------------------------------------------------------------
 
 
-def test_flags_win_over_a_file_and_a_file_over_the_defaults(here: Path) -> None:
+def test_flags_override_a_file_and_a_file_the_defaults(here: Path) -> None:
     (here / "my.toml").write_text(
         'data = "a"\nout = "b"\nn_layer = 3\nlearning_rate = 1e-5\nrecompute = true\nprompt = "--steps 3"\n'
     )
@@ -250,7 +252,7 @@ def test_flags_win_over_a_file_and_a_file_over_the_defaults(here: Path) -> None:
     assert not parsed("--config", "my.toml", "--no-recompute").training.recompute
 
 
-def test_a_flag_replaces_what_a_file_says_of_the_same_thing(here: Path) -> None:
+def test_a_flag_replaces_the_equivalent_settings_of_a_file(here: Path) -> None:
     (here / "my.toml").write_text("steps = 9\nn_layer = 3\nn_embd = 64\n")
     assert parsed("--config", "my.toml", "--tokens", "100").training == TrainConfig(tokens=100)
     assert parsed("--config", "my.toml", "--preset", "small").model.config == PRESETS["small"]
@@ -260,7 +262,7 @@ def test_a_flag_replaces_what_a_file_says_of_the_same_thing(here: Path) -> None:
     )
 
 
-def test_every_setting_is_written_into_the_run_folder(here: Path) -> None:
+def test_every_setting_is_written_to_the_run_folder(here: Path) -> None:
     flags = ["--optimizer", "muon", "--embd-pdrop", "0.1", "--eval-every", "0", "--learning-rate", "2e-3"]
     assert main([*TRAIN, *flags]) == 0
     written = read_run_file(here / "run/run.toml")
@@ -269,10 +271,10 @@ def test_every_setting_is_written_into_the_run_folder(here: Path) -> None:
     assert verb.settings() == written
     assert verb.training == TrainConfig(steps=2, batch_size=2, optimizer="muon", eval_every=0, learning_rate=2e-3)
     assert verb.model.config == GPTConfig(50257, 16, 16, 1, 2, embd_pdrop=0.1)
-    assert verb.data == str(here / "text.txt")  # from wherever it is repeated
+    assert verb.data == str(here / "text.txt")  # independent of the working directory
 
 
-def test_what_is_written_holds_from_anywhere_and_says_nothing_twice(here: Path) -> None:
+def test_written_paths_are_absolute_and_no_setting_is_redundant(here: Path) -> None:
     (here / "texts").mkdir()
     for i in range(9):
         (here / f"texts/{i}.txt").write_text(f"the {i}th text of nine is short, as texts are " * 40)
@@ -288,10 +290,10 @@ def test_what_is_written_holds_from_anywhere_and_says_nothing_twice(here: Path) 
     assert main(["train", "--data", "texts", "--out", "tuned", *flags]) == 0
     written = read_run_file(here / "tuned/run.toml")
     assert written["init"] == str(here / "run")
-    assert "tokenizer" not in written  # the model's
+    assert "tokenizer" not in written  # it is the model's
 
 
-def test_a_prepared_text_has_its_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prepared_text_brings_its_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "text.txt", "--tokenizer", "bytes", "--out", "ids"]) == 0
     train = ["train", "--data", "ids", *SIZE, "--steps", "2"]
     assert main([*train, "--out", "run"]) == 0
@@ -312,7 +314,7 @@ def test_a_prepared_text_has_its_tokenizer(here: Path, capsys: pytest.CaptureFix
 # Starting from a model --------------------------------------------------------------------------------------------
 
 
-def test_a_run_from_a_folder_has_its_weights_architecture_and_tokenizer(here: Path) -> None:
+def test_a_run_from_a_model_has_its_weights_architecture_and_tokenizer(here: Path) -> None:
     flags = ["--init", "model", "--learning-rate", "1e-30", "--steps", "1", "--batch-size", "2", "--resid-pdrop", "0.1"]
     assert main(["train", "--data", "text.txt", "--out", "run", *flags]) == 0
     (before, tokenizer), (after, same) = load(here / "model"), load(here / "run")
@@ -324,6 +326,6 @@ def test_a_run_from_a_folder_has_its_weights_architecture_and_tokenizer(here: Pa
     assert (here / "run/model.safetensors").read_bytes() == (here / "again/model.safetensors").read_bytes()
 
 
-def test_flags_that_agree_with_the_model_are_no_contradiction(here: Path) -> None:
+def test_flags_that_agree_with_the_model_to_start_from_are_accepted(here: Path) -> None:
     flags = ["--init", "model", "--n-layer", "2", "--tokenizer", "bytes", "--steps", "1", "--batch-size", "2"]
     assert main(["train", "--data", "text.txt", "--out", "run", *flags]) == 0

@@ -1,4 +1,4 @@
-"""What the tests of training share: a small model, a batch for it, its weights in NumPy, a yardstick, a scale."""
+"""Helpers of the training tests: a small model, a batch for it, its weights in NumPy, a distance, peak memory."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def distance(a: Any, b: Any) -> float:
 
 
 def peak(run: Callable[[], Any]) -> int:
-    """Bytes that were in use at once, above what was in use before."""
-    limit = mx.set_memory_limit(1)  # MLX then waits for memory to come free instead of running ahead
+    """Peak memory of a function in bytes, above the memory in use before."""
+    limit = mx.set_memory_limit(1)  # so that MLX waits for freed memory
     try:
         mx.clear_cache()
         before = mx.get_active_memory()

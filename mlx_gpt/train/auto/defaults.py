@@ -73,8 +73,7 @@ def choose(
     run = _Run(text, config, steps, steps * per_step, tuning)
     choices = [batch] if model is None else [model, batch]
     if not has_length:
-        choices.append(_choose_length(run, train_seconds, speed, capped=tokens >= max_tokens))
-        choices += [_choose_limit(train_seconds)] if processes == 1 else []  # clocks differ between processes
+        choices += _choose_length(run, train_seconds, speed, tokens >= max_tokens, processes)
     optimizer = _choose_optimizer(run)
     choices += [optimizer, _choose_learning_rate(run, {**optimizer.settings, **given})]
     if model:
@@ -149,16 +148,12 @@ def _given_steps(given: Mapping[str, Any], per_step: int, per_epoch: int) -> int
     return TrainConfig(**{name: given[name] for name in LENGTHS if name in given}).n_steps(per_step, per_epoch) or 1
 
 
-def _choose_length(run: _Run, seconds: float, speed: float, capped: bool) -> Choice:
+def _choose_length(run: _Run, seconds: float, speed: float, capped: bool, processes: int) -> list[Choice]:
     reason = f"{seconds / 60:.1f} minutes at {speed:,.0f} tokens/s: {run.epochs:.2g} epochs"
     if capped:
         reason = f"{run.epochs:.0f} epochs; more would add nothing"
-    return Choice({"steps": run.steps}, reason)
-
-
-def _choose_limit(seconds: float) -> Choice:
-    limit = float(f"{seconds / 60 / (1 - RESERVE):.3g}")
-    return Choice({"minutes": limit}, "a limit, in case the steps are slower than measured")
+    limit = {"minutes": float(f"{seconds / 60 / (1 - RESERVE):.3g}")} if processes == 1 else {}  # clocks differ
+    return [Choice({"steps": run.steps}, reason), Choice(limit, "a limit, in case steps are slower than measured")]
 
 
 def _choose_optimizer(run: _Run) -> Choice:

@@ -74,7 +74,7 @@ class LivePanel:
             yield Text("starting: the first step compiles the model", style="dim")
             return
         width = min(MAX_WIDTH, options.max_width)
-        body = Group(self._progress(), self._numbers(columns=min(3, max(1, width // COLUMN))), self._spark())
+        body = Group(self._progress(), self._numbers(columns=min(3, max(1, width // COLUMN))), self._curve(width - 4))
         yield Panel(body, title="training", title_align="left", border_style="dim", width=width)
 
     def _progress(self) -> RenderableType:
@@ -118,22 +118,8 @@ class LivePanel:
             return None
         return float(speed * self.flops_per_token / self.machine_flops)
 
-    def _spark(self) -> RenderableType:
-        line = Table.grid(padding=(0, 1), expand=True)
-        line.add_column(style="dim")
-        line.add_column(ratio=1)
-        line.add_row("loss", Sparkline(self.curve.means))
-        return line
-
-
-class Sparkline:
-    """A sparkline over the available width."""
-
-    def __init__(self, values: list[float]) -> None:
-        self.values = values
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(sparkline(self.values, options.max_width), style="cyan", no_wrap=True)
+    def _curve(self, width: int) -> RenderableType:
+        return Text.assemble(("loss ", "dim"), (sparkline(self.curve.means, width - 5), "cyan"), no_wrap=True)
 
 
 def format_value(value: Any, spec: str) -> str:
