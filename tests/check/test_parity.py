@@ -1,4 +1,4 @@
-"""Our logits are GPT-2's: against float64 NumPy, stored logits of transformers, transformers itself and mlx-lm.
+"""Our logits equal those of the float64 reference, of transformers (stored, and if installed live) and of mlx-lm.
 
 The measurements behind the tolerances are printed by ``pytest -s tests/check/test_parity.py``.
 """
@@ -30,12 +30,12 @@ from mlx_gpt.store.convert import from_hub, hub_shapes, to_hub
 from mlx_gpt.store.folder import load, read_model, save
 from mlx_gpt.text.tokenizer import Tokenizer
 
-# Logits here reach 7. In float32 ours are off by 5.4e-6 at most and transformers' by 3.8e-6 (CPU, measured); the
-# smallest of the mistakes below moves them by 1e-3.
+# Logits here reach 7. In float32 our largest error is 5.4e-6 and transformers' is 3.8e-6 (CPU, measured). The smallest
+# effect of a mistake below is 1e-3.
 TOLERANCE = 1.5e-5
 
 STORED = dict(np.load(FOLDER / "logits.npz"))
-IDS = STORED["ids"]  # (2, 24): every position is used
+IDS = STORED["ids"]  # (2, 24), all positions
 CONFIG: dict[str, Any] = json.loads((FOLDER / "config.json").read_text())
 WEIGHTS: dict[str, np.ndarray] = {
     name: np.array(weight) for name, weight in mx.load(str(FOLDER / "model.safetensors")).items()
@@ -43,14 +43,14 @@ WEIGHTS: dict[str, np.ndarray] = {
 
 
 def ours(weights: dict[str, np.ndarray], config: GPTConfig, ids: np.ndarray = IDS) -> np.ndarray:
-    """The logits of our model with a hub checkpoint's weights."""
+    """Return the logits of our model with the weights of a hub checkpoint."""
     model = GPT(config)
     model.load_weights(list(from_hub({name: mx.array(weight) for name, weight in weights.items()}, config).items()))
     return np.array(model.eval()(ids))
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference of two logits."""
+    """Return the largest difference of two logits."""
     assert found.shape == expected.shape
     return float(np.abs(found.astype(np.float64) - expected).max())
 
@@ -61,7 +61,7 @@ def config() -> GPTConfig:
 
 
 def reference(weights: dict[str, np.ndarray] = WEIGHTS, **settings: Any) -> np.ndarray:
-    """Float64 logits for IDS."""
+    """Return float64 logits for IDS."""
     return gpt2(HubWeights(weights, CONFIG | settings), IDS)
 
 
@@ -81,13 +81,13 @@ def test_logits_agree_with_the_float64_reference(config: GPTConfig, variant: str
     assert off < TOLERANCE
 
 
-def test_a_loaded_folder_gives_the_logits_that_transformers_gave() -> None:
+def test_a_loaded_folder_gives_the_stored_logits_of_transformers() -> None:
     logits = np.array(read_model(FOLDER)(IDS))
     assert error(logits, STORED["plain_float32"]) < TOLERANCE
     assert error(logits, STORED["plain"]) < 2 * error(STORED["plain_float32"], STORED["plain"])
 
 
-def test_the_residual_stream_agrees_after_every_block() -> None:
+def test_the_residual_stream_agrees_with_the_reference_after_every_block() -> None:
     model, weights = read_model(FOLDER), HubWeights(WEIGHTS, CONFIG)
     x = model.wte(mx.array(IDS)) + model.wpe(mx.arange(IDS.shape[1]))
     expected = embed(weights, IDS)
@@ -115,11 +115,11 @@ def swapped(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 MISTAKES: dict[str, tuple[dict[str, Any], Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]]] = {
     "the square attn.c_proj not transposed": ({}, transposed("transformer.h.1.attn.c_proj.weight")),
     "queries and keys exchanged": ({}, swapped),
-    "a bias of the output left out": ({}, without("transformer.h.2.attn.c_proj.bias")),
-    "the key's bias, and all of c_attn's, left out": ({}, without("transformer.h.0.attn.c_attn.bias")),
+    "the bias of an output left out": ({}, without("transformer.h.2.attn.c_proj.bias")),
+    "the bias of c_attn left out": ({}, without("transformer.h.0.attn.c_attn.bias")),
     "the scale of a norm left out": ({}, without("transformer.h.0.ln_2.weight")),
     "the shift of the last norm left out": ({}, without("transformer.ln_f.bias")),
-    "heads cut at the wrong places": ({"n_head": 8}, dict),
+    "heads split at the wrong places": ({"n_head": 8}, dict),
     "the other GELU": ({"activation_function": "gelu"}, dict),
     "scores divided by the layer": ({"scale_attn_by_inverse_layer_idx": True}, dict),
     "scores not scaled": ({"scale_attn_weights": False}, dict),
@@ -128,10 +128,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], Callable[[dict[str, np.ndarray]], dict
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_that_every_shape_allows_shows_in_the_logits(config: GPTConfig, mistake: str) -> None:
+def test_a_mistake_with_correct_shapes_shows_in_the_logits(config: GPTConfig, mistake: str) -> None:
     settings, corrupt = MISTAKES[mistake]
     off = error(ours(corrupt(WEIGHTS), replace(config, **settings)), STORED["plain"])
-    print(f"{mistake}: off by {off:.1e}")
+    print(f"{mistake}: error {off:.1e}")
     assert off > 50 * TOLERANCE
 
 
@@ -143,7 +143,7 @@ def test_half_precision_files_are_computed_in_float32(config: GPTConfig) -> None
     assert error(np.array(model.eval()(IDS)), reference(rounded)) < TOLERANCE
 
 
-# From here on with torch and transformers.
+# With torch and transformers.
 
 
 @pytest.mark.parity
@@ -162,7 +162,7 @@ def test_half_precision_files_are_computed_in_float32(config: GPTConfig) -> None
     ],
     ids=str,
 )
-def test_a_model_that_transformers_saves_loads_with_its_logits(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_model_saved_by_transformers_loads_with_the_same_logits(tmp_path: Path, settings: dict[str, Any]) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     theirs = tiny_gpt2(**settings)
@@ -187,7 +187,7 @@ SAVED = [
 
 
 def a_model(**settings: Any) -> GPT:
-    """A small model with every weight random, on the byte vocabulary."""
+    """A small model with random weights only, on the byte vocabulary."""
     mx.random.seed(0)
     shape = {"vocab_size": 264, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4}
     model = GPT(GPTConfig(**(shape | settings)))
@@ -210,9 +210,9 @@ def test_a_folder_we_saved_opens_in_transformers_with_the_same_logits(tmp_path: 
     in_float32 = logits_of(theirs.eval(), ids)
     exact = logits_of(theirs.double(), ids)
     off, off_theirs = error(np.array(model(ids)), exact), error(in_float32, exact)
-    print(f"{settings}: off by {off:.1e}, transformers by {off_theirs:.1e}")
+    print(f"{settings}: error {off:.1e}, of transformers {off_theirs:.1e}")
     assert off < 2 * off_theirs
-    if on_cpu():  # a GPU rounds otherwise
+    if on_cpu():  # a GPU rounds differently
         assert off < TOLERANCE
 
 
@@ -229,12 +229,12 @@ def test_a_folder_we_saved_opens_in_mlx_lm_with_the_same_logits(tmp_path: Path) 
 
 
 @pytest.mark.parity
-def test_what_transformers_writes_of_our_folder_loads_again(tmp_path: Path) -> None:
+def test_our_folder_saved_again_by_transformers_loads_with_the_same_logits(tmp_path: Path) -> None:
     _, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = a_model()
     save(model, Tokenizer.bytes(), tmp_path / "ours")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours")
-    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")  # in several files
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")  # several files
     Tokenizer.bytes().save(tmp_path / "theirs")
     assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 1
     again, _ = load(tmp_path / "theirs")
@@ -244,7 +244,7 @@ def test_what_transformers_writes_of_our_folder_loads_again(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parity
 def test_at_gpt2s_size_our_error_is_at_most_one_and_a_half_times_that_of_transformers() -> None:
-    """In a process of its own, where TF32 can be chosen before MLX is there."""
+    """In a separate process, which can turn off TF32 before MLX is imported."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     environment = os.environ | {"MLX_ENABLE_TF32": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -260,7 +260,7 @@ def test_at_gpt2s_size_our_error_is_at_most_one_and_a_half_times_that_of_transfo
         assert found["ratio"] < 1.5, figures
 
 
-def test_to_hub_undoes_from_hub_bit_for_bit(config: GPTConfig) -> None:
+def test_to_hub_inverts_from_hub_bit_for_bit(config: GPTConfig) -> None:
     back = to_hub(from_hub({name: mx.array(weight) for name, weight in WEIGHTS.items()}, config))
     assert set(back) == set(hub_shapes(config))
     assert all(np.array_equal(np.array(back[name]), WEIGHTS[f"transformer.{name}"]) for name in back)
