@@ -22,7 +22,7 @@ from mlx_gpt.cli import main
 from mlx_gpt.errors import UsageError
 from mlx_gpt.train.report import metrics as report_module
 from mlx_gpt.train.report.metrics import Report, bits_per_byte, truncate_metrics
-from mlx_gpt.train.report.panel import Curve, LivePanel, sparkline
+from mlx_gpt.train.report.panel import REFRESH_RATE, Curve, LivePanel, sparkline
 from mlx_gpt.train.report.plot import plot_loss, running_mean
 from mlx_gpt.train.report.trackers import TRACKERS, TrackerEntry, open_tracker
 from mlx_gpt.train.units import format_large, format_time
@@ -220,7 +220,7 @@ def test_the_panel_delays_no_step(tmp_path: Path) -> None:
         report.row(**{**MEASURED, "step": step})
         report.progress(step / 500, 10.0)
         times.append(time.perf_counter() - started)
-    time.sleep(2.5 / report_module.REFRESH_RATE)
+    time.sleep(2.5 / REFRESH_RATE)
     report.close()
     assert "gradient norm" in console.file.getvalue()  # type: ignore[attr-defined]
     assert sorted(times)[len(times) // 2] < 1e-3  # the median, since other processes may interrupt

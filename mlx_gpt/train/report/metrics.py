@@ -16,12 +16,10 @@ from mlx_gpt.train.units import format_time
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.live import Live
 
     from mlx_gpt.train.report.panel import LivePanel
 
 METRICS = "metrics.jsonl"
-REFRESH_RATE = 3  # of the live panel, Hz
 FORMATS = {
     "loss": "loss {:.3f}",
     "val_loss": "validation {:.3f}",
@@ -58,17 +56,13 @@ class Report:
     def __post_init__(self) -> None:
         self._file: TextIO | None = None
         self._panel: LivePanel | None = None
-        self._live: Live | None = None
         self._last_line = time.monotonic()
         self._latest: dict[str, Any] = {}
         if self.console.is_terminal and not self.console.quiet:
-            from rich.live import Live
-
             from mlx_gpt.train.report.panel import LivePanel
 
             self._panel = LivePanel(self.flops_per_token, self.machine_flops)
-            self._live = Live(self._panel, console=self.console, refresh_per_second=REFRESH_RATE, transient=True)
-            self._live.start()
+            self._panel.start(self.console)
         for row in self.rows:
             self._show(row)
 
@@ -97,8 +91,8 @@ class Report:
 
     def close(self) -> None:
         """Close the panel, the file and the trackers."""
-        if self._live:
-            self._live.stop()
+        if self._panel:
+            self._panel.stop()
         if self._file:
             self._file.close()
         for tracker in self.trackers:
@@ -116,9 +110,7 @@ class Report:
     def _show(self, row: dict[str, Any]) -> None:
         self._latest = {**self._latest, **row}
         if self._panel:
-            self._panel.latest = self._latest
-            if row.get("loss") is not None:
-                self._panel.curve.add(row["loss"])
+            self._panel.update(row)
 
     def _print_line(self, done: float, seconds_left: float, *names: str) -> None:
         self._last_line = time.monotonic()

@@ -8,6 +8,7 @@ from math import isfinite, sqrt
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from mlx_gpt.train.units import format_large, format_time
 
+REFRESH_RATE = 3  # Hz
 COLUMN = 26  # characters of a label and its value
 MAX_WIDTH = 96  # characters; on wider terminals labels would be far from their values
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -68,6 +70,23 @@ class LivePanel:
         self.latest: Mapping[str, Any] = {}
         self.curve = Curve()
         self.done, self.seconds_left = 0.0, 0.0
+        self._live: Live | None = None
+
+    def start(self, console: Console) -> None:
+        """Draw the panel on a terminal until ``stop``."""
+        self._live = Live(self, console=console, refresh_per_second=REFRESH_RATE, transient=True)
+        self._live.start()
+
+    def stop(self) -> None:
+        """Remove the panel."""
+        if self._live:
+            self._live.stop()
+
+    def update(self, row: Mapping[str, Any]) -> None:
+        """Show the values of a row of metrics."""
+        self.latest = {**self.latest, **row}
+        if row.get("loss") is not None:
+            self.curve.add(row["loss"])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if "loss" not in self.latest:
