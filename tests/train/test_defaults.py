@@ -154,6 +154,11 @@ def test_a_given_length_leaves_evaluations_and_a_given_size_dropout_alone() -> N
     assert "resid_pdrop" not in chosen(TextSize(1000, 100, 257), STUDIO, **size)
 
 
+def test_no_setting_of_muon_is_chosen_for_another_optimizer() -> None:
+    assert "muon_iterations" in chosen()
+    assert "muon_iterations" not in chosen(optimizer="adamw")
+
+
 def test_several_processes_share_a_step_and_have_no_time_limit() -> None:
     one = settings_of(choose(BOOK, MACBOOK, 600, {}))
     four = settings_of(choose(BOOK, MACBOOK, 600, {}, processes=4))

@@ -42,7 +42,7 @@ EVAL_SPEEDUP = 2.5  # tokens evaluated in the time of training on one
 EVAL_SECONDS, FINAL_SECONDS = 1.0, 5.0  # for a sample and a checkpoint; for the plot and the files at the end
 MUON_ITERATIONS = 3  # as good as five for these model sizes, at less cost
 PATIENCE = 4  # validation losses
-TYPICAL_STEPS, MIN_TOKENS_PER_STEP = 1000, 512  # fewer tokens in a step until it has this many steps
+MIN_STEPS, MIN_TOKENS_PER_STEP = 1000, 512  # fewer steps only if they would have fewer tokens than this
 
 
 def choose(
@@ -74,7 +74,7 @@ def choose(
     choices = [batch] if model is None else [model, batch]
     if not has_length:
         choices += _choose_length(run, train_seconds, speed, tokens >= max_tokens, processes)
-    optimizer = _choose_optimizer(run)
+    optimizer = _choose_optimizer(run, given)
     choices += [optimizer, _choose_learning_rate(run, {**optimizer.settings, **given})]
     if model:
         choices.append(_choose_dropout(run))
@@ -128,7 +128,7 @@ def _choose_batch(
 ) -> tuple[Choice, int]:
     """Batch size and accumulation, and the tokens of a step."""
     compute = training_flops(config) * tokens
-    wanted = min(0.2920 * compute**0.3271, max(MIN_TOKENS_PER_STEP, tokens / TYPICAL_STEPS))
+    wanted = min(0.2920 * compute**0.3271, max(MIN_TOKENS_PER_STEP, tokens / MIN_STEPS))
     rows = 2 ** max(0, round(log2(max(1.0, wanted / (processes * config.n_positions)))))
     reason = f"{format_large(wanted, 'tokens')} in a step suit {compute:.0e} FLOP (Bi et al. 2024)"
     size, accumulate = given.get("batch_size"), given.get("accumulate", 1)
@@ -156,8 +156,8 @@ def _choose_length(run: _Run, seconds: float, speed: float, capped: bool, proces
     return [Choice({"steps": run.steps}, reason), Choice(limit, "a limit, in case steps are slower than measured")]
 
 
-def _choose_optimizer(run: _Run) -> Choice:
-    if run.tuning:
+def _choose_optimizer(run: _Run, given: Mapping[str, Any]) -> Choice:
+    if run.tuning or given.get("optimizer", "muon") != "muon":
         return Choice({}, "")  # the updates of Muon are too large for pretrained weights
     reason = "fewer tokens to the same loss than AdamW (Jordan et al. 2024)"
     return Choice({"optimizer": "muon", "muon_iterations": MUON_ITERATIONS}, reason)
