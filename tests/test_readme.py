@@ -181,6 +181,7 @@ def test_contributing_names_what_its_files_define() -> None:
         spans = re.findall(r"`([^`]+)`", entry)
         paths = [span for span in spans if "/" in span]
         assert paths, entry
+        assert all((ROOT / path).exists() for path in paths), entry
         words = {word for path in paths for word in words_of(ROOT / path)}
         names = {name for span in spans if re.fullmatch(r"[\w.]+", span) for name in span.split(".")}
         missing = sorted(names - words)
