@@ -13,7 +13,7 @@ from tyro.conf import arg
 
 from mlx_gpt.commands.generation_flags import Faster, Flag, Speaker, as_json, as_row, legend, note, painted, say
 from mlx_gpt.errors import DataError, UsageError
-from mlx_gpt.generate.settings import SLIDE, Number, Search, Settings
+from mlx_gpt.generate.settings import SLIDE, BeamSearch, GenerationSettings, Number
 
 if TYPE_CHECKING:
     from mlx_gpt.generate.generation import Generation
@@ -64,30 +64,30 @@ class Generate(Speaker):
     special: Flag = False
     """<|endoftext|> in the prompt is the mark between texts, not text"""
     output: Output = field(default_factory=Output)
-    search: Search = field(default_factory=Search)
+    search: BeamSearch = field(default_factory=BeamSearch)
     speed: Fastest = field(default_factory=Fastest)
 
     def __call__(self) -> None:
         settings = self.settings()
         from mlx_gpt.generate.generation import Generation
         from mlx_gpt.generate.prompt_cache import load_prompt_cache, save_prompt_cache
-        from mlx_gpt.generate.speculative import numbers
+        from mlx_gpt.generate.speculative import id_list
         from mlx_gpt.generate.writer import CONTEXT
 
         model, tokenizer, draft = self.load()
         ids = self._ids(tokenizer)
-        kept = self.speed.prompt_cache
-        before = load_prompt_cache(Path(kept).expanduser(), model) if kept else None
-        run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, before)
+        file = self.speed.prompt_cache
+        prefix = load_prompt_cache(Path(file).expanduser(), model) if file else None
+        run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, prefix)
         self._show(run, tokenizer)
         if CONTEXT in run.reasons and not self.output.json:
             n = model.config.n_positions
             note(f"the text ends where the model's context of {n} tokens is full; --context slide goes on")
         if self.speed.save_prompt_cache:
             run.read_prompt()
-            save_prompt_cache(Path(self.speed.save_prompt_cache).expanduser(), run.decoder, numbers(run.prompts[0]))
+            save_prompt_cache(Path(self.speed.save_prompt_cache).expanduser(), run.decoder, id_list(run.prompts[0]))
 
-    def settings(self) -> Settings:
+    def settings(self) -> GenerationSettings:
         """The rules and limits that the flags give; ``UsageError`` where they contradict each other."""
         out = self.output
         if out.samples < 1:
@@ -97,7 +97,9 @@ class Generate(Speaker):
         if self.prompt is not None and self.prompt_file is not None:
             raise UsageError("--prompt and --prompt-file both give the prompt; take one of them")
         logprobs = 0 if out.colour and out.logprobs is None else out.logprobs
-        settings = Settings.of(self.length, self.wording, self.chance, self.search, self.speed, logprobs=logprobs)
+        settings = GenerationSettings.of(
+            self.length, self.constraints, self.drawing, self.search, self.speed, logprobs=logprobs
+        )
         if file := self.speed.save_prompt_cache:
             if settings.context == SLIDE:
                 raise UsageError("--save-prompt-cache keeps what --context slide forgets; leave out one")
@@ -134,9 +136,9 @@ class Generate(Speaker):
         if out.colour:
             print(legend(), file=sys.stderr)
         if out.figures and out.json:
-            say(json.dumps({"figures": run.figures.as_dict(memory_speed())}) + "\n")
+            say(json.dumps({"figures": run.stats.as_dict(memory_speed())}) + "\n")
         elif out.figures:
-            note(run.figures.summary(memory_speed()))
+            note(run.stats.summary(memory_speed()))
 
 
 def in_order(run: Generation, n: int) -> Iterator[tuple[int, Piece | None]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.settings import Chance, Length, Number, Speed, Wording
+from mlx_gpt.generate.settings import Constraints, Drawing, Length, Number, Speed
 
 if TYPE_CHECKING:
     from mlx_gpt.generate.writer import Piece
@@ -46,8 +46,8 @@ class Speaker:
     revision: Name = None
     """a branch, tag or commit of the hub's"""
     length: Length = field(default_factory=Length)
-    wording: Wording = field(default_factory=Wording)
-    chance: Chance = field(default_factory=Chance)
+    constraints: Constraints = field(default_factory=Constraints)
+    drawing: Drawing = field(default_factory=Drawing)
     speed: Faster = field(default_factory=Faster)
 
     def load(self) -> tuple[GPT, Tokenizer, GPT | str | None]:

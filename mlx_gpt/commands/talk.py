@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gpt.commands.generation_flags import Flag, Speaker, legend, note, painted, say
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from mlx_gpt.generate.session import Session
@@ -45,7 +45,9 @@ class Talk(Speaker):
     """show how much each token surprised the model"""
 
     def __call__(self) -> None:
-        given = Settings.of(self.length, self.wording, self.chance, self.speed, logprobs=0 if self.colour else None)
+        given = GenerationSettings.of(
+            self.length, self.constraints, self.drawing, self.speed, logprobs=0 if self.colour else None
+        )
         from mlx_gpt.generate.session import Session
 
         model, tokenizer, draft = self.load()
@@ -67,10 +69,10 @@ class Talk(Speaker):
     def _take(self, session: Session, line: str) -> None:
         """Do what a line says."""
         if not line.startswith(":") or line.startswith("::"):
-            return self._show(session, session.go_on(line[line.startswith("::") :]))
+            return self._show(session, session.extend(line[line.startswith("::") :]))
         command, _, rest = line[1:].strip().partition(" ")
         if command == "again":
-            return self._show(session, session.again())
+            return self._show(session, session.retry())
         if command == "undo":
             return session.undo()
         if command == "new":
@@ -141,7 +143,7 @@ def history() -> Iterator[None]:
             readline.write_history_file(file)
 
 
-def changed(settings: Settings, name: str, value: str) -> Settings:
+def changed(settings: GenerationSettings, name: str, value: str) -> GenerationSettings:
     """The settings with one of them given as text. ``UsageError`` for another name and for a value that cannot be."""
     name = name.replace("-", "_")
     usual = defaults()
@@ -171,11 +173,13 @@ def read(text: str, usual: Any) -> Any:
 
 def defaults() -> dict[str, Any]:
     """Every setting that can be changed, and its usual value."""
-    own = {field.name: field.default for field in fields(Settings) if field.name not in ("logprobs", "guesses")}
+    own = {
+        field.name: field.default for field in fields(GenerationSettings) if field.name not in ("logprobs", "guesses")
+    }
     return {name: {} if value is MISSING else value for name, value in own.items()}
 
 
-def table(settings: Settings) -> str:
+def table(settings: GenerationSettings) -> str:
     """Every setting in a line, with its usual value where it has another."""
     rows = []
     for name, usual in defaults().items():

@@ -1,4 +1,4 @@
-"""Beam search: always the most probable few of the texts begun, instead of one token for good at a time.
+"""Beam search: at each step keep the most probable few of all continuations by one token.
 
 Sutskever et al. 2014, section 3.2; the details are those of transformers (``generation/utils.py``, ``_beam_search``).
 """
@@ -11,44 +11,44 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.generate.decoder import Decoder
-from mlx_gpt.generate.rng import row_keys
-from mlx_gpt.generate.sampler import Said, Sampler
+from mlx_gpt.generate.history import History
+from mlx_gpt.generate.sampler import Sampler
 
 
 class Beam(NamedTuple):
-    """A text: its ids after the prompt, that of the end included, and the sum of their log-probabilities, in nats."""
+    """A text: its ids after the prompt, ``<|endoftext|>`` included, and the sum of their log-probabilities in nats."""
 
     ids: list[int]
     logp: float
 
     def score(self, length_penalty: float) -> float:
-        """What texts are compared by: the sum, divided by a power of the length. 1 makes it the mean."""
+        """Return the sum divided by a power of the length; with 1 it is the mean."""
         return self.logp / len(self.ids) ** length_penalty
 
 
 def beam_search(decoder: Decoder, sampler: Sampler, prompt: mx.array, logits: mx.array, limit: int) -> list[Beam]:
-    """The best texts of at most ``limit`` tokens, the best first; none where the rules forbid every token.
+    """Return the best texts of at most ``limit`` tokens, best first; none if the rules forbid every token.
 
-    The decoder has read the prompt, (1, L), and ``logits`` (1, V) are what the model says after it. It ends when the
-    most probable text still open is, for its length, no more probable than each of as many that have ended.
+    The decoder has read the prompt, (1, L), and ``logits`` (1, V) follow it. The search ends when no open text has a
+    better score than the worst of ``beams`` finished ones.
     """
-    n, penalty = sampler.settings.beams, sampler.settings.length_penalty
-    beams, ended = [Beam([], 0.0)], []
+    n, penalty = sampler.settings[0].beams, sampler.settings[0].length_penalty
+    beams, finished = [Beam([], 0.0)], []
     while True:
         candidates = continuations(beams, _logp(logits, sampler, prompt, beams, limit), 2 * n)
-        is_over = [beam.ids[-1] == sampler.end_id or len(beam.ids) == limit for _, beam in candidates]
-        ended += [beam for (_, beam), over in zip(candidates[:n], is_over, strict=False) if over]
-        ended = sorted(ended, key=lambda beam: -beam.score(penalty))[:n]
-        going_on = [candidate for candidate, over in zip(candidates, is_over, strict=True) if not over][:n]
-        if not going_on or (len(ended) == n and going_on[0][1].score(penalty) <= ended[-1].score(penalty)):
-            return ended
-        parents, beams = [parent for parent, _ in going_on], [beam for _, beam in going_on]
+        is_finished = [beam.ids[-1] == sampler.end_id or len(beam.ids) == limit for _, beam in candidates]
+        finished += [beam for (_, beam), over in zip(candidates[:n], is_finished, strict=False) if over]
+        finished = sorted(finished, key=lambda beam: -beam.score(penalty))[:n]
+        open_beams = [candidate for candidate, over in zip(candidates, is_finished, strict=True) if not over][:n]
+        if not open_beams or (len(finished) == n and open_beams[0][1].score(penalty) <= finished[-1].score(penalty)):
+            return finished
+        parents, beams = [parent for parent, _ in open_beams], [beam for _, beam in open_beams]
         decoder.keep(parents)
         logits = decoder.step(mx.array([beam.ids[-1:] for beam in beams]))[:, -1]
 
 
 def continuations(beams: list[Beam], logp: np.ndarray, n: int) -> list[tuple[int, Beam]]:
-    """The n most probable continuations by a token, and which beam each continues; ``logp`` (beams, V)."""
+    """Return the n most probable continuations by one token with the index of their parent; ``logp`` (beams, V)."""
     sums = logp + np.array([[beam.logp] for beam in beams])
     best = np.argpartition(-sums, min(n, sums.size) - 1, axis=None)[:n]
     best = best[np.argsort(-sums.flat[best], kind="stable")]
@@ -61,11 +61,10 @@ def continuations(beams: list[Beam], logp: np.ndarray, n: int) -> list[tuple[int
 
 
 def _logp(logits: mx.array, sampler: Sampler, prompt: mx.array, beams: list[Beam], limit: int) -> np.ndarray:
-    """Log-probabilities of the next id after each beam, (beams, V), as the rules leave them: they need not sum to 1."""
-    B = len(beams)
-    said = Said(mx.repeat(prompt, B, axis=0), mx.full((B,), limit))
+    """Return log-probabilities of the next id after each beam, (beams, V), after the rules: they need not sum to 1."""
+    history = History(mx.repeat(prompt, len(beams), axis=0), [limit] * len(beams))
     if beams[0].ids:
-        said.add(mx.array([beam.ids for beam in beams]))
+        history = history.then(mx.array([beam.ids for beam in beams]))
     logits = logits.astype(mx.float32)
     logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return np.array(sampler.rule(logp, sampler.inputs(said, row_keys(0, B)), said)).astype(np.float64)
+    return np.array(sampler.apply_rules(logp, sampler.inputs(history), history)).astype(np.float64)

@@ -1,6 +1,6 @@
-"""A prompt that has been read, kept on disk: its ids, and the keys and values that the model made of it.
+"""The cache of a prompt on disk: its ids, keys and values.
 
-The file is safetensors. It belongs to one model, weights and all, and is refused for any other.
+The file is in safetensors format, valid for one model with its exact weights, and refused for any other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import atomic_path
-from mlx_gpt.generate.decoder import Decoder, Kept
+from mlx_gpt.generate.decoder import CacheState, Decoder
 from mlx_gpt.model.cache import Packed
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.safetensors import check_safetensors, write_safetensors
@@ -26,22 +26,19 @@ KIND = "mlx_gpt prompt cache"
 
 
 class PromptCache(NamedTuple):
-    """What a text left in a model: its ids, and of each layer the keys and values, one row, in ``bits`` each."""
+    """The ids of a text, and the keys and values of every layer, one row, stored in ``bits``."""
 
     ids: list[int]
-    kept: Kept
+    state: CacheState
     bits: int | None
 
 
 def save_prompt_cache(file: str | os.PathLike[str], decoder: Decoder, ids: list[int]) -> None:
-    """Keep what the first row of a decoder made of the text that it began with, ``ids``; a whole file or none.
-
-    Raises ``OSError`` where it cannot be written.
-    """
+    """Save the cache of a decoder's first row up to ``ids``, the beginning of its text. Raises ``OSError``."""
     file, n = Path(file), len(ids)
     arrays = {"ids": mx.array(ids)}
-    for i, layer in enumerate(decoder.cache):
-        for name, parts in (("keys", layer.keys), ("values", layer.values)):
+    for i, layer in enumerate(decoder.state()):
+        for name, parts in zip(("keys", "values"), layer, strict=True):
             arrays |= {f"h.{i}.{name}.{j}": mx.contiguous(part[:1, :, :n]) for j, part in enumerate(parts)}
     metadata = {"kind": KIND, "model": fingerprint(decoder.model), "bits": str(decoder.bits or "")}
     with atomic_path(file) as hidden:
@@ -49,7 +46,7 @@ def save_prompt_cache(file: str | os.PathLike[str], decoder: Decoder, ids: list[
 
 
 def load_prompt_cache(file: str | os.PathLike[str], model: GPT) -> PromptCache:
-    """What ``save_prompt_cache`` kept. ``UsageError`` if it was another model's, ``ModelFolderError`` if damaged."""
+    """Load a saved cache. Raises ``UsageError`` for another model's, ``ModelFolderError`` for a damaged file."""
     file = Path(file)
     check_safetensors(file)
     try:
@@ -61,14 +58,14 @@ def load_prompt_cache(file: str | os.PathLike[str], model: GPT) -> PromptCache:
     if metadata.get("kind") != KIND:
         raise UsageError(f"{file}: expected what --save-prompt-cache wrote, found another safetensors file")
     if metadata["model"] != fingerprint(model):
-        raise UsageError(f"{file}: this prompt was read by another model; read it anew with --save-prompt-cache")
+        raise UsageError(f"{file}: this prompt was read by another model; save it again with --save-prompt-cache")
     layers = range(model.config.n_layer)
-    kept = [(_numbered(arrays, f"h.{i}.keys."), _numbered(arrays, f"h.{i}.values.")) for i in layers]
-    return PromptCache(arrays["ids"].tolist(), kept, int(metadata["bits"]) if metadata["bits"] else None)
+    state = [(_numbered(arrays, f"h.{i}.keys."), _numbered(arrays, f"h.{i}.values.")) for i in layers]
+    return PromptCache(arrays["ids"].tolist(), state, int(metadata["bits"]) if metadata["bits"] else None)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """What identifies a model: the sha256, in hex, of its settings and of every weight, to the bit."""
+    """Return the SHA-256, in hex, of a model's configuration and weights."""
     digest = hashlib.sha256(repr(model.config).encode())
     weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     for name, weight in weights.items():

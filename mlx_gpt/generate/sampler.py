@@ -1,185 +1,187 @@
-"""The rules that some settings ask for, composed: logits and the text so far in, the next id out."""
+"""The composition of the sampling rules: logits and the text so far in, the next id of each row out.
+
+A new rule is a function in ``sampling.py``, a setting in ``settings.py`` and a line in one of the two tables below.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from math import inf
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate import sampling
-from mlx_gpt.generate.decoder import Inputs
+from mlx_gpt.generate.decoder import NO_TOKEN, Inputs
+from mlx_gpt.generate.history import History
 from mlx_gpt.generate.rng import key_at
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.text.tokenizer import Tokenizer
 
-NOTHING = -1  # drawn where the rules forbid every id
+# A setting and its rule, in the order of transformers (``generation/utils.py``, ``_get_logits_processor``). A rule
+# takes the logits, the value of its setting and, in the first table, the history.
+HISTORY_RULES: dict[str, Callable] = {
+    "repetition_penalty": lambda logits, penalty, text: sampling.penalize_repetition(logits, text.ids, penalty),
+    "frequency_penalty": lambda logits, penalty, text: sampling.penalize_frequency(logits, text.new, penalty),
+    "presence_penalty": lambda logits, penalty, text: sampling.penalize_presence(logits, text.new, penalty),
+    "no_repeat_ngram": lambda logits, n, text: sampling.block_ngrams(logits, text.ids, n),
+    "ban": lambda logits, words, text: sampling.ban_sequences(logits, text.ids, words),
+    "force": lambda logits, words, text: sampling.force_sequences(logits, text.new, left=text.left, **words),
+}
+DRAWING_RULES: dict[str, Callable] = {  # not used by rows of temperature 0
+    "temperature": sampling.with_temperature,
+    "top_k": sampling.keep_top_k,
+    "top_p": sampling.keep_top_p,
+    "min_p": sampling.keep_min_p,
+    "typical_p": sampling.keep_typical,
+}
+OFF = {field.name: field.default for field in fields(GenerationSettings)} | {"temperature": 1.0}
 
 
-class Said:
-    """The text so far, for the rules that look back: ``ids`` (B, L), and of them ``new``, what came after the prompt.
+class Use(NamedTuple):
+    """A rule's value, a number or one for each row (B, 1), and the rows it changes, (B, 1); None for all."""
 
-    Shorter prompts begin with -1. ``limits`` (B,) is how many tokens each row may say, ``left`` (B, 1) how many more.
-    """
+    value: Any
+    rows: mx.array | None
 
-    def __init__(self, prompt: mx.array, limits: mx.array):
-        self.limits = limits
-        self.n_new = 0
-        self._n_prompt = prompt.shape[1]
-        self._parts = [prompt]
 
-    def add(self, tokens: mx.array) -> None:
-        """Put tokens at the end: one for each row, (B,), or T of them, (B, T)."""
-        self._parts.append(tokens)
-        self.n_new += tokens.shape[1] if tokens.ndim == 2 else 1
+class Vocabulary:
+    """The ids of a tokenizer among those of a model, of which there may be more: ``known`` (V,), boolean."""
 
-    def then(self, tokens: mx.array) -> Said:
-        """What would be said with these tokens more."""
-        longer = Said(self._parts[0], self.limits)
-        longer.n_new, longer._n_prompt, longer._parts = self.n_new, self._n_prompt, list(self._parts)
-        longer.add(tokens)
-        return longer
+    def __init__(self, tokenizer: Tokenizer, size: int):
+        self.tokenizer = tokenizer
+        self.known = np.zeros(size, dtype=bool)
+        self.known[[*tokenizer.ranks.values(), *tokenizer.specials.values()]] = True
 
-    @property
-    def ids(self) -> mx.array:
-        if len(self._parts) > 1:  # put together when a rule asks, and only then
-            B = self.limits.shape[0]
-            self._parts = [mx.concatenate([part.reshape(B, -1) for part in self._parts], axis=1)]
-        return self._parts[0]
+    def bias(self, logit_bias: Mapping[int, float]) -> np.ndarray:
+        """Return the number to add to each logit, (V,): -inf for an unknown id. ``UsageError`` for a bias on one."""
+        bias = np.where(self.known, np.float32(0), np.float32(-inf))
+        for token_id, value in logit_bias.items():
+            if not (0 <= token_id < self.known.size and self.known[token_id]):
+                last = self.known.nonzero()[0].max()
+                raise UsageError(f"logit-bias: no token has id {token_id}; the vocabulary's ids are 0 to {last}")
+            bias[token_id] = value
+        return bias
 
-    @property
-    def new(self) -> mx.array:
-        return self.ids[:, self._n_prompt :]
+    def banned(self, words: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each word, without and with a space before it."""
+        return [ids for word in words for ids in (self.tokenizer.encode(word), self.tokenizer.encode(" " + word))]
 
-    @property
-    def left(self) -> mx.array:
-        return (self.limits - self.n_new)[:, None]
+    def forced(self, words: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each word with a space before it."""
+        return [self.tokenizer.encode(" " + word.removeprefix(" ")) for word in words]
 
 
 class Sampler:
-    """Chooses the next id as ``settings`` say. ``vocab_size`` is the model's, which may be padded.
+    """Chooses the next ids of B rows by the ``settings`` of each row, or one for all, and by their ``keys`` (B, 2).
 
-    Raises ``UsageError`` for what the vocabulary does not allow: a bias for an id that is not there, a word that is
-    both banned and forced.
+    Rows that share their settings have equally many generated tokens. Raises ``UsageError`` for settings that
+    contradict the vocabulary or each other: a bias for an unknown id, a word both banned and forced.
     """
 
-    def __init__(self, settings: Settings, tokenizer: Tokenizer, vocab_size: int):
-        self.settings = settings
-        self.end_id = tokenizer.eot_id
-        self.vocab_size = tokenizer.vocab_size
-        known = np.zeros(vocab_size, dtype=bool)
-        known[[*tokenizer.ranks.values(), *tokenizer.specials.values()]] = True
-        self._offset = sampling.keep_ids(mx.zeros((vocab_size,)), mx.array(known))
-        if settings.logit_bias:
-            self._offset = sampling.add_bias(self._offset, _bias(settings, known))
-        self._shifts = bool(not known.all() or settings.logit_bias or settings.min_tokens)
-        self._banned = [ids for word in settings.ban for ids in (tokenizer.encode(word), tokenizer.encode(" " + word))]
-        self._forced = [tokenizer.encode(" " + word.removeprefix(" ")) for word in settings.force]
-        self._refuse_contradictions()
-        penalties = (settings.repetition_penalty != 1, settings.frequency_penalty, settings.presence_penalty)
-        self.looks_back = any((*penalties, settings.no_repeat_ngram, self._banned, self._forced))
-        numbers = ("temperature", "top_p", "min_p", "typical_p") if settings.temperature else ()
-        self._numbers = {name: mx.array(getattr(settings, name)) for name in numbers}
+    def __init__(self, settings: Sequence[GenerationSettings], vocabulary: Vocabulary, keys: mx.array):
+        self.settings, self.vocabulary, self.keys = settings, vocabulary, keys
+        self.end_id = vocabulary.tokenizer.eot_id
+        for row in settings:
+            self._refuse_contradictions(row)
+        self._min_tokens = np.array([row.min_tokens for row in settings])
+        self._bias: mx.array | None = None  # (B, V)
+        if not vocabulary.known.all() or any(row.logit_bias or row.min_tokens for row in settings):
+            self._bias = mx.array(np.stack([vocabulary.bias(row.logit_bias) for row in settings]))
+        self._is_drawn = np.array([row.temperature > 0 for row in settings])
+        self._uses = {name: self._uses_of(name) for name in (*HISTORY_RULES, *DRAWING_RULES)}
+        self.needs_history = any(self._uses[name] for name in HISTORY_RULES)
 
-    def inputs(self, said: Said, keys: mx.array) -> Inputs:
-        """The arrays that the choice after ``said`` depends on, besides the logits: for a compiled step."""
-        inputs = dict(self._numbers)
-        if self.settings.temperature:
-            inputs["keys"] = key_at(keys, said.n_new)
-        if self._shifts:
-            short = said.n_new < self.settings.min_tokens
-            inputs["offset"] = sampling.forbid(self._offset, self.end_id) if short else self._offset
+    def inputs(self, history: History) -> Inputs:
+        """Return the arrays that the next choice depends on besides the logits: inputs of a compiled step."""
+        inputs = {name: use[0].value for name in DRAWING_RULES if _is_number(name) and (use := self._uses[name])}
+        if self._is_drawn.any():
+            inputs["keys"] = key_at(self.keys, history.n_new)
+        if self._bias is not None:
+            too_short = history.n_new[: len(self.settings)] < self._min_tokens
+            inputs["bias"] = self._bias
+            if too_short.any():
+                inputs["bias"] = mx.where(_column(too_short), sampling.forbid(self._bias, self.end_id), self._bias)
         return inputs
 
-    def choose(self, logits: mx.array, inputs: Inputs, said: Said | None = None) -> mx.array:
-        """The next id of each row, ``NOTHING`` where all are forbidden: (B, V) -> (B,), int32.
+    def choose(self, logits: mx.array, inputs: Inputs, history: History | None = None) -> mx.array:
+        """Return the next id of each row, ``NO_TOKEN`` where all are forbidden: (B, V) -> (B,), int32.
 
-        A pure function of arrays, unless the rules look back: then it needs what was ``said``.
+        A pure function of arrays, unless ``needs_history``.
         """
-        logits = self.rule(logits, inputs, said)
-        ids = sampling.draw(logits, inputs["keys"]) if self.settings.temperature else sampling.greedy(logits)
+        logits = self.apply_rules(logits, inputs, history)
+        ids = sampling.draw(logits, inputs["keys"]) if self._is_drawn.any() else sampling.greedy(logits)
+        if self._is_drawn.any() and not self._is_drawn.all():
+            ids = mx.where(mx.array(self._is_drawn), ids, sampling.greedy(logits))
         if not self._forbidding():
             return ids.astype(mx.int32)
-        return mx.where(mx.max(logits, axis=-1) > -mx.inf, ids.astype(mx.int32), NOTHING)
+        return mx.where(mx.max(logits, axis=-1) > -mx.inf, ids.astype(mx.int32), NO_TOKEN)
 
-    def rule(self, logits: mx.array, inputs: Inputs, said: Said | None = None) -> mx.array:
-        """The logits after every rule; their softmax is what is drawn from.
+    def apply_rules(self, logits: mx.array, inputs: Inputs, history: History | None = None) -> mx.array:
+        """Return the logits after every rule, (B, V); the ids are drawn from their softmax."""
+        if self._bias is not None:
+            logits = logits + inputs["bias"]
+        logits = self._apply(HISTORY_RULES, logits, inputs, history)
+        return self._apply(DRAWING_RULES, logits, inputs)
 
-        The order is that of transformers (``generation/utils.py``, ``_get_logits_processor``).
-        """
-        if self._shifts:
-            logits = logits + inputs["offset"]  # the vocabulary, the bias, the end while the text is too short
-        if self.looks_back:
-            assert said is not None
-            logits = self._look_back(logits, said)
-        return self._narrow(logits, inputs) if self.settings.temperature else logits
-
-    def _look_back(self, logits: mx.array, said: Said) -> mx.array:
-        """The rules that depend on the text so far."""
-        given = self.settings
-        if given.repetition_penalty != 1:
-            logits = sampling.penalize_repetition(logits, said.ids, given.repetition_penalty)
-        if given.frequency_penalty:
-            logits = sampling.penalize_frequency(logits, said.new, given.frequency_penalty)
-        if given.presence_penalty:
-            logits = sampling.penalize_presence(logits, said.new, given.presence_penalty)
-        if given.no_repeat_ngram:
-            logits = sampling.block_ngrams(logits, said.ids, given.no_repeat_ngram)
-        if self._banned:
-            logits = sampling.ban_sequences(logits, said.ids, self._banned)
-        if self._forced:
-            logits = sampling.force_sequences(logits, said.new, self._forced, self.end_id, said.left)
+    def _apply(self, rules: Mapping[str, Callable], logits: mx.array, inputs: Inputs, *history: Any) -> mx.array:
+        for name, rule in rules.items():
+            for value, rows in self._uses[name]:
+                changed = rule(logits, inputs.get(name, value), *history)
+                logits = changed if rows is None else mx.where(rows, changed, logits)
         return logits
 
-    def _narrow(self, logits: mx.array, inputs: Inputs) -> mx.array:
-        """Temperature, and the rules that then leave the improbable out."""
-        given = self.settings
-        if given.temperature != 1:
-            logits = sampling.with_temperature(logits, inputs["temperature"])
-        if given.top_k:
-            logits = sampling.keep_top_k(logits, given.top_k)
-        if given.top_p < 1:
-            logits = sampling.keep_top_p(logits, inputs["top_p"])
-        if given.min_p:
-            logits = sampling.keep_min_p(logits, inputs["min_p"])
-        if given.typical_p < 1:
-            logits = sampling.keep_typical(logits, inputs["typical_p"])
-        return logits
+    def _uses_of(self, name: str) -> list[Use]:
+        """Return how often a rule is applied: once if its setting is a number, else once for each value of it."""
+        values = [getattr(row, name) for row in self.settings]
+        is_on = np.array([value != OFF[name] for value in values])
+        if name in DRAWING_RULES:
+            is_on &= self._is_drawn
+        if not is_on.any():
+            return []
+        if _is_number(name):  # one for all rows, or (B, 1)
+            numbers = np.array(values, np.float32)
+            return [Use(mx.array(float(values[0])) if len(set(values)) == 1 else _column(numbers), _rows(is_on))]
+        found = dict.fromkeys(value for value, on in zip(values, is_on, strict=True) if on)
+        return [Use(self._encoded(name, x), _rows(is_on & np.array([value == x for value in values]))) for x in found]
 
-    def nothing_left(self) -> UsageError:
-        """What to raise where every id is forbidden: it names the rules that forbid."""
-        return UsageError(f"no token is left to say: {' and '.join(self._forbidding())} forbid all; relax one of them")
+    def _encoded(self, name: str, value: Any) -> Any:
+        if name == "ban":
+            return self.vocabulary.banned(value)
+        return {"sequences": self.vocabulary.forced(value), "end_id": self.end_id} if name == "force" else value
+
+    def all_masked(self) -> UsageError:
+        """Return the error to raise where every id is forbidden; it names the rules that forbid."""
+        return UsageError(f"all tokens are masked by {' and '.join(self._forbidding())}; relax one of them")
 
     def _forbidding(self) -> list[str]:
-        given = self.settings
-        rules = {
-            "--logit-bias": given.logit_bias,
-            "--no-repeat-ngram": given.no_repeat_ngram,
-            "--ban": given.ban,
-            "--min-tokens": given.min_tokens,
-            "--force": given.force,
-        }
-        return [flag for flag, setting in rules.items() if setting]
+        names = ("logit_bias", "no_repeat_ngram", "ban", "min_tokens", "force")
+        return [f"--{name.replace('_', '-')}" for name in names if any(getattr(row, name) for row in self.settings)]
 
-    def _refuse_contradictions(self) -> None:
-        for word, forced in zip(self.settings.force, self._forced, strict=True):
-            forbidden = self._banned + [[i] for i, bias in self.settings.logit_bias.items() if bias == -inf]
-            if any(forced[i : i + len(ids)] == ids for ids in forbidden for i in range(len(forced))):
+    def _refuse_contradictions(self, settings: GenerationSettings) -> None:
+        forced = self.vocabulary.forced(settings.force)
+        forbidden = self.vocabulary.banned(settings.ban)
+        forbidden += [[i] for i, bias in settings.logit_bias.items() if bias == -inf]
+        for word, sequence in zip(settings.force, forced, strict=True):
+            if any(sequence[i : i + len(ids)] == ids for ids in forbidden for i in range(len(sequence))):
                 raise UsageError(f"--force {word!r} contradicts --ban or --logit-bias, which forbid it; drop one")
-        needed = sum(map(len, self._forced))
-        if needed > self.settings.max_tokens:
+        needed = sum(map(len, forced))
+        if needed > settings.max_tokens:
             raise UsageError(
-                f"--force asks for words of {needed} tokens, --max-tokens allows {self.settings.max_tokens}; raise it"
+                f"--force asks for words of {needed} tokens, --max-tokens allows {settings.max_tokens}; raise it"
             )
 
 
-def _bias(settings: Settings, known: np.ndarray) -> mx.array:
-    bias = np.zeros(known.size, dtype=np.float32)
-    for token_id, value in settings.logit_bias.items():
-        if not (0 <= token_id < known.size and known[token_id]):
-            raise UsageError(
-                f"logit-bias: no token has id {token_id}; the vocabulary's ids are 0 to {known.nonzero()[0].max()}"
-            )
-        bias[token_id] = value
-    return mx.array(bias)
+def _is_number(name: str) -> bool:
+    return isinstance(OFF[name], float)
+
+
+def _rows(is_on: np.ndarray) -> mx.array | None:
+    return None if is_on.all() else _column(is_on)
+
+
+def _column(values: np.ndarray) -> mx.array:
+    return mx.array(values)[:, None]

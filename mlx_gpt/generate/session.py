@@ -1,4 +1,4 @@
-"""A text that grows turn by turn: somebody writes some of it, the model goes on, and either can be taken back."""
+"""A text written in turns by a user and the model, any of which can be undone."""
 
 from __future__ import annotations
 
@@ -9,90 +9,90 @@ from typing import NamedTuple
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.generation import Generation
 from mlx_gpt.generate.prompt_cache import PromptCache
-from mlx_gpt.generate.settings import SLIDE, Settings
-from mlx_gpt.generate.speculative import numbers
+from mlx_gpt.generate.settings import SLIDE, GenerationSettings
+from mlx_gpt.generate.speculative import common_prefix, id_list
 from mlx_gpt.generate.writer import STOP, Piece
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
 
 class Turn(NamedTuple):
-    """How long the text was, in ids, before a turn, and where in it the model went on."""
+    """The length of the text in ids before a turn, and before the model's part of it."""
 
     start: int
     answer: int
 
 
 class Session:
-    """The text so far, as ``ids``, and the ``settings`` by which it goes on, which may be replaced between turns.
+    """The text so far, as ``ids``, and the ``settings`` of its continuation, which may be replaced between turns.
 
-    What the model has read of the text is kept, so that a turn costs its own tokens only. With a seed every
-    continuation has one of its own, and the same turns give the same text. ``reason`` says why the last one ended.
+    The cache is kept between turns, so that a turn reads only new tokens. Each continuation has a seed derived from the
+    settings' seed: the same turns give the same text. ``reason`` says why the last continuation ended.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, settings: Settings, draft: GPT | str | None = None):
+    def __init__(self, model: GPT, tokenizer: Tokenizer, settings: GenerationSettings, draft: GPT | str | None = None):
         self.settings = settings
         self.ids: list[int] = []
         self.reason: str | None = None
         self._model, self._tokenizer, self._draft = model, tokenizer, draft
         self._turns: list[Turn] = []
-        self._read: PromptCache | None = None
+        self._cache: PromptCache | None = None
         self._n_answers = 0
 
     @property
     def text(self) -> str:
         return self._tokenizer.decode(self.ids)
 
-    def go_on(self, words: str = "") -> Generator[Piece, None, None]:
-        """Put words at the end of the text, then let the model go on: yields the pieces of what it says."""
-        ids = self.ids + self._tokenizer.encode(joined(self.text, words))
+    def extend(self, words: str = "") -> Generator[Piece, None, None]:
+        """Append words to the text and let the model continue it: yield the pieces of the continuation."""
+        ids = self.ids + self._tokenizer.encode(with_space(self.text, words))
         return self._answer(ids, [*self._turns, Turn(len(self.ids), len(ids))])
 
-    def again(self) -> Generator[Piece, None, None]:
-        """Take back what the model said last, and let it say something else."""
+    def retry(self) -> Generator[Piece, None, None]:
+        """Replace the model's last continuation by another."""
         if not self._turns:
-            raise UsageError("nothing has been said yet; write something, or press return")
+            raise UsageError("there is no text to continue; write some, or press return")
         return self._answer(self.ids[: self._turns[-1].answer], self._turns)
 
     def undo(self) -> None:
-        """Take back the last turn: what was written and what the model said."""
+        """Remove the last turn, the user's part and the model's."""
         if not self._turns:
-            raise UsageError("there is nothing to take back")
+            raise UsageError("there is no turn to undo")
         del self.ids[self._turns.pop().start :]
 
     def clear(self) -> None:
-        """Begin a new text."""
+        """Start a new text."""
         self.ids, self._turns = [], []
 
     def _answer(self, ids: list[int], turns: list[Turn]) -> Generator[Piece, None, None]:
-        run = self._generation(ids)  # where this is refused, all is as it was
-        self.ids, self._turns, self._read, self.reason = ids, turns, None, None
-        return self._say(run)
+        run = self._generation(ids)  # may raise: the session is unchanged until then
+        self.ids, self._turns, self._cache, self.reason = ids, turns, None, None
+        return self._generate(run)
 
     def _generation(self, ids: list[int]) -> Generation:
-        given, P = self.settings, self._model.config.n_positions
-        if given.seed is not None:
-            given = replace(given, seed=(given.seed + self._n_answers) % 2**64)
-        if len(ids) >= P and given.context != SLIDE:
+        settings, P = self.settings, self._model.config.n_positions
+        if settings.seed is not None:
+            settings = replace(settings, seed=(settings.seed + self._n_answers) % 2**64)
+        if len(ids) >= P and settings.context != SLIDE:
             raise UsageError(
                 f"the text is {len(ids)} tokens long and the model's context is {P}; let it slide (:context slide), "
-                f"take a turn back (:undo) or begin anew (:new)"
+                f"undo a turn (:undo) or start a new text (:new)"
             )
         ids = ids if len(ids) < P else ids[-(P // 2) :]
-        before = self._known(ids)
-        new = ids[len(before.ids) :] if before else ids
-        run = Generation(self._model, self._tokenizer, [new], given, self._draft, before)
+        prefix = self._cached_prefix(ids)
+        new = ids[len(prefix.ids) :] if prefix else ids
+        run = Generation(self._model, self._tokenizer, [new], settings, self._draft, prefix)
         self._n_answers += 1
         return run
 
-    def _known(self, ids: list[int]) -> PromptCache | None:
-        """As much of what has been read as these ids begin with."""
-        if not self._read or self._read.bits != self.settings.cache_bits:
+    def _cached_prefix(self, ids: list[int]) -> PromptCache | None:
+        """Return the part of the cache that these ids begin with."""
+        if not self._cache or self._cache.bits != self.settings.cache_bits:
             return None
-        n = agreeing(self._read.ids, ids)
-        return self._read._replace(ids=ids[:n]) if n else None
+        n = common_prefix(self._cache.ids, ids)
+        return self._cache._replace(ids=ids[:n]) if n else None
 
-    def _say(self, run: Generation) -> Generator[Piece, None, None]:
+    def _generate(self, run: Generation) -> Generator[Piece, None, None]:
         ids: list[int] = []
         text, start = "", len(self.ids)
         for _, piece in run:
@@ -104,25 +104,19 @@ class Session:
         self.reason = run.reasons[0]
         if self.reason == STOP and self._tokenizer.decode(ids) != text:
             self.ids[start:] = self._tokenizer.encode(text)  # the last token is cut where the stop string begins
-        self._read = what_was_read(run, ids)
+        self._cache = cache_of(run, ids)
 
 
-def what_was_read(run: Generation, said: list[int]) -> PromptCache | None:
-    """What the model has read in a run that said these ids; None where its cache holds no beginning of the text."""
-    decoder, prompt = run.decoder, numbers(run.prompts[0])
-    has_slid = len(prompt) + len(said) >= decoder.model.config.n_positions
+def cache_of(run: Generation, generated: list[int]) -> PromptCache | None:
+    """Return the cache of a run that generated these ids; None if it does not hold the beginning of the text."""
+    decoder, prompt = run.decoder, id_list(run.prompts[0])
+    has_slid = len(prompt) + len(generated) >= decoder.model.config.n_positions
     if run.draft or run.settings.beams > 1 or has_slid or not decoder.offset:
         return None
-    kept = [(layer.keys, layer.values) for layer in decoder.cache]
-    return PromptCache([*prompt, *said][: decoder.offset], kept, decoder.bits)
+    return PromptCache([*prompt, *generated][: decoder.offset], decoder.state(), decoder.bits)
 
 
-def agreeing(a: list[int], b: list[int]) -> int:
-    """How many ids at the beginning of both are the same."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def joined(text: str, words: str) -> str:
-    """The words as they follow a text: behind a space where a word would run into the last one."""
+def with_space(text: str, words: str) -> str:
+    """Return the words, after a space if they would otherwise join the last word of the text."""
     needs_space = bool(text) and not text[-1].isspace() and words[:1].isascii() and words[:1].isalnum()
     return " " + words if needs_space else words

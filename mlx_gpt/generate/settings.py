@@ -1,4 +1,4 @@
-"""How a text is to be continued: one frozen dataclass, checked once."""
+"""The settings of a generation: one frozen dataclass that validates itself."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from mlx_gpt.errors import UsageError
 STOP, SLIDE = "stop", "slide"
 CACHE_BITS = (16, 8, 4)
 
-Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]  # off where none is given
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]  # None is off
 Words = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")]
 Bias = Annotated[UseAppendAction[Mapping[int, float]], arg(metavar="ID BIAS")]
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long the text becomes."""
+    """The length of the text."""
 
     max_tokens: int = 200
-    """how long the continuation may be"""
+    """generate at most so many tokens"""
     stop: Words = ()
-    """end before this text"""
+    """end the text before this string"""
     context: str = STOP
-    """when the model's context is full: stop, or slide, that is encode its last half anew and go on"""
+    """when the model's context is full: stop, or slide, which reads its last half again and continues"""
 
 
 @dataclass(frozen=True)
-class Wording:
-    """What may be said. The rules are applied in this order, before those of chance."""
+class Constraints:
+    """Penalized, forbidden and forced tokens. The rules are applied in this order, before those for drawing."""
 
     logit_bias: Bias = field(default_factory=dict)
-    """what to add to the logit of a token; -inf forbids it"""
+    """add a number to the logit of a token; -inf forbids it"""
     repetition_penalty: float = 1.0
-    """above 1, what the text holds already becomes less probable, the prompt included; 1 is off"""
+    """above 1, make tokens of the text less probable, the prompt included; 1 is off"""
     frequency_penalty: float = 0.0
-    """take this off a token's logit each time that it is said; 0 is off"""
+    """subtract this from a token's logit for each time it was generated; 0 is off"""
     presence_penalty: float = 0.0
-    """take this off a token's logit once it has been said; 0 is off"""
+    """subtract this from the logits of generated tokens; 0 is off"""
     no_repeat_ngram: int = 0
-    """say no run of N tokens twice; 0 is off"""
+    """allow no sequence of N tokens twice; 0 is off"""
     ban: Words = ()
-    """a word never to say"""
+    """forbid a word"""
     min_tokens: int = 0
-    """the text may not end before it has so many tokens"""
+    """do not end the text before it has so many tokens"""
     force: Words = ()
-    """a word that must be said before the text ends"""
+    """require a word before the text ends"""
 
 
 @dataclass(frozen=True)
-class Chance:
-    """Which of the probable tokens is drawn. The rules are applied in this order."""
+class Drawing:
+    """The distribution to draw from. The rules are applied in this order."""
 
     temperature: float = 0.8
     """0 takes the most probable token, 1 draws from the model's own distribution"""
@@ -66,45 +66,41 @@ class Chance:
     min_p: float = 0.0
     """draw only from tokens at least this many times as probable as the most probable; 0 is off"""
     typical_p: float = 1.0
-    """draw only from tokens that surprise as much as is typical, that together have this probability; 1 is off"""
+    """draw only from tokens whose surprise is nearest to the entropy, of this probability together; 1 is off"""
     seed: Number = None
     """the same seed gives the same text"""
 
 
 @dataclass(frozen=True)
-class Search:
-    """The most probable text instead of one that is drawn."""
+class BeamSearch:
+    """Search for the most probable text instead of drawing one."""
 
     beams: int = 1
-    """search the most probable text with so many beams; 1 is off"""
+    """keep so many of the most probable texts; 1 is off"""
     length_penalty: float = 1.0
-    """divide a text's log-probability by this power of its length: above 1 favours long texts"""
+    """divide a text's log-probability by this power of its length; above 1 favours long texts"""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Less memory, less time."""
+    """Memory and speed."""
 
     cache_bits: Number = None
-    """keep the cache in half precision (16) or quantized (8, 4): less memory"""
+    """store the cache in half precision (16) or quantized (8, 4)"""
     guesses: int = 4
-    """how many tokens a draft guesses ahead"""
+    """tokens that a draft proposes per step"""
 
 
 @dataclass(frozen=True)
-class Settings(Speed, Search, Chance, Wording, Length):
-    """Every rule and limit of a generation. Raises ``UsageError`` (a ``ValueError``) on what cannot work.
-
-    The rules are applied in the order of the fields, those of ``Wording`` and then those of ``Chance``: it is that of
-    transformers.
-    """
+class GenerationSettings(Speed, BeamSearch, Drawing, Constraints, Length):
+    """Every rule and limit of a generation. Raises ``UsageError`` (a ``ValueError``) for invalid values."""
 
     logprobs: Number = None
-    """give each token's probability, and those of the N most probable"""
+    """return each token's log-probability and those of the N most probable"""
 
     @classmethod
-    def of(cls, *groups: Any, **more: Any) -> Settings:
-        """The settings that some of the groups above hold, and more by their names."""
+    def of(cls, *groups: Any, **more: Any) -> GenerationSettings:
+        """Combine some of the groups above, and more settings by name."""
         known = {field.name for field in fields(cls)}
         grouped = {name: value for group in groups for name, value in vars(group).items() if name in known}
         return cls(**grouped, **more)
@@ -135,7 +131,7 @@ class Settings(Speed, Search, Chance, Wording, Length):
             self._require(name, not isinstance(texts, str) and all(texts), "texts of at least one character")
         for token_id, bias in self.logit_bias.items():
             if isnan(bias) or bias == inf:
-                raise UsageError(f"logit-bias of id {token_id} must be a number or -inf (never), not {bias}")
+                raise UsageError(f"logit-bias of id {token_id} must be a number or -inf, not {bias}")
         if self.min_tokens > self.max_tokens:
             raise UsageError(f"min-tokens {self.min_tokens} is more than max-tokens {self.max_tokens}")
 
@@ -149,6 +145,6 @@ class Settings(Speed, Search, Chance, Wording, Length):
 
 
 def check_cache_bits(bits: int | None) -> None:
-    """Raise ``UsageError`` unless a cache can be kept in so many bits; None leaves it as it is."""
+    """Raise ``UsageError`` unless a cache can be stored in so many bits; None is the model's own type."""
     if bits not in (None, *CACHE_BITS):
         raise UsageError(f"cache-bits must be 16 (half precision), 8 or 4 (quantized), not {bits!r}")

@@ -1,7 +1,7 @@
-"""Several tokens for one reading of the weights: something quick guesses ahead, the model looks at all guesses at once.
+"""Speculative decoding: a draft proposes several tokens, and the model verifies all of them in one step.
 
-A guess stays with such a probability that the text is the model's own (Leviathan et al. 2023, section 2.3; Chen et al.
-2023): taken greedily it is the same text, drawn it comes from the same distribution.
+A proposal is accepted with a probability that keeps the model's distribution (Leviathan et al. 2023, section 2.3; Chen
+et al. 2023); greedy text is the same token by token.
 """
 
 from __future__ import annotations
@@ -11,143 +11,145 @@ from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
-from mlx_gpt.generate.decoder import Decoder
+from mlx_gpt.generate.decoder import NO_TOKEN, Decoder
+from mlx_gpt.generate.history import History
 from mlx_gpt.generate.rng import key_at
-from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
+from mlx_gpt.generate.sampler import Sampler
 from mlx_gpt.generate.sampling import draw, greedy
 from mlx_gpt.generate.settings import SLIDE
 from mlx_gpt.model.gpt import GPT
 
-GUESS, ACCEPT, CORRECT = 0, 1, 2  # what a key is used for
+PROPOSE, ACCEPT, CORRECT = 0, 1, 2  # the uses of a key
 
 
-class Guess(NamedTuple):
-    """The next n ids, (1, n), and the distributions they were drawn from, (1, n, V); None where they are certain."""
+class Proposal(NamedTuple):
+    """The next n ids, (1, n), and the distributions they were drawn from, (1, n, V); None if nothing was drawn."""
 
     ids: mx.array
     q: mx.array | None
 
 
 class Draft(Protocol):
-    """What guesses the next n tokens of a text; None where nothing comes to mind."""
+    """Proposes the next n tokens of a text, or None."""
 
-    def guess(self, said: Said, keys: mx.array, n: int) -> Guess | None: ...
+    def propose(self, history: History, n: int) -> Proposal | None: ...
 
 
 class PromptLookup:
-    """Guesses that the text goes on as it did when its last ids were said before (Saxena 2023, prompt lookup)."""
+    """Proposes the ids that followed the last occurrence of the text's last three or two ids (Saxena 2023)."""
 
-    def guess(self, said: Said, keys: mx.array, n: int) -> Guess | None:
-        ids = numbers(said.ids[0])
+    def propose(self, history: History, n: int) -> Proposal | None:
+        ids = id_list(history.ids[0])
         for m in (3, 2):
             for start in range(len(ids) - m - 1, -1, -1):
                 if ids[start : start + m] == ids[-m:]:
                     found = ids[start + m : start + m + n]
-                    return Guess(mx.array([found + found[-1:] * (n - len(found))]), None)
+                    return Proposal(mx.array([found + found[-1:] * (n - len(found))]), None)
         return None
 
 
 class DraftModel:
-    """A smaller model of the same vocabulary, which guesses by the same rules."""
+    """Proposes tokens of a smaller model with the same vocabulary, drawn by the same rules."""
 
     def __init__(self, model: GPT, sampler: Sampler):
         self.decoder = Decoder(model)
         self.sampler = sampler
-        self._start = 0  # where in the text its context begins
-        self._seen: list[int] = []  # the ids in its cache
+        self._start = 0  # where its context begins in the text
+        self._cached: list[int] = []  # the ids in its cache
 
-    def guess(self, said: Said, keys: mx.array, n: int) -> Guess | None:
+    def propose(self, history: History, n: int) -> Proposal | None:
         if n > self.decoder.model.config.n_positions // 2:
             return None
-        logits = self._read(numbers(said.ids[0]), n)
+        logits = self._read(id_list(history.ids[0]), n)
         ids: list[mx.array] = []
         q: list[mx.array] = []
         for _ in range(n):
             if ids:
-                logits = self.decoder.step(ids[-1][:, None])[:, -1]
-            q.append(distribution(self.sampler, logits, said, keys))
-            ids.append(mx.maximum(draw_from(q[-1], key_at(keys, said.n_new, GUESS)), 0))
-            said = said.then(ids[-1])
-        guess = Guess(mx.stack(ids, axis=1), mx.stack(q, axis=1))
-        self._seen += numbers(guess.ids[0, :-1])
-        return guess
+                logits = self.decoder.step(ids[-1])[:, -1]
+            q.append(distribution(self.sampler, logits, history))
+            drawn = draw_from(q[-1], key_at(self.sampler.keys, history.n_new, PROPOSE))
+            ids.append(mx.maximum(drawn, 0)[:, None])
+            history = history.then(ids[-1])
+        proposal = Proposal(mx.concatenate(ids, axis=1), mx.stack(q, axis=1))
+        self._cached += id_list(proposal.ids[0, :-1])
+        return proposal
 
     def _read(self, text: list[int], n: int) -> mx.array:
-        """Logits after the text, (1, V). Of its beginning the cache knows as much as agrees with what it has seen."""
+        """Return the logits after the text, (1, V), reading only what differs from the ids in the cache."""
         P = self.decoder.model.config.n_positions
         if len(text) - self._start + n > P:
             self._start = max(0, len(text) - P // 2)
         ids = text[self._start :]
-        known = 0
-        while known < min(len(self._seen), len(ids) - 1) and self._seen[known] == ids[known]:
-            known += 1
-        self._seen = ids
-        if not known:
+        n_equal = min(common_prefix(self._cached, ids), len(ids) - 1)
+        self._cached = ids
+        if not n_equal:
             return self.decoder.prefill(mx.array([ids]))
-        self.decoder.rewind(self.decoder.offset - known)
-        new = mx.array([ids[known:]])
-        return self.decoder.step(new)[:, -1] if new.size <= 2 else self.decoder.read(new)
+        self.decoder.rewind(self.decoder.offset - n_equal)
+        new = mx.array([ids[n_equal:]])
+        return self.decoder.step(new)[:, -1] if new.size <= 2 else self.decoder.extend(new)
 
 
 def speculate(
-    decoder: Decoder, sampler: Sampler, draft: Draft, said: Said, logits: mx.array, keys: mx.array
+    decoder: Decoder, sampler: Sampler, draft: Draft, history: History, logits: mx.array
 ) -> Iterator[tuple[list[int], mx.array]]:
-    """The ids that follow the prompt in ``said``, some at each step of the model, and the logits of each, (ids, V).
+    """Yield the ids that follow the prompt in ``history``, some at each step, and the logits of each, (ids, V).
 
-    The decoder has read the prompt, and ``logits`` (1, V) are what the model says after it. Ends where the context is
-    full, unless it is to slide: then its last half is read anew.
+    The decoder has read the prompt, and ``logits`` (1, V) follow it. Ends when the context is full unless it slides:
+    then its last half is read again.
     """
-    P, n, slide = decoder.model.config.n_positions, sampler.settings.guesses, sampler.settings.context == SLIDE
+    settings, P = sampler.settings[0], decoder.model.config.n_positions
+    n = settings.guesses
     while True:
-        ids = sampler.choose(logits, sampler.inputs(said, keys), said)  # (1,)
-        said.add(ids)
-        yield numbers(ids), logits
-        while decoder.offset + n < P and (guess := draft.guess(said, keys, n)):
-            logits = decoder.step(mx.concatenate([said.ids[:, -1:], guess.ids], axis=1))  # (1, n + 1, V)
-            p = mx.stack(
-                [distribution(sampler, logits[:, i], said.then(guess.ids[:, :i]), keys) for i in range(n + 1)], axis=1
-            )
-            n_kept, correction = accept(p, guess, key_at(keys, said.n_new, ACCEPT), key_at(keys, said.n_new, CORRECT))
+        ids = sampler.choose(logits, sampler.inputs(history), history)  # (1,)
+        history = history.then(ids[:, None])
+        yield id_list(ids), logits
+        while decoder.offset + n < P and (proposal := draft.propose(history, n)):
+            logits = decoder.step(mx.concatenate([history.ids[:, -1:], proposal.ids], axis=1))  # (1, n + 1, V)
+            prefixes = [history.then(proposal.ids[:, :i]) for i in range(n + 1)]
+            p = mx.stack([distribution(sampler, logits[:, i], text) for i, text in enumerate(prefixes)], axis=1)
+            keys = [key_at(sampler.keys, history.n_new, use) for use in (ACCEPT, CORRECT)]
+            n_kept, correction = accept(p, proposal, *keys)
             kept = int(n_kept.item())  # type: ignore[arg-type]
             decoder.rewind(n - kept)
-            new = mx.concatenate([guess.ids[:, :kept], correction[:, None]], axis=1)
-            said.add(new)
-            yield numbers(new[0]), logits[0, : kept + 1]
+            new = mx.concatenate([proposal.ids[:, :kept], correction[:, None]], axis=1)
+            history = history.then(new)
+            yield id_list(new[0]), logits[0, : kept + 1]
         if decoder.offset < P:
-            logits = decoder.step(said.ids[:, -1:])[:, -1]
-        elif slide:
-            logits = decoder.prefill(said.ids[:, -(P // 2) :])
+            logits = decoder.step(history.ids[:, -1:])[:, -1]
+        elif settings.context == SLIDE:
+            logits = decoder.prefill(history.ids[:, -(P // 2) :])
         else:
             return
 
 
-def accept(p: mx.array, guess: Guess, accept_keys: mx.array, correct_keys: mx.array) -> tuple[mx.array, mx.array]:
-    """How many of the n guesses are kept, (B,), and the id that comes after them, (B,).
+def accept(p: mx.array, proposal: Proposal, accept_keys: mx.array, correct_keys: mx.array) -> tuple[mx.array, mx.array]:
+    """Return how many of the n proposals are accepted, (B,), and the id that follows them, (B,).
 
-    ``p`` (B, n + 1, V) is what the model says comes after each guess. A guess x is kept with probability
-    min(1, p(x) / q(x)). At the first that is not, x is drawn from what p gives more than q, which makes up for it
-    exactly; after all of them, from p.
+    ``p`` (B, n + 1, V) is the model's distribution before each proposal and after the last. Proposal x is accepted with
+    probability min(1, p(x) / q(x)). In place of the first rejected one, an id is drawn from max(0, p - q), normalized;
+    after all n, from p.
     """
-    drawn = guess.ids[:, :, None]  # (B, n, 1)
+    drawn = proposal.ids[:, :, None]  # (B, n, 1)
     n = drawn.shape[1]
     p_drawn = mx.take_along_axis(p[:, :n], drawn, axis=-1)[..., 0]  # (B, n)
-    if guess.q is None:
-        q_drawn, rest = mx.ones_like(p_drawn), mx.where(mx.arange(p.shape[-1]) == drawn, 0, p[:, :n])
+    if proposal.q is None:
+        q_drawn, residual = mx.ones_like(p_drawn), mx.where(mx.arange(p.shape[-1]) == drawn, 0, p[:, :n])
     else:
-        q_drawn = mx.take_along_axis(guess.q, drawn, axis=-1)[..., 0]
-        rest = mx.maximum(p[:, :n] - guess.q, 0)
+        q_drawn = mx.take_along_axis(proposal.q, drawn, axis=-1)[..., 0]
+        residual = mx.maximum(p[:, :n] - proposal.q, 0)
     u = mx.vmap(lambda key: mx.random.uniform(shape=(n,), key=key))(accept_keys)
     kept = mx.sum(mx.cumprod((u * q_drawn < p_drawn).astype(mx.int32), axis=1), axis=1)  # (B,)
-    rest = mx.concatenate([rest, p[:, n:]], axis=1)  # (B, n + 1, V)
-    rest = mx.take_along_axis(rest, kept[:, None, None], axis=1)[:, 0]  # (B, V)
-    return kept, draw_from(rest, correct_keys)
+    residual = mx.concatenate([residual, p[:, n:]], axis=1)  # (B, n + 1, V)
+    residual = mx.take_along_axis(residual, kept[:, None, None], axis=1)[:, 0]  # (B, V)
+    return kept, draw_from(residual, correct_keys)
 
 
-def distribution(sampler: Sampler, logits: mx.array, said: Said, keys: mx.array) -> mx.array:
-    """What the sampler draws from, (B, V); a 1 for the most probable at temperature 0; all 0 where all is forbidden."""
-    logits = sampler.rule(logits, sampler.inputs(said, keys), said)[:, : sampler.vocab_size]
+def distribution(sampler: Sampler, logits: mx.array, history: History) -> mx.array:
+    """Return the sampler's distribution of the known ids, (B, V'); one-hot at temperature 0, 0 if all are forbidden."""
+    logits = sampler.apply_rules(logits, sampler.inputs(history), history)
+    logits = logits[:, : sampler.vocabulary.tokenizer.vocab_size]
     possible = mx.max(logits, axis=-1, keepdims=True) > -mx.inf
-    if sampler.settings.temperature:
+    if sampler.settings[0].temperature:
         p = mx.softmax(logits, axis=-1, precise=True)
     else:
         p = (mx.arange(logits.shape[-1]) == greedy(logits)[:, None]).astype(mx.float32)
@@ -155,10 +157,15 @@ def distribution(sampler: Sampler, logits: mx.array, said: Said, keys: mx.array)
 
 
 def draw_from(p: mx.array, keys: mx.array) -> mx.array:
-    """An id from probabilities that need not sum to one, ``NOTHING`` where all are 0: (B, V) -> (B,)."""
-    return mx.where(mx.max(p, axis=-1) > 0, draw(mx.log(p), keys).astype(mx.int32), NOTHING)
+    """Draw an id from unnormalized probabilities, ``NO_TOKEN`` where all are 0: (B, V) -> (B,)."""
+    return mx.where(mx.max(p, axis=-1) > 0, draw(mx.log(p), keys).astype(mx.int32), NO_TOKEN)
 
 
-def numbers(ids: mx.array) -> list[int]:
-    """Ids, (L,), out of MLX."""
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """Return how many ids at the beginning of both lists are equal."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def id_list(ids: mx.array) -> list[int]:
+    """Return ids, (L,), as a list."""
     return [int(i) for i in ids.tolist()]  # type: ignore[union-attr, arg-type]

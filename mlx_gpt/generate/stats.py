@@ -1,4 +1,4 @@
-"""How fast a generation was, and how fast the machine's memory would let it be."""
+"""The speed of a generation, and the speed of the machine's memory, which bounds it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
 
 
-class Figures:
-    """Counts tokens and seconds: a generation calls ``start``, then ``count`` for each step of the model.
+class GenerationStats:
+    """Counts tokens and seconds: call ``start``, then ``count`` after each step of the model.
 
-    The first step is the prompt's; its time is how long the first token took to come.
+    The first step is the prompt's; its time is the time to the first token.
     """
 
     def __init__(self, model: GPT, prompt_tokens: int):
@@ -22,14 +22,14 @@ class Figures:
         self.weight_bytes = weight_bytes(model)
         self.tokens = 0  # without those of the first step
         self.steps = 0
-        self.peak_memory = mx.get_peak_memory()  # the most bytes that MLX has held at once, the weights included
+        self.peak_memory = mx.get_peak_memory()  # bytes held by MLX, weights included
         self._started = self._first = self._ended = 0.0
 
     def start(self) -> None:
         self._started = self._first = self._ended = time.perf_counter()
 
     def count(self, tokens: int) -> None:
-        """The model has made another step, of so many tokens for all rows together."""
+        """Record a step that made ``tokens`` tokens in all rows together."""
         self._ended = time.perf_counter()
         self.peak_memory = mx.get_peak_memory()
         if self.steps:
@@ -40,26 +40,26 @@ class Figures:
 
     @property
     def prompt_seconds(self) -> float:
-        """Until the first token was there."""
+        """Seconds until the first token."""
         return self._first - self._started
 
     @property
     def prompt_speed(self) -> float:
-        """Tokens of the prompts a second."""
+        """Prompt tokens per second."""
         return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def speed(self) -> float:
-        """Tokens a second after the first, of all rows together."""
+        """Tokens per second after the first, of all rows together."""
         return self.tokens / (self._ended - self._first) if self.tokens else 0.0
 
     def memory_share(self, memory_speed: float) -> float:
-        """How much of the memory's speed (bytes/s) went into reading the weights, once for each step, 0 to 1."""
+        """The share of the memory's speed (bytes/s) used for reading the weights, once per step; 0 to 1."""
         seconds = self._ended - self._first
         return (self.steps - 1) * self.weight_bytes / seconds / memory_speed if self.tokens else 0.0
 
     def summary(self, memory_speed: float) -> str:
-        """All of it in a line."""
+        """Return all figures in one line."""
         parts = []
         if self.steps:
             parts.append(f"prompt of {self.prompt_tokens}: {self.prompt_speed:.1f} tokens/s")
@@ -71,7 +71,7 @@ class Figures:
         return "; ".join([*parts, f"peak memory {self.peak_memory / 2**20:,.0f} MiB"])
 
     def as_dict(self, memory_speed: float) -> dict[str, float]:
-        """The same by name: tokens/s, bytes, seconds."""
+        """Return all figures by name, in tokens/s, bytes and seconds."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "prompt_seconds": self.prompt_seconds,
@@ -84,17 +84,17 @@ class Figures:
 
 
 def weight_bytes(model: GPT) -> int:
-    """Bytes of the weights that every step reads: all but the embeddings of which it takes only a row."""
+    """Return the bytes of the weights that every step reads: all except embeddings of which it takes single rows."""
     rows_only = ("wpe.",) if model.config.tie_word_embeddings else ("wpe.", "wte.")
     weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     return sum(weight.nbytes for name, weight in weights.items() if not name.startswith(rows_only))
 
 
 def memory_speed(rows: int = 16384) -> float:
-    """Bytes a second at which a product of a matrix with one vector reads the matrix here: what decoding is bound by.
+    """Measure the bytes per second at which a matrix-vector product reads its matrix, which bounds decoding.
 
-    Measured for a fifth of a second with all cores on so many rows of 4 KiB, 64 MiB if not given: more than most
-    caches hold. A GPU, which takes longer to be asked than to multiply, is asked for several products at once.
+    Takes a fifth of a second. The matrix has ``rows`` rows of 4 KiB, 64 MiB by default: more than most caches hold. A
+    GPU gets several products at once, since launching one takes longer than computing it.
     """
     matrix, x = mx.zeros((rows, 1024)), mx.ones((1, 1024))
     at_once = 1 if on_cpu() else 16

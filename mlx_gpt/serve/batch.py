@@ -1,7 +1,7 @@
-"""Texts of different requests side by side: each has settings of its own, and joins or leaves at any turn.
+"""Continuous batching: rows with settings of their own join and leave the batch at any turn.
 
-All rows stand at the same slot of the cache (``generate/decoder.py``); one that joins has padding before it. Its
-numbers are those it would have alone, and it draws by its own key, so its text does not depend on its neighbours.
+All rows end at the same slot of the cache (``generate/decoder.py``); shorter ones begin with padding. Each row has its
+own position and random key, so its text does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -11,76 +11,83 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 
-from mlx_gpt.generate import sampling
-from mlx_gpt.generate.decoder import Decoder, side_by_side
+from mlx_gpt.generate.decoder import Decoder, pad_rows
 from mlx_gpt.generate.generation import as_tokens, logprobs
+from mlx_gpt.generate.history import History
+from mlx_gpt.generate.sampler import Sampler, Vocabulary
 from mlx_gpt.generate.writer import Token
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.serve.row import MAX_LOGPROBS, Row
-from mlx_gpt.serve.rules import Rules
 from mlx_gpt.text.tokenizer import Tokenizer
 
-TOGETHER = 1024  # tokens of prompts that are read at once, unless one alone is longer
+MAX_GROUP = 1024  # prompt tokens read at once, unless a single prompt is longer
 POSITIONS = 256  # of a prompt, whose logits are in memory at once
+
+NO_ROWS = History(mx.zeros((0, 0), mx.int32), [])
 
 Ids = tuple[int, ...]
 
 
 class Batch:
-    """Rows under way: ``add`` some, take their tokens ``turn`` by turn, ``keep`` those that have not ended.
+    """The rows in progress: ``add`` some, take their tokens ``turn`` by turn, ``keep`` those that have not ended.
 
-    ``cache_bits`` keeps their cache in half precision (16) or quantized (8, 4).
+    ``cache_bits`` stores their cache in half precision (16) or quantized (8, 4).
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, cache_bits: int | None = None):
-        self._model = model
-        self._decoder, self._reader = Decoder(model, cache_bits), Decoder(model, cache_bits)
-        self._rules = Rules([], known_ids(tokenizer, model.config.vocab_size))
+        self.rows: list[Row] = []
+        self._model, self._vocabulary = model, Vocabulary(tokenizer, model.config.vocab_size)
+        self._decoder, self._prefiller = Decoder(model, cache_bits), Decoder(model, cache_bits)
+        self._sampler: Sampler  # of the rows; set when the first are added
+        self._history = NO_ROWS
         self._newest = mx.zeros((0,), mx.int32)  # (B,) ids that the decoder has not read yet
-        self._on_their_way: list[tuple[list[Row], list[mx.array]]] = []  # whose, and what was chosen
-
-    @property
-    def rows(self) -> list[Row]:
-        return self._rules.rows
+        self._pending: list[tuple[list[Row], list[mx.array]]] = []  # rows and their choices being computed
 
     def add(self, rows: list[Row]) -> None:
-        """Read the prompts of some rows and let these go on beside the others. Equal prompts are read once."""
-        for prompts in alike(list(dict.fromkeys(tuple(row.read) for row in rows))):
-            joining = [row for row in rows if tuple(row.read) in prompts]
-            which = [prompts.index(tuple(row.read)) for row in joining]
-            logits = self._reader.prefill(side_by_side(prompts, self._model.config.vocab_size))
-            self._reader.keep(which)
-            self._decoder.join(self._reader)
-            rules = Rules(joining, self._rules.known)
-            self._newest = mx.concatenate([self._newest, self._take(rules, logits[mx.array(which)])])
-            self._rules = self._rules.join(rules)
+        """Read the prompts of new rows and choose their first tokens. Equal prompts are read once."""
+        for prompts in similar_lengths(list(dict.fromkeys(tuple(row.input) for row in rows))):
+            joining = [row for row in rows if tuple(row.input) in prompts]
+            indices = [prompts.index(tuple(row.input)) for row in joining]
+            padded = pad_rows(prompts, self._model.config.vocab_size)
+            logits = self._prefiller.prefill(padded)
+            self._prefiller.keep(indices)
+            self._decoder.join(self._prefiller)
+            history = History(padded[mx.array(indices)], [row.limit for row in joining])
+            ids, history = self._choose(joining, self._sampler_of(joining), history, logits[mx.array(indices)])
+            self._newest = mx.concatenate([self._newest, ids])
+            self._history = self._history.join(history)
+            self.rows = [*self.rows, *joining]
+        self._sampler = self._sampler_of(self.rows)
 
     def turn(self) -> Iterator[tuple[Row, Token]]:
-        """The next tokens of the rows. While they are on their way to their reader, the ones after are computed."""
-        if not self._on_their_way:
+        """Yield the next token of each row, after starting the computation of the ones that follow."""
+        if not self._pending:
             self._advance()
-        ready, self._on_their_way = self._on_their_way, []
-        if all(row.n_chosen < row.limit for row in self.rows):
+        ready, self._pending = self._pending, []
+        if (self._history.n_new < self._history.limits).all():
             self._advance()
         for rows, chosen in ready:
             yield from zip(rows, as_tokens(chosen), strict=True)
 
     def keep(self, rows: list[Row]) -> None:
-        """Go on with these only."""
+        """Keep these rows only."""
         kept = [i for i, row in enumerate(self.rows) if row in rows]
         if len(kept) == len(self.rows):
             return
-        self._rules = self._rules.keep(kept)
-        self._newest = self._newest[mx.array(kept, mx.int32)] if kept else self._newest[:0]
-        if kept:
-            self._decoder.keep(kept)
-        else:
-            self._decoder.cache, self._on_their_way = [], []
+        self.rows = [self.rows[i] for i in kept]
+        if not kept:
+            self._decoder.cache, self._pending, self._history = [], [], NO_ROWS
+            self._newest = self._newest[:0]
+            return
+        self._sampler = self._sampler_of(self.rows)
+        self._newest = self._newest[mx.array(kept)]
+        self._decoder.keep(kept)
+        self._history = self._history.keep(kept)
 
     def prompt_tokens(self, row: Row) -> list[Token]:
-        """The tokens of a row's prompt; where it was asked for, with how probable the model found them."""
+        """Return the tokens of a row's prompt, with log-probabilities if requested; the first has none."""
         ids, tokens = row.prompt, [Token(i) for i in row.prompt]
-        if row.settings.logprobs is None or len(ids) < 2:  # before the first there is nothing to tell
+        if row.settings.logprobs is None or len(ids) < 2:
             return tokens
         x = self._model.hidden([ids])
         for start in range(0, len(ids) - 1, POSITIONS):
@@ -91,41 +98,42 @@ class Batch:
         return tokens
 
     def _advance(self) -> None:
-        """Choose one id more for every row."""
-        self._close_up()
+        """Start the computation of one more token for every row."""
+        self._drop_empty_slots()
         logits = self._decoder.step(self._newest[:, None])[:, -1]
-        self._newest = self._take(self._rules, logits)
+        self._newest, self._history = self._choose(self.rows, self._sampler, self._history, logits)
 
-    def _close_up(self) -> None:
-        """Give slots back that only rows needed which have left: where they are many, or none is left to go on."""
-        used, longest = self._decoder.offset, max(row.n_seen for row in self.rows)
+    def _drop_empty_slots(self) -> None:
+        """Free the slots that only rows needed which have left: if they are many, or no other slot is free."""
+        used = self._decoder.offset
+        longest = max(len(row.input) + int(n) - 1 for row, n in zip(self.rows, self._history.n_new, strict=True))
         if 2 * longest < used or used == self._model.config.n_positions > longest:
-            self._decoder.forget(used - longest)
+            self._decoder.drop_slots(used - longest)
+            self._history = self._history.drop_columns(used - longest)
 
-    def _take(self, rules: Rules, logits: mx.array) -> mx.array:
-        """Let rows choose by these logits, (B, V); the ids, (B,), are on their way."""
-        ids = rules.choose(logits)
-        looked_at = any(row.settings.logprobs is not None for row in rules.rows)
-        chosen = [ids, *logprobs(logits, ids, MAX_LOGPROBS)] if looked_at else [ids]
+    def _choose(
+        self, rows: list[Row], sampler: Sampler, history: History, logits: mx.array
+    ) -> tuple[mx.array, History]:
+        """Choose the next id of each row by these logits, (B, V) -> (B,), and start their computation."""
+        ids = sampler.choose(logits, sampler.inputs(history), history)
+        wants_logprobs = any(row.settings.logprobs is not None for row in rows)
+        chosen = [ids, *logprobs(logits, ids, MAX_LOGPROBS)] if wants_logprobs else [ids]
         mx.async_eval(chosen)
-        self._on_their_way.append((rules.rows, chosen))
-        return ids
+        self._pending.append((rows, chosen))
+        return ids, history.then(ids[:, None])
+
+    def _sampler_of(self, rows: list[Row]) -> Sampler:
+        keys = mx.array(np.array([row.key for row in rows]))
+        return Sampler([row.settings for row in rows], self._vocabulary, keys)
 
 
-def known_ids(tokenizer: Tokenizer, vocab_size: int) -> mx.array:
-    """(V,): 0 for each id, -inf for those that only pad the model's vocabulary."""
-    known = np.zeros(vocab_size, dtype=bool)
-    known[[*tokenizer.ranks.values(), *tokenizer.specials.values()]] = True
-    return sampling.keep_ids(mx.zeros((vocab_size,)), mx.array(known))
-
-
-def alike(prompts: list[Ids]) -> list[list[Ids]]:
-    """The prompts in groups to be read together: of like length, so that at most half of what is read is padding."""
+def similar_lengths(prompts: list[Ids]) -> list[list[Ids]]:
+    """Group prompts to be read together, so that at most half of what is read is padding."""
     groups: list[list[Ids]] = []
     for prompt in sorted(prompts, key=len):
         group = [*groups[-1], prompt] if groups else []
         size = len(prompt) * len(group)
-        if group and size <= min(TOGETHER, 2 * sum(map(len, group))):
+        if group and size <= min(MAX_GROUP, 2 * sum(map(len, group))):
             groups[-1] = group
         else:
             groups.append([prompt])

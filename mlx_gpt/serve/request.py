@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.serve.limits import Limits
 from mlx_gpt.serve.row import MAX_LOGPROBS
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ class Asked:
     """A request, checked: ``best_of`` continuations of each prompt, of which the best ``n`` are wanted."""
 
     prompts: list[list[int]]
-    settings: Settings
+    settings: GenerationSettings
     seed: int
     n: int
     best_of: int
@@ -90,12 +90,12 @@ class Reader:
         if name != self.name:
             raise APIError(404, f"there is no model {shown(name)} here, only {self.name!r}", "model", "model_not_found")
 
-    def _settings(self, given: Mapping[str, Any]) -> Settings:
+    def _settings(self, given: Mapping[str, Any]) -> GenerationSettings:
         temperature = number(given, "temperature", 1.0, 0, 2)
         top_p = number(given, "top_p", 1.0, 0, 1)
         if top_p == 0:
             refuse("top_p", "must be above 0, which leaves no token, and at most 1; temperature 0 is greedy")
-        return Settings(
+        return GenerationSettings(
             max_tokens=integer(given, "max_tokens", 16, 0, self.limits.max_tokens),
             stop=stops(given.get("stop", ())),
             logprobs=integer(given, "logprobs", None, 0, MAX_LOGPROBS),

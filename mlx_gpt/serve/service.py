@@ -53,7 +53,7 @@ class Job:
 
     def usage(self) -> dict[str, int]:
         prompts = self.rows[:: self.asked.best_of]
-        return usage(sum(len(row.read) for row in prompts), sum(row.n_said for row in self.rows))
+        return usage(sum(len(row.input) for row in prompts), sum(row.n_tokens for row in self.rows))
 
 
 class Service:

@@ -34,7 +34,7 @@ import numpy as np
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import Generation
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.stats import memory_speed
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
@@ -63,7 +63,7 @@ def generation(folder: Path, n: int, rows: int = 1, prompt: int = PROMPT) -> Gen
     if folder not in LOADED:
         LOADED[folder] = load(folder)
     model, tokenizer = LOADED[folder]
-    never = Settings(temperature=0, max_tokens=n, logit_bias={tokenizer.eot_id: -inf})
+    never = GenerationSettings(temperature=0, max_tokens=n, logit_bias={tokenizer.eot_id: -inf})
     run = Generation(model, tokenizer, [[65 + row] * prompt for row in range(rows)], never)
     for _ in run:
         pass
@@ -75,7 +75,7 @@ def generation(folder: Path, n: int, rows: int = 1, prompt: int = PROMPT) -> Gen
 
 def tiny_ours(where: Path, n: int) -> float:
     generation(where / "tiny", n)  # to warm up
-    return generation(where / "tiny", n).figures.speed
+    return generation(where / "tiny", n).stats.speed
 
 
 def tiny_mlx_lm(where: Path, n: int) -> float:
@@ -96,14 +96,14 @@ def share(where: Path, n: int) -> float:
     generation(where / "gpt2", 5)
     before = max(memory_speed(131_072), numpys_speed())
     run = generation(where / "gpt2", n)
-    alone = run.figures.weight_bytes / products_alone(LOADED[where / "gpt2"][0], n)
+    alone = run.stats.weight_bytes / products_alone(LOADED[where / "gpt2"][0], n)
     speed = max(before, memory_speed(131_072))
     print(
-        f"  {run.figures.speed:.1f} tokens/s, matrix with vector {speed / 1e9:.1f} GB/s, "
+        f"  {run.stats.speed:.1f} tokens/s, matrix with vector {speed / 1e9:.1f} GB/s, "
         f"a step's products alone {alone / speed:.3f} of it",
         file=sys.stderr,
     )
-    return run.figures.memory_share(speed)
+    return run.stats.memory_share(speed)
 
 
 def products_alone(model: GPT, n: int) -> float:
@@ -144,7 +144,7 @@ def numpys_speed() -> float:
 def batch_of(rows: int) -> Callable[[Path, int], float]:
     def measure(where: Path, n: int) -> float:
         generation(where / "gpt2", 5, rows)
-        return generation(where / "gpt2", n, rows).figures.speed
+        return generation(where / "gpt2", n, rows).stats.speed
 
     return measure
 
@@ -173,7 +173,7 @@ def memory(where: Path, n: int) -> float:
     run = generation(where / "gpt2", 100, prompt=512)
     model = run.decoder.model
     cache = 2 * model.config.n_layer * model.config.n_embd * 4 * 612
-    return run.figures.peak_memory / (4 * model.n_parameters + cache)
+    return run.stats.peak_memory / (4 * model.n_parameters + cache)
 
 
 MEASURES: dict[str, Callable[[Path, int], float]] = {

@@ -27,7 +27,7 @@ from mlx_gpt.commands.quickstart import Quickstart
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.generate.generation import generate
-from mlx_gpt.generate.settings import Chance
+from mlx_gpt.generate.settings import Drawing
 from mlx_gpt.quickstart import Judgement, judge
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.dataset import dataset_from_texts
@@ -199,7 +199,7 @@ def test_a_closed_stdout_is_not_an_error(here: Path) -> None:
 
 
 def test_flags_set_the_fields_of_a_command() -> None:
-    assert parse(["generate", "m", "--top-k", "3"]) == Generate("m", chance=Chance(top_k=3))
+    assert parse(["generate", "m", "--top-k", "3"]) == Generate("m", drawing=Drawing(top_k=3))
     assert parse(["quickstart"]) == Quickstart()
 
 

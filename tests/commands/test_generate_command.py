@@ -20,7 +20,7 @@ from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.generate import Generate
 from mlx_gpt.commands.generation_flags import as_row, legend, painted
 from mlx_gpt.generate.generation import Generation, generate, generate_many
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.writer import Piece, Token
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
@@ -78,20 +78,20 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
 def test_a_flag_is_a_field_of_the_settings(flags: str, settings: dict[str, Any]) -> None:
     verb = parse(["generate", "m", *shlex.split(flags)])
     assert isinstance(verb, Generate)
-    assert verb.settings() == Settings(**settings)
+    assert verb.settings() == GenerationSettings(**settings)
 
 
 def test_every_setting_has_a_flag_and_the_same_usual_value(capsys: pytest.CaptureFixture[str]) -> None:
     verb = parse(["generate", "m"])
     assert isinstance(verb, Generate)
-    assert verb.settings() == Settings()
+    assert verb.settings() == GenerationSettings()
     tried = {name for _, settings in FLAGS for name in settings}
-    assert tried == {field.name for field in fields(Settings)}
+    assert tried == {field.name for field in fields(GenerationSettings)}
     with pytest.raises(SystemExit):
         parse(["generate", "--help"])
     told = capsys.readouterr().out
     assert [name for name in tried if f"--{name.replace('_', '-')} " not in told] == []
-    for group in ("length", "wording", "chance", "search", "speed", "output"):
+    for group in ("length", "constraints", "drawing", "search", "speed", "output"):
         assert f"{group} options" in told
 
 
@@ -151,7 +151,9 @@ def test_a_mark_in_the_prompt_is_text_unless_it_is_meant(here: Path, capsys: pyt
     meant = capsys.readouterr()
     assert meant.err == ""
     model, tokenizer = load("model")
-    run = Generation(model, tokenizer, [[TOKENIZER.ranks[b"a"], TOKENIZER.eot_id]], Settings(max_tokens=12, seed=3))
+    run = Generation(
+        model, tokenizer, [[TOKENIZER.ranks[b"a"], TOKENIZER.eot_id]], GenerationSettings(max_tokens=12, seed=3)
+    )
     assert meant.out == "".join(piece.text for _, piece in run) + "\n" != said.out
 
 
@@ -170,7 +172,9 @@ def test_lines_for_programs(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     *rows, figures = [json.loads(line) for line in out.splitlines()]
     assert capsys.readouterr().err == ""
     model, tokenizer = load("model")
-    run = Generation(model, tokenizer, [TOKENIZER.encode("ab")] * 2, Settings(max_tokens=12, seed=3, logprobs=2))
+    run = Generation(
+        model, tokenizer, [TOKENIZER.encode("ab")] * 2, GenerationSettings(max_tokens=12, seed=3, logprobs=2)
+    )
     pieces = list(run)
     for sample in range(2):
         mine = [row for row in rows if row["sample"] == sample]
@@ -309,10 +313,10 @@ WRONG: list[tuple[str, int, str]] = [
     ("--draft-model other", 2, "--draft-model other speaks another vocabulary (258 ids) than model (257)"),
     ("--draft-model nowhere", 1, "nowhere: no such folder"),
     ("--draft-model model --prompt-lookup", 2, "both guess ahead; take one of them"),
-    ("--draft-model model --samples 2", 2, "a draft guesses for one prompt at a time"),
+    ("--draft-model model --samples 2", 2, "a draft is for one prompt at a time"),
     ("--beams 2 --samples 2", 2, "beam search is for one prompt"),
     ("--prompt-cache kept", 2, "kept: this prompt was read by another model"),
-    ("--prompt-cache mine --cache-bits 16", 2, "--cache-bits 16 is not how the prompt was kept"),
+    ("--prompt-cache mine --cache-bits 16", 2, "--cache-bits 16 differs from the file of --prompt-cache"),
     ("--prompt-cache text.txt", 1, "text.txt: expected a whole safetensors file"),
     ("--save-prompt-cache k --context slide", 2, "leave out one"),
     ("--save-prompt-cache no/such/file", 2, "--save-prompt-cache no/such/file: there is no folder no/such; make it"),
@@ -360,7 +364,7 @@ def test_rules_that_forbid_all_are_named(here: Path, capsys: pytest.CaptureFixtu
     flags = [flag for i in range(257) for flag in ("--logit-bias", str(i), "-inf")]
     assert main([*FEW, "--prompt", "a", *flags]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told == "mlx-gpt: no token is left to say: --logit-bias forbid all; relax one of them"
+    assert told == "mlx-gpt: all tokens are masked by --logit-bias; relax one of them"
 
 
 def test_probabilities_sum_to_one_over_all_alternatives(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,14 +19,15 @@ from mlx_gpt.cli import main
 from mlx_gpt.commands.talk import HELP, changed, defaults, written
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.generation import LOOKUP, generate_tokens
-from mlx_gpt.generate.session import Session, agreeing, joined
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.session import Session, with_space
+from mlx_gpt.generate.settings import GenerationSettings
+from mlx_gpt.generate.speculative import common_prefix
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes()
-GREEDY = Settings(temperature=0, max_tokens=5)
+GREEDY = GenerationSettings(temperature=0, max_tokens=5)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,13 @@ def model() -> GPT:
     return GPT(SMALL).eval()
 
 
-def said(model: GPT, ids: list[int], settings: Settings = GREEDY, **more: Any) -> list[int]:
+def said(model: GPT, ids: list[int], settings: GenerationSettings = GREEDY, **more: Any) -> list[int]:
     """The continuation, with all of the text read anew."""
     return list(generate_tokens(model, TOKENIZER, ids, **(vars(settings) | more)))
 
 
 def turn(session: Session, words: str = "") -> str:
-    return "".join(piece.text for piece in session.go_on(words))
+    return "".join(piece.text for piece in session.extend(words))
 
 
 # The session ----------------------------------------------------------------------------------------------------------
@@ -50,10 +51,10 @@ def turn(session: Session, words: str = "") -> str:
 @pytest.mark.parametrize("bits", [None, 16])
 @pytest.mark.parametrize("draft", [None, LOOKUP])
 def test_the_text_goes_on_as_if_all_of_it_had_been_read_anew(model: GPT, bits: int | None, draft: str | None) -> None:
-    settings = Settings(temperature=0, max_tokens=5, cache_bits=bits)
+    settings = GenerationSettings(temperature=0, max_tokens=5, cache_bits=bits)
     session, ids = Session(model, TOKENIZER, settings, draft), []
     for words in ("ab", "", "c", "", "de"):
-        ids += TOKENIZER.encode(joined(TOKENIZER.decode(ids), words))
+        ids += TOKENIZER.encode(with_space(TOKENIZER.decode(ids), words))
         ids += said(model, ids, settings)
         turn(session, words)
         assert session.ids == ids
@@ -70,35 +71,35 @@ def test_a_turn_reads_its_own_tokens_only(model: GPT, monkeypatch: pytest.Monkey
     monkeypatch.setattr(GPT, "hidden", spy)
     turn(session, "ten bytes.")
     turn(session, "three")
-    list(session.again())
+    list(session.retry())
     assert [n for n in lengths if n > 1] == [10, len(" three") + 1]  # the last token that was said is not yet read
 
 
 def test_what_was_said_can_be_taken_back_and_said_again(model: GPT) -> None:
-    session = Session(model, TOKENIZER, Settings(temperature=1.0, max_tokens=8, seed=1))
+    session = Session(model, TOKENIZER, GenerationSettings(temperature=1.0, max_tokens=8, seed=1))
     first = turn(session, "ab")
     second = turn(session, "cd")
     before = session.text
-    third = "".join(piece.text for piece in session.again())
+    third = "".join(piece.text for piece in session.retry())
     assert third != second
     assert session.text == before.removesuffix(second) + third
     session.undo()
     assert session.text == "ab" + first
     session.undo()
     assert session.text == ""
-    with pytest.raises(UsageError, match="nothing to take back"):
+    with pytest.raises(UsageError, match="no turn to undo"):
         session.undo()
-    with pytest.raises(UsageError, match="nothing has been said yet"):
-        session.again()
+    with pytest.raises(UsageError, match="no text to continue"):
+        session.retry()
 
 
 def test_the_same_turns_give_the_same_text(model: GPT) -> None:
     texts = []
     for seed in (1, 1, 2):
-        session = Session(model, TOKENIZER, Settings(temperature=1.0, max_tokens=8, seed=seed))
+        session = Session(model, TOKENIZER, GenerationSettings(temperature=1.0, max_tokens=8, seed=seed))
         turn(session, "ab")
         turn(session)
-        list(session.again())
+        list(session.retry())
         texts.append(session.text)
     assert texts[0] == texts[1] != texts[2]
 
@@ -109,7 +110,9 @@ def test_a_text_cut_by_a_stop_string_goes_on_from_what_was_shown(model: GPT) -> 
     start, stop = token[:1].decode(), token[1:].decode()
     mx.random.seed(0)
     config = SMALL.__class__(**(vars(SMALL) | {"vocab_size": 270}))
-    settings = Settings(temperature=0, max_tokens=5, stop=(stop,), logit_bias={tokenizer.ranks[token]: 1000.0})
+    settings = GenerationSettings(
+        temperature=0, max_tokens=5, stop=(stop,), logit_bias={tokenizer.ranks[token]: 1000.0}
+    )
     session = Session(GPT(config).eval(), tokenizer, settings)
     for n in (1, 2):
         assert turn(session) == start
@@ -122,9 +125,9 @@ def test_what_is_refused_leaves_the_text_as_it_was(model: GPT) -> None:
     turn(session, "ab")
     before = list(session.ids)
     with pytest.raises(UsageError, match=r"the text is 4\d tokens long and the model's context is 32; let it slide"):
-        session.go_on("c" * 34)
+        session.extend("c" * 34)
     assert session.ids == before
-    session.settings = Settings(temperature=0, max_tokens=5, context="slide")
+    session.settings = GenerationSettings(temperature=0, max_tokens=5, context="slide")
     turn(session, "c" * 34)
     whole = session.ids[:-5]
     assert session.ids == whole + said(model, whole[-16:])
@@ -134,21 +137,21 @@ def test_what_is_refused_leaves_the_text_as_it_was(model: GPT) -> None:
 
 def test_a_text_that_is_stopped_stays_and_goes_on(model: GPT) -> None:
     session = Session(model, TOKENIZER, GREEDY)
-    pieces = session.go_on("ab")
+    pieces = session.extend("ab")
     shown = next(pieces).text + next(pieces).text
     pieces.close()
     assert len(session.ids) == 4
     assert session.text.startswith("ab" + shown)
     ids = list(session.ids)
     turn(session, "x")
-    assert session.ids == ids + TOKENIZER.encode(joined(TOKENIZER.decode(ids), "x")) + session.ids[-5:]
+    assert session.ids == ids + TOKENIZER.encode(with_space(TOKENIZER.decode(ids), "x")) + session.ids[-5:]
     assert session.ids[-5:] == said(model, session.ids[:-5])
 
 
 def test_a_word_stands_apart_from_the_text() -> None:
-    assert [joined(text, "went") for text in ("", "Lily", "Lily ", "Lily\n")] == ["went", " went", "went", "went"]
-    assert [joined("Lily", words) for words in (", too", " went", "", "去")] == [", too", " went", "", "去"]
-    assert [agreeing([1, 2, 3], ids) for ids in ([], [1, 2], [1, 2, 3, 4], [1, 9], [9])] == [0, 2, 3, 1, 0]
+    assert [with_space(text, "went") for text in ("", "Lily", "Lily ", "Lily\n")] == ["went", " went", "went", "went"]
+    assert [with_space("Lily", words) for words in (", too", " went", "", "去")] == [", too", " went", "", "去"]
+    assert [common_prefix([1, 2, 3], ids) for ids in ([], [1, 2], [1, 2, 3, 4], [1, 9], [9])] == [0, 2, 3, 1, 0]
 
 
 # The settings ---------------------------------------------------------------------------------------------------------
@@ -171,7 +174,7 @@ def test_a_word_stands_apart_from_the_text() -> None:
 )
 def test_a_setting_is_changed_by_a_line(line: str, expected: dict[str, Any]) -> None:
     name, _, value = line.partition(" ")
-    before = Settings(seed=9, stop=("x",))
+    before = GenerationSettings(seed=9, stop=("x",))
     assert vars(changed(before, name, value)) == vars(before) | expected
 
 
@@ -191,13 +194,13 @@ def test_a_setting_is_changed_by_a_line(line: str, expected: dict[str, Any]) -> 
 def test_a_setting_that_cannot_be_is_told_in_a_line(line: str, message: str) -> None:
     name, _, value = line.partition(" ")
     with pytest.raises(UsageError) as told:
-        changed(Settings(), name, value)
+        changed(GenerationSettings(), name, value)
     assert message in str(told.value)
 
 
 def test_what_is_shown_of_a_setting_can_be_written() -> None:
-    some = Settings(seed=9, stop=("a b", "'"), logit_bias={3: float("-inf")}, top_p=0.5)
-    again = Settings()
+    some = GenerationSettings(seed=9, stop=("a b", "'"), logit_bias={3: float("-inf")}, top_p=0.5)
+    again = GenerationSettings()
     for name in defaults():
         again = changed(again, name, written(getattr(some, name)))
     assert again == some
@@ -238,13 +241,13 @@ def test_what_goes_wrong_in_a_session_does_not_end_it(
     wrong = [b":undo", b":again", b":walk", b":top-p 2", b"caf\xe9", b"x" * 40]
     out, err = talked(monkeypatch, capsys, *wrong, b"ab", b":text")
     assert err.splitlines() == [
-        "mlx-gpt: there is nothing to take back",
-        "mlx-gpt: nothing has been said yet; write something, or press return",
+        "mlx-gpt: there is no turn to undo",
+        "mlx-gpt: there is no text to continue; write some, or press return",
         "mlx-gpt: :walk is no command and no setting; :help and :settings tell which there are",
         "mlx-gpt: top-p must be above 0 and at most 1 (off), not 2.0",
         "mlx-gpt: stdin: expected text in UTF-8; this line is left out",
-        "mlx-gpt: the text is 40 tokens long and the model's context is 32; let it slide (:context slide), take a turn "
-        "back (:undo) or begin anew (:new)",
+        "mlx-gpt: the text is 40 tokens long and the model's context is 32; let it slide (:context slide), undo a turn "
+        "(:undo) or start a new text (:new)",
     ]
     text = turn(Session(*load("model"), GREEDY), "ab")
     assert out == f"{text}\nab{text}\n"

@@ -10,10 +10,10 @@ import pytest
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.decoder import Decoder, side_by_side
+from mlx_gpt.generate.decoder import Decoder, pad_rows
 from mlx_gpt.generate.generation import Generation, generate, generate_many
-from mlx_gpt.generate.rng import key_at, keys_at, row_keys
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.rng import key_at, row_keys
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ def alone(model: GPT, prompt: str, **settings: Any) -> str:
 def test_logits_beside_longer_rows_are_those_alone(model: GPT, length: int) -> None:
     rows = [list(range(length)), list(range(20, 32)), [9]]
     decoder = Decoder(model)
-    found = np.array(decoder.prefill(side_by_side(rows, 257)))
+    found = np.array(decoder.prefill(pad_rows(rows, 257)))
     for i, row in enumerate(rows):
         assert found[i] == pytest.approx(np.array(model([row])[0, -1]), abs=1e-4)
     found = np.array(decoder.step(mx.array([[1, 2], [3, 4], [5, 6]])))  # two tokens at once
@@ -46,7 +46,7 @@ def test_logits_beside_longer_rows_are_those_alone(model: GPT, length: int) -> N
 
 def test_nothing_that_stands_before_a_shorter_row_reaches_it(model: GPT) -> None:
     decoder = Decoder(model)
-    decoder.prefill(side_by_side([[1, 2], [3] * 9], 257))
+    decoder.prefill(pad_rows([[1, 2], [3] * 9], 257))
     before = np.array(decoder.step(mx.array([[5], [5]])))
     decoder.rewind(1)
     for layer in decoder.cache:  # what the padding left in its slots
@@ -87,7 +87,9 @@ def test_samples_of_one_prompt_differ(model: GPT) -> None:
 
 
 def test_each_row_fills_its_own_context(model: GPT) -> None:
-    run = Generation(model, TOKENIZER, [[5] * 3, [5] * 30], Settings(temperature=0, max_tokens=1000, min_tokens=1000))
+    run = Generation(
+        model, TOKENIZER, [[5] * 3, [5] * 30], GenerationSettings(temperature=0, max_tokens=1000, min_tokens=1000)
+    )
     counts = [0, 0]
     for row, _ in run:
         counts[row] += 1
@@ -96,7 +98,7 @@ def test_each_row_fills_its_own_context(model: GPT) -> None:
 
 
 def test_each_row_ends_for_its_own_reason(model: GPT) -> None:
-    whole = Generation(model, TOKENIZER, [[1], [2], [3]], Settings(temperature=0, max_tokens=6))
+    whole = Generation(model, TOKENIZER, [[1], [2], [3]], GenerationSettings(temperature=0, max_tokens=6))
     rows: list[list[int]] = [[], [], []]
     for row, piece in whole:
         if piece.token:
@@ -104,7 +106,7 @@ def test_each_row_ends_for_its_own_reason(model: GPT) -> None:
     assert rows[0] != rows[1]
     end = next(i for i in rows[0] if i not in rows[1])
     other = Tokenizer({t: i for t, i in TOKENIZER.ranks.items() if i != end}, {"<|endoftext|>": end})
-    run = Generation(model, other, [[1], [2], [3]], Settings(temperature=0, max_tokens=6))
+    run = Generation(model, other, [[1], [2], [3]], GenerationSettings(temperature=0, max_tokens=6))
     cut: list[list[int]] = [[], [], []]
     for row, piece in run:
         if piece.token:
@@ -115,10 +117,10 @@ def test_each_row_ends_for_its_own_reason(model: GPT) -> None:
 
 
 def test_it_ends_as_soon_as_every_row_has_ended(model: GPT) -> None:
-    at_once = Settings(max_tokens=30, logit_bias={TOKENIZER.eot_id: 1000.0})
+    at_once = GenerationSettings(max_tokens=30, logit_bias={TOKENIZER.eot_id: 1000.0})
     run = Generation(model, TOKENIZER, [[1], [2, 3]], at_once)
     assert list(run) == []
-    assert run.figures.steps == 1
+    assert run.stats.steps == 1
 
 
 def test_no_prompts_no_texts_and_no_tokens_no_text(model: GPT) -> None:
@@ -129,7 +131,7 @@ def test_no_prompts_no_texts_and_no_tokens_no_text(model: GPT) -> None:
 def test_rows_can_be_kept_left_out_and_doubled(model: GPT) -> None:
     decoder = Decoder(model)
     rows = [[1, 2, 3], [4], [5, 6]]
-    decoder.prefill(side_by_side(rows, 257))
+    decoder.prefill(pad_rows(rows, 257))
     decoder.keep([2, 0, 2])
     found = np.array(decoder.step(mx.array([[7], [8], [9]])))[:, 0]
     for i, row in enumerate([[5, 6, 7], [1, 2, 3, 8], [5, 6, 9]]):
@@ -150,7 +152,7 @@ def test_rows_join_others_that_are_under_way_and_go_on_when_those_have_left(
     texts = [[1, 2, 3], [4], list(range(20, 29)), [5, 6]]
     running, new = Decoder(model, bits), Decoder(model, bits)
     for first, last in ((0, 2), (2, 3), (3, 4)):  # beside shorter ones, then beside longer ones
-        new.prefill(side_by_side(texts[first:last], 257))
+        new.prefill(pad_rows(texts[first:last], 257))
         running.join(new)
         found = np.array(running.step(mx.array([[7 + i] for i in range(last)])))[:, 0]
         for i in range(last):
@@ -158,14 +160,14 @@ def test_rows_join_others_that_are_under_way_and_go_on_when_those_have_left(
             assert found[i] == pytest.approx(np.array(model([texts[i]])[0, -1]), abs=tolerance)
     running.keep([3, 0])
     assert running.padding.tolist() == [8, 5]  # type: ignore[union-attr]
-    running.forget(5)
+    running.drop_slots(5)
     found = np.array(running.step(mx.array([[1], [2]])))[:, 0]
     assert running.offset == 7
     for i, row in enumerate([[*texts[3], 1], [*texts[0], 2]]):
         assert found[i] == pytest.approx(np.array(model([row])[0, -1]), abs=tolerance)
 
 
-def test_rows_may_draw_at_places_of_their_own() -> None:
+def test_each_row_draws_with_the_key_of_its_own_position() -> None:
     keys = row_keys(3, 3)
     apart = [key_at(keys, place)[row].tolist() for row, place in enumerate([4, 0, 9])]
-    assert keys_at(keys, [4, 0, 9]).tolist() == apart
+    assert key_at(keys, np.array([4, 0, 9])).tolist() == apart

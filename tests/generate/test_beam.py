@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.generation import LOOKUP, Generation, generate, generate_tokens
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -70,9 +70,9 @@ def test_a_beam_search_draws_nothing_and_knows_why_it_ended() -> None:
     model = new_model()
     texts = ["".join(generate(model, TOKENIZER, "a", beams=3, seed=seed, max_tokens=9)) for seed in (1, 2)]
     assert texts[0] == texts[1]
-    run = Generation(model, TOKENIZER, [[1]], Settings(beams=2, max_tokens=5, logit_bias={END: 50.0}))
+    run = Generation(model, TOKENIZER, [[1]], GenerationSettings(beams=2, max_tokens=5, logit_bias={END: 50.0}))
     assert (list(run), run.reasons) == ([], ["end"])
-    run = Generation(model, TOKENIZER, [[1]], Settings(beams=2, max_tokens=100, logit_bias={END: -inf}))
+    run = Generation(model, TOKENIZER, [[1]], GenerationSettings(beams=2, max_tokens=100, logit_bias={END: -inf}))
     assert (len(list(run)), run.reasons) == (32, ["context"])
 
 
@@ -83,7 +83,7 @@ def test_rules_hold_in_every_beam() -> None:
     assert len(set(found)) == len(found) == 20
     assert " ox" in TOKENIZER.decode(found)
     assert TOKENIZER.encode("a")[0] not in found
-    with pytest.raises(UsageError, match="no token is left to say: --logit-bias forbid all"):
+    with pytest.raises(UsageError, match="all tokens are masked by --logit-bias;"):
         list(generate(model, TOKENIZER, "a", beams=2, logit_bias=dict.fromkeys(range(257), -inf)))
 
 
@@ -94,7 +94,7 @@ def test_rules_hold_in_every_beam() -> None:
 )
 def test_what_does_not_go_together_is_told(prompts: list[list[int]], settings: dict[str, Any], draft: Any) -> None:
     with pytest.raises(UsageError, match="beam search is for one prompt, without a draft"):
-        Generation(new_model(), TOKENIZER, prompts, Settings(beams=2, **settings), draft)
+        Generation(new_model(), TOKENIZER, prompts, GenerationSettings(beams=2, **settings), draft)
 
 
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [

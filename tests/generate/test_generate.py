@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.generation import Generation, generate, generate_tokens
-from mlx_gpt.generate.settings import Settings
-from mlx_gpt.generate.writer import Token, Writer, showable
+from mlx_gpt.generate.settings import GenerationSettings
+from mlx_gpt.generate.writer import Token, Writer, before_stop
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ def test_a_cache_that_grows_on_the_way_changes_nothing(growth: int, monkeypatch:
 def test_generation_ends_where_the_context_is_full() -> None:
     model = new_model()
     for length in (1, 22, 23):
-        run = Generation(model, TOKENIZER, [[65] * length], Settings(temperature=0, max_tokens=1000))
+        run = Generation(model, TOKENIZER, [[65] * length], GenerationSettings(temperature=0, max_tokens=1000))
         assert len(list(run)) == 24 - length + 1  # the last one is drawn at the last position and is not looked at
         assert run.reasons == ["context"]
     assert said(model, [65], 0) == []
@@ -107,7 +107,7 @@ def test_the_mark_of_the_end_ends_the_text_and_is_not_part_of_it() -> None:
     model = new_model()
     whole = continued(model, [65], 10)
     other = Tokenizer({token: i for token, i in TOKENIZER.ranks.items() if i != whole[4]}, {"<|endoftext|>": whole[4]})
-    run = Generation(model, other, [[65]], Settings(temperature=0, max_tokens=10))
+    run = Generation(model, other, [[65]], GenerationSettings(temperature=0, max_tokens=10))
     assert [piece.token.id for _, piece in run if piece.token] == whole[: whole.index(whole[4])]
     assert run.reasons == ["end"]
 
@@ -128,7 +128,7 @@ def test_a_smaller_cache_is_smaller_and_nearly_as_good(bits: int) -> None:
     prompt = list(range(40))
 
     def logits_and_size(bits: int | None) -> tuple[np.ndarray, int]:
-        run = Generation(model, TOKENIZER, [prompt], Settings(cache_bits=bits))
+        run = Generation(model, TOKENIZER, [prompt], GenerationSettings(cache_bits=bits))
         run.decoder.prefill(run.prompts)
         logits = run.decoder.step(mx.array([[7]]))[:, -1]
         kept = [part for layer in run.decoder.cache for part in (*layer.keys, *layer.values)]
@@ -160,7 +160,7 @@ def test_what_is_left_unread_costs_nothing_and_leaves_nothing_on_its_way() -> No
 
 def test_each_token_comes_with_its_probability_and_the_most_probable_ones() -> None:
     model = new_model()
-    choice = Settings(max_tokens=8, temperature=2.0, top_k=20, seed=1)
+    choice = GenerationSettings(max_tokens=8, temperature=2.0, top_k=20, seed=1)
     run = Generation(model, TOKENIZER, [[65, 66]], replace(choice, logprobs=3))
     tokens = [piece.token for _, piece in run if piece.token]
     ids = [65, 66]
@@ -178,7 +178,7 @@ def test_each_token_comes_with_its_probability_and_the_most_probable_ones() -> N
 
 @pytest.mark.parametrize("n", [0, 257, 1000])
 def test_any_number_of_alternatives(n: int) -> None:
-    run = Generation(new_model(), TOKENIZER, [[65]], Settings(max_tokens=2, logprobs=n))
+    run = Generation(new_model(), TOKENIZER, [[65]], GenerationSettings(max_tokens=2, logprobs=n))
     assert [len(piece.token.top) for _, piece in run if piece.token] == [min(n, 257)] * 2
 
 
@@ -187,7 +187,7 @@ def test_any_number_of_alternatives(n: int) -> None:
 
 def written(ids: Iterable[int], limit: int = 1000, **given: Any) -> tuple[list[str], str | None]:
     """The pieces of text that a writer makes of these ids, and why it ended."""
-    writer = Writer(TOKENIZER, Settings(max_tokens=1000, **given), limit)
+    writer = Writer(TOKENIZER, GenerationSettings(max_tokens=1000, **given), limit)
     pieces = [piece.text for i in ids for piece in writer.push(Token(i))]
     return [text for text in pieces if text], writer.reason
 
@@ -226,7 +226,7 @@ WORDS = Tokenizer.train(["the cat sat. the cat ran. the dog sat.\n\n"] * 9, 270)
 def test_text_ends_before_a_stop_string_wherever_tokens_end(
     tokenizer: Tokenizer, text: str, stops: tuple[str, ...], shown: str
 ) -> None:
-    writer = Writer(tokenizer, Settings(stop=stops), 200)
+    writer = Writer(tokenizer, GenerationSettings(stop=stops), 200)
     pieces: list[str] = []
     for i in [*tokenizer.encode(text), tokenizer.eot_id]:
         pieces += [piece.text for piece in writer.push(Token(i))]
@@ -242,7 +242,7 @@ def test_what_is_shown_holds_no_stop_string_however_the_text_comes(text: str, st
     while rest and not found:
         n = data.draw(st.integers(1, len(rest)))
         held, rest = held + rest[:n], rest[n:]
-        free, found = showable(held, stops)
+        free, found = before_stop(held, stops)
         shown, held = shown + held[:free], held[free:]
         assert not any(stop in shown for stop in stops)
         assert text.startswith(shown + held)
@@ -251,7 +251,7 @@ def test_what_is_shown_holds_no_stop_string_however_the_text_comes(text: str, st
 
 
 def test_several_tokens_may_wait_and_come_with_their_own_text() -> None:
-    writer = Writer(WORDS, Settings(stop=("cat sat on",)), 200)
+    writer = Writer(WORDS, GenerationSettings(stop=("cat sat on",)), 200)
     ids = WORDS.encode("the cat sat. the")
     pieces = [piece for i in ids for piece in writer.push(Token(i))] + writer.push(Token(WORDS.eot_id))
     assert [piece.token.id for piece in pieces if piece.token] == ids
@@ -322,6 +322,6 @@ def test_rules_that_leave_nothing_to_say_are_named_when_it_comes_to_that() -> No
         "context": "slide",
     }  # of 257 ids
     said: list[int] = []
-    with pytest.raises(UsageError, match="no token is left to say: --no-repeat-ngram and --min-tokens forbid all"):
+    with pytest.raises(UsageError, match="all tokens are masked by --no-repeat-ngram and --min-tokens;"):
         said.extend(generate_tokens(new_model(), TOKENIZER, [65], **forever))
     assert sorted(said) == [i for i in range(256) if i != 65]  # all the others have been said

@@ -12,10 +12,10 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate import stats as figures
 from mlx_gpt.generate.decoder import Decoder
 from mlx_gpt.generate.generation import Generation, generate
-from mlx_gpt.generate.memory import held_in_memory
+from mlx_gpt.generate.memory import metal_limits
 from mlx_gpt.generate.prompt_cache import PromptCache
-from mlx_gpt.generate.settings import Settings
-from mlx_gpt.generate.stats import Figures, memory_speed, weight_bytes
+from mlx_gpt.generate.settings import GenerationSettings
+from mlx_gpt.generate.stats import GenerationStats, memory_speed, weight_bytes
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -51,17 +51,29 @@ class Metal:
 @pytest.mark.parametrize("ends", ["well", "in an error"])
 def test_on_metal_the_limits_stand_meanwhile_and_are_then_as_before(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
     metal = Metal(monkeypatch)
-    with pytest.raises(KeyError) if ends == "in an error" else held_in_memory(0), held_in_memory(10 << 30):
+    with pytest.raises(KeyError) if ends == "in an error" else metal_limits(0), metal_limits(10 << 30):
         assert metal.limits == {"wired": 1 << 34, "cache": 1 << 30}
         if ends == "in an error":
             raise KeyError
     assert metal.limits == {"wired": 0, "cache": 7}
 
 
+def test_on_metal_the_limits_are_restored_if_the_gpu_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    metal = Metal(monkeypatch)
+
+    def fail() -> None:
+        raise RuntimeError("[METAL] Command buffer execution failed")
+
+    monkeypatch.setattr(mx, "synchronize", fail)
+    with pytest.raises(RuntimeError, match="Command buffer"), metal_limits(0):
+        pass
+    assert metal.limits == {"wired": 0, "cache": 7}
+
+
 def test_elsewhere_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     metal = Metal(monkeypatch)
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
-    with held_in_memory(10):
+    with metal_limits(10):
         assert metal.calls == []
     assert metal.calls == []
 
@@ -79,7 +91,7 @@ def test_a_generation_holds_its_weights_and_lets_them_go(monkeypatch: pytest.Mon
         def __exit__(self, *_: Any) -> None:
             held.append("let go")
 
-    monkeypatch.setattr(sys.modules[Generation.__module__], "held_in_memory", Held)
+    monkeypatch.setattr(sys.modules[Generation.__module__], "metal_limits", Held)
     model = new_model()
     pieces = generate(model, TOKENIZER, "a", max_tokens=5, min_tokens=5)
     assert held == []
@@ -98,11 +110,11 @@ def test_memory_is_the_weights_and_the_cache_that_is_needed() -> None:
     config = {"n_positions": 256, "n_embd": 256, "n_layer": 4, "n_head": 4}
     model = new_model(**config)
     mx.eval(model.parameters())
-    run = Generation(model, TOKENIZER, [[65] * 20], Settings(temperature=0, max_tokens=200, min_tokens=200))
+    run = Generation(model, TOKENIZER, [[65] * 20], GenerationSettings(temperature=0, max_tokens=200, min_tokens=200))
     list(run)  # what is compiled, and the matrices as they are cut, are there from now on
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    run = Generation(model, TOKENIZER, [[65] * 20], Settings(temperature=0, max_tokens=200, min_tokens=200))
+    run = Generation(model, TOKENIZER, [[65] * 20], GenerationSettings(temperature=0, max_tokens=200, min_tokens=200))
     list(run)
     cache = 2 * 4 * 4 * 256 * 256  # keys and values, layers, bytes, positions, width
     needed = model.n_parameters * 4 + cache
@@ -111,14 +123,14 @@ def test_memory_is_the_weights_and_the_cache_that_is_needed() -> None:
 
 def test_the_first_token_does_not_wait_for_the_compiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[int] = []
-    turn = Decoder.turn
+    turn = Decoder.step_and_choose
 
     def spy(self: Decoder, *arguments: Any) -> Any:
         turns.append(1)
         return turn(self, *arguments)
 
-    monkeypatch.setattr(Decoder, "turn", spy)
-    run = iter(Generation(new_model(), TOKENIZER, [[65]], Settings(max_tokens=6, min_tokens=6)))
+    monkeypatch.setattr(Decoder, "step_and_choose", spy)
+    run = iter(Generation(new_model(), TOKENIZER, [[65]], GenerationSettings(max_tokens=6, min_tokens=6)))
     counts = []
     for _ in range(6):
         next(run)
@@ -129,7 +141,7 @@ def test_the_first_token_does_not_wait_for_the_compiled_step(monkeypatch: pytest
 def test_figures_count_tokens_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(figures.time, "perf_counter", lambda: now[0])
-    found = Figures(new_model(), 20)
+    found = GenerationStats(new_model(), 20)
     found.weight_bytes = 1000
     assert found.summary(1e9).startswith("peak memory ")
     found.start()
@@ -144,11 +156,11 @@ def test_figures_count_tokens_and_seconds(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_with_a_kept_prompt_only_what_is_read_counts() -> None:
     model = new_model()
-    run = Generation(model, TOKENIZER, [[1, 2, 3]], Settings(max_tokens=1))
+    run = Generation(model, TOKENIZER, [[1, 2, 3]], GenerationSettings(max_tokens=1))
     run.read_prompt()
     before = PromptCache([1, 2, 3], [(layer.keys, layer.values) for layer in run.decoder.cache], None)
-    assert Generation(model, TOKENIZER, [[4, 5]], Settings(), before=before).figures.prompt_tokens == 2
-    assert Generation(model, TOKENIZER, [[]], Settings(), before=before).figures.prompt_tokens == 1
+    assert Generation(model, TOKENIZER, [[4, 5]], GenerationSettings(), prefix=before).stats.prompt_tokens == 2
+    assert Generation(model, TOKENIZER, [[]], GenerationSettings(), prefix=before).stats.prompt_tokens == 1
 
 
 def test_weights_count_as_often_as_a_step_reads_them() -> None:

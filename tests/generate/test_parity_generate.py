@@ -9,7 +9,7 @@ import pytest
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import Generation, generate_tokens
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def test_texts_say_many_things_and_are_decided_clearly(folder: Path) -> None:
     gaps = []
     for prompt in PROMPTS:
         run = Generation(
-            model, tokenizer, [tokenizer.encode(prompt)], Settings(max_tokens=N, temperature=0, logprobs=2)
+            model, tokenizer, [tokenizer.encode(prompt)], GenerationSettings(max_tokens=N, temperature=0, logprobs=2)
         )
         tokens = [piece.token for _, piece in run if piece.token]
         assert len(tokens) == N

@@ -13,7 +13,7 @@ from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.generate import prompt_cache
 from mlx_gpt.generate.generation import Generation
 from mlx_gpt.generate.prompt_cache import fingerprint, load_prompt_cache, save_prompt_cache
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ def new_model(seed: int = 0) -> GPT:
 
 
 def said(model: GPT, prompts: list[list[int]], **more: Any) -> list[list[int]]:
-    settings = Settings(**({"temperature": 0, "max_tokens": 12} | more.pop("settings", {})))
+    settings = GenerationSettings(**({"temperature": 0, "max_tokens": 12} | more.pop("settings", {})))
     rows: list[list[int]] = [[] for _ in prompts]
     for row, piece in Generation(model, TOKENIZER, prompts, settings, **more):
         if piece.token:
@@ -36,7 +36,7 @@ def said(model: GPT, prompts: list[list[int]], **more: Any) -> list[list[int]]:
 
 
 def kept(model: GPT, file: Path, ids: list[int], **settings: Any) -> None:
-    run = Generation(model, TOKENIZER, [ids], Settings(**settings))
+    run = Generation(model, TOKENIZER, [ids], GenerationSettings(**settings))
     run.read_prompt()
     save_prompt_cache(file, run.decoder, ids)
 
@@ -51,27 +51,27 @@ def test_the_text_goes_on_as_if_all_had_been_read(tmp_path: Path, bits: int | No
     for prompt in (SHORT, [9], []):  # of an empty one, the last token is read once more
         plain = said(model, [LONG + prompt], **settings)
         assert len(set(plain[0])) > 3
-        assert said(model, [prompt], before=before) == plain
+        assert said(model, [prompt], prefix=before) == plain
 
 
 def test_it_serves_several_rows_drafts_and_what_slides(tmp_path: Path) -> None:
     model = new_model()
     kept(model, tmp_path / "cache", LONG)
     before = load_prompt_cache(tmp_path / "cache", model)
-    assert said(model, [[1], [2]], before=before) == said(model, [[*LONG, 1], [*LONG, 2]])
-    assert said(model, [SHORT], before=before, draft="lookup") == said(model, [LONG + SHORT])
+    assert said(model, [[1], [2]], prefix=before) == said(model, [[*LONG, 1], [*LONG, 2]])
+    assert said(model, [SHORT], prefix=before, draft="lookup") == said(model, [LONG + SHORT])
     sliding = {"context": "slide", "max_tokens": 60}
-    assert said(model, [SHORT], before=before, settings=sliding) == said(model, [LONG + SHORT], settings=sliding)
+    assert said(model, [SHORT], prefix=before, settings=sliding) == said(model, [LONG + SHORT], settings=sliding)
     with pytest.raises(UsageError, match="--prompt-cache need prompts of one length"):
-        said(model, [[1], [1, 2]], before=before)
+        said(model, [[1], [1, 2]], prefix=before)
 
 
 def test_the_prompt_alone_is_kept_not_what_was_said_after_it(tmp_path: Path) -> None:
     model = new_model()
-    run = Generation(model, TOKENIZER, [LONG], Settings(temperature=0, max_tokens=10))
+    run = Generation(model, TOKENIZER, [LONG], GenerationSettings(temperature=0, max_tokens=10))
     list(run)
     save_prompt_cache(tmp_path / "cache", run.decoder, LONG)
-    assert said(model, [SHORT], before=load_prompt_cache(tmp_path / "cache", model)) == said(model, [LONG + SHORT])
+    assert said(model, [SHORT], prefix=load_prompt_cache(tmp_path / "cache", model)) == said(model, [LONG + SHORT])
 
 
 def test_only_the_new_tokens_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_only_the_new_tokens_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
         return hidden(self, tokens, cache)
 
     monkeypatch.setattr(GPT, "hidden", spy)
-    said(model, [SHORT], before=load_prompt_cache(tmp_path / "cache", model), settings={"max_tokens": 1})
+    said(model, [SHORT], prefix=load_prompt_cache(tmp_path / "cache", model), settings={"max_tokens": 1})
     assert lengths == [len(SHORT)]
 
 
@@ -93,7 +93,7 @@ def test_with_the_kept_text_a_prompt_may_be_too_long(tmp_path: Path) -> None:
     kept(model, tmp_path / "cache", LONG)
     before = load_prompt_cache(tmp_path / "cache", model)
     with pytest.raises(UsageError, match="the prompt is 48 tokens long and the model's context is 48"):
-        said(model, [[1] * 28], before=before)
+        said(model, [[1] * 28], prefix=before)
 
 
 def test_another_model_is_refused_to_the_last_bit_of_its_weights(tmp_path: Path) -> None:

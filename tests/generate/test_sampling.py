@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate import sampling
+from mlx_gpt.generate.decoder import NO_TOKEN
+from mlx_gpt.generate.history import History
 from mlx_gpt.generate.rng import key_at, row_keys
-from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.sampler import Sampler, Vocabulary
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes()
@@ -106,7 +108,6 @@ def test_rules_leave_what_they_keep_as_it_was() -> None:
         sampling.keep_top_p(logits, 0.8),
         sampling.keep_min_p(logits, 0.5),
         sampling.keep_typical(logits, 0.5),
-        sampling.keep_ids(logits, mx.array([True, True, False, True, False])),
         sampling.block_ngrams(logits, ids_of([3, 1, 3]), 2),
         sampling.ban_sequences(logits, ids_of([3]), [[2], [3, 4], [1, 0]]),
     ):
@@ -189,24 +190,28 @@ def test_a_word_begun_by_chance_is_completed() -> None:
 # All together ---------------------------------------------------------------------------------------------------------
 
 
-def said_of(*rows: Sequence[int], left: int = 100) -> Said:
-    return Said(ids_of(*rows), mx.full((len(rows),), left))
+def history_of(*rows: Sequence[int], left: int = 100) -> History:
+    return History(ids_of(*rows), [left] * len(rows))
 
 
-def ruled(sampler: Sampler, logits: mx.array, said: Said) -> mx.array:
-    return sampler.rule(logits, sampler.inputs(said, row_keys(0, logits.shape[0])), said)
+def sampler_of(settings: GenerationSettings, tokenizer: Tokenizer = TOKENIZER, size: int = 257, n: int = 1) -> Sampler:
+    return Sampler([settings], Vocabulary(tokenizer, size), row_keys(0, n))
 
 
-def chosen(sampler: Sampler, logits: mx.array, said: Said) -> mx.array:
-    return sampler.choose(logits, sampler.inputs(said, row_keys(0, logits.shape[0])), said)
+def ruled(sampler: Sampler, logits: mx.array, history: History) -> mx.array:
+    return sampler.apply_rules(logits, sampler.inputs(history), history)
+
+
+def chosen(sampler: Sampler, logits: mx.array, history: History) -> mx.array:
+    return sampler.choose(logits, sampler.inputs(history), history)
 
 
 def distribution(given: dict[str, Any], p: Any = None) -> np.ndarray:
     """What a sampler draws from after a prompt of no interest, of the ids of the byte tokenizer that P speaks of."""
     logits = np.full((1, 257), -100, dtype=np.float32)
     logits[0, :5] = np.log(P if p is None else p)
-    sampler = Sampler(Settings(**{"temperature": 1.0} | given), TOKENIZER, 257)
-    return np.array(mx.softmax(ruled(sampler, mx.array(logits), said_of([7])), axis=-1))[0, :5]
+    sampler = sampler_of(GenerationSettings(**{"temperature": 1.0} | given))
+    return np.array(mx.softmax(ruled(sampler, mx.array(logits), history_of([7])), axis=-1))[0, :5]
 
 
 @pytest.mark.parametrize(
@@ -235,26 +240,26 @@ def test_the_rules_in_their_order_by_hand(given: dict[str, Any], expected: np.nd
 
 def test_ids_that_the_tokenizer_lacks_are_never_drawn() -> None:
     padded = mx.zeros((1, 300))
-    sampler = Sampler(Settings(temperature=1.0), TOKENIZER, 300)
-    assert kept(ruled(sampler, padded, said_of([0]))) == [set(range(257))]
+    sampler = sampler_of(GenerationSettings(temperature=1.0), size=300)
+    assert kept(ruled(sampler, padded, history_of([0]))) == [set(range(257))]
     holes = Tokenizer(TOKENIZER.ranks, {"<|endoftext|>": 280})  # nothing has the ids from 256 to 279
-    sampler = Sampler(Settings(temperature=0), holes, 300)
-    assert kept(ruled(sampler, padded, said_of([0]))) == [{*range(256), 280}]
+    sampler = sampler_of(GenerationSettings(temperature=0), holes, 300)
+    assert kept(ruled(sampler, padded, history_of([0]))) == [{*range(256), 280}]
     favoured = mx.where(mx.arange(300) == 299, 50.0, 0.0)[None]
-    assert chosen(sampler, favoured, said_of([0])).item() < 256
+    assert chosen(sampler, favoured, history_of([0])).item() < 256
 
 
 def test_a_banned_word_is_banned_with_a_space_before_it_too() -> None:
     a, b = TOKENIZER.encode("ab")
-    sampler = Sampler(Settings(ban=("ab", "b")), TOKENIZER, 257)
-    assert kept(ruled(sampler, mx.zeros((1, 257)), said_of([a]))) == [set(range(257)) - {b}]
+    sampler = sampler_of(GenerationSettings(ban=("ab", "b")))
+    assert kept(ruled(sampler, mx.zeros((1, 257)), history_of([a]))) == [set(range(257)) - {b}]
     space = Tokenizer({**TOKENIZER.ranks, b" b": 257}, TOKENIZER.specials)
-    sampler = Sampler(Settings(ban=("b",)), space, 258)
-    assert kept(ruled(sampler, mx.zeros((1, 258)), said_of([a]))) == [set(range(258)) - {b, 257}]
+    sampler = sampler_of(GenerationSettings(ban=("b",)), space, 258)
+    assert kept(ruled(sampler, mx.zeros((1, 258)), history_of([a]))) == [set(range(258)) - {b, 257}]
 
 
 def test_the_end_is_held_back_until_there_are_enough_tokens() -> None:
-    sampler, said = Sampler(Settings(min_tokens=2), TOKENIZER, 257), said_of([5, 6, 7])
+    sampler, said = sampler_of(GenerationSettings(min_tokens=2)), history_of([5, 6, 7])
     for n in range(3):
         (allowed,) = kept(ruled(sampler, mx.zeros((1, 257)), said))
         assert (END in allowed) == (n == 2)
@@ -262,10 +267,10 @@ def test_the_end_is_held_back_until_there_are_enough_tokens() -> None:
 
 
 def test_the_prompt_counts_as_repeated_but_not_as_said() -> None:
-    logits, said = mx.full((1, 257), 8.0), said_of([5]).then(ids_of([6]))
+    logits, said = mx.full((1, 257), 8.0), history_of([5]).then(ids_of([6]))
 
     def penalized(**given: float) -> set[int]:
-        sampler = Sampler(Settings(temperature=1.0, **given), TOKENIZER, 257)  # type: ignore[arg-type]
+        sampler = sampler_of(GenerationSettings(temperature=1.0, **given))  # type: ignore[arg-type]
         return set(np.flatnonzero(np.array(ruled(sampler, logits, said)[0]) < 8).tolist())
 
     assert penalized(repetition_penalty=2.0) == {5, 6}
@@ -278,10 +283,10 @@ def test_the_prompt_counts_as_repeated_but_not_as_said() -> None:
 @pytest.mark.parametrize(
     ("given", "names"),
     [
-        ({"logit_bias": dict.fromkeys(range(257), -inf)}, "--logit-bias forbid"),
-        ({"logit_bias": dict.fromkeys(range(256), -inf), "min_tokens": 1}, "--logit-bias and --min-tokens forbid"),
+        ({"logit_bias": dict.fromkeys(range(257), -inf)}, "--logit-bias"),
+        ({"logit_bias": dict.fromkeys(range(256), -inf), "min_tokens": 1}, "--logit-bias and --min-tokens"),
         ({"ban": tuple(TOKENIZER.decode([i]) for i in range(94)), "logit_bias": dict.fromkeys(range(94, 257), -inf)},
-         "--logit-bias and --ban forbid"),
+         "--logit-bias and --ban"),
     ],
     ids=["bias", "bias and minimum", "bias and bans"],
 )  # fmt: skip
@@ -289,10 +294,10 @@ def test_the_prompt_counts_as_repeated_but_not_as_said() -> None:
 def test_rules_that_forbid_every_id_draw_nothing_and_are_named(
     given: dict[str, Any], names: str, temperature: float
 ) -> None:
-    choice = Settings(temperature=temperature, top_p=0.9, min_p=0.1, typical_p=0.9, top_k=5, **given)
-    sampler = Sampler(choice, TOKENIZER, 257)
-    assert chosen(sampler, mx.zeros((1, 257)), said_of([0])).item() == NOTHING
-    assert f"no token is left to say: {names} all" in str(sampler.nothing_left())
+    choice = GenerationSettings(temperature=temperature, top_p=0.9, min_p=0.1, typical_p=0.9, top_k=5, **given)
+    sampler = sampler_of(choice)
+    assert chosen(sampler, mx.zeros((1, 257)), history_of([0])).item() == NO_TOKEN
+    assert f"all tokens are masked by {names};" in str(sampler.all_masked())
 
 
 @pytest.mark.parametrize(
@@ -308,7 +313,7 @@ def test_rules_that_forbid_every_id_draw_nothing_and_are_named(
 )
 def test_what_the_vocabulary_does_not_allow_is_told(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Sampler(Settings(**given), TOKENIZER, 300)
+        sampler_of(GenerationSettings(**given), size=300)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +349,7 @@ def test_what_the_vocabulary_does_not_allow_is_told(given: dict[str, Any], messa
 )
 def test_a_setting_that_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Settings(**given)
+        GenerationSettings(**given)
 
 
 # Drawing --------------------------------------------------------------------------------------------------------------
@@ -380,8 +385,8 @@ def test_ten_thousand_draws_follow_the_distribution(source: str) -> None:
 def test_what_is_forbidden_is_never_drawn() -> None:
     logits = np.full((10_000, 257), -100, dtype=np.float32)
     logits[:, :5] = np.log(P)
-    sampler = Sampler(Settings(temperature=1.0, top_k=3, logit_bias={1: -inf}), TOKENIZER, 257)
-    said = Said(mx.zeros((10_000, 1), mx.int32), mx.full((10_000,), 9))
+    sampler = sampler_of(GenerationSettings(temperature=1.0, top_k=3, logit_bias={1: -inf}), n=10_000)
+    said = History(mx.zeros((10_000, 1), mx.int32), [9] * 10_000)
     counts = counted(chosen(sampler, mx.array(logits), said))
     assert set(np.flatnonzero(counts)) == {2, 3, 4}
     assert chi_square(counts[2:5], normal(P[2:5])) < LIMIT
@@ -405,9 +410,9 @@ def test_without_a_seed_chance_comes_from_mlx() -> None:
 
 def test_temperature_0_takes_the_most_probable_and_draws_nothing() -> None:
     before = mx.array(mx.random.state[0])
-    sampler = Sampler(Settings(temperature=0, top_k=5), TOKENIZER, 257)
+    sampler = sampler_of(GenerationSettings(temperature=0, top_k=5), n=3)
     logits = mx.random.normal((3, 257), key=mx.random.key(1))
-    assert chosen(sampler, logits, said_of([0], [0], [0])).tolist() == mx.argmax(logits, axis=-1).tolist()
+    assert chosen(sampler, logits, history_of([0], [0], [0])).tolist() == mx.argmax(logits, axis=-1).tolist()
     assert mx.array_equal(mx.random.state[0], before)
 
 
@@ -459,8 +464,8 @@ def test_the_probabilities_are_those_of_transformers(chosen: tuple[int, ...]) ->
         **(neutral | theirs),
     )
     drawn = out.sequences[:, len(prompt) :].numpy().astype(np.int32)
-    sampler = Sampler(Settings(**{"temperature": 1.0} | ours), TOKENIZER, 257)
-    said, alive, changed = said_of(*[prompt] * 4), np.ones(4, dtype=bool), False
+    sampler = sampler_of(GenerationSettings(**{"temperature": 1.0} | ours), n=4)
+    said, alive, changed = history_of(*[prompt] * 4), np.ones(4, dtype=bool), False
     for n, (logits, scores) in enumerate(zip(out.logits, out.scores, strict=True)):
         found = np.array(mx.softmax(ruled(sampler, mx.array(logits.numpy()), said), axis=-1))
         expected = scores.double().softmax(-1).numpy()

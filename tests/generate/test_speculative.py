@@ -11,13 +11,14 @@ import pytest
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.decoder import Decoder, side_by_side
+from mlx_gpt.generate.decoder import NO_TOKEN, Decoder, pad_rows
 from mlx_gpt.generate.generation import LOOKUP, Generation, generate, generate_tokens
+from mlx_gpt.generate.history import History
 from mlx_gpt.generate.rng import key_at, row_keys
-from mlx_gpt.generate.sampler import NOTHING, Said, Sampler
+from mlx_gpt.generate.sampler import Sampler, Vocabulary
 from mlx_gpt.generate.sampling import draw
-from mlx_gpt.generate.settings import Settings
-from mlx_gpt.generate.speculative import DraftModel, Guess, PromptLookup, accept
+from mlx_gpt.generate.settings import GenerationSettings
+from mlx_gpt.generate.speculative import DraftModel, PromptLookup, Proposal, accept
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -74,10 +75,10 @@ def test_greedy_text_is_the_same_token_by_token(model: GPT, draft: str, settings
 
 def test_good_guesses_save_steps(model: GPT) -> None:
     def steps(draft: Any, prompt: list[int] | None = None) -> int:
-        settings = Settings(temperature=0, max_tokens=30, min_tokens=30, guesses=4)
+        settings = GenerationSettings(temperature=0, max_tokens=30, min_tokens=30, guesses=4)
         run = Generation(model, TOKENIZER, [prompt or [1, 2, 3]], settings, draft)
         assert len(list(run)) == 30
-        return run.figures.steps
+        return run.stats.steps
 
     assert steps(model) == 1 + 6  # after the first, five tokens at each step: all four guesses and the next
     assert steps(new_model(1)) <= 30
@@ -86,7 +87,7 @@ def test_good_guesses_save_steps(model: GPT) -> None:
 
 def test_the_text_so_far_guesses_what_followed_last_time() -> None:
     def guess(ids: list[int], n: int) -> Any:
-        found = PromptLookup().guess(Said(mx.array([ids]), mx.array([9])), row_keys(0, 1), n)
+        found = PromptLookup().propose(History(mx.array([ids]), [9]), n)
         return found and found.ids.tolist()
 
     assert guess([1, 2, 3, 4, 5, 6, 1, 2, 3], 2) == [[4, 5]]
@@ -97,10 +98,10 @@ def test_the_text_so_far_guesses_what_followed_last_time() -> None:
 
 
 def test_a_draft_reads_on_where_the_texts_still_agree(model: GPT) -> None:
-    draft = DraftModel(model, Sampler(Settings(temperature=0), TOKENIZER, 257))
+    draft = DraftModel(model, Sampler([GenerationSettings(temperature=0)], Vocabulary(TOKENIZER, 257), row_keys(0, 1)))
 
     def guessed(ids: list[int]) -> Any:
-        return draft.guess(Said(mx.array([ids]), mx.array([99])), row_keys(0, 1), 3)
+        return draft.propose(History(mx.array([ids]), [99]), 3)
 
     def plain(ids: list[int]) -> Any:
         return [list(generate_tokens(model, TOKENIZER, ids, temperature=0, max_tokens=3))]
@@ -151,7 +152,7 @@ def test_ten_thousand_texts_guessed_and_corrected_have_the_models_distribution(m
         guesses, q = mx.broadcast_to(mx.array([2, 1]), (N, 2)), None
     x, y = guesses[:, 0], guesses[:, 1]
     p = mx.stack([mx.broadcast_to(p0, (N, V)), p1[x], p2[x, y]], axis=1)
-    kept, correction = accept(p, Guess(guesses, q), key_at(keys, 0, 1), key_at(keys, 0, 2))
+    kept, correction = accept(p, Proposal(guesses, q), key_at(keys, 0, 1), key_at(keys, 0, 2))
     one = mx.where(kept > 0, x, correction)
     afresh = draw(mx.log(p1[one]), key_at(keys, 0, 3))  # the next step of those that kept nothing
     two = mx.where(kept > 1, y, mx.where(kept == 1, correction, afresh))
@@ -200,7 +201,7 @@ def test_probabilities_are_those_of_the_model_not_of_the_draft(model: GPT) -> No
     plain, guessed = (
         [
             p.token
-            for _, p in Generation(model, TOKENIZER, [[1, 2]], Settings(temperature=0, logprobs=2), draft)
+            for _, p in Generation(model, TOKENIZER, [[1, 2]], GenerationSettings(temperature=0, logprobs=2), draft)
             if p.token
         ]
         for draft in (None, nearly(model, 0.3))
@@ -215,17 +216,17 @@ def test_probabilities_are_those_of_the_model_not_of_the_draft(model: GPT) -> No
 
 def test_where_every_id_is_forbidden_nothing_is_drawn(model: GPT) -> None:
     p, q = mx.zeros((1, 2, V)), mx.full((1, 1, V), 1 / V)
-    kept, correction = accept(p, Guess(mx.array([[2]]), q), row_keys(0, 1), row_keys(1, 1))
-    assert (kept.item(), correction.item()) == (0, NOTHING)
+    kept, correction = accept(p, Proposal(mx.array([[2]]), q), row_keys(0, 1), row_keys(1, 1))
+    assert (kept.item(), correction.item()) == (0, NO_TOKEN)
     settings: dict[str, Any] = {"no_repeat_ngram": 1, "min_tokens": 300, "max_tokens": 300, "context": "slide"}
-    with pytest.raises(UsageError, match="no token is left to say: --no-repeat-ngram and --min-tokens forbid all"):
+    with pytest.raises(UsageError, match="all tokens are masked by --no-repeat-ngram and --min-tokens;"):
         list(generate(model, TOKENIZER, "a", draft=model, **settings))
 
 
 def test_a_draft_with_another_vocabulary_is_refused(model: GPT) -> None:
     mx.random.seed(0)
     fewer = GPT(GPTConfig(vocab_size=100, n_positions=48, n_embd=16, n_layer=1, n_head=2))
-    with pytest.raises(UsageError, match="the draft model has 100 ids and the tokenizer 257: it speaks another vocab"):
+    with pytest.raises(UsageError, match="the draft model has 100 ids and the tokenizer 257: it has another vocab"):
         generate(model, TOKENIZER, "a", draft=fewer)
 
 
@@ -239,13 +240,13 @@ def test_a_padded_draft_is_none_the_worse(model: GPT) -> None:
 
 
 def test_a_draft_guesses_for_one_prompt_only(model: GPT) -> None:
-    with pytest.raises(UsageError, match="a draft guesses for one prompt at a time"):
-        Generation(model, TOKENIZER, [[1], [2]], Settings(), LOOKUP)
+    with pytest.raises(UsageError, match="a draft is for one prompt at a time"):
+        Generation(model, TOKENIZER, [[1], [2]], GenerationSettings(), LOOKUP)
 
 
 def test_tokens_forgotten_are_as_never_seen(model: GPT) -> None:
     decoder = Decoder(model)
-    decoder.prefill(side_by_side([[1, 2, 3]], 257))
+    decoder.prefill(pad_rows([[1, 2, 3]], 257))
     decoder.step(mx.array([[4, 5, 6]]))
     decoder.rewind(2)
     again = np.array(decoder.step(mx.array([[7]])))[0, -1]

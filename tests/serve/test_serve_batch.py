@@ -11,10 +11,10 @@ import pytest
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import Generation
-from mlx_gpt.generate.settings import Settings
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.writer import Token
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.serve.batch import TOGETHER, Batch, alike
+from mlx_gpt.serve.batch import MAX_GROUP, Batch, similar_lengths
 from mlx_gpt.serve.engine import Engine, Event
 from mlx_gpt.serve.row import Row
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -33,6 +33,10 @@ KINDS: list[dict[str, Any]] = [
     {"temperature": 1.0, "max_tokens": 12, "logit_bias": {65: 100.0}},
     {"temperature": 1.0, "max_tokens": 1},
     {"temperature": 0.9, "max_tokens": 1000} | ENDLESS,
+    {"temperature": 1.2, "top_k": 7, "min_p": 0.02, "max_tokens": 20},
+    {"temperature": 1.0, "typical_p": 0.6, "min_tokens": 9, "max_tokens": 20},
+    {"temperature": 0.0, "repetition_penalty": 1.4, "no_repeat_ngram": 2, "max_tokens": 20},
+    {"temperature": 1.1, "top_k": 3, "ban": ("a", "e"), "force": ("ox",), "max_tokens": 15},
 ]
 PROMPTS = ["a somewhat longer prompt", "a", ""]
 
@@ -44,7 +48,7 @@ def model() -> GPT:
 
 
 def row(prompt: str = "ab", seed: int = 0, index: int = 0, **settings: Any) -> Row:
-    return Row(TOKENIZER, P, TOKENIZER.encode(prompt), Settings(**settings), seed, index)
+    return Row(TOKENIZER, P, TOKENIZER.encode(prompt), GenerationSettings(**settings), seed, index)
 
 
 def run(batch: Batch, arrivals: dict[int, list[Row]]) -> dict[Row, list[int]]:
@@ -65,7 +69,9 @@ def run(batch: Batch, arrivals: dict[int, list[Row]]) -> dict[Row, list[int]]:
 
 def generated(model: GPT, prompts: list[str], seed: int, **settings: Any) -> list[list[int]]:
     """The ids that ``generate`` says, for each prompt."""
-    generation = Generation(model, TOKENIZER, [TOKENIZER.encode(p) for p in prompts], Settings(seed=seed, **settings))
+    generation = Generation(
+        model, TOKENIZER, [TOKENIZER.encode(p) for p in prompts], GenerationSettings(seed=seed, **settings)
+    )
     ids: list[list[int]] = [[] for _ in prompts]
     for i, piece in generation:
         ids[i] += [piece.token.id] if piece.token else []
@@ -76,7 +82,7 @@ def generated(model: GPT, prompts: list[str], seed: int, **settings: Any) -> lis
 
 
 def test_each_row_says_what_generate_says_whenever_it_joins_and_whoever_is_there(model: GPT) -> None:
-    turns = iter(np.random.default_rng(0).integers(40, size=24))
+    turns = iter(np.random.default_rng(0).integers(40, size=len(PROMPTS) * len(KINDS)))
     arrivals: dict[int, list[Row]] = {}
     rows = []
     for i, prompt in enumerate(PROMPTS):
@@ -130,7 +136,7 @@ def test_a_batch_goes_on_for_longer_than_the_context(model: GPT) -> None:
 def test_the_tokens_of_a_prompt_are_as_probable_as_the_model_says(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlx_gpt.serve.batch.POSITIONS", 4)
     ids = list(b"a prompt of some length")
-    tokens = Batch(model, TOKENIZER).prompt_tokens(Row(TOKENIZER, P, ids, Settings(logprobs=2)))
+    tokens = Batch(model, TOKENIZER).prompt_tokens(Row(TOKENIZER, P, ids, GenerationSettings(logprobs=2)))
     logits = np.array(model([ids])[0]).astype(np.float64)
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert tokens[0] == Token(ids[0])
@@ -142,12 +148,14 @@ def test_the_tokens_of_a_prompt_are_as_probable_as_the_model_says(model: GPT, mo
 
 def test_prompts_are_read_together_where_little_is_padding() -> None:
     def lengths(*prompts: int) -> list[list[int]]:
-        return [[len(prompt) for prompt in group] for group in alike([(i,) * n for i, n in enumerate(prompts)])]
+        return [
+            [len(prompt) for prompt in group] for group in similar_lengths([(i,) * n for i, n in enumerate(prompts)])
+        ]
 
     assert lengths(5, 6, 7) == [[5, 6, 7]]
     assert lengths(1000, 3, 4) == [[3, 4], [1000]]
-    assert lengths(*[TOGETHER // 2] * 3) == [[TOGETHER // 2] * 2, [TOGETHER // 2]]
-    assert lengths(2 * TOGETHER) == [[2 * TOGETHER]]
+    assert lengths(*[MAX_GROUP // 2] * 3) == [[MAX_GROUP // 2] * 2, [MAX_GROUP // 2]]
+    assert lengths(2 * MAX_GROUP) == [[2 * MAX_GROUP]]
 
 
 # The engine
@@ -178,7 +186,7 @@ def test_rows_that_find_no_place_wait_for_one(model: GPT) -> None:
     desk.engine.submit(rows)
     desk.engine.run()
     assert desk.most == 4
-    assert [one.n_said for one in rows] == [5 + i for i in range(11)]
+    assert [one.n_tokens for one in rows] == [5 + i for i in range(11)]
     assert {one.reason for one in rows} == {"length"}
 
 
@@ -190,21 +198,21 @@ def test_a_row_that_is_cancelled_makes_room(model: GPT) -> None:
 
     def cancel_on_the_way(events: list[Event]) -> None:
         take(events)
-        if first.n_said == 3:
+        if first.n_tokens == 3:
             desk.engine.cancel([first, second])
 
     desk.engine._deliver = cancel_on_the_way
     desk.engine.submit(rows)
     desk.engine.run()
-    assert (first.reason, second.n_chosen) == (None, 0)
+    assert (first.reason, second.n_tokens) == (None, 0)
     assert (third.reason, fourth.reason) == ("length", "length")
-    assert first.n_chosen <= 5
+    assert first.n_tokens <= 5
 
 
 def test_no_tokens_and_the_prompt_back(model: GPT) -> None:
     desk = Desk(model, 2)
-    nothing = Row(TOKENIZER, P, [1, 2], Settings(max_tokens=0))
-    prompt = Row(TOKENIZER, P, TOKENIZER.encode("né"), Settings(max_tokens=0), echo=True)
+    nothing = Row(TOKENIZER, P, [1, 2], GenerationSettings(max_tokens=0))
+    prompt = Row(TOKENIZER, P, TOKENIZER.encode("né"), GenerationSettings(max_tokens=0), echo=True)
     desk.engine.submit([nothing, prompt])
     desk.engine.run()
     assert (desk.text(nothing), desk.text(prompt)) == ("", "né")
