@@ -1,17 +1,17 @@
-"""Generation beside what it could be: ``python tests/benchmarks/generation.py [--only tiny share batch first memory]``.
+"""Measure generation against goals: ``python tests/benchmarks/generation.py [--only tiny share batch first memory]``.
 
-Each line of the table is a goal, with what was measured: the median of some rounds, in which what is compared takes
-turns, each in a process of its own, so that what else the machine does falls on both. Weights are random: speed does
-not depend on them. Needs no network; ``tiny`` needs mlx-lm (the parity extra).
+Each line of the table is a goal and the median of some rounds. Measurements that are compared alternate, each in a new
+process. Weights are random, since speed does not depend on them. Needs no network; ``tiny`` needs mlx-lm (the parity
+extra).
 
-tiny    decode of the preset tiny, bound by overhead, beside mlx-lm on the same folder (with the same BLAS), tokens/s
-share   decode at GPT-2 124M's shape in float32: the speed at which it reads its weights, as a share of that at which
-        products of a matrix with a vector read 512 MiB, MLX's or NumPy's, measured before and after in the same process
-        (on stderr: the same of a step that is nothing but its products)
-batch   eight prompts side by side beside one, at the same shape, tokens/s of all rows
-first   from the start of ``mlx-gpt generate`` to the first of its tokens on stdout, after a prompt of 20, less the time
-        that ``load`` takes; the same shape, a vocabulary of 50257
-memory  the most memory that MLX held from loading on, beside weights and cache of 612 tokens; the same shape
+tiny    decoding of the preset tiny, bound by overhead, relative to mlx-lm on the same folder and BLAS, tokens/s
+share   decoding at GPT-2 124M's shape in float32: the speed at which it reads its weights, relative to that at which
+        matrix-vector products of 512 MiB, MLX's or NumPy's, read theirs, before and after in the same process
+        (on stderr: the same for a step that consists of its products only)
+batch   a batch of eight prompts relative to one, at the same shape, tokens/s of all rows
+first   seconds from the start of ``mlx-gpt generate`` to its first token on stdout, after a prompt of 20, less the time
+        of ``load``; the same shape, a vocabulary of 50257
+memory  MLX's peak memory from loading on, relative to weights and cache of 612 tokens; the same shape
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 
-import mlx_gpt  # noqa: F401  first: it lends MLX a fast BLAS, in mlx-lm's process too
+import mlx_gpt  # noqa: F401  first: it links MLX to a fast BLAS, in mlx-lm's process too
 
 import mlx.core as mx  # isort: skip
 import numpy as np
@@ -46,7 +46,7 @@ LOADED: dict[Path, tuple[GPT, Tokenizer]] = {}
 
 
 def pairs_of_bytes() -> Tokenizer:
-    """A vocabulary of GPT-2's size: all bytes, 50,000 pairs of them, and the mark of the end."""
+    """Return a vocabulary of GPT-2's size: all bytes, 50,000 pairs of them, and ``<|endoftext|>``."""
     ranks = {bytes([i]): i for i in range(256)}
     ranks |= {bytes([i // 256, i % 256]): 256 + i for i in range(50_000)}
     return Tokenizer(ranks, {EOT: 50_256})
@@ -59,7 +59,7 @@ def make_folders(where: Path) -> None:
 
 
 def generation(folder: Path, n: int, rows: int = 1, prompt: int = PROMPT) -> Generation:
-    """A greedy run of n tokens for each row, which do not end before; done when this returns."""
+    """Run a greedy generation of exactly n tokens per row."""
     if folder not in LOADED:
         LOADED[folder] = load(folder)
     model, tokenizer = LOADED[folder]
@@ -70,7 +70,7 @@ def generation(folder: Path, n: int, rows: int = 1, prompt: int = PROMPT) -> Gen
     return run
 
 
-# One measurement each, in this process: a folder and a number of tokens -> a figure -----------------------------------
+# Measurements in this process: a folder and a number of tokens -> a figure
 
 
 def tiny_ours(where: Path, n: int) -> float:
@@ -107,7 +107,7 @@ def share(where: Path, n: int) -> float:
 
 
 def products_alone(model: GPT, n: int) -> float:
-    """Seconds for the products of a step with its weights, with nothing between them; n steps, each after the other."""
+    """Return the seconds per step for the products with the weights only, over n dependent steps."""
 
     def products(x: mx.array) -> tuple[mx.array, mx.array]:
         C = x.shape[-1]
@@ -116,7 +116,7 @@ def products_alone(model: GPT, n: int) -> float:
             x = x[:, :C] @ block.attn.c_proj.weight.T
             x = x @ block.mlp.c_fc.weight.T @ block.mlp.c_proj.weight.T
         logits = x @ model.head_weight.T
-        return logits[:, :C] * 0 + 1, logits  # what was made smaller by each would in the end be slow to multiply
+        return logits[:, :C] * 0 + 1, logits  # repeated products would end in denormal numbers, which are slow
 
     step = mx.compile(products)
     steps = [step(mx.ones((1, model.config.n_embd)))]
@@ -125,13 +125,13 @@ def products_alone(model: GPT, n: int) -> float:
     for _ in range(n):
         steps = [*steps[-1:], step(steps[-1][0])]
         mx.async_eval(steps[-1])
-        mx.eval(steps[0])  # as in a generation: while one is computed, the next is on its way
+        mx.eval(steps[0])  # as in a generation, the next step is queued while one is computed
     mx.eval(steps)
     return (time.perf_counter() - started) / n
 
 
 def numpys_speed() -> float:
-    """Bytes a second at which NumPy's product of 512 MiB with a vector reads them."""
+    """Return the bytes per second at which NumPy's product of a 512 MiB matrix with a vector reads it."""
     matrix, x = np.ones((131_072, 1024), np.float32), np.ones(1024, np.float32)
     times = []
     for _ in range(5):
@@ -150,7 +150,7 @@ def batch_of(rows: int) -> Callable[[Path, int], float]:
 
 
 def first(where: Path, n: int) -> float:
-    """Seconds to the first line of the command's output."""
+    """Return the seconds until the first line of the command's output."""
     flags = ["--prompt", " a" * PROMPT, "--max-tokens", "2", "--json", "--no-figures"]
     started = time.perf_counter()
     command = [sys.executable, "-m", "mlx_gpt", "generate", str(where / "gpt2"), *flags]
@@ -169,7 +169,7 @@ def loading(where: Path, n: int) -> float:
 
 
 def memory(where: Path, n: int) -> float:
-    """Bytes at most, as a multiple of what is needed."""
+    """Return the peak memory as a multiple of weights and cache."""
     run = generation(where / "gpt2", 100, prompt=512)
     model = run.decoder.model
     cache = 2 * model.config.n_layer * model.config.n_embd * 4 * 612
@@ -187,10 +187,10 @@ MEASURES: dict[str, Callable[[Path, int], float]] = {
     "memory": memory,
 }
 
-# The table ------------------------------------------------------------------------------------------------------------
+# The table
 
 GOALS: dict[str, tuple[str, str, tuple[str, ...], Callable[..., float], float, bool]] = {
-    # what, its unit, what is measured, how that makes the figure, the goal, whether more is better
+    # label, unit, measurements, figure computed from them, goal, True if more is better
     "tiny": ("decode, tiny model", "x mlx-lm", ("tiny", "mlx-lm"), lambda ours, theirs: ours / theirs, 1.5, True),
     "share": ("decode, 124M", "of matrix x vector", ("share",), lambda found: found, 0.9, True),
     "batch": ("batch 8, 124M", "x batch 1", ("batch 8", "batch 1"), lambda eight, one: eight / one, 4.0, True),
@@ -209,7 +209,7 @@ def rows(where: Path, parts: list[str], rounds: int, tokens: int | None) -> Iter
     for part in parts:
         what, unit, names, figure, goal, more = GOALS[part]
         for name in names if part == "first" else ():
-            apart(where, name, 0)  # the file is in memory from now on, and what is compiled is on disk
+            apart(where, name, 0)  # warms the page cache and the cache of compiled kernels
         figures = []
         for _ in range(rounds):
             found = [apart(where, name, tokens or TOKENS.get(name, 0)) for name in names]
@@ -223,11 +223,11 @@ def rows(where: Path, parts: list[str], rounds: int, tokens: int | None) -> Iter
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=GOALS, default=list(GOALS), help="these parts")
+    parser.add_argument("--only", nargs="+", choices=GOALS, default=list(GOALS), help="measure these parts")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, help="to decode, instead of each part's own number")
-    parser.add_argument("--measure", choices=MEASURES, help="one of them, here and now")
-    parser.add_argument("--where", type=Path, help="the models, made before; else they are made for the run")
+    parser.add_argument("--tokens", type=int, help="tokens to decode, instead of each part's default")
+    parser.add_argument("--measure", choices=MEASURES, help="run one measurement in this process")
+    parser.add_argument("--where", type=Path, help="a folder with the models, written if missing; temporary by default")
     flags = parser.parse_args()
     if flags.measure:
         print(MEASURES[flags.measure](flags.where, flags.tokens))

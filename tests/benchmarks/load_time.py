@@ -9,6 +9,7 @@ logits of eight tokens, against the same forward pass afterwards. The files are 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -73,9 +74,12 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokenizer", nargs="?", metavar="TOKENIZER", help="a folder with a tokenizer")
+    flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "gpt2"
-        size = make(folder, *sys.argv[1:2] or [None])
+        size = make(folder, flags.tokenizer)
         begin = time.perf_counter()
         for file in folder.iterdir():
             file.read_bytes()

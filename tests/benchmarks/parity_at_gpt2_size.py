@@ -10,8 +10,8 @@ four times the rounding error of a sum in blocks, as in NumPy's OpenBLAS, to whi
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,9 @@ def measure(name: str, std: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["gpt2"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", choices=TOKENS, default=["gpt2"], metavar="SIZE", help=", ".join(TOKENS))
+    flags = parser.parse_args()
+    for name in flags.sizes:
         for std in (0.02, 0.1):
             print(json.dumps(measure(name, std)), flush=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from serve.test_serve import Client, serving
+from helpers.server import Client, serving
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
@@ -25,13 +25,13 @@ from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
 
 
-def requests_a_second(client: Client, n: int, at_once: int, max_tokens: int) -> float:
+def requests_per_second(client: Client, n: int, n_clients: int, max_tokens: int) -> float:
     def ask(i: int) -> None:
         answer = client.complete(f"Once upon a time {i}", seed=i, max_tokens=max_tokens, logit_bias={"256": -100})
         assert answer.body["usage"]["completion_tokens"] == max_tokens
 
     started = time.perf_counter()
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(n_clients) as pool:
         list(pool.map(ask, range(n)))
     return n / (time.perf_counter() - started)
 
@@ -47,19 +47,19 @@ def main() -> None:
     config = GPTConfig(
         vocab_size=257, n_positions=256, n_embd=given.n_embd, n_layer=given.n_layer, n_head=given.n_embd // 64
     )
-    with tempfile.TemporaryDirectory() as place:
-        save(GPT(config), Tokenizer.bytes(), Path(place) / "tiny")
-        with serving(Path(place) / "tiny") as client:
-            ways = {1: [], 16: []}  # type: dict[int, list[float]]
+    with tempfile.TemporaryDirectory() as temporary:
+        save(GPT(config), Tokenizer.bytes(), Path(temporary) / "tiny")
+        with serving(Path(temporary) / "tiny") as client:
+            speeds: dict[int, list[float]] = {1: [], 16: []}
             for run in range(given.runs + 1):  # the first warms up
-                for at_once, found in ways.items():
-                    speed = requests_a_second(client, given.requests, at_once, given.max_tokens)
+                for n_clients, found in speeds.items():
+                    speed = requests_per_second(client, given.requests, n_clients, given.max_tokens)
                     found += [speed] if run else []
-    one, many = (statistics.median(found) for found in ways.values())
+    one, many = (statistics.median(found) for found in speeds.values())
     print(
-        f"{given.max_tokens} tokens each: {one:.1f} requests/s one after the other, {many:.1f} sixteen at once", end=""
+        f"{given.max_tokens} tokens each: {one:.1f} requests/s in sequence, {many:.1f} from sixteen clients:", end=" "
     )
-    print(f", {many / one:.1f} times as many ({given.runs} runs, medians)")
+    print(f"{many / one:.1f} times as many ({given.runs} runs, medians)")
 
 
 if __name__ == "__main__":

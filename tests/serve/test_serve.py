@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import re
 import shutil
@@ -15,14 +14,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.command_line import environment, in_a_process, the_line
+from helpers.command_line import in_a_process, the_line
+from helpers.server import Answer, Client, serving
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import generate
@@ -50,82 +49,6 @@ def about(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: about(item) for key, item in value.items()}
     return round(value, 3) if isinstance(value, float) else value
-
-
-class Answer:
-    """A status and what came with it: JSON, or the events of a stream."""
-
-    def __init__(self, response: http.client.HTTPResponse):
-        self.status, self.headers = response.status, response.headers
-        text = response.read().decode()
-        self.events: list[Any] = []
-        self.body: Any = None
-        if "event-stream" in self.headers["content-type"]:
-            parts = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
-            self.is_done = parts[-1] == "[DONE]"
-            self.events = [json.loads(part) for part in parts if part != "[DONE]"]
-        else:
-            self.body = json.loads(text)
-
-    @property
-    def error(self) -> Any:
-        return self.body["error"]
-
-    @property
-    def texts(self) -> list[str]:
-        return [choice["text"] for choice in self.body["choices"]]
-
-
-class Client:
-    """Speaks to a server; each request has a connection of its own."""
-
-    def __init__(self, process: subprocess.Popen[str], port: int):
-        self.process, self.port = process, port
-
-    def get(self, path: str) -> Answer:
-        return self.ask(path, None, "GET")
-
-    def complete(self, prompt: Any = "ab", **fields: Any) -> Answer:
-        return self.ask("/v1/completions", json.dumps({"prompt": prompt} | fields).encode())
-
-    def ask(self, path: str, body: Any, method: str = "POST", kind: str = "application/json") -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, {"content-type": kind})
-            return Answer(connection.getresponse())
-        finally:
-            connection.close()
-
-    def stream(self, **fields: Any) -> http.client.HTTPResponse:
-        """The answer of a stream that has begun."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        body = json.dumps({"prompt": "ab", "stream": True} | fields)
-        connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
-        response = connection.getresponse()
-        response.fp.peek(1)  # type: ignore[attr-defined]
-        return response
-
-    def wait_until_idle(self) -> None:
-        end = time.monotonic() + 30
-        while self.get("/health").body["requests"]:
-            assert time.monotonic() < end, "requests are still under way"
-            time.sleep(0.02)
-
-
-@contextmanager
-def serving(folder: Path, *flags: str) -> Iterator[Client]:
-    """A server in a process of its own, at a port that is free."""
-    command = [sys.executable, "-m", "mlx_gpt", "serve", str(folder), "--port", "0", *flags]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=folder.parent)
-    try:
-        assert process.stderr
-        line = process.stderr.readline()
-        found = re.fullmatch(rf"mlx-gpt: {folder.name} at http://127\.0\.0\.1:(\d+)/v1; \^C ends it\n", line)
-        assert found, line + process.stderr.read()
-        yield Client(process, int(found[1]))
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
