@@ -42,7 +42,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
-        print(f"mlx-gpt: {self._service.name} at {address(self._socket)}/v1; Ctrl-C stops it", file=sys.stderr, flush=True)
+        print(
+            f"mlx-gpt: {self._service.name} at {address(self._socket)}/v1; Ctrl-C stops it", file=sys.stderr, flush=True
+        )
 
     def run_until_told(self) -> None:
         try:
