@@ -168,6 +168,12 @@ def test_line_counts_in_the_readme_are_within_ten_lines_or_five_percent() -> Non
     assert not wrong
 
 
+def test_every_test_file_is_listed_with_its_claim() -> None:
+    listed = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [file for file in sorted(files) if f"`{file}`" not in listed] == []
+
+
 # CONTRIBUTING -----------------------------------------------------------------------------------------------------
 
 
