@@ -1,6 +1,5 @@
 """OpenAI's completions API over HTTP.
 
-Read in this order: ``row``, ``rules``, ``batch``, ``engine``, which know nothing of HTTP; ``limits``, ``request``,
-``answer``, which know nothing of the model at work; ``service``, which brings them together; ``exchange``, ``app``,
-``server``, which speak HTTP.
+Read ``row``, ``batch`` and ``engine`` first, which compute; then ``limits``, ``request`` and ``answer``, which define
+the API; ``service``, which connects them; and ``exchange``, ``app`` and ``server``, which implement HTTP.
 """

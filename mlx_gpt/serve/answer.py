@@ -1,4 +1,4 @@
-"""Pieces of text as OpenAI's completions API gives them: a whole completion, or chunk by chunk."""
+"""Answers in the format of OpenAI's completions API, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ DONE = b"data: [DONE]\n\n"
 
 
 class CompletionChoice:
-    """One of the texts, as far as it has come. ``logprobs`` is how many alternatives to each token are wanted."""
+    """One of the texts of an answer. ``logprobs`` is the number of alternatives to return for each token."""
 
     def __init__(self, row: Row, index: int, logprobs: int | None, tokenizer: Tokenizer):
         self.row, self.index = row, index
         self.reason: str | None = None
         self._logprobs, self._tokenizer = logprobs, tokenizer
         self._pieces: list[Piece] = []
-        self._length = 0  # characters that have been taken
+        self._length = 0  # characters already taken
 
     def add(self, pieces: Sequence[Piece], reason: str | None) -> None:
         self._pieces += pieces
         self.reason = reason
 
     @property
-    def has_news(self) -> bool:
-        """Whether there is anything to take: not inside a character, for one."""
+    def is_ready(self) -> bool:
+        """True if there is something to take; an incomplete character is not."""
         return bool(self.reason or any(piece.text or self._logprobs is not None for piece in self._pieces))
 
     @property
     def mean_logprob(self) -> float:
-        """How probable its tokens are, in the mean, in nats: the best of several texts has most of it."""
+        """The mean log-probability of its tokens, in nats, by which ``best_of`` ranks texts."""
         tokens = [piece.token for piece in self._pieces if piece.token][len(self.row.prompt) * self.row.echo :]
         found = [token.logprob for token in tokens if token.logprob is not None]
         return sum(found) / len(found) if found else 0.0
 
     def take(self) -> dict[str, Any]:
-        """What has come since it was last asked, as a choice of the API's."""
+        """Return what is new since the last call, as a choice of the API."""
         pieces, self._pieces = self._pieces, []
         text, start = "".join(piece.text for piece in pieces), self._length
         self._length += len(text)
@@ -56,7 +56,7 @@ class CompletionChoice:
 
 
 class Head:
-    """What all parts of an answer have in common."""
+    """The fields that all parts of an answer share."""
 
     def __init__(self, model: str):
         self._fields: dict[str, Any] = {
@@ -67,12 +67,12 @@ class Head:
         }
 
     def part(self, choices: list[dict[str, Any]], **usage: Any) -> dict[str, Any]:
-        """A whole answer, or a chunk of one."""
+        """Return a whole answer or a chunk of one."""
         return self._fields | {"choices": choices} | usage
 
 
 def event(data: dict[str, Any]) -> bytes:
-    """An event of a stream, ``text/event-stream``."""
+    """Return an event of a stream, ``text/event-stream``."""
     return b"data: " + as_json(data) + b"\n\n"
 
 
@@ -80,13 +80,13 @@ def as_json(data: dict[str, Any]) -> bytes:
     return json.dumps(data, allow_nan=False).encode()
 
 
-def usage(n_prompt: int, n_said: int) -> dict[str, int]:
-    """What a request cost, in tokens."""
-    return {"prompt_tokens": n_prompt, "completion_tokens": n_said, "total_tokens": n_prompt + n_said}
+def usage(n_prompt: int, n_completion: int) -> dict[str, int]:
+    """Return the token counts of a request."""
+    return {"prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion}
 
 
 def logprobs(pieces: Sequence[Piece], n: int, start: int, tokenizer: Tokenizer) -> dict[str, list[Any]]:
-    """Each token with its log-probability (nats), n alternatives beside it, and where in the text it begins."""
+    """Return each token, its log-probability (nats), n alternatives and its offset in the text."""
     found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for piece in pieces:
         if token := piece.token:
@@ -100,7 +100,7 @@ def logprobs(pieces: Sequence[Piece], n: int, start: int, tokenizer: Tokenizer) 
 
 
 def alternatives(token: Token, n: int, tokenizer: Tokenizer) -> dict[str, float] | None:
-    """The n most probable tokens, and the one that was taken; None where nothing is known of it."""
+    """Return the n most probable tokens and the chosen one; None if it has no log-probability."""
     if token.logprob is None:
         return None
     shown = {token_name(i, tokenizer): logprob for i, logprob in token.top[:n]}
@@ -108,7 +108,7 @@ def alternatives(token: Token, n: int, tokenizer: Tokenizer) -> dict[str, float]
 
 
 def token_name(token_id: int, tokenizer: Tokenizer) -> str:
-    r"""A token's text; where it is no whole character, its bytes, as OpenAI's API writes them: ``bytes:\xe2\x80``."""
+    r"""Return a token's text or, if it is not whole characters, its bytes in OpenAI's form: ``bytes:\xe2\x80``."""
     token = tokenizer.token_bytes(token_id)
     try:
         return token.decode()

@@ -1,4 +1,4 @@
-"""The ASGI app: what there is to ask for, and what is answered to anything else."""
+"""The ASGI app: routes and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlx_gpt.serve.request import APIError
 from mlx_gpt.serve.service import Service
 
 NO_CHAT = (
-    "GPT-2 is no chat model: it continues texts and was not trained to answer. Send the text to be continued to "
+    "GPT-2 is not a chat model: it continues texts and was not trained to answer. Send the text to continue to "
     "/v1/completions (client.completions.create)"
 )
 
@@ -31,7 +31,7 @@ class Completions:
 
 
 def make_app(service: Service) -> Starlette:
-    """The ASGI app."""
+    """Return the ASGI app."""
     model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "mlx_gpt"}
 
     @asynccontextmanager
@@ -60,7 +60,7 @@ def make_app(service: Service) -> Starlette:
         Route("/v1/models/{name:path}", one_model),
         Route("/health", health),
     ]
-    handlers = {APIError: api_error, HTTPException: http_error, Exception: own_error}
+    handlers = {APIError: api_error, HTTPException: http_error, Exception: internal_error}
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
 
 
@@ -70,12 +70,12 @@ async def api_error(_: Request, error: Exception) -> Response:
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """What Starlette itself refuses: a path or a method that is not there."""
+    """Answer an error of Starlette: an unknown path or method."""
     assert isinstance(error, HTTPException)
     paths = "POST /v1/completions, GET /v1/models, GET /health"
     refused = APIError(error.status_code, f"there is no {request.method} {request.url.path[:60]} here, only {paths}")
     return respond(error.status_code, refused.body, error.headers)
 
 
-async def own_error(_: Request, error: Exception) -> Response:
-    return respond(500, APIError(500, "the server made a mistake; its log says which").body)
+async def internal_error(_: Request, error: Exception) -> Response:
+    return respond(500, APIError(500, "internal error; see the server's log").body)

@@ -1,4 +1,4 @@
-"""All computing: MLX's streams and compiled steps belong to a thread, so one thread has the model to itself."""
+"""The thread that computes: MLX's streams and compiled steps belong to one thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 
 
 class Event(NamedTuple):
-    """What has become of a row: pieces of its text; why it ended, if it has; or what went wrong instead."""
+    """New pieces of a row's text, the reason if it ended, or an error."""
 
     row: Row
     pieces: list[Piece]
@@ -25,9 +25,9 @@ class Event(NamedTuple):
 
 
 class Engine:
-    """Continues rows, the first come first, ``max_rows`` side by side. Tells ``deliver``, on its thread, what comes.
+    """Continues rows in the order of their arrival, at most ``max_rows`` in a batch, and calls ``deliver`` with events.
 
-    One thread calls ``run``; any may ``submit`` rows, ``cancel`` them, and ``stop`` it.
+    One thread calls ``run``, which calls ``deliver``; any thread may call ``submit``, ``cancel`` and ``stop``.
     """
 
     def __init__(
@@ -40,44 +40,44 @@ class Engine:
     ):
         self._tokenizer, self._max_rows, self._deliver = tokenizer, max_rows, deliver
         self._new_batch = partial(Batch, model, tokenizer, cache_bits)
-        self._news = threading.Condition()  # guards the two below
+        self._changed = threading.Condition()  # guards the two below
         self._waiting: list[Row] = []
         self._stopping = False
 
     def stop(self) -> None:
-        """After the turn under way."""
-        with self._news:
+        """Stop after the current turn."""
+        with self._changed:
             self._stopping = True
-            self._news.notify()
+            self._changed.notify()
 
     def submit(self, rows: Iterable[Row]) -> None:
-        with self._news:
+        with self._changed:
             self._waiting += rows
-            self._news.notify()
+            self._changed.notify()
 
     def cancel(self, rows: Iterable[Row]) -> None:
-        """Make room: nobody wants these rows any more, whether they wait, are under way, or have ended."""
+        """Drop rows, whether they wait, are being computed or have ended."""
         for row in rows:
             row.cancelled = True
-        with self._news:
+        with self._changed:
             self._waiting = [row for row in self._waiting if not row.cancelled]
 
     def run(self) -> None:
-        """Until it is stopped."""
+        """Compute until ``stop`` is called."""
         batch = self._new_batch()
         while (newcomers := self._next(batch)) is not None:
             try:
                 self._deliver(list(self._turn(batch, newcomers)))
-            except Exception as error:  # such as memory that does not suffice: the next request is served
+            except Exception as error:  # such as too little memory: the next request is served
                 print(f"mlx-gpt: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 lost = dict.fromkeys([*batch.rows, *newcomers])
                 batch = self._new_batch()
-                self._deliver([Event(row, [], error="the model failed; the server's log says how") for row in lost])
+                self._deliver([Event(row, [], error="the model failed; see the server's log") for row in lost])
 
     def _next(self, batch: Batch) -> list[Row] | None:
-        """The rows that join for the next turn; waits for some where none is under way. None at the end."""
-        with self._news:
-            self._news.wait_for(lambda: self._stopping or self._waiting or batch.rows)
+        """Return the rows that join at the next turn, waiting for some if the batch is empty; None to stop."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._waiting or batch.rows)
             if self._stopping:
                 return None
             room = self._max_rows - len(batch.rows)

@@ -1,4 +1,4 @@
-"""One request and its answer, over ASGI (asgi.readthedocs.io, HTTP connection scope)."""
+"""One request and its answer over ASGI (asgi.readthedocs.io, HTTP connection scope)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mlx_gpt.serve.answer import DONE, Head, as_json, event
 from mlx_gpt.serve.request import APIError
 from mlx_gpt.serve.service import Job, Service
 
-BODY_SECONDS = 20  # in which a request's body must have come
+BODY_SECONDS = 20  # for receiving a request's body
 
 
-class HungUp(Exception):
-    """The client is gone; nobody waits for an answer."""
+class Disconnected(Exception):
+    """The client has closed the connection."""
 
 
 class Exchange:
@@ -35,19 +35,21 @@ class Exchange:
         try:
             with self.service.admitted(), anyio.fail_after(timeout):
                 await self._answer()
-        except HungUp:
+        except Disconnected:
             pass
         except APIError as error:
-            await self._tell(error)
+            await self._send_error(error)
         except TimeoutError:
-            await self._tell(APIError(504, f"this took longer than {timeout:g} seconds; ask for fewer tokens"))
+            await self._send_error(
+                APIError(504, f"the request took longer than {timeout:g} seconds; ask for fewer tokens")
+            )
 
     async def _answer(self) -> None:
-        asked = self.service.reader.read(await self._body())
-        with self.service.under_way(asked) as job:
+        request = self.service.reader.read(await self._body())
+        with self.service.job(request) as job:
             watcher = asyncio.create_task(self._watch(job))
             try:
-                await (self._stream(job) if asked.stream else self._whole(job))
+                await (self._stream(job) if request.stream else self._whole(job))
             finally:
                 watcher.cancel()
 
@@ -58,7 +60,7 @@ class Exchange:
 
     async def _stream(self, job: Job) -> None:
         head = Head(self.service.name)
-        no_usage: dict[str, Any] = {"usage": None} if job.asked.include_usage else {}
+        no_usage: dict[str, Any] = {"usage": None} if job.request.include_usage else {}
         await self.send(
             {
                 "type": "http.response.start",
@@ -68,17 +70,17 @@ class Exchange:
         )
         self.is_streaming = True
         async for choice in job.changes():
-            if choice.has_news:
+            if choice.is_ready:
                 await self._chunk(event(head.part([choice.take()], **no_usage)))
-        if job.asked.include_usage:
+        if job.request.include_usage:
             await self._chunk(event(head.part([], usage=job.usage())))
         await self._chunk(DONE, more=False)
 
     async def _chunk(self, data: bytes, more: bool = True) -> None:
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def _tell(self, error: APIError) -> None:
-        with anyio.move_on_after(1):  # nobody may be reading
+    async def _send_error(self, error: APIError) -> None:
+        with anyio.move_on_after(1):  # the client may not be reading
             if self.is_streaming:
                 await self._chunk(event(error.body), more=False)
             else:
@@ -88,13 +90,13 @@ class Exchange:
         await respond(status, body, headers)(self.scope, self.receive, self.send)
 
     async def _body(self) -> bytes:
-        """The request's body. One that is too long is read to its end and thrown away, so that its sender listens."""
+        """Return the request's body. One that is too long is read and dropped, so that the client reads the answer."""
         if not self.headers.get("content-type", "").startswith("application/json"):
-            raise APIError(415, "the body must be JSON, and the header say so: content-type: application/json")
+            raise APIError(415, "the body must be JSON, with the header content-type: application/json")
         limit = self.service.limits.max_body
-        too_long = APIError(413, f"a body may have {limit} bytes at most; send fewer or shorter prompts")
+        too_long = APIError(413, f"the body must have at most {limit} bytes; send fewer or shorter prompts")
         length = self.headers.get("content-length", "")
-        if length.isdigit() and int(length) > limit and self.headers.get("expect"):  # it asks before it sends
+        if length.isdigit() and int(length) > limit and self.headers.get("expect"):  # the client waits for 100 Continue
             raise too_long
         body = bytearray()
         size = 0
@@ -105,7 +107,7 @@ class Exchange:
         if size > limit:
             raise too_long
         if deadline.cancelled_caught:
-            raise APIError(408, f"the body did not come within {BODY_SECONDS} seconds")
+            raise APIError(408, f"the body did not arrive within {BODY_SECONDS} seconds")
         return bytes(body)
 
     async def _parts(self) -> AsyncIterator[bytes]:
@@ -113,12 +115,12 @@ class Exchange:
             yield message.get("body", b"")
             if not message.get("more_body"):
                 return
-        raise HungUp
+        raise Disconnected
 
     async def _watch(self, job: Job) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
-        job.news.put_nowait(HungUp())
+        job.events.put_nowait(Disconnected())
 
 
 def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:

@@ -1,7 +1,7 @@
-"""What a request asks for: the fields of OpenAI's completions API, each checked.
+"""Requests to OpenAI's completions API, with every field checked.
 
-The reference is OpenAI's "Create completion" (platform.openai.com/docs/api-reference/completions/create): names,
-defaults and ranges are from there. A field that it does not have is refused by name, as it does.
+Names, defaults and ranges are those of OpenAI's "Create completion"
+(platform.openai.com/docs/api-reference/completions/create). An unknown field is refused by name, as OpenAI does.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mlx_gpt.text.tokenizer import Tokenizer
 FIELDS = (
     *("model", "prompt", "suffix", "max_tokens", "stop", "stream", "stream_options", "n", "best_of", "echo", "seed"),
     *("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"),
-    "user",  # tells OpenAI's users apart; ignored
+    "user",  # for OpenAI's accounting; ignored
 )
 
 
 class APIError(Exception):
-    """A request that is not answered as it wished: an HTTP status, and what OpenAI's clients look for in the body."""
+    """An error to answer a request with: an HTTP status and a body in OpenAI's format."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -37,8 +37,8 @@ class APIError(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request, checked: ``best_of`` continuations of each prompt, of which the best ``n`` are wanted."""
+class CompletionRequest:
+    """A checked request: ``best_of`` continuations of each prompt, of which the best ``n`` are returned."""
 
     prompts: list[list[int]]
     settings: GenerationSettings
@@ -52,27 +52,29 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Makes sense of requests to the model called ``name``. Every method raises ``APIError`` for what makes none."""
+class RequestReader:
+    """Reads requests to the model called ``name``. Every method raises ``APIError`` for an invalid request."""
 
     name: str
     tokenizer: Tokenizer
     n_positions: int
     limits: Limits
 
-    def read(self, body: bytes) -> Asked:
-        """What a request asks for in JSON."""
+    def read(self, body: bytes) -> CompletionRequest:
+        """Read a request from its JSON body."""
         given = fields(body)
         self.check_name(given.get("model", self.name))
         if "suffix" in given:
-            refuse("suffix", "cannot be given: GPT-2 was not trained to fill a gap; it continues prompt")
+            refuse("suffix", "is not supported: GPT-2 was not trained to fill a gap; it continues prompt")
         n = integer(given, "n", 1, 1, self.limits.max_choices)
         best_of = integer(given, "best_of", n, 1, self.limits.max_choices)
         stream, options = boolean(given, "stream"), self._stream_options(given)
         if best_of < n:
             refuse("best_of", f"must be at least n, {n}, not {best_of}")
         if stream and best_of > n:
-            refuse("best_of", "cannot be streamed: which texts are the best is known at their end; leave out one")
+            refuse(
+                "best_of", "cannot be combined with stream: the best texts are known only at their end; leave out one"
+            )
         settings = self._settings(given)
         prompts = self._prompts(given.get("prompt", ""), settings.max_tokens)
         if len(prompts) * best_of > self.limits.max_choices:
@@ -80,15 +82,15 @@ class Reader:
         seed = integer(given, "seed", secrets.randbits(63), -(2**63), 2**63 - 1) % 2**64
         logprobs = settings.logprobs
         if best_of > n and logprobs is None:
-            settings = replace(settings, logprobs=0)  # they tell which are the best
-        return Asked(prompts, settings, seed, n, best_of, logprobs, stream, options, boolean(given, "echo"))
+            settings = replace(settings, logprobs=0)  # needed to rank the texts
+        return CompletionRequest(prompts, settings, seed, n, best_of, logprobs, stream, options, boolean(given, "echo"))
 
     def check_name(self, name: Any) -> None:
-        """Refuse any model but the one that is there."""
+        """Refuse any other model."""
         if not isinstance(name, str):
             refuse("model", f"must be a string, not {shown(name)}")
         if name != self.name:
-            raise APIError(404, f"there is no model {shown(name)} here, only {self.name!r}", "model", "model_not_found")
+            raise APIError(404, f"no model {shown(name)} is served, only {self.name!r}", "model", "model_not_found")
 
     def _settings(self, given: Mapping[str, Any]) -> GenerationSettings:
         temperature = number(given, "temperature", 1.0, 0, 2)
@@ -107,7 +109,7 @@ class Reader:
         )
 
     def _prompts(self, prompt: Any, max_tokens: int) -> list[list[int]]:
-        """The ids of each prompt, from a text, a list of texts, ids, or a list of lists of ids."""
+        """Return the ids of each prompt, from a text, a list of texts, ids, or a list of lists of ids."""
         is_one = isinstance(prompt, str) or (isinstance(prompt, list) and bool(prompt) and is_id(prompt[0]))
         prompts = [prompt] if is_one else prompt
         if not (isinstance(prompts, list) and prompts and all(isinstance(item, (str, list)) for item in prompts)):
@@ -121,16 +123,14 @@ class Reader:
             try:
                 prompt.encode()
             except UnicodeEncodeError:
-                refuse("prompt", "holds half a character (a lone surrogate), which no text has")
+                refuse("prompt", "contains a lone surrogate (half a character); send valid Unicode")
             return self.tokenizer.encode(prompt)
         if not prompt:
             refuse("prompt", 'is an empty list of ids; "" starts a new text')
         for token_id in prompt:
             if not is_id(token_id) or not self._is_known(token_id):
-                refuse(
-                    "prompt",
-                    f"{shown(token_id)} is no token's id; the vocabulary's are 0 to {self.tokenizer.vocab_size - 1}",
-                )
+                last = self.tokenizer.vocab_size - 1
+                refuse("prompt", f"{shown(token_id)} is not the id of a token; the vocabulary's are 0 to {last}")
         return prompt
 
     def _fitting(self, ids: list[int], max_tokens: int) -> list[int]:
@@ -149,7 +149,7 @@ class Reader:
         for key in bias:
             if not (key.isascii() and key.isdigit() and len(key) < 10 and self._is_known(int(key))):
                 last = self.tokenizer.vocab_size - 1
-                refuse("logit_bias", f"{shown(key)} is no token's id; the vocabulary's are 0 to {last}")
+                refuse("logit_bias", f"{shown(key)} is not the id of a token; the vocabulary's are 0 to {last}")
         return {int(key): number(bias, key, 0.0, -100, 100, "logit_bias") for key in bias}
 
     def _is_known(self, token_id: int) -> bool:
@@ -160,35 +160,32 @@ class Reader:
         return True
 
     def _stream_options(self, given: Mapping[str, Any]) -> bool:
-        """Whether usage is to be told at the end of a stream."""
+        """Return True if the stream is to end with its usage."""
         options = given.get("stream_options", {})
         if not isinstance(options, dict):
             refuse("stream_options", f"must be an object, not {shown(options)}")
         if options and not boolean(given, "stream"):
             refuse("stream_options", "is for streams: set stream to true")
-        if unknown := options.keys() - {
-            "include_usage",
-            "include_obfuscation",
-        }:  # the second hides lengths on a network
+        if unknown := options.keys() - {"include_usage", "include_obfuscation"}:  # the second is ignored
             refuse("stream_options", f"has no field {shown(min(unknown))}")
         return boolean(options, "include_usage")
 
 
 def fields(body: bytes) -> dict[str, Any]:
-    """The fields of a JSON object, without those that are null: null is the same as nothing."""
+    """Return the fields of a JSON object, except those that are null."""
     try:
-        given = json.loads(body.decode(), parse_constant=_no_number)
+        given = json.loads(body.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise APIError(400, f"the body must be JSON in UTF-8, and is not: {error}") from None
+        raise APIError(400, f"the body must be JSON in UTF-8: {error}") from None
     if not isinstance(given, dict):
         raise APIError(400, f"the body must be a JSON object, not {shown(given)}")
     if unknown := given.keys() - set(FIELDS):
-        refuse(min(unknown)[:60], f"is no field of /v1/completions, which are {', '.join(FIELDS)}")
+        refuse(min(unknown)[:60], f"is not a field of /v1/completions, which are {', '.join(FIELDS)}")
     return {name: value for name, value in given.items() if value is not None}
 
 
 def integer(given: Mapping[str, Any], name: str, default: Any, low: int, high: int) -> Any:
-    """A field that holds a whole number, or its default."""
+    """Return an integer field or its default."""
     value = given.get(name, default)
     if value is not default and not (is_id(value) and low <= value <= high):
         refuse(name, f"must be a whole number from {low} to {high}, not {shown(value)}")
@@ -196,11 +193,11 @@ def integer(given: Mapping[str, Any], name: str, default: Any, low: int, high: i
 
 
 def number(given: Mapping[str, Any], name: str, default: float, low: float, high: float, of: str = "") -> float:
-    """A field that holds a number, or its default."""
+    """Return a number field or its default; ``of`` names the object it is in."""
     value = given.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        what = f"of {name} " if of else ""
-        refuse(of or name, f"{what}must be a number from {low} to {high}, not {shown(value)}")
+        within = f"of {name} " if of else ""
+        refuse(of or name, f"{within}must be a number from {low} to {high}, not {shown(value)}")
     return float(value)
 
 
@@ -212,7 +209,7 @@ def boolean(given: Mapping[str, Any], name: str) -> bool:
 
 
 def stops(stop: Any) -> tuple[str, ...]:
-    """The texts to stop before: one, or a list of at most four."""
+    """Return the stop strings: one, or a list of at most four."""
     texts = [stop] if isinstance(stop, str) else stop
     if not (isinstance(texts, (list, tuple)) and all(isinstance(text, str) and text for text in texts)):
         refuse("stop", f"must be a text of at least one character or a list of such, not {shown(stop)}")
@@ -226,7 +223,7 @@ def is_id(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value of the client's, so that it can stand in a message: in JSON, and short."""
+    """Return a value of the client for a message: in JSON, at most 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
@@ -235,5 +232,5 @@ def refuse(param: str, message: str) -> NoReturn:
     raise APIError(400, f"{param} {message}", param)
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")

@@ -1,4 +1,4 @@
-"""A server process: a socket, uvicorn on it, and an end that leaves nobody without an answer."""
+"""The server process: a socket, uvicorn, and a shutdown that answers every request."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mlx_gpt.errors import UsageError
 from mlx_gpt.serve.app import make_app
 from mlx_gpt.serve.service import Service
 
-FILES = 4096  # a connection is a file; macOS allows a process 256 unless it asks for more
+FILES = 4096  # open files, one per connection; the default of macOS is 256
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's, which says when it is there, and tells its service when it is to end."""
+    """Uvicorn's server, which prints its address when it is ready and stops its service on a signal."""
 
     def __init__(self, service: Service, sock: socket.socket):
-        seconds = int(service.limits.grace) + 5  # the service tells its clients before; this is for those that hang
+        seconds = int(service.limits.grace) + 5  # for clients that do not read the service's answer
         super().__init__(
             uvicorn.Config(
                 make_app(service),
@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
             f"mlx-gpt: {self._service.name} at {address(self._socket)}/v1; Ctrl-C stops it", file=sys.stderr, flush=True
         )
 
-    def run_until_told(self) -> None:
+    def run_until_stopped(self) -> None:
         try:
             self.run([self._socket])
         finally:
@@ -58,14 +58,14 @@ class Server(uvicorn.Server):
 
 
 def serve(service: Service, sock: socket.socket) -> None:
-    """Answer requests until SIGINT or SIGTERM; then finish what is under way. To be called in the main thread.
+    """Answer requests until SIGINT or SIGTERM, then finish those in progress. Call it in the main thread.
 
-    It computes, and a second one speaks HTTP: a thread that has used MLX ends well only with its process.
+    The main thread computes and a second one serves HTTP: a thread that has used MLX should end with its process.
     """
     allow_files(FILES)
     server = Server(service, sock)
     before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-    thread = threading.Thread(target=server.run_until_told, name="http")
+    thread = threading.Thread(target=server.run_until_stopped, name="http")
     thread.start()
     try:
         service.engine.run()
@@ -77,12 +77,12 @@ def serve(service: Service, sock: socket.socket) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address; port 0 takes one that is free. ``UsageError`` where it cannot be had."""
+    """Return a socket at an address, at any free port for port 0. Raises ``UsageError``."""
     if not 0 <= port < 65536:
-        raise UsageError(f"--port must be from 0 (any that is free) to 65535, not {port}")
+        raise UsageError(f"--port must be from 0 (any free port) to 65535, not {port}")
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(place[:2], family=family, backlog=2048)
+        family, _, _, _, location = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(location[:2], family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"cannot serve at {host} port {port}: {error}; choose another --host or --port") from error
 
@@ -93,9 +93,9 @@ def address(sock: socket.socket) -> str:
 
 
 def allow_files(n: int) -> None:
-    """See to it that n files may be open, if the system lets a process."""
+    """Raise the limit of open files to n, or as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = n if hard == resource.RLIM_INFINITY else min(n, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
+    limit = n if hard == resource.RLIM_INFINITY else min(n, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
         with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -1,4 +1,4 @@
-"""A server on loopback: OpenAI's completions API, several at once, bad input, and how it ends."""
+"""A server on loopback: OpenAI's completions API, concurrent requests, bad input and shutdown."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ pytest.importorskip("starlette", reason="needs the serve extra")
 pytest.importorskip("uvicorn", reason="needs the serve extra")
 
 TOKENIZER = Tokenizer.bytes()
-P = 2048  # long enough that a text takes seconds
+P = 2048  # a text takes seconds
 ENDLESS = {"max_tokens": 2000, "logit_bias": {"256": -100}}
 IDS = TOKENIZER.ranks
 
 
 def bias(characters: str) -> dict[str, int]:
-    """What makes a text of these characters."""
+    """Return a logit bias that allows these characters only."""
     return {str(IDS[character.encode()]): 100 for character in characters}
 
 
-def about(value: Any) -> Any:
-    """Log-probabilities without their last digits, in which rows side by side may differ from rows alone."""
+def rounded(value: Any) -> Any:
+    """Round log-probabilities: rows in a batch may differ from rows alone in the last digits."""
     if isinstance(value, dict):
-        return {key: about(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     return round(value, 3) if isinstance(value, float) else value
 
 
@@ -71,7 +71,7 @@ def server(folder: Path) -> Iterator[Client]:
         yield client
 
 
-# What it answers
+# Answers
 
 
 def test_health_and_models(server: Client) -> None:
@@ -82,7 +82,7 @@ def test_health_and_models(server: Client) -> None:
     assert server.get("/v1/models/gpt-4").status == 404
 
 
-def test_a_completion_is_what_generate_says(server: Client, model: GPT) -> None:
+def test_a_completion_is_the_text_of_generate(server: Client, model: GPT) -> None:
     for seed, settings in enumerate(
         [{"temperature": 0}, {"temperature": 1.1}, {"top_p": 0.7}, {"presence_penalty": 1}]
     ):
@@ -97,7 +97,7 @@ def test_a_completion_is_what_generate_says(server: Client, model: GPT) -> None:
         assert answer.body["id"].startswith("cmpl-")
 
 
-def test_a_prompt_comes_in_four_forms(server: Client) -> None:
+def test_a_prompt_has_four_forms(server: Client) -> None:
     ids = TOKENIZER.encode("Once")
     for one in ("Once", ids, ["Once"], [ids]):
         assert server.complete(one, seed=1).texts == server.complete("Once", seed=1).texts
@@ -114,7 +114,7 @@ def test_an_empty_prompt_starts_a_new_text(server: Client, model: GPT) -> None:
         assert answer.body["usage"]["prompt_tokens"] == 1
 
 
-def test_usage_and_why_it_ended(server: Client) -> None:
+def test_usage_and_finish_reason_are_reported(server: Client) -> None:
     answer = server.complete(["abc", "d"], n=2, max_tokens=5, logit_bias={"256": -100})
     assert answer.body["usage"] == {"prompt_tokens": 4, "completion_tokens": 20, "total_tokens": 24}
     assert [choice["index"] for choice in answer.body["choices"]] == [0, 1, 2, 3]
@@ -126,19 +126,19 @@ def test_usage_and_why_it_ended(server: Client) -> None:
 
 
 def test_stop_strings_end_a_text_and_are_not_shown(server: Client) -> None:
-    asked: dict[str, Any] = {"seed": 7, "max_tokens": 60, "logit_bias": bias("ABC")}
-    text = server.complete(**asked).texts[0]
+    request_fields: dict[str, Any] = {"seed": 7, "max_tokens": 60, "logit_bias": bias("ABC")}
+    text = server.complete(**request_fields).texts[0]
     assert set(text) <= set("ABC")
     stop = text[20:23]
     for stops in (stop, [stop, "\n"], ["xyz", stop]):
-        (choice,) = server.complete(**asked, stop=stops).body["choices"]
+        (choice,) = server.complete(**request_fields, stop=stops).body["choices"]
         assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
 
 
 def test_a_stream_is_the_same_text_in_pieces(server: Client) -> None:
-    asked: dict[str, Any] = {"prompt": ["Once", "ab"], "n": 2, "seed": 3, "max_tokens": 30, "echo": True}
-    whole = server.complete(**asked, logprobs=1)
-    stream = server.complete(**asked, logprobs=1, stream=True, stream_options={"include_usage": True})
+    request_fields: dict[str, Any] = {"prompt": ["Once", "ab"], "n": 2, "seed": 3, "max_tokens": 30, "echo": True}
+    whole = server.complete(**request_fields, logprobs=1)
+    stream = server.complete(**request_fields, logprobs=1, stream=True, stream_options={"include_usage": True})
     assert stream.is_done
     *chunks, last = stream.events
     assert last["choices"] == []
@@ -152,11 +152,11 @@ def test_a_stream_is_the_same_text_in_pieces(server: Client) -> None:
         assert len(parts) > 10
         for name, values in choice["logprobs"].items():
             found = [value for part in parts for value in part["logprobs"][name]]
-            assert [about(value) for value in found] == [about(value) for value in values]
+            assert [rounded(value) for value in found] == [rounded(value) for value in values]
     assert "usage" not in server.complete(stream=True).events[0]
 
 
-def test_logprobs_are_the_models(server: Client, model: GPT) -> None:
+def test_logprobs_are_those_of_the_model(server: Client, model: GPT) -> None:
     (choice,) = server.complete("Once", max_tokens=6, seed=2, logprobs=3, echo=True, top_p=0.9).body["choices"]
     found = choice["logprobs"]
     assert found["tokens"][:4] == list("Once")
@@ -180,35 +180,35 @@ def test_a_prompt_can_be_scored_without_continuing_it(server: Client) -> None:
     assert [len(alternatives or {}) for alternatives in choice["logprobs"]["top_logprobs"]] == [0, 1, 1, 1]
 
 
-def test_the_best_of_several(server: Client) -> None:
-    asked: dict[str, Any] = {"seed": 5, "max_tokens": 8, "logprobs": 0} | {"logit_bias": {"256": -100}}
-    every = server.complete(n=6, **asked).body["choices"]
+def test_best_of_returns_the_texts_of_highest_mean_logprob(server: Client) -> None:
+    request_fields: dict[str, Any] = {"seed": 5, "max_tokens": 8, "logprobs": 0} | {"logit_bias": {"256": -100}}
+    every = server.complete(n=6, **request_fields).body["choices"]
     by_mean = sorted(every, key=lambda choice: -float(np.mean(choice["logprobs"]["token_logprobs"])))
-    best = server.complete(n=2, best_of=6, **asked)
+    best = server.complete(n=2, best_of=6, **request_fields)
     assert best.texts == [choice["text"] for choice in by_mean[:2]]
     assert [choice["index"] for choice in best.body["choices"]] == [0, 1]
     assert best.body["usage"]["completion_tokens"] == 48
-    (unasked,) = server.complete(n=1, best_of=6, **asked | {"logprobs": None}).body["choices"]
-    assert (unasked["text"], unasked["logprobs"]) == (by_mean[0]["text"], None)
+    (unrequest_fields,) = server.complete(n=1, best_of=6, **request_fields | {"logprobs": None}).body["choices"]
+    assert (unrequest_fields["text"], unrequest_fields["logprobs"]) == (by_mean[0]["text"], None)
 
 
-def test_the_same_seed_gives_the_same_text_whoever_else_is_there(server: Client) -> None:
-    asked = [
+def test_a_seed_gives_the_same_text_regardless_of_other_requests(server: Client) -> None:
+    request_fields = [
         {"prompt": "x" * (i % 5 + 1), "seed": i, "max_tokens": 10 + i, "temperature": 0.5 + i / 10, "n": 1 + i % 3}
         | ({"frequency_penalty": 1.0} if i % 4 == 0 else {"top_p": 0.8} if i % 4 == 1 else {})
         for i in range(12)
     ]
-    alone = [server.complete(**fields).texts for fields in asked]
+    alone = [server.complete(**fields).texts for fields in request_fields]
     with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(lambda fields: server.complete(**fields).texts, asked))
+        together = list(pool.map(lambda fields: server.complete(**fields).texts, request_fields))
     assert together == alone
     assert server.complete(max_tokens=12).texts != server.complete(max_tokens=12).texts  # without a seed they differ
 
 
-def test_there_is_no_chat(server: Client) -> None:
+def test_chat_is_refused_with_the_reason(server: Client) -> None:
     answer = server.ask("/v1/chat/completions", b'{"model": "tiny", "messages": []}')
     assert answer.status == 404
-    assert "GPT-2 is no chat model" in answer.error["message"]
+    assert "GPT-2 is not a chat model" in answer.error["message"]
     assert "/v1/completions" in answer.error["message"]
 
 
@@ -217,27 +217,27 @@ def test_openais_client_works(server: Client) -> None:
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0)
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").object == "model"
-    asked: dict[str, Any] = {"model": "tiny", "prompt": "Once", "seed": 1, "max_tokens": 12}
-    whole = client.completions.create(**asked, logprobs=2, user="me")
+    request_fields: dict[str, Any] = {"model": "tiny", "prompt": "Once", "seed": 1, "max_tokens": 12}
+    whole = client.completions.create(**request_fields, logprobs=2, user="me")
     assert whole.choices[0].text == server.complete("Once", seed=1, max_tokens=12).texts[0]
     assert len(whole.choices[0].logprobs.tokens) == whole.usage.completion_tokens == 12
-    chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    chunks = list(client.completions.create(**request_fields, stream=True, stream_options={"include_usage": True}))
     assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == whole.choices[0].text
     assert chunks[-1].usage == whole.usage
-    with pytest.raises(openai.NotFoundError, match="GPT-2 is no chat model"):
+    with pytest.raises(openai.NotFoundError, match="GPT-2 is not a chat model"):
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hello"}])
     with pytest.raises(openai.BadRequestError, match="top_p must be above 0") as refused:
-        client.completions.create(**asked, top_p=0)
+        client.completions.create(**request_fields, top_p=0)
     assert (refused.value.param, refused.value.type) == ("top_p", "invalid_request_error")
     with pytest.raises(openai.NotFoundError, match="no model") as unknown:
-        client.completions.create(**asked | {"model": "gpt2"})
+        client.completions.create(**request_fields | {"model": "gpt2"})
     assert unknown.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as too_long:
-        client.completions.create(**asked | {"prompt": "x" * P})
+        client.completions.create(**request_fields | {"prompt": "x" * P})
     assert too_long.value.code == "context_length_exceeded"
 
 
-def test_weights_and_cache_in_fewer_bits_say_what_generate_says(tmp_path: Path) -> None:
+def test_quantized_weights_and_cache_give_the_text_of_generate(tmp_path: Path) -> None:
     mx.random.seed(0)
     config = GPTConfig(vocab_size=260, n_positions=64, n_embd=64, n_layer=2, n_head=2, initializer_range=0.3)
     save(GPT(config), TOKENIZER, tmp_path / "wider")
@@ -258,23 +258,23 @@ REFUSED: list[tuple[str, str, str]] = [
     ("[1]", "must be a JSON object, not [1]", "a list"),
     ("[" * 50000, "must be JSON", "deep"),
     ('{"n": ' + "9" * 5000 + "}", "must be JSON", "a number of 5000 digits"),
-    ('{"temperature": NaN}', "NaN is no number in JSON", "NaN"),
+    ('{"temperature": NaN}', "NaN is not a number in JSON", "NaN"),
     ('{"temperature": 1e999}', "temperature must be a number from 0 to 2, not Infinity", "infinity"),
-    ('{"prompt": "\\ud800"}', "prompt holds half a character", "half a character"),
-    ('{"\\ud800": 1}', "is no field of /v1/completions", "half a field"),
-    ('{"top_k": 5}', "top_k is no field of /v1/completions", "top_k"),
-    ('{"suffix": "x"}', "suffix cannot be given", "suffix"),
+    ('{"prompt": "\\ud800"}', "prompt contains a lone surrogate", "half a character"),
+    ('{"\\ud800": 1}', "is not a field of /v1/completions", "half a field"),
+    ('{"top_k": 5}', "top_k is not a field of /v1/completions", "top_k"),
+    ('{"suffix": "x"}', "suffix is not supported", "suffix"),
     ('{"model": 3}', "model must be a string, not 3", "model"),
     ('{"prompt": 3}', "prompt must be a text, a list of texts, ids or a list of lists of ids, not 3", "prompt"),
     ('{"prompt": {"a": 1}}', "prompt must be a text", "prompt object"),
     ('{"prompt": []}', "prompt must be a text", "no prompts"),
     ('{"prompt": [[]]}', "prompt is an empty list of ids", "no ids"),
     ('{"prompt": ["a", 1]}', "prompt must be a text", "mixed"),
-    ('{"prompt": [1, "a"]}', '"a" is no token\'s id', "mixed ids"),
+    ('{"prompt": [1, "a"]}', '"a" is not the id of a token', "mixed ids"),
     ('{"prompt": [true]}', "prompt must be a text", "true"),
-    ('{"prompt": [1, 257]}', "257 is no token's id; the vocabulary's are 0 to 256", "an id that is padding"),
-    ('{"prompt": [-1]}', "-1 is no token's id", "a negative id"),
-    ('{"prompt": [' + "9" * 100 + "]}", "is no token's id", "a huge id"),
+    ('{"prompt": [1, 257]}', "257 is not the id of a token; the vocabulary's are 0 to 256", "an id that is padding"),
+    ('{"prompt": [-1]}', "-1 is not the id of a token", "a negative id"),
+    ('{"prompt": [' + "9" * 100 + "]}", "is not the id of a token", "a huge id"),
     (json.dumps({"prompt": "x" * P}), f"the prompt is {P} tokens long and the model's context is {P}", "full"),
     (json.dumps({"prompt": LONG, "max_tokens": 0}), f"shorten it to at most {P}", "too long to score"),
     ('{"prompt": ["a"], "n": 129}', "n must be a whole number from 1 to 128, not 129", "n"),
@@ -284,7 +284,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ('{"n": 2.0}', "n must be a whole number", "n of 2.0"),
     ('{"n": true}', "n must be a whole number", "n of true"),
     ('{"n": 3, "best_of": 2}', "best_of must be at least n, 3, not 2", "best_of"),
-    ('{"best_of": 2, "stream": true}', "best_of cannot be streamed", "best_of in a stream"),
+    ('{"best_of": 2, "stream": true}', "best_of cannot be combined with stream", "best_of in a stream"),
     ('{"max_tokens": -1}', "max_tokens must be a whole number from 0 to 4096, not -1", "max_tokens"),
     ('{"max_tokens": 5000}', "max_tokens must be a whole number from 0 to 4096, not 5000", "too many max_tokens"),
     ('{"temperature": "hot"}', 'temperature must be a number from 0 to 2, not "hot"', "temperature"),
@@ -294,9 +294,9 @@ REFUSED: list[tuple[str, str, str]] = [
     ('{"presence_penalty": 3}', "presence_penalty must be a number from -2 to 2, not 3", "presence_penalty"),
     ('{"frequency_penalty": false}', "frequency_penalty must be a number from -2 to 2, not false", "frequency_penalty"),
     ('{"logit_bias": [1]}', 'logit_bias must be an object such as {"50256": -100}, not [1]', "bias list"),
-    ('{"logit_bias": {"257": 1}}', "\"257\" is no token's id; the vocabulary's are 0 to 256", "bias id"),
-    ('{"logit_bias": {"-1": 1}}', '"-1" is no token\'s id', "bias negative id"),
-    ('{"logit_bias": {"a": 1}}', '"a" is no token\'s id', "bias key"),
+    ('{"logit_bias": {"257": 1}}', '"257" is not the id of a token; the vocabulary\'s are 0 to 256', "bias id"),
+    ('{"logit_bias": {"-1": 1}}', '"-1" is not the id of a token', "bias negative id"),
+    ('{"logit_bias": {"a": 1}}', '"a" is not the id of a token', "bias key"),
     ('{"logit_bias": {"5": 101}}', "logit_bias of 5 must be a number from -100 to 100, not 101", "bias value"),
     ('{"logit_bias": {"5": null}}', "logit_bias of 5 must be a number from -100 to 100, not null", "bias null"),
     ('{"logprobs": 6}', "logprobs must be a whole number from 0 to 5, not 6", "logprobs"),
@@ -325,11 +325,11 @@ def test_bad_input_is_refused_in_one_line(server: Client, body: str, message: st
     assert len(answer.error["message"]) < 400
 
 
-def test_bytes_that_are_no_text_are_refused(server: Client) -> None:
+def test_a_body_not_in_utf_8_is_refused(server: Client) -> None:
     assert server.ask("/v1/completions", b'{"prompt": "\xff"}').status == 400
 
 
-def test_after_all_of_this_the_next_request_is_served(server: Client) -> None:
+def test_a_request_after_bad_input_is_served(server: Client) -> None:
     assert server.complete(max_tokens=3).status == 200
     assert server.get("/health").body == {"status": "ok", "requests": 0}
 
@@ -345,7 +345,7 @@ def test_after_all_of_this_the_next_request_is_served(server: Client) -> None:
         ("GET", "/", "application/json", 404),
     ],
 )
-def test_what_is_not_there_is_refused_in_the_same_form(
+def test_an_unknown_path_or_method_is_refused_in_the_same_format(
     server: Client, method: str, path: str, kind: str, status: int
 ) -> None:
     answer = server.ask(path, b"{}", method, kind)
@@ -357,8 +357,8 @@ def test_a_body_of_100_mb_is_refused_without_being_kept(server: Client) -> None:
     before = memory_of(server.process.pid)
     answer = server.ask("/v1/completions", b'{"prompt": "' + b"x" * 100_000_000 + b'"}')
     assert answer.status == 413
-    assert "100000 bytes at most" in answer.error["message"]
-    in_parts = server.ask("/v1/completions", (b"x" * 1_000_000 for _ in range(20)))  # its length is not told before
+    assert "at most 100000 bytes" in answer.error["message"]
+    in_parts = server.ask("/v1/completions", (b"x" * 1_000_000 for _ in range(20)))  # without a content-length
     assert in_parts.status == 413
     if before:
         assert memory_of(server.process.pid) - before < 30_000
@@ -372,7 +372,7 @@ def memory_of(pid: int) -> int:
     return int(subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout)
 
 
-def test_who_asks_before_he_sends_is_told_at_once(server: Client) -> None:
+def test_a_client_that_expects_100_continue_is_refused_at_once(server: Client) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(head(100_000_000, "expect: 100-continue"))
         assert connection.recv(1000).startswith(b"HTTP/1.1 413")
@@ -385,7 +385,7 @@ def head(length: int, *headers: str) -> bytes:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_hangs_up_makes_room(server: Client, stream: bool) -> None:
+def test_a_disconnected_client_frees_its_rows(server: Client, stream: bool) -> None:
     connections = []
     for _ in range(4):  # as many as there are rows
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
@@ -405,7 +405,7 @@ def test_a_client_that_hangs_up_makes_room(server: Client, stream: bool) -> None
     server.wait_until_idle()
 
 
-def test_a_client_that_hangs_up_before_its_body_is_there(server: Client) -> None:
+def test_a_client_may_disconnect_before_its_body_is_complete(server: Client) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(head(100) + b"{")
         while server.get("/health").body["requests"] < 1:
@@ -414,7 +414,7 @@ def test_a_client_that_hangs_up_before_its_body_is_there(server: Client) -> None
     assert server.complete(max_tokens=3).status == 200
 
 
-def test_a_thousand_requests_at_once_are_all_answered(server: Client) -> None:
+def test_a_thousand_concurrent_requests_are_all_answered(server: Client) -> None:
     body = json.dumps({"prompt": "ab", "max_tokens": 3}).encode()
     head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
     request = head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body
@@ -442,7 +442,7 @@ def test_a_thousand_requests_at_once_are_all_answered(server: Client) -> None:
 # How it begins and ends
 
 
-def test_who_waits_too_long_is_told(folder: Path) -> None:
+def test_a_request_past_the_timeout_is_answered_504(folder: Path) -> None:
     with serving(folder, "--timeout", "0.5", "--rows", "1") as server:
         stream = server.stream(**ENDLESS)
         waiting = server.complete(**ENDLESS)
@@ -453,7 +453,7 @@ def test_who_waits_too_long_is_told(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_when_it_is_stopped_what_is_under_way_is_finished(folder: Path, signal_number: int) -> None:
+def test_a_stopping_server_finishes_requests_in_progress(folder: Path, signal_number: int) -> None:
     with serving(folder) as server:
         stream = server.stream(max_tokens=300, logit_bias={"256": -100})
         server.process.send_signal(signal_number)
@@ -465,7 +465,7 @@ def test_when_it_is_stopped_what_is_under_way_is_finished(folder: Path, signal_n
         assert server.process.stderr.read() == ""
 
 
-def test_when_it_is_stopped_who_would_wait_too_long_is_told(folder: Path) -> None:
+def test_a_stopping_server_answers_503_after_the_grace_period(folder: Path) -> None:
     with serving(folder, "--grace", "0", "--rows", "1") as server:
         stream = server.stream(**ENDLESS)
         whole: list[Answer] = []
@@ -474,13 +474,13 @@ def test_when_it_is_stopped_who_would_wait_too_long_is_told(folder: Path) -> Non
         while server.get("/health").body["requests"] < 2:
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
-        assert Answer(stream).events[-1]["error"]["message"] == "the server is being stopped"
+        assert Answer(stream).events[-1]["error"]["message"] == "the server is stopping"
         thread.join()
         assert (whole[0].status, whole[0].error["type"]) == (503, "server_error")
         assert server.process.wait(20) == 0
 
 
-def test_an_address_that_is_taken(folder: Path) -> None:
+def test_an_address_in_use_is_refused(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         run = in_a_process("serve", str(folder), "--port", str(taken.getsockname()[1]), cwd=folder.parent)
     assert run.returncode == 2
@@ -490,7 +490,7 @@ def test_an_address_that_is_taken(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--port", "70000"], "--port must be from 0 (any that is free) to 65535, not 70000"),
+        (["--port", "70000"], "--port must be from 0 (any free port) to 65535, not 70000"),
         (["--rows", "0"], "--rows must be 1 or above, not 0"),
         (["--timeout", "0"], "--timeout must be above 0 seconds, not 0.0"),
         (["--grace", "nan"], "--grace must be 0 seconds or above, not nan"),
@@ -502,7 +502,7 @@ def test_an_address_that_is_taken(folder: Path) -> None:
         ),
     ],
 )
-def test_flags_that_make_no_sense(
+def test_invalid_flags_are_refused(
     folder: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mlx_gpt.cli import main
@@ -511,7 +511,7 @@ def test_flags_that_make_no_sense(
     assert the_line(capsys.readouterr().err) == message
 
 
-def test_without_the_extra_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_serve_extra_the_error_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_gpt.commands.serve import Serve
 
     monkeypatch.setitem(sys.modules, "uvicorn", None)

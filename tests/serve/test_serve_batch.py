@@ -1,4 +1,4 @@
-"""What the server computes, without HTTP: rows that join and leave at any turn say what they would say alone."""
+"""The server's batches, without HTTP: rows that join and leave at any turn have the text they have alone."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ def row(prompt: str = "ab", seed: int = 0, index: int = 0, **settings: Any) -> R
 
 
 def run(batch: Batch, arrivals: dict[int, list[Row]]) -> dict[Row, list[int]]:
-    """The ids of each row's text; ``arrivals`` says at which turn rows join."""
-    said: dict[Row, list[int]] = {}
+    """Return the ids of each row's text; ``arrivals`` maps turns to the rows that join."""
+    texts: dict[Row, list[int]] = {}
     turn = 0
     while arrivals or batch.rows:
         if new := arrivals.pop(turn, []):
-            said |= {row: [] for row in new}
+            texts |= {row: [] for row in new}
             batch.add(new)
         if batch.rows:
             for row, token in batch.turn():
-                said[row] += [piece.token.id for piece in row.push(token) if piece.token]
+                texts[row] += [piece.token.id for piece in row.push(token) if piece.token]
             batch.keep([row for row in batch.rows if not row.reason])
         turn += 1
-    return said
+    return texts
 
 
 def generated(model: GPT, prompts: list[str], seed: int, **settings: Any) -> list[list[int]]:
-    """The ids that ``generate`` says, for each prompt."""
+    """Return the ids of ``generate`` for each prompt."""
     generation = Generation(
         model, TOKENIZER, [TOKENIZER.encode(p) for p in prompts], GenerationSettings(seed=seed, **settings)
     )
@@ -81,7 +81,7 @@ def generated(model: GPT, prompts: list[str], seed: int, **settings: Any) -> lis
 # Rows
 
 
-def test_each_row_says_what_generate_says_whenever_it_joins_and_whoever_is_there(model: GPT) -> None:
+def test_each_row_has_the_text_of_generate_whenever_it_joins_and_beside_any_settings(model: GPT) -> None:
     turns = iter(np.random.default_rng(0).integers(40, size=len(PROMPTS) * len(KINDS)))
     arrivals: dict[int, list[Row]] = {}
     rows = []
@@ -89,27 +89,27 @@ def test_each_row_says_what_generate_says_whenever_it_joins_and_whoever_is_there
         for kind, settings in enumerate(KINDS):
             rows.append((kind, i, row(prompt, seed=kind, index=i, **settings)))
             arrivals.setdefault(int(next(turns)), []).append(rows[-1][-1])
-    said = run(Batch(model, TOKENIZER), arrivals)
+    texts = run(Batch(model, TOKENIZER), arrivals)
     expected = [generated(model, PROMPTS, kind, **settings) for kind, settings in enumerate(KINDS)]
     for kind, i, new in rows:
-        assert said[new] == expected[kind][i]
+        assert texts[new] == expected[kind][i]
     assert {new.reason for *_, new in rows} >= {"length", "context"}
-    assert len({tuple(ids) for ids in said.values()}) > 18
+    assert len({tuple(ids) for ids in texts.values()}) > 18
 
 
 def test_rows_of_one_prompt_differ_by_their_index(model: GPT) -> None:
     rows = [row("ab", 5, index, temperature=1.0, max_tokens=12) for index in range(4)]
-    said = run(Batch(model, TOKENIZER), {0: rows})
-    assert [said[one] for one in rows] == generated(model, ["ab"] * 4, 5, temperature=1.0, max_tokens=12)
-    assert len({tuple(ids) for ids in said.values()}) == 4
+    texts = run(Batch(model, TOKENIZER), {0: rows})
+    assert [texts[one] for one in rows] == generated(model, ["ab"] * 4, 5, temperature=1.0, max_tokens=12)
+    assert len({tuple(ids) for ids in texts.values()}) == 4
 
 
-def test_ids_that_pad_the_vocabulary_are_never_said(model: GPT) -> None:
-    said = run(Batch(model, TOKENIZER), {0: [row(seed=i, temperature=2.0, max_tokens=40) for i in range(16)]})
-    assert max(max(ids, default=0) for ids in said.values()) < TOKENIZER.vocab_size < CONFIG.vocab_size
+def test_ids_that_pad_the_vocabulary_are_never_generated(model: GPT) -> None:
+    texts = run(Batch(model, TOKENIZER), {0: [row(seed=i, temperature=2.0, max_tokens=40) for i in range(16)]})
+    assert max(max(ids, default=0) for ids in texts.values()) < TOKENIZER.vocab_size < CONFIG.vocab_size
 
 
-def test_slots_that_nobody_needs_are_given_back(model: GPT) -> None:
+def test_unused_slots_are_freed(model: GPT) -> None:
     batch = Batch(model, TOKENIZER)
     long, short = row("x" * 40, max_tokens=2, **ENDLESS), row("y", max_tokens=30, **ENDLESS)
     used = []
@@ -124,16 +124,16 @@ def test_slots_that_nobody_needs_are_given_back(model: GPT) -> None:
     assert batch._decoder.offset == 0
 
 
-def test_a_batch_goes_on_for_longer_than_the_context(model: GPT) -> None:
+def test_a_batch_runs_for_longer_than_the_context(model: GPT) -> None:
     settings: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0} | ENDLESS
     rows = [row("ab", 0, i, **settings) for i in range(20)]
     batch = Batch(model, TOKENIZER)
-    said = run(batch, {7 * i: [new] for i, new in enumerate(rows)})
+    texts = run(batch, {7 * i: [new] for i, new in enumerate(rows)})
     assert 3 * P < 7 * 20 + 30
-    assert [said[new] for new in rows] == generated(model, ["ab"] * 20, 0, **settings)
+    assert [texts[new] for new in rows] == generated(model, ["ab"] * 20, 0, **settings)
 
 
-def test_the_tokens_of_a_prompt_are_as_probable_as_the_model_says(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_logprobs_are_those_of_the_model(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlx_gpt.serve.batch.POSITIONS", 4)
     ids = list(b"a prompt of some length")
     tokens = Batch(model, TOKENIZER).prompt_tokens(Row(TOKENIZER, P, ids, GenerationSettings(logprobs=2)))
@@ -146,7 +146,7 @@ def test_the_tokens_of_a_prompt_are_as_probable_as_the_model_says(model: GPT, mo
         assert tokens[i].top[0][0] == expected[i - 1].argmax()
 
 
-def test_prompts_are_read_together_where_little_is_padding() -> None:
+def test_prompts_of_similar_length_are_read_together() -> None:
     def lengths(*prompts: int) -> list[list[int]]:
         return [
             [len(prompt) for prompt in group] for group in similar_lengths([(i,) * n for i, n in enumerate(prompts)])
@@ -161,8 +161,8 @@ def test_prompts_are_read_together_where_little_is_padding() -> None:
 # The engine
 
 
-class Desk:
-    """Notes what an engine delivers and stops it when so many rows have ended."""
+class Recorder:
+    """Records the events of an engine and stops it when n rows have ended."""
 
     def __init__(self, model: GPT, n: int, max_rows: int = 4):
         self.events: list[Event] = []
@@ -180,46 +180,46 @@ class Desk:
         return "".join(piece.text for event in self.events if event.row is row for piece in event.pieces)
 
 
-def test_rows_that_find_no_place_wait_for_one(model: GPT) -> None:
-    desk = Desk(model, 11)
+def test_rows_beyond_the_maximum_wait(model: GPT) -> None:
+    recorder = Recorder(model, 11)
     rows = [row("ab", i, max_tokens=5 + i, **ENDLESS) for i in range(11)]
-    desk.engine.submit(rows)
-    desk.engine.run()
-    assert desk.most == 4
+    recorder.engine.submit(rows)
+    recorder.engine.run()
+    assert recorder.most == 4
     assert [one.n_tokens for one in rows] == [5 + i for i in range(11)]
     assert {one.reason for one in rows} == {"length"}
 
 
-def test_a_row_that_is_cancelled_makes_room(model: GPT) -> None:
-    desk = Desk(model, 3, max_rows=1)
+def test_a_cancelled_row_frees_its_place(model: GPT) -> None:
+    recorder = Recorder(model, 3, max_rows=1)
     first, second, third, fourth = rows = [row("ab", i, max_tokens=30, **ENDLESS) for i in range(4)]
-    desk.n = 2
-    take = desk.take
+    recorder.n = 2
+    take = recorder.take
 
     def cancel_on_the_way(events: list[Event]) -> None:
         take(events)
         if first.n_tokens == 3:
-            desk.engine.cancel([first, second])
+            recorder.engine.cancel([first, second])
 
-    desk.engine._deliver = cancel_on_the_way
-    desk.engine.submit(rows)
-    desk.engine.run()
+    recorder.engine._deliver = cancel_on_the_way
+    recorder.engine.submit(rows)
+    recorder.engine.run()
     assert (first.reason, second.n_tokens) == (None, 0)
     assert (third.reason, fourth.reason) == ("length", "length")
     assert first.n_tokens <= 5
 
 
-def test_no_tokens_and_the_prompt_back(model: GPT) -> None:
-    desk = Desk(model, 2)
+def test_zero_tokens_and_echo(model: GPT) -> None:
+    recorder = Recorder(model, 2)
     nothing = Row(TOKENIZER, P, [1, 2], GenerationSettings(max_tokens=0))
     prompt = Row(TOKENIZER, P, TOKENIZER.encode("né"), GenerationSettings(max_tokens=0), echo=True)
-    desk.engine.submit([nothing, prompt])
-    desk.engine.run()
-    assert (desk.text(nothing), desk.text(prompt)) == ("", "né")
+    recorder.engine.submit([nothing, prompt])
+    recorder.engine.run()
+    assert (recorder.text(nothing), recorder.text(prompt)) == ("", "né")
     assert nothing.reason == prompt.reason == "length"
 
 
-def test_what_fails_is_told_and_the_next_are_served(
+def test_a_failure_is_reported_and_the_next_rows_are_served(
     model: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
@@ -232,16 +232,16 @@ def test_what_fails_is_told_and_the_next_are_served(
         return turn(batch)
 
     monkeypatch.setattr(Batch, "turn", fails_once)
-    desk = Desk(model, 3, max_rows=2)
+    recorder = Recorder(model, 3, max_rows=2)
     rows = [row("ab", i, max_tokens=8, **ENDLESS) for i in range(3)]
-    desk.engine.submit(rows)
-    desk.engine.run()
-    assert [event.row for event in desk.events if event.error] == rows[:2]
+    recorder.engine.submit(rows)
+    recorder.engine.run()
+    assert [event.row for event in recorder.events if event.error] == rows[:2]
     assert rows[2].reason == "length"
     assert capsys.readouterr().err == "mlx-gpt: RuntimeError: [metal::malloc] no memory\n"
 
 
-def test_an_engine_stops_while_it_waits(model: GPT) -> None:
+def test_a_waiting_engine_stops(model: GPT) -> None:
     engine = Engine(model, TOKENIZER, 1, lambda events: None)
     threading.Timer(0.05, engine.stop).start()
     engine.run()
