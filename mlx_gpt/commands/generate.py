@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from mlx_gpt.commands.generation_flags import Faster, Flag, Speaker, as_json, as_row, legend, note, painted, say
+from mlx_gpt.commands.generation_flags import (
+    Flag,
+    GenerationFlags,
+    SpeedFlags,
+    as_json,
+    as_row,
+    coloured,
+    legend,
+    note,
+    write,
+)
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.generate.settings import SLIDE, BeamSearch, GenerationSettings, Number
 
@@ -25,47 +35,47 @@ STDIN = "-"
 
 
 @dataclass(frozen=True)
-class Fastest(Faster):
-    """Less memory, less time."""
+class SpeedAndCacheFlags(SpeedFlags):
+    """Memory and speed."""
 
     save_prompt_cache: File = None
-    """keep there what the model made of the prompt, and"""
+    """save the keys and values of the prompt to this file"""
     prompt_cache: File = None
-    """go on from there with this prompt behind it; of the same model only"""
+    """load such a file of the same model; the prompt follows its text"""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is shown. The text goes to stdout, everything else to stderr."""
+    """Text and JSON go to stdout, everything else to stderr."""
 
     samples: int = 1
-    """so many texts, computed side by side; a line --- stands between them"""
+    """generate so many texts in one batch, separated by a line ---"""
     logprobs: Number = None
-    """a line for each token, with its probability and those of the N most probable"""
+    """print a line per token, with its probability and those of the N most probable"""
     colour: Flag = False
-    """show how much each token surprised the model"""
+    """colour each token by its surprise"""
     json: Flag = False
-    """lines of JSON for programs: each token, then each text, with the figures"""
+    """print lines of JSON: each token, then each text, then the figures"""
     figures: Flag = True
-    """no line of figures in the end: speed, memory, share of the memory's speed"""
+    """print no line of figures at the end: speed, memory, share of the memory's speed"""
 
 
 @dataclass(frozen=True)
-class Generate(Speaker):
+class Generate(GenerationFlags):
     """Continue a prompt with a model folder or a GPT-2 from the Hugging Face hub.
 
-    The prompt is --prompt, or a file, or what comes from a pipe; without one a new text begins.
+    The prompt is --prompt, a file or standard input from a pipe; without one a new text begins.
     """
 
     prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None
     """the text to continue"""
     prompt_file: File = None
-    """a file with the text to continue, - for stdin; an end of line at its end is left out"""
+    """a file with the text to continue, - for stdin; a newline at its end is removed"""
     special: Flag = False
-    """<|endoftext|> in the prompt is the mark between texts, not text"""
+    """read <|endoftext|> in the prompt as the special token, not as text"""
     output: Output = field(default_factory=Output)
     search: BeamSearch = field(default_factory=BeamSearch)
-    speed: Fastest = field(default_factory=Fastest)
+    speed: SpeedAndCacheFlags = field(default_factory=SpeedAndCacheFlags)
 
     def __call__(self) -> None:
         settings = self.settings()
@@ -82,13 +92,13 @@ class Generate(Speaker):
         self._show(run, tokenizer)
         if CONTEXT in run.reasons and not self.output.json:
             n = model.config.n_positions
-            note(f"the text ends where the model's context of {n} tokens is full; --context slide goes on")
+            note(f"the text ends where the model's context of {n} tokens is full; --context slide continues")
         if self.speed.save_prompt_cache:
             run.read_prompt()
             save_prompt_cache(Path(self.speed.save_prompt_cache).expanduser(), run.decoder, id_list(run.prompts[0]))
 
     def settings(self) -> GenerationSettings:
-        """The rules and limits that the flags give; ``UsageError`` where they contradict each other."""
+        """Return the settings of the flags; ``UsageError`` for flags that contradict each other."""
         out = self.output
         if out.samples < 1:
             raise UsageError(f"--samples must be 1 or above, not {out.samples}")
@@ -102,17 +112,17 @@ class Generate(Speaker):
         )
         if file := self.speed.save_prompt_cache:
             if settings.context == SLIDE:
-                raise UsageError("--save-prompt-cache keeps what --context slide forgets; leave out one")
+                raise UsageError("--save-prompt-cache saves what --context slide drops; leave out one")
             if not Path(file).expanduser().parent.is_dir():
-                raise UsageError(f"--save-prompt-cache {file}: there is no folder {Path(file).parent}; make it")
+                raise UsageError(f"--save-prompt-cache {file}: there is no folder {Path(file).parent}; create it")
         return settings
 
     def _ids(self, tokenizer: Tokenizer) -> list[int]:
-        """The prompt in ids, wherever it comes from."""
+        """Return the ids of the prompt."""
         text = prompt_text(self.prompt, self.prompt_file)
-        marks = [mark for mark in tokenizer.specials if mark in text]
-        if marks and not self.special:
-            note(f"{marks[0]} in the prompt is read as text; --special makes it the mark")
+        specials = [special for special in tokenizer.specials if special in text]
+        if specials and not self.special:
+            note(f"{specials[0]} in the prompt is read as text; --special makes it the special token")
         return tokenizer.encode(text, allow_special=self.special)
 
     def _show(self, run: Generation, tokenizer: Tokenizer) -> None:
@@ -124,25 +134,25 @@ class Generate(Speaker):
             if piece is not None:
                 text += piece.text
                 if out.json:
-                    say(json.dumps({"sample": row} | as_json(piece, tokenizer)) + "\n")
+                    write(json.dumps({"sample": row} | as_json(piece, tokenizer)) + "\n")
                 else:
-                    say(as_row(piece, tokenizer) if rows else painted(piece) if out.colour else piece.text)
+                    write(as_row(piece, tokenizer) if rows else coloured(piece) if out.colour else piece.text)
             else:
                 if out.json:
-                    say(json.dumps({"sample": row, "end": run.reasons[row], "text": text}) + "\n")
+                    write(json.dumps({"sample": row, "end": run.reasons[row], "text": text}) + "\n")
                 else:
-                    say(("" if rows else "\n") + ("---\n" if row < out.samples - 1 else ""))
+                    write(("" if rows else "\n") + ("---\n" if row < out.samples - 1 else ""))
                 text = ""
         if out.colour:
             print(legend(), file=sys.stderr)
         if out.figures and out.json:
-            say(json.dumps({"figures": run.stats.as_dict(memory_speed())}) + "\n")
+            write(json.dumps({"figures": run.stats.as_dict(memory_speed())}) + "\n")
         elif out.figures:
             note(run.stats.summary(memory_speed()))
 
 
 def in_order(run: Generation, n: int) -> Iterator[tuple[int, Piece | None]]:
-    """The pieces of each of n rows after those of the row before, then None. The first come as they are said."""
+    """Yield the pieces of each of n rows in order, None after each row; those of the first as they are generated."""
     held: list[list[Piece]] = [[] for _ in range(n)]
     for row, piece in run:
         if row:
@@ -155,15 +165,15 @@ def in_order(run: Generation, n: int) -> Iterator[tuple[int, Piece | None]]:
 
 
 def prompt_text(prompt: str | None, file: str | None) -> str:
-    """The prompt that the flags give, or else what comes from a pipe; "" where nothing does.
+    """Return the prompt of the flags, or of a pipe, or "".
 
-    One end of line at the end is left out: editors and ``echo`` put it there. Raises ``DataError`` for a file that
-    cannot be read, and where the text is no UTF-8.
+    One newline at the end is removed, which editors and ``echo`` add. Raises ``DataError`` for a file that cannot be
+    read and for text that is not UTF-8.
     """
     if prompt is not None:
         try:
             prompt.encode()
-        except UnicodeEncodeError:  # how Python keeps bytes of the command line that are no text
+        except UnicodeEncodeError:  # Python's surrogates for bytes that are not UTF-8
             raise DataError("--prompt: expected text in UTF-8, found other bytes; convert it, as with iconv") from None
         return prompt
     if file is None and (sys.stdin is None or sys.stdin.isatty()):

@@ -1,4 +1,4 @@
-"""What the verbs that let a model speak have in common: the model, its flags, and the ways to show what it says."""
+"""The flags that generate and talk share, and the ways to show generated text."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ if TYPE_CHECKING:
 Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Flag = Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")]
 SURPRISES = ((2, ""), (4, "30;48;5;230"), (7, "30;48;5;222"), (10, "30;48;5;209"), (float("inf"), "97;48;5;125"))
-"""Bits of surprise, up to so many, and how the terminal shows them: the more surprised, the darker."""
+"""Upper bounds of surprise in bits and the terminal's style for each; higher is darker."""
 
 
 @dataclass(frozen=True)
-class Faster(Speed):
-    """Less memory, less time."""
+class SpeedFlags(Speed):
+    """Memory and speed."""
 
     quantize: Number = None
-    """keep the weights in so many bits, 8 or 4"""
+    """quantize the weights to 8 or 4 bits"""
     draft_model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
-    """a smaller model with the same tokenizer that guesses ahead; what is said stays the model's own"""
+    """a smaller model with the same tokenizer that proposes tokens; the distribution stays the model's"""
     prompt_lookup: Flag = False
-    """guess that the text goes on as when its last words were said before"""
+    """propose the tokens that followed the last words at their last occurrence"""
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """A model and the rules by which it speaks."""
+class GenerationFlags:
+    """A model and its generation settings."""
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a folder, or a hub id such as openai-community/gpt2"""
     revision: Name = None
-    """a branch, tag or commit of the hub's"""
+    """a branch, tag or commit on the hub"""
     length: Length = field(default_factory=Length)
     constraints: Constraints = field(default_factory=Constraints)
     drawing: Drawing = field(default_factory=Drawing)
-    speed: Faster = field(default_factory=Faster)
+    speed: SpeedFlags = field(default_factory=SpeedFlags)
 
     def load(self) -> tuple[GPT, Tokenizer, GPT | str | None]:
-        """The model as the flags want it, its tokenizer, and what guesses ahead."""
+        """Load the model, its tokenizer and the draft."""
         from mlx_gpt.generate.generation import LOOKUP
         from mlx_gpt.store.folder import load
 
-        given = self.speed
-        if given.draft_model and given.prompt_lookup:
-            raise UsageError("--draft-model and --prompt-lookup both guess ahead; take one of them")
-        model, tokenizer = load_in(given.quantize, self.model, self.revision)
-        if not given.draft_model:
-            return model, tokenizer, LOOKUP if given.prompt_lookup else None
-        draft, its = load(given.draft_model)
-        if its.hash != tokenizer.hash:
+        speed = self.speed
+        if speed.draft_model and speed.prompt_lookup:
+            raise UsageError("--draft-model and --prompt-lookup both propose tokens; take one of them")
+        model, tokenizer = load_quantized(self.model, self.revision, speed.quantize)
+        if not speed.draft_model:
+            return model, tokenizer, LOOKUP if speed.prompt_lookup else None
+        draft, draft_tokenizer = load(speed.draft_model)
+        if draft_tokenizer.hash != tokenizer.hash:
             raise UsageError(
-                f"--draft-model {given.draft_model} speaks another vocabulary ({its.vocab_size} ids) than {self.model} "
-                f"({tokenizer.vocab_size}); take a smaller model with the same tokenizer"
+                f"--draft-model {speed.draft_model} has another vocabulary ({draft_tokenizer.vocab_size} ids) than "
+                f"{self.model} ({tokenizer.vocab_size}); take a smaller model with the same tokenizer"
             )
         return model, tokenizer, draft
 
 
-def load_in(bits: int | None, name: str, revision: str | None) -> tuple[GPT, Tokenizer]:
-    """A model, its weights in so many bits if any are given, and its tokenizer."""
+def load_quantized(name: str, revision: str | None, bits: int | None) -> tuple[GPT, Tokenizer]:
+    """Load a model and its tokenizer; with ``bits``, quantize its weights."""
     from mlx_gpt.model.quantize import quantize
     from mlx_gpt.store.folder import load
 
@@ -79,8 +79,8 @@ def load_in(bits: int | None, name: str, revision: str | None) -> tuple[GPT, Tok
     return model if bits is None else quantize(model, bits), tokenizer
 
 
-def say(text: str) -> None:
-    """Print at once, without an end of line; what the terminal's encoding lacks as ``?``."""
+def write(text: str) -> None:
+    """Print to stdout at once, without a newline; characters outside the encoding become ``?``."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text, end="", flush=True)
@@ -89,66 +89,68 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the reader, beside what the model says."""
+    """Print a line for the user to stderr."""
     print(f"mlx-gpt: {text}", file=sys.stderr, flush=True)
 
 
 def surprise(logprob: float) -> float:
-    """How surprised the model was by a token, in bits: -log2 p, from its log-probability in nats."""
+    """Return the surprise of a token in bits, -log2 p, from its log-probability in nats."""
     return -logprob / log(2)
 
 
-def painted(piece: Piece) -> str:
-    """The text of a piece with a background that says how surprised the model was."""
+def coloured(piece: Piece) -> str:
+    """Return the text of a piece on a background that shows its surprise."""
     if piece.token is None or piece.token.logprob is None:
         return piece.text
     bits = surprise(piece.token.logprob)
     style = next(style for limit, style in SURPRISES if bits <= limit)
-    return "\n".join(_coloured(line, style) for line in piece.text.split("\n"))  # no colour to the end of a line
+    return "\n".join(
+        _styled(line, style) for line in piece.text.split("\n")
+    )  # a style must not reach the margin
 
 
-def _coloured(text: str, style: str) -> str:
+def _styled(text: str, style: str) -> str:
     return f"\x1b[{style}m{text}\x1b[0m" if style and text else text
 
 
 def legend() -> str:
-    """What the colours mean."""
+    """Return a legend of the colours."""
     limits = [limit for limit, _ in SURPRISES[:-1]]
     names = [f"up to {limits[0]} bits", *(f"{a} to {b}" for a, b in pairwise(limits))]
     names.append(f"above {limits[-1]}")
-    shown = (_coloured(f" {name} ", style) for (_, style), name in zip(SURPRISES, names, strict=True))
+    shown = (_styled(f" {name} ", style) for (_, style), name in zip(SURPRISES, names, strict=True))
     return f"surprise of the model, -log2 p:{' '.join(shown)}"
 
 
 def as_row(piece: Piece, tokenizer: Tokenizer) -> str:
-    """A token with its probability, and the alternatives, as a line."""
+    """Return a token, its probability and the alternatives as a line."""
     if piece.token is None or piece.token.logprob is None:
         return ""
-    top = "  ".join(f"{exp(logprob):.1%} {name_of(i, tokenizer)}" for i, logprob in piece.token.top)
-    return f"{exp(piece.token.logprob):7.2%}  {name_of(piece.token.id, tokenizer):16}  {top}".rstrip() + "\n"
+    top = "  ".join(f"{exp(logprob):.1%} {token_name(i, tokenizer)}" for i, logprob in piece.token.top)
+    return f"{exp(piece.token.logprob):7.2%}  {token_name(piece.token.id, tokenizer):16}  {top}".rstrip() + "\n"
 
 
 def as_json(piece: Piece, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A token and the text that it set free, for programs. Log-probabilities are in nats."""
+    """Return a piece and its token for programs. Log-probabilities are in nats."""
     found: dict[str, Any] = {"text": piece.text}
     if piece.token is not None:
         found["id"] = piece.token.id
         if piece.token.logprob is not None:
             found["logprob"] = piece.token.logprob
-            found["top"] = [{"id": i, "token": token_of(i, tokenizer), "logprob": p} for i, p in piece.token.top]
+            found["top"] = [{"id": i, "token": token_text(i, tokenizer), "logprob": p} for i, p in piece.token.top]
     return found
 
 
-def token_of(token_id: int, tokenizer: Tokenizer) -> str | None:
-    """The text of an id; None for one of a padded vocabulary, which means nothing."""
+def token_text(token_id: int, tokenizer: Tokenizer) -> str | None:
+    """Return the text of an id; None if it is unknown, in a padded vocabulary."""
     try:
         return tokenizer.decode([token_id])
     except ValueError:
         return None
 
 
-def name_of(token_id: int, tokenizer: Tokenizer) -> str:
-    """An id's text as it fits a line, so that a space is seen; its bytes where they are no whole characters."""
+def token_name(token_id: int, tokenizer: Tokenizer) -> str:
+    """Return an id's text, quoted to fit a line, or its bytes if they are not whole characters."""
     try:
         token = tokenizer.token_bytes(token_id)
         return json.dumps(token.decode(), ensure_ascii=False)

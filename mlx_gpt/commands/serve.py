@@ -7,31 +7,31 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from mlx_gpt.commands.generation_flags import Name, load_in
+from mlx_gpt.commands.generation_flags import Name, load_quantized
 from mlx_gpt.generate.settings import Number
 from mlx_gpt.serve.limits import Limits
 
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a model over HTTP, with OpenAI's completions API: /v1/completions, /v1/models, /health.
+    """Serve a model over HTTP with OpenAI's completions API: /v1/completions, /v1/models, /health.
 
-    Requests that come at the same time are computed side by side. Ctrl-C or SIGTERM ends it, when what is under way
-    has been answered.
+    Concurrent requests are computed in one batch. Ctrl-C or SIGTERM stops the server after it has answered the requests
+    in progress.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a folder, or a hub id such as openai-community/gpt2"""
     host: str = "127.0.0.1"
-    """where to listen; anything but this machine itself lets others use the model, without a password"""
+    """the address to listen on; any other lets other machines use the model, without a password"""
     port: int = 8000
-    """0 takes one that is free"""
+    """the port to listen on; 0 is any free port"""
     revision: Name = None
-    """a branch, tag or commit of the hub's"""
+    """a branch, tag or commit on the hub"""
     quantize: Number = None
-    """keep the weights in so many bits, 8 or 4"""
+    """quantize the weights to 8 or 4 bits"""
     cache_bits: Number = None
-    """keep the cache in half precision (16) or quantized (8, 4): less memory"""
+    """store the cache in half precision (16) or quantized (8, 4)"""
     limits: Limits = field(default_factory=Limits)
 
     def __call__(self) -> None:
@@ -49,9 +49,9 @@ class Serve:
             ) from missing
 
         self.limits.check()
-        with listen(self.host, self.port) as sock:  # before the model is read: wrong addresses are told at once
+        with listen(self.host, self.port) as sock:  # first, so that a wrong address is reported at once
             folder = Path(self.model).expanduser()
             name = folder.resolve().name if folder.is_dir() else self.model
-            model, tokenizer = load_in(self.quantize, self.model, self.revision)
+            model, tokenizer = load_quantized(self.model, self.revision, self.quantize)
             check_cache(model.config, self.cache_bits)
             serve(Service(model, tokenizer, name, self.limits, self.cache_bits), sock)

@@ -6,11 +6,11 @@ import shlex
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gpt.commands.generation_flags import Flag, Speaker, legend, note, painted, say
+from mlx_gpt.commands.generation_flags import Flag, GenerationFlags, coloured, legend, note, write
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.settings import GenerationSettings
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from mlx_gpt.generate.writer import Piece
 
 HELP = """\
-What you write is put at the end of the text, and the model goes on. Return alone: it goes on from where it is.
-Ctrl-C stops it, or clears your line; Ctrl-D ends.
+Your line is appended to the text, and the model continues it; Return alone continues the text as it is.
+Ctrl-C stops the model, or clears your line; Ctrl-D ends.
 
-:again          take back what the model said last, and let it say something else
-:undo           take back the last turn, yours and the model's
-:new            begin a new text
-:text           show all of the text
-:settings       show every setting; mlx-gpt talk --help says what each means
+:again          replace the model's last continuation by another
+:undo           remove the last turn, yours and the model's
+:new            start a new text
+:text           show the whole text
+:settings       show every setting; mlx-gpt talk --help explains them
 :NAME VALUE     change one: :temperature 0.7, :top-p 0.9, :stop "." "!", :seed none
-:quit           end, as Ctrl-D does
+:quit           end, like Ctrl-D
 ::WORDS         write words that begin with a colon"""
 NONE = "none"
-KEPT = 1000  # lines of history
+MAX_HISTORY = 1000  # lines
 
 
 @dataclass(frozen=True)
-class Talk(Speaker):
-    """Write a text together with a model: you begin, it goes on, you go on. :help tells how.
+class Talk(GenerationFlags):
+    """Write a text in turns with a model; :help lists the commands.
 
-    Lines may come from a pipe, one for each turn.
+    Lines may come from a pipe, one per turn.
     """
 
     colour: Flag = False
-    """show how much each token surprised the model"""
+    """colour each token by its surprise"""
 
     def __call__(self) -> None:
         given = GenerationSettings.of(
@@ -54,7 +54,7 @@ class Talk(Speaker):
         session = Session(model, tokenizer, given, draft)
         at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         if at_terminal:
-            note(f"{self.model} goes on with what you write; :help tells how, Ctrl-D ends")
+            note(f"{self.model} continues what you write; :help lists the commands, Ctrl-D ends")
             if self.colour:
                 print(legend(), file=sys.stderr)
         with history() if at_terminal else nullcontext():
@@ -67,7 +67,7 @@ class Talk(Speaker):
                     note(str(error))
 
     def _take(self, session: Session, line: str) -> None:
-        """Do what a line says."""
+        """Run a command or take a turn."""
         if not line.startswith(":") or line.startswith("::"):
             return self._show(session, session.extend(line[line.startswith("::") :]))
         command, _, rest = line[1:].strip().partition(" ")
@@ -78,11 +78,11 @@ class Talk(Speaker):
         if command == "new":
             return session.clear()
         if command == "text":
-            return say(session.text + "\n")
+            return write(session.text + "\n")
         if command == "settings":
-            return say(table(session.settings))
+            return write(table(session.settings))
         if command == "help":
-            return say(HELP + "\n")
+            return write(HELP + "\n")
         session.settings = changed(session.settings, command, rest)
         return None
 
@@ -92,24 +92,24 @@ class Talk(Speaker):
         with closing(pieces):
             try:
                 for piece in pieces:
-                    say(painted(piece) if self.colour else piece.text)
-            except KeyboardInterrupt:  # what has been said stays
+                    write(coloured(piece) if self.colour else piece.text)
+            except KeyboardInterrupt:  # the text so far stays
                 pass
-        say("\n")
+        write("\n")
         if session.reason == CONTEXT:
-            note("the model's context is full; :context slide goes on, :undo takes a turn back, :new begins anew")
+            note("the model's context is full; :context slide continues, :undo removes a turn, :new starts a new text")
         if session.reason == END:
-            note("the model ended its text; :new begins another, and what you write goes on with this one")
+            note("the model ended its text; :new starts another, and a line continues this one")
 
 
 def lines(at_terminal: bool) -> Iterator[str]:
-    """What somebody writes, line by line, until the end: Ctrl-D, or that of a file."""
+    """Yield the user's lines until Ctrl-D or the end of a file."""
     if not at_terminal:
         for line in sys.stdin.buffer:
             try:
                 yield line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
-                note("stdin: expected text in UTF-8; this line is left out")
+                note("stdin: expected text in UTF-8; this line is skipped")
         return
     while True:
         try:
@@ -123,10 +123,10 @@ def lines(at_terminal: bool) -> Iterator[str]:
 
 @contextmanager
 def history() -> Iterator[None]:
-    """Meanwhile the arrow keys bring earlier lines back, those of earlier sessions too."""
+    """Let the arrow keys recall earlier lines, also of earlier sessions."""
     try:
         import readline
-    except ImportError:  # a Python without it
+    except ImportError:
         yield
         return
     from mlx_gpt.files import cache_folder
@@ -134,7 +134,7 @@ def history() -> Iterator[None]:
     file: Path = cache_folder() / "talk_history"
     with suppress(OSError):
         readline.read_history_file(file)
-    readline.set_history_length(KEPT)
+    readline.set_history_length(MAX_HISTORY)
     try:
         yield
     finally:
@@ -144,53 +144,50 @@ def history() -> Iterator[None]:
 
 
 def changed(settings: GenerationSettings, name: str, value: str) -> GenerationSettings:
-    """The settings with one of them given as text. ``UsageError`` for another name and for a value that cannot be."""
+    """Return the settings with one changed to a value given as text. Raises ``UsageError``."""
     name = name.replace("-", "_")
-    usual = defaults()
-    if name not in usual:
-        raise UsageError(f":{name} is no command and no setting; :help and :settings tell which there are")
+    all_defaults = defaults()
+    if name not in all_defaults:
+        raise UsageError(f":{name} is neither a command nor a setting; :help and :settings list them")
     try:
-        return replace(settings, **{name: read(value.strip(), usual[name])})
+        return replace(settings, **{name: parsed(value.strip(), all_defaults[name])})
     except UsageError:
         raise
     except ValueError:
-        kind = "a number" if isinstance(usual[name], float) else "a whole number"
-        expected = "ID BIAS, with more pairs behind it" if isinstance(usual[name], dict) else kind
+        kind = "a number" if isinstance(all_defaults[name], float) else "a whole number"
+        expected = "pairs ID BIAS" if isinstance(all_defaults[name], dict) else kind
         raise UsageError(f":{name.replace('_', '-')} takes {expected}, not {value.strip()!r}") from None
 
 
-def read(text: str, usual: Any) -> Any:
-    """A value as somebody writes it, of the kind of the usual one; ``ValueError`` where it is none."""
-    if isinstance(usual, tuple):
+def parsed(text: str, default: Any) -> Any:
+    """Parse a value of the type of the default; ``ValueError`` if it is not one."""
+    if isinstance(default, tuple):
         return () if text == NONE else tuple(shlex.split(text))
-    if isinstance(usual, dict):
+    if isinstance(default, dict):
         pairs = [] if text == NONE else shlex.split(text)
         return {int(i): float(bias) for i, bias in zip(pairs[::2], pairs[1::2], strict=True)}
-    if usual is None:
+    if default is None:
         return None if text == NONE else int(text)
-    return type(usual)(text)
+    return type(default)(text)
 
 
 def defaults() -> dict[str, Any]:
-    """Every setting that can be changed, and its usual value."""
-    own = {
-        field.name: field.default for field in fields(GenerationSettings) if field.name not in ("logprobs", "guesses")
-    }
-    return {name: {} if value is MISSING else value for name, value in own.items()}
+    """Return every setting that can be changed, with its default."""
+    return {name: value for name, value in vars(GenerationSettings()).items() if name not in ("logprobs", "guesses")}
 
 
 def table(settings: GenerationSettings) -> str:
-    """Every setting in a line, with its usual value where it has another."""
+    """Return a line per setting, with its default if it differs."""
     rows = []
-    for name, usual in defaults().items():
+    for name, default in defaults().items():
         value = getattr(settings, name)
-        remark = "" if value == usual else f"  (usually {written(usual)})"
+        remark = "" if value == default else f"  (default {written(default)})"
         rows.append(f":{name.replace('_', '-')} {written(value)}{remark}\n")
     return "".join(rows)
 
 
 def written(value: Any) -> str:
-    """A value as one would write it."""
+    """Return a value in the form that ``parsed`` reads."""
     if isinstance(value, dict):
         value = tuple(f"{token_id} {bias}" for token_id, bias in value.items())
         return " ".join(value) or NONE

@@ -18,7 +18,7 @@ from helpers.command_line import SMALL, everything, in_a_process, the_line
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.generate import Generate
-from mlx_gpt.commands.generation_flags import as_row, legend, painted
+from mlx_gpt.commands.generation_flags import as_row, coloured, legend
 from mlx_gpt.generate.generation import Generation, generate, generate_many
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.writer import Piece, Token
@@ -53,7 +53,7 @@ def expected(prompt: str, **settings: Any) -> str:
     return "".join(generate(model, tokenizer, prompt, **({"max_tokens": 12, "seed": 3} | settings))) + "\n"
 
 
-# Flags ----------------------------------------------------------------------------------------------------------------
+# Flags
 
 FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--max-tokens 7", {"max_tokens": 7}),
@@ -81,7 +81,7 @@ def test_a_flag_is_a_field_of_the_settings(flags: str, settings: dict[str, Any])
     assert verb.settings() == GenerationSettings(**settings)
 
 
-def test_every_setting_has_a_flag_and_the_same_usual_value(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_setting_has_a_flag_with_the_same_default(capsys: pytest.CaptureFixture[str]) -> None:
     verb = parse(["generate", "m"])
     assert isinstance(verb, Generate)
     assert verb.settings() == GenerationSettings()
@@ -95,7 +95,7 @@ def test_every_setting_has_a_flag_and_the_same_usual_value(capsys: pytest.Captur
         assert f"{group} options" in told
 
 
-def test_rules_reach_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_change_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = {}
     for flags, settings in FLAGS:
         if not {"cache_bits", "logprobs", "seed"} & settings.keys():
@@ -104,7 +104,7 @@ def test_rules_reach_the_text(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert len(set(texts.values())) > 4
 
 
-# The prompt -----------------------------------------------------------------------------------------------------------
+# The prompt
 
 
 @pytest.mark.parametrize("content", ["héllo", "héllo\n", "héllo\r\n"])
@@ -120,33 +120,33 @@ def test_a_prompt_may_come_from_a_file_or_a_pipe(
         assert shown(capsys, *flags) == text
 
 
-def test_of_the_ends_of_line_only_the_last_is_left_out(
+def test_only_the_last_newline_of_a_prompt_is_removed(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     piped(monkeypatch, b"a\n\n")
     assert shown(capsys) == expected("a\n") != expected("a")
 
 
-def test_a_prompt_given_is_the_prompt_whatever_comes_from_a_pipe(
+def test_the_prompt_flag_takes_precedence_over_a_pipe(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     piped(monkeypatch, b"b")
     assert shown(capsys, "--prompt", "a") == expected("a") != expected("b")
 
 
-def test_nothing_starts_a_new_text(
+def test_no_prompt_starts_a_new_text(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     piped(monkeypatch, b"")
     assert shown(capsys) == shown(capsys, "--prompt", "") == expected("")
 
 
-def test_a_mark_in_the_prompt_is_text_unless_it_is_meant(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_endoftext_in_the_prompt_is_text_without_special(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*FEW, "--no-figures", "--prompt", "a<|endoftext|>"]
     assert main(flags) == 0
     said = capsys.readouterr()
     assert said.out == expected("a<|endoftext|>")
-    assert the_line(said.err) == "<|endoftext|> in the prompt is read as text; --special makes it the mark"
+    assert the_line(said.err) == "<|endoftext|> in the prompt is read as text; --special makes it the special token"
     assert main([*flags, "--special"]) == 0
     meant = capsys.readouterr()
     assert meant.err == ""
@@ -157,17 +157,17 @@ def test_a_mark_in_the_prompt_is_text_unless_it_is_meant(here: Path, capsys: pyt
     assert meant.out == "".join(piece.text for _, piece in run) + "\n" != said.out
 
 
-# What is shown --------------------------------------------------------------------------------------------------------
+# What is shown
 
 
-def test_several_samples_stand_one_below_the_other(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_are_printed_in_order(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = load("model")
     texts = generate_many(model, tokenizer, ["ab"] * 3, max_tokens=12, seed=3)
     assert len(set(texts)) == 3
     assert shown(capsys, "--prompt", "ab", "--samples", "3") == "\n---\n".join(texts) + "\n"
 
 
-def test_lines_for_programs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_hold_tokens_texts_and_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "--prompt", "ab", "--json", "--logprobs", "2", "--samples", "2")
     *rows, figures = [json.loads(line) for line in out.splitlines()]
     assert capsys.readouterr().err == ""
@@ -195,7 +195,7 @@ def test_lines_for_programs(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "figures" not in shown(capsys, "--json", "--no-figures", "--prompt", "a")
 
 
-def test_a_line_for_each_token_with_the_alternatives(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logprobs_print_a_line_per_token_with_the_alternatives(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, "--prompt", "ab", "--logprobs", "3").splitlines()
     assert len(lines) == 12
     for line in lines:
@@ -205,7 +205,7 @@ def test_a_line_for_each_token_with_the_alternatives(here: Path, capsys: pytest.
         assert len([word for word in top if re.fullmatch(r"\d+\.\d%", word)]) == 3, line
 
 
-def test_a_row_names_spaces_bytes_and_ids_that_mean_nothing() -> None:
+def test_a_row_shows_spaces_bytes_and_unknown_ids() -> None:
     space, half = TOKENIZER.ranks[b" "], TOKENIZER.ranks[b"\xc3"]
     token = Token(space, log(0.5), ((space, log(0.5)), (half, log(0.25)), (300, log(0.125))))
     assert (
@@ -214,9 +214,9 @@ def test_a_row_names_spaces_bytes_and_ids_that_mean_nothing() -> None:
     assert as_row(Piece("\ufffd", None), TOKENIZER) == ""
 
 
-def test_colours_say_how_surprised_the_model_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_colours_show_the_surprise(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def of(bits: float, text: str = "x") -> str:
-        return painted(Piece(text, Token(0, -bits * log(2))))
+        return coloured(Piece(text, Token(0, -bits * log(2))))
 
     assert of(1.9) == "x"
     assert len({of(bits) for bits in (1, 3, 5, 8, 12, 100)}) == 5
@@ -238,16 +238,16 @@ def test_figures_end_the_run_on_stderr(here: Path, capsys: pytest.CaptureFixture
     )
 
 
-def test_a_full_context_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_context_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["generate", "model", "--prompt", "abc", "--no-figures", "--min-tokens", "60", "--max-tokens", "60"]
     assert main(flags) == 0
     told = the_line(capsys.readouterr().err)
-    assert told == "the text ends where the model's context of 32 tokens is full; --context slide goes on"
+    assert told == "the text ends where the model's context of 32 tokens is full; --context slide continues"
     assert main([*flags, "--context", "slide"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_that_lacks_a_character_shows_another(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_characters_outside_the_encoding_are_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--prompt", "ab", "--max-tokens", "20"]
     plain = shown(capsys, *flags)
     ascii_only = in_a_process(*FEW, *flags, "--no-figures", cwd=here, env={"PYTHONIOENCODING": "ascii"})
@@ -256,7 +256,7 @@ def test_a_terminal_that_lacks_a_character_shows_another(here: Path, capsys: pyt
     assert ascii_only.stdout == plain.encode("ascii", "replace").decode()
 
 
-# Less memory, less time -----------------------------------------------------------------------------------------------
+# Less memory, less time
 
 
 def wide(seed: int, vocab_size: int = 257, **shape: Any) -> GPT:
@@ -264,7 +264,7 @@ def wide(seed: int, vocab_size: int = 257, **shape: Any) -> GPT:
     return GPT(replace(SMALL, n_embd=64, vocab_size=vocab_size, **shape))
 
 
-def test_a_prompt_is_read_once_and_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_cache_is_saved_and_continued(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--temperature", "0", "--max-tokens", "8"]
     whole = shown(capsys, "--prompt", "a longer text", *flags)
     shown(capsys, "--prompt", "a longer", "--save-prompt-cache", "kept", *flags)
@@ -275,7 +275,7 @@ def test_a_prompt_is_read_once_and_kept(here: Path, capsys: pytest.CaptureFixtur
     assert shown(capsys, "--prompt", "", "--prompt-cache", "longer", *flags) == whole
 
 
-def test_guesses_change_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_draft_does_not_change_greedy_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(GPT(replace(SMALL, n_layer=1)), TOKENIZER, "draft")
     plain = shown(capsys, "--prompt", "ab", "--temperature", "0")
     for flags in (["--draft-model", "draft"], ["--draft-model", "model"], ["--prompt-lookup", "--guesses", "2"]):
@@ -283,7 +283,7 @@ def test_guesses_change_nothing(here: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("bits", ["8", "4"])
-def test_quantized_weights(bits: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantized_weights_generate(bits: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from mlx_gpt.model.quantize import quantize
 
     save(wide(0), TOKENIZER, "model")
@@ -294,7 +294,7 @@ def test_quantized_weights(bits: str, here: Path, capsys: pytest.CaptureFixture[
     assert exact != rounded
 
 
-# Bad input ------------------------------------------------------------------------------------------------------------
+# Bad input
 
 WRONG: list[tuple[str, int, str]] = [
     ("--top-p 0", 2, "top-p must be above 0 and at most 1 (off), not 0.0"),
@@ -310,22 +310,22 @@ WRONG: list[tuple[str, int, str]] = [
     ("--quantize 3", 2, "weights can be quantized to 8 or 4 bits, not 3"),
     ("--quantize 4", 2, "weights are quantized in groups of 64"),
     ("--cache-bits 5", 2, "cache-bits must be 16"),
-    ("--draft-model other", 2, "--draft-model other speaks another vocabulary (258 ids) than model (257)"),
+    ("--draft-model other", 2, "--draft-model other has another vocabulary (258 ids) than model (257)"),
     ("--draft-model nowhere", 1, "nowhere: no such folder"),
-    ("--draft-model model --prompt-lookup", 2, "both guess ahead; take one of them"),
+    ("--draft-model model --prompt-lookup", 2, "both propose tokens; take one of them"),
     ("--draft-model model --samples 2", 2, "a draft is for one prompt at a time"),
     ("--beams 2 --samples 2", 2, "beam search is for one prompt"),
     ("--prompt-cache kept", 2, "kept: this prompt was read by another model"),
     ("--prompt-cache mine --cache-bits 16", 2, "--cache-bits 16 differs from the file of --prompt-cache"),
     ("--prompt-cache text.txt", 1, "text.txt: expected a whole safetensors file"),
     ("--save-prompt-cache k --context slide", 2, "leave out one"),
-    ("--save-prompt-cache no/such/file", 2, "--save-prompt-cache no/such/file: there is no folder no/such; make it"),
+    ("--save-prompt-cache no/such/file", 2, "--save-prompt-cache no/such/file: there is no folder no/such; create it"),
     ("--revision v1", 1, "a revision ('v1') names a version on the hub, but this is a folder"),
 ]
 
 
 @pytest.mark.parametrize(("flags", "code", "message"), WRONG, ids=lambda part: str(part)[:40])
-def test_what_cannot_be_is_one_clear_line(
+def test_invalid_flags_are_refused_in_one_line(
     flags: str, code: int, message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, cache in (("another", "kept"), ("model", "mine")):
@@ -342,7 +342,7 @@ def test_what_cannot_be_is_one_clear_line(
 
 
 @pytest.mark.parametrize("source", ["pipe", "file", "flag"])
-def test_text_that_is_no_utf8_is_told_and_where(
+def test_a_prompt_not_in_utf8_is_refused_with_the_position(
     source: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = b"caf\xe9!"  # Latin-1
@@ -355,7 +355,7 @@ def test_text_that_is_no_utf8_is_told_and_where(
     assert source == "flag" or "found byte 0xe9 at 3" in line
 
 
-def test_a_prompt_file_that_is_not_there_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_prompt_file_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FEW, "--prompt-file", "nowhere.txt"]) == 1
     assert the_line(capsys.readouterr().err) == "--prompt-file nowhere.txt: cannot be read (No such file or directory)"
 

@@ -45,12 +45,12 @@ def turn(session: Session, words: str = "") -> str:
     return "".join(piece.text for piece in session.extend(words))
 
 
-# The session ----------------------------------------------------------------------------------------------------------
+# The session
 
 
 @pytest.mark.parametrize("bits", [None, 16])
 @pytest.mark.parametrize("draft", [None, LOOKUP])
-def test_the_text_goes_on_as_if_all_of_it_had_been_read_anew(model: GPT, bits: int | None, draft: str | None) -> None:
+def test_a_turn_equals_generation_from_the_whole_text(model: GPT, bits: int | None, draft: str | None) -> None:
     settings = GenerationSettings(temperature=0, max_tokens=5, cache_bits=bits)
     session, ids = Session(model, TOKENIZER, settings, draft), []
     for words in ("ab", "", "c", "", "de"):
@@ -75,7 +75,7 @@ def test_a_turn_reads_its_own_tokens_only(model: GPT, monkeypatch: pytest.Monkey
     assert [n for n in lengths if n > 1] == [10, len(" three") + 1]  # the last token that was said is not yet read
 
 
-def test_what_was_said_can_be_taken_back_and_said_again(model: GPT) -> None:
+def test_turns_can_be_undone_and_continuations_replaced(model: GPT) -> None:
     session = Session(model, TOKENIZER, GenerationSettings(temperature=1.0, max_tokens=8, seed=1))
     first = turn(session, "ab")
     second = turn(session, "cd")
@@ -104,7 +104,7 @@ def test_the_same_turns_give_the_same_text(model: GPT) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_text_cut_by_a_stop_string_goes_on_from_what_was_shown(model: GPT) -> None:
+def test_a_text_cut_by_a_stop_string_continues_from_the_shown_part(model: GPT) -> None:
     tokenizer = Tokenizer.train(["the cat sat. the cat ran. the dog sat.\n\n"] * 9, 270)
     token = next(token for token in tokenizer.ranks if len(token) > 2)
     start, stop = token[:1].decode(), token[1:].decode()
@@ -120,7 +120,7 @@ def test_a_text_cut_by_a_stop_string_goes_on_from_what_was_shown(model: GPT) -> 
         assert session.text == start * n
 
 
-def test_what_is_refused_leaves_the_text_as_it_was(model: GPT) -> None:
+def test_a_refused_turn_leaves_the_text_unchanged(model: GPT) -> None:
     session = Session(model, TOKENIZER, GREEDY)
     turn(session, "ab")
     before = list(session.ids)
@@ -135,7 +135,7 @@ def test_what_is_refused_leaves_the_text_as_it_was(model: GPT) -> None:
     assert session.ids[:-5] + said(model, session.ids[-21:-5]) == session.ids
 
 
-def test_a_text_that_is_stopped_stays_and_goes_on(model: GPT) -> None:
+def test_an_interrupted_text_is_kept_and_continued(model: GPT) -> None:
     session = Session(model, TOKENIZER, GREEDY)
     pieces = session.extend("ab")
     shown = next(pieces).text + next(pieces).text
@@ -148,13 +148,13 @@ def test_a_text_that_is_stopped_stays_and_goes_on(model: GPT) -> None:
     assert session.ids[-5:] == said(model, session.ids[:-5])
 
 
-def test_a_word_stands_apart_from_the_text() -> None:
+def test_a_word_is_separated_from_the_text_by_a_space() -> None:
     assert [with_space(text, "went") for text in ("", "Lily", "Lily ", "Lily\n")] == ["went", " went", "went", "went"]
     assert [with_space("Lily", words) for words in (", too", " went", "", "去")] == [", too", " went", "", "去"]
     assert [common_prefix([1, 2, 3], ids) for ids in ([], [1, 2], [1, 2, 3, 4], [1, 9], [9])] == [0, 2, 3, 1, 0]
 
 
-# The settings ---------------------------------------------------------------------------------------------------------
+# The settings
 
 
 @pytest.mark.parametrize(
@@ -185,20 +185,20 @@ def test_a_setting_is_changed_by_a_line(line: str, expected: dict[str, Any]) -> 
         ("temperature -1", "temperature must be 0 (greedy) or above"),
         ("max-tokens 1.5", ":max-tokens takes a whole number, not '1.5'"),
         ("seed x", ":seed takes a whole number, not 'x'"),
-        ("logit-bias 3", ":logit-bias takes ID BIAS, with more pairs behind it, not '3'"),
+        ("logit-bias 3", ":logit-bias takes pairs ID BIAS, not '3'"),
         ("stop 'a", ":stop takes"),
         ("stop ''", "stop must be texts of at least one character"),
-        ("walk 3", ":walk is no command and no setting"),
+        ("walk 3", ":walk is neither a command nor a setting"),
     ],
 )
-def test_a_setting_that_cannot_be_is_told_in_a_line(line: str, message: str) -> None:
+def test_an_invalid_setting_is_refused_in_one_line(line: str, message: str) -> None:
     name, _, value = line.partition(" ")
     with pytest.raises(UsageError) as told:
         changed(GenerationSettings(), name, value)
     assert message in str(told.value)
 
 
-def test_what_is_shown_of_a_setting_can_be_written() -> None:
+def test_a_setting_can_be_given_as_it_is_shown() -> None:
     some = GenerationSettings(seed=9, stop=("a b", "'"), logit_bias={3: float("-inf")}, top_p=0.5)
     again = GenerationSettings()
     for name in defaults():
@@ -206,7 +206,7 @@ def test_what_is_shown_of_a_setting_can_be_written() -> None:
     assert again == some
 
 
-# The verb -------------------------------------------------------------------------------------------------------------
+# The command
 
 
 def talked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *lines: bytes) -> tuple[str, str]:
@@ -226,16 +226,18 @@ def test_lines_of_a_pipe_are_turns(
     assert err == ""
 
 
-def test_commands_of_a_pipe(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_may_come_from_a_pipe(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, err = talked(monkeypatch, capsys, b":help", b":max-tokens 3", b":settings", b":quit", b"never read")
     assert out.startswith(HELP)
-    assert ":max-tokens 3  (usually 200)\n" in out
-    assert ":temperature 0.0  (usually 0.8)\n" in out
+    assert ":max-tokens 3  (default 200)\n" in out
+    assert ":temperature 0.0  (default 0.8)\n" in out
     assert out.endswith(":cache-bits none\n")
     assert err == ""
 
 
-def test_what_goes_wrong_in_a_session_does_not_end_it(
+def test_errors_do_not_end_a_session(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = [b":undo", b":again", b":walk", b":top-p 2", b"caf\xe9", b"x" * 40]
@@ -243,9 +245,9 @@ def test_what_goes_wrong_in_a_session_does_not_end_it(
     assert err.splitlines() == [
         "mlx-gpt: there is no turn to undo",
         "mlx-gpt: there is no text to continue; write some, or press return",
-        "mlx-gpt: :walk is no command and no setting; :help and :settings tell which there are",
+        "mlx-gpt: :walk is neither a command nor a setting; :help and :settings list them",
         "mlx-gpt: top-p must be above 0 and at most 1 (off), not 2.0",
-        "mlx-gpt: stdin: expected text in UTF-8; this line is left out",
+        "mlx-gpt: stdin: expected text in UTF-8; this line is skipped",
         "mlx-gpt: the text is 40 tokens long and the model's context is 32; let it slide (:context slide), undo a turn "
         "(:undo) or start a new text (:new)",
     ]
@@ -253,12 +255,12 @@ def test_what_goes_wrong_in_a_session_does_not_end_it(
     assert out == f"{text}\nab{text}\n"
 
 
-def test_a_full_context_is_told_and_slides_on(
+def test_a_full_context_is_reported_and_may_slide(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, err = talked(monkeypatch, capsys, b":max-tokens 40", b":min-tokens 40", b"ab", b":context slide", b"", b":text")
     assert err.splitlines() == [
-        "mlx-gpt: the model's context is full; :context slide goes on, :undo takes a turn back, :new begins anew"
+        "mlx-gpt: the model's context is full; :context slide continues, :undo removes a turn, :new starts a new text"
     ]
 
 

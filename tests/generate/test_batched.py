@@ -1,4 +1,4 @@
-"""Rows side by side: each is what it would be alone, whatever stands beside it, and however long."""
+"""Batches: each row equals the same row alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_logits_beside_longer_rows_are_those_alone(model: GPT, length: int) -> N
         assert found[i] == pytest.approx(np.array(model([[*row, 2 * i + 1, 2 * i + 2]])[0, -2:]), abs=1e-4)
 
 
-def test_nothing_that_stands_before_a_shorter_row_reaches_it(model: GPT) -> None:
+def test_padding_does_not_affect_a_row(model: GPT) -> None:
     decoder = Decoder(model)
     decoder.prefill(pad_rows([[1, 2], [3] * 9], 257))
     before = np.array(decoder.step(mx.array([[5], [5]])))
@@ -73,7 +73,7 @@ def test_greedy_rows_are_those_alone_token_by_token(model: GPT, settings: dict[s
     assert len(set(texts)) > 2
 
 
-def test_the_first_row_draws_what_it_draws_alone_and_others_do_not_depend_on_their_neighbours(model: GPT) -> None:
+def test_a_row_draws_the_same_regardless_of_its_batch(model: GPT) -> None:
     settings: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "seed": 4}
     texts = generate_many(model, TOKENIZER, PROMPTS, **settings)
     assert texts[0] == alone(model, PROMPTS[0], **settings)
@@ -116,19 +116,19 @@ def test_each_row_ends_for_its_own_reason(model: GPT) -> None:
     assert run.reasons[1] == "length"
 
 
-def test_it_ends_as_soon_as_every_row_has_ended(model: GPT) -> None:
+def test_a_batch_ends_with_its_last_row(model: GPT) -> None:
     at_once = GenerationSettings(max_tokens=30, logit_bias={TOKENIZER.eot_id: 1000.0})
     run = Generation(model, TOKENIZER, [[1], [2, 3]], at_once)
     assert list(run) == []
     assert run.stats.steps == 1
 
 
-def test_no_prompts_no_texts_and_no_tokens_no_text(model: GPT) -> None:
+def test_no_prompts_give_no_texts_and_zero_tokens_give_empty_ones(model: GPT) -> None:
     assert generate_many(model, TOKENIZER, []) == []
     assert generate_many(model, TOKENIZER, ["a", "bc"], max_tokens=0) == ["", ""]
 
 
-def test_rows_can_be_kept_left_out_and_doubled(model: GPT) -> None:
+def test_rows_can_be_kept_dropped_and_repeated(model: GPT) -> None:
     decoder = Decoder(model)
     rows = [[1, 2, 3], [4], [5, 6]]
     decoder.prefill(pad_rows(rows, 257))
@@ -138,7 +138,7 @@ def test_rows_can_be_kept_left_out_and_doubled(model: GPT) -> None:
         assert found[i] == pytest.approx(np.array(model([row])[0, -1]), abs=1e-4)
 
 
-def test_to_slide_rows_must_be_of_one_length(model: GPT) -> None:
+def test_sliding_rows_must_have_one_length(model: GPT) -> None:
     with pytest.raises(UsageError, match="need prompts of one length"):
         generate_many(model, TOKENIZER, ["a", "bc"], context="slide")
     slid = generate_many(model, TOKENIZER, ["ab", "bc"], context="slide", temperature=0, max_tokens=70)
@@ -146,9 +146,7 @@ def test_to_slide_rows_must_be_of_one_length(model: GPT) -> None:
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(None, 1e-4), (16, 2e-2)])
-def test_rows_join_others_that_are_under_way_and_go_on_when_those_have_left(
-    model: GPT, bits: int | None, tolerance: float
-) -> None:
+def test_rows_may_join_and_leave_a_running_batch(model: GPT, bits: int | None, tolerance: float) -> None:
     texts = [[1, 2, 3], [4], list(range(20, 29)), [5, 6]]
     running, new = Decoder(model, bits), Decoder(model, bits)
     for first, last in ((0, 2), (2, 3), (3, 4)):  # beside shorter ones, then beside longer ones

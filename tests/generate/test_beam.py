@@ -1,4 +1,4 @@
-"""Beam search: wide enough it finds the most probable text, and on the way it does what transformers does."""
+"""Beam search: wide enough it finds the most probable text; it equals that of transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes()
 END = TOKENIZER.eot_id
-IDS = [10, 20, 30, END]  # what may be said
+IDS = [10, 20, 30, END]  # the allowed ids
 ONLY = {i: -inf for i in range(257) if i not in IDS}
 
 
@@ -38,7 +38,7 @@ def logp(model: GPT, prompt: list[int], ids: tuple[int, ...]) -> float:
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_with_a_beam_for_every_text_it_finds_the_best_of_them(seed: int, length_penalty: float) -> None:
+def test_with_a_beam_per_text_it_finds_the_best_text(seed: int, length_penalty: float) -> None:
     model, prompt, n = new_model(seed), [1, 2], 4
     texts = [ids for length in range(1, n) for ids in product(IDS[:3], repeat=length - 1)]
     whole = (
@@ -52,7 +52,7 @@ def test_with_a_beam_for_every_text_it_finds_the_best_of_them(seed: int, length_
     assert found == [i for i in best if i != END]
 
 
-def test_more_beams_find_what_one_does_not() -> None:
+def test_more_beams_find_more_probable_texts() -> None:
     better = 0
     for seed in range(8):
         model = new_model(seed)
@@ -66,7 +66,7 @@ def test_more_beams_find_what_one_does_not() -> None:
     assert better > 2
 
 
-def test_a_beam_search_draws_nothing_and_knows_why_it_ended() -> None:
+def test_a_beam_search_draws_nothing_and_reports_its_end() -> None:
     model = new_model()
     texts = ["".join(generate(model, TOKENIZER, "a", beams=3, seed=seed, max_tokens=9)) for seed in (1, 2)]
     assert texts[0] == texts[1]
@@ -92,7 +92,7 @@ def test_rules_hold_in_every_beam() -> None:
     [([[1], [2]], {}, None), ([[1]], {}, LOOKUP), ([[1]], {"context": "slide"}, None), ([[1]], {"logprobs": 1}, None)],
     ids=["two prompts", "a draft", "sliding", "probabilities"],
 )
-def test_what_does_not_go_together_is_told(prompts: list[list[int]], settings: dict[str, Any], draft: Any) -> None:
+def test_incompatible_settings_are_refused(prompts: list[list[int]], settings: dict[str, Any], draft: Any) -> None:
     with pytest.raises(UsageError, match="beam search is for one prompt, without a draft"):
         Generation(new_model(), TOKENIZER, prompts, GenerationSettings(beams=2, **settings), draft)
 
@@ -109,11 +109,11 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("ours", "theirs"), SETTINGS, ids=lambda s: str(s))
-def test_it_finds_what_transformers_finds(tmp_path: Any, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def test_it_finds_the_text_of_transformers(tmp_path: Any, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = new_model()
     names = dict(tree_flatten(model.parameters()))
-    model.wte.weight = names["wte.weight"] * mx.where(mx.arange(257) == END, 1.15, 1.0)[:, None]  # it likes to end
+    model.wte.weight = names["wte.weight"] * mx.where(mx.arange(257) == END, 1.15, 1.0)[:, None]  # favour the end
     save(model, TOKENIZER, tmp_path)
     peer = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     lengths = set()

@@ -1,4 +1,4 @@
-"""Generation: the cached, compiled, streamed path says what the plain one says; text comes whole and ends in time."""
+"""Generation: the cached, compiled, streamed path equals the plain one; text has whole characters and ends in time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def said(model: GPT, prompt: list[int], n: int, **more: Any) -> list[int]:
     return list(generate_tokens(model, TOKENIZER, prompt, max_tokens=n, temperature=0, **more))
 
 
-# Token by token -------------------------------------------------------------------------------------------------------
+# Token by token
 
 
 @pytest.mark.parametrize("prompt", [[65], [65, 66, 67], list(range(20))])
@@ -62,7 +62,7 @@ def test_the_cached_continuation_is_the_uncached_one(prompt: list[int]) -> None:
 
 
 @pytest.mark.parametrize("growth", [1, 5, 8])
-def test_a_cache_that_grows_on_the_way_changes_nothing(growth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growing_cache_changes_nothing(growth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlx_gpt.model.cache.GROWTH", growth)
     model = new_model()
     assert said(model, [65], 24) == continued(model, [65], 24)
@@ -72,12 +72,12 @@ def test_generation_ends_where_the_context_is_full() -> None:
     model = new_model()
     for length in (1, 22, 23):
         run = Generation(model, TOKENIZER, [[65] * length], GenerationSettings(temperature=0, max_tokens=1000))
-        assert len(list(run)) == 24 - length + 1  # the last one is drawn at the last position and is not looked at
+        assert len(list(run)) == 24 - length + 1  # the last token is not read
         assert run.reasons == ["context"]
     assert said(model, [65], 0) == []
 
 
-def test_beyond_the_context_the_last_half_is_read_anew() -> None:
+def test_a_sliding_context_reads_its_last_half_again() -> None:
     model = new_model()
     ids = [65, 66, 67]
     while len(ids) < 3 + 60:
@@ -87,7 +87,7 @@ def test_beyond_the_context_the_last_half_is_read_anew() -> None:
     assert said(model, ids[:3], 60) == ids[3 : 3 + 22]
 
 
-def test_no_position_is_ever_past_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_position_exceeds_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     model, looked_at = new_model(), []
     positions = model._positions
 
@@ -103,7 +103,7 @@ def test_no_position_is_ever_past_the_last(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(looked_at) > 1 + 5 * 12
 
 
-def test_the_mark_of_the_end_ends_the_text_and_is_not_part_of_it() -> None:
+def test_endoftext_ends_the_text_and_is_not_part_of_it() -> None:
     model = new_model()
     whole = continued(model, [65], 10)
     other = Tokenizer({token: i for token, i in TOKENIZER.ranks.items() if i != whole[4]}, {"<|endoftext|>": whole[4]})
@@ -112,7 +112,7 @@ def test_the_mark_of_the_end_ends_the_text_and_is_not_part_of_it() -> None:
     assert run.reasons == ["end"]
 
 
-def test_generation_is_without_dropout_and_takes_the_weights_of_the_moment() -> None:
+def test_generation_is_without_dropout_and_uses_the_current_weights() -> None:
     model = new_model(replace(SMALL, embd_pdrop=0.5, resid_pdrop=0.5))
     by_hand = continued(model, [65], 8)
     model.train()
@@ -122,7 +122,7 @@ def test_generation_is_without_dropout_and_takes_the_weights_of_the_moment() -> 
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_a_smaller_cache_is_smaller_and_nearly_as_good(bits: int) -> None:
+def test_a_cache_in_fewer_bits_is_smaller_and_nearly_as_exact(bits: int) -> None:
     config = replace(SMALL, n_embd=64, n_positions=64, initializer_range=0.1)
     model = new_model(config)
     prompt = list(range(40))
@@ -141,12 +141,12 @@ def test_a_smaller_cache_is_smaller_and_nearly_as_good(bits: int) -> None:
     assert 0 < error < {16: 1e-3, 8: 1e-2, 4: 0.1}[bits]
 
 
-def test_a_quantized_cache_needs_heads_of_a_fitting_width() -> None:
+def test_a_quantized_cache_needs_a_head_width_divisible_by_32() -> None:
     with pytest.raises(UsageError, match="cache-bits 8 needs heads whose width is a multiple of 32"):
         generate(new_model(), TOKENIZER, "a", cache_bits=8)
 
 
-def test_what_is_left_unread_costs_nothing_and_leaves_nothing_on_its_way() -> None:
+def test_an_abandoned_generation_leaves_nothing_pending() -> None:
     model = new_model()
     pieces = generate(model, TOKENIZER, "a", temperature=0)
     next(pieces)
@@ -155,10 +155,10 @@ def test_what_is_left_unread_costs_nothing_and_leaves_nothing_on_its_way() -> No
     assert said(model, [65], 5) == continued(model, [65], 5)
 
 
-# How probable ---------------------------------------------------------------------------------------------------------
+# Log-probabilities ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_token_comes_with_its_probability_and_the_most_probable_ones() -> None:
+def test_each_token_has_its_logprob_and_the_most_probable_alternatives() -> None:
     model = new_model()
     choice = GenerationSettings(max_tokens=8, temperature=2.0, top_k=20, seed=1)
     run = Generation(model, TOKENIZER, [[65, 66]], replace(choice, logprobs=3))
@@ -177,12 +177,12 @@ def test_each_token_comes_with_its_probability_and_the_most_probable_ones() -> N
 
 
 @pytest.mark.parametrize("n", [0, 257, 1000])
-def test_any_number_of_alternatives(n: int) -> None:
+def test_the_number_of_alternatives_is_limited_by_the_vocabulary(n: int) -> None:
     run = Generation(new_model(), TOKENIZER, [[65]], GenerationSettings(max_tokens=2, logprobs=n))
     assert [len(piece.token.top) for _, piece in run if piece.token] == [min(n, 257)] * 2
 
 
-# Text -----------------------------------------------------------------------------------------------------------------
+# Text
 
 
 def written(ids: Iterable[int], limit: int = 1000, **given: Any) -> tuple[list[str], str | None]:
@@ -200,7 +200,7 @@ def test_a_stream_yields_whole_characters_only() -> None:
     assert written([*bytes_of("aé🙂中!".encode()), END, 65]) == (["a", "é", "🙂", "中", "!"], "end")
 
 
-def test_a_character_that_is_cut_off_is_marked() -> None:
+def test_an_incomplete_character_becomes_ufffd() -> None:
     assert written([*bytes_of("a🙂".encode()[:-1]), END]) == (["a", "\ufffd"], "end")
     assert written(bytes_of("a🙂".encode()), limit=3) == (["a", "\ufffd"], "context")
     assert written([*bytes_of(b"a\xffb"), END])[0] == ["a", "\ufffd", "b"]
@@ -237,7 +237,7 @@ def test_text_ends_before_a_stop_string_wherever_tokens_end(
 
 @given(st.text("ab", max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), st.data())
 @settings(max_examples=300, deadline=None)
-def test_what_is_shown_holds_no_stop_string_however_the_text_comes(text: str, stops: list[str], data: Any) -> None:
+def test_shown_text_contains_no_stop_string_however_it_is_split(text: str, stops: list[str], data: Any) -> None:
     held, shown, rest, found = "", "", text, False
     while rest and not found:
         n = data.draw(st.integers(1, len(rest)))
@@ -250,7 +250,7 @@ def test_what_is_shown_holds_no_stop_string_however_the_text_comes(text: str, st
     assert not found or any(held.startswith(stop) for stop in stops)
 
 
-def test_several_tokens_may_wait_and_come_with_their_own_text() -> None:
+def test_held_tokens_are_released_with_their_own_text() -> None:
     writer = Writer(WORDS, GenerationSettings(stop=("cat sat on",)), 200)
     ids = WORDS.encode("the cat sat. the")
     pieces = [piece for i in ids for piece in writer.push(Token(i))] + writer.push(Token(WORDS.eot_id))
@@ -270,7 +270,7 @@ def test_an_empty_prompt_starts_a_new_text() -> None:
     assert "".join(generate(model, TOKENIZER, "", max_tokens=10, temperature=0)) == TOKENIZER.decode(ids)
 
 
-def test_the_mark_written_in_a_prompt_is_text() -> None:
+def test_endoftext_written_in_a_prompt_is_text() -> None:
     model = new_model(replace(SMALL, n_positions=64))
     ids = [TOKENIZER.ranks[bytes([b])] for b in b"<|endoftext|>"]
     assert "".join(generate(model, TOKENIZER, "<|endoftext|>", temperature=0, max_tokens=20)) == TOKENIZER.decode(
@@ -278,7 +278,7 @@ def test_the_mark_written_in_a_prompt_is_text() -> None:
     )
 
 
-def test_ids_that_the_tokenizer_lacks_are_never_said() -> None:
+def test_ids_unknown_to_the_tokenizer_are_never_generated() -> None:
     model = new_model(replace(SMALL, vocab_size=600))  # padded: more than half of the ids mean nothing
     wished = np.array(mx.argmax(model([[i] for i in range(200)])[:, -1], axis=-1))
     assert (wished >= 257).sum() > 20  # the model wants to
@@ -286,16 +286,16 @@ def test_ids_that_the_tokenizer_lacks_are_never_said() -> None:
         assert max(generate_tokens(model, TOKENIZER, [65], temperature=2.0, seed=seed), default=0) < 257
 
 
-def test_the_same_seed_says_the_same_and_another_something_else() -> None:
+def test_the_seed_determines_the_text() -> None:
     model = new_model()
     texts = ["".join(generate(model, TOKENIZER, "a", temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
+# Refused input
 
 
-def test_a_prompt_longer_than_the_context_is_told_with_both_lengths_before_anything_is_said() -> None:
+def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths() -> None:
     model = new_model()
     for context in ("stop", "slide"):
         with pytest.raises(UsageError, match="the prompt is 24 tokens long and the model's context is 24; shorten it"):
@@ -304,23 +304,19 @@ def test_a_prompt_longer_than_the_context_is_told_with_both_lengths_before_anyth
 
 
 @pytest.mark.parametrize("given", [{"max_tokens": -1}, {"top_p": 2}, {"logit_bias": {999: 1}}], ids=str)
-def test_settings_are_checked_before_anything_is_said(given: dict[str, Any]) -> None:
+def test_settings_are_checked_before_generation(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         generate(new_model(), TOKENIZER, "a", **given)
 
 
-def test_ids_that_the_model_lacks_are_refused() -> None:
+def test_ids_outside_the_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 256"):
         generate_tokens(new_model(), TOKENIZER, [257])
 
 
-def test_rules_that_leave_nothing_to_say_are_named_when_it_comes_to_that() -> None:
-    forever: dict[str, Any] = {
-        "no_repeat_ngram": 1,
-        "min_tokens": 300,
-        "max_tokens": 300,
-        "context": "slide",
-    }  # of 257 ids
+def test_rules_that_mask_all_tokens_are_named() -> None:
+    length = {"min_tokens": 300, "max_tokens": 300, "context": "slide"}  # of 257 ids
+    forever: dict[str, Any] = {"no_repeat_ngram": 1} | length
     said: list[int] = []
     with pytest.raises(UsageError, match="all tokens are masked by --no-repeat-ngram and --min-tokens;"):
         said.extend(generate_tokens(new_model(), TOKENIZER, [65], **forever))

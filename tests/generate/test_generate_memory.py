@@ -1,4 +1,4 @@
-"""What a generation asks of the machine: Metal's limits where there is Metal, memory, and the figures of it."""
+"""Memory limits on Metal, peak memory, and the figures of a generation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.generate import stats as figures
+from mlx_gpt.generate import stats
 from mlx_gpt.generate.decoder import Decoder
 from mlx_gpt.generate.generation import Generation, generate
 from mlx_gpt.generate.memory import metal_limits
@@ -27,11 +27,11 @@ def new_model(**shape: Any) -> GPT:
     return GPT(GPTConfig(vocab_size=257, **({"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2} | shape)))
 
 
-# Metal, as it would be ------------------------------------------------------------------------------------------------
+# Metal, simulated
 
 
 class Metal:
-    """Stands for a Mac: notes the limits that are set, and gives back those before, as MLX does."""
+    """Simulates MLX on Metal: records the limits and returns the previous ones."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.limits = {"wired": 0, "cache": 7}
@@ -49,7 +49,7 @@ class Metal:
 
 
 @pytest.mark.parametrize("ends", ["well", "in an error"])
-def test_on_metal_the_limits_stand_meanwhile_and_are_then_as_before(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_metal_the_limits_are_set_and_restored(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
     metal = Metal(monkeypatch)
     with pytest.raises(KeyError) if ends == "in an error" else metal_limits(0), metal_limits(10 << 30):
         assert metal.limits == {"wired": 1 << 34, "cache": 1 << 30}
@@ -70,7 +70,7 @@ def test_on_metal_the_limits_are_restored_if_the_gpu_fails(monkeypatch: pytest.M
     assert metal.limits == {"wired": 0, "cache": 7}
 
 
-def test_elsewhere_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_metal_no_limit_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     metal = Metal(monkeypatch)
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     with metal_limits(10):
@@ -78,7 +78,7 @@ def test_elsewhere_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metal.calls == []
 
 
-def test_a_generation_holds_its_weights_and_lets_them_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generation_sets_the_limits_and_restores_them(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[str] = []
 
     class Held:
@@ -102,11 +102,11 @@ def test_a_generation_holds_its_weights_and_lets_them_go(monkeypatch: pytest.Mon
     assert held[1:] == ["let go"]
 
 
-# Memory and time ------------------------------------------------------------------------------------------------------
+# Memory and time
 
 
 @pytest.mark.freed_at_once
-def test_memory_is_the_weights_and_the_cache_that_is_needed() -> None:
+def test_peak_memory_is_that_of_weights_and_cache() -> None:
     config = {"n_positions": 256, "n_embd": 256, "n_layer": 4, "n_head": 4}
     model = new_model(**config)
     mx.eval(model.parameters())
@@ -140,7 +140,7 @@ def test_the_first_token_does_not_wait_for_the_compiled_step(monkeypatch: pytest
 
 def test_figures_count_tokens_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(figures.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stats.time, "perf_counter", lambda: now[0])
     found = GenerationStats(new_model(), 20)
     found.weight_bytes = 1000
     assert found.summary(1e9).startswith("peak memory ")
@@ -154,7 +154,7 @@ def test_figures_count_tokens_and_seconds(monkeypatch: pytest.MonkeyPatch) -> No
     assert found.as_dict(4000)["share_of_memory_speed"] == 0.5
 
 
-def test_with_a_kept_prompt_only_what_is_read_counts() -> None:
+def test_only_tokens_that_are_read_count_as_prompt() -> None:
     model = new_model()
     run = Generation(model, TOKENIZER, [[1, 2, 3]], GenerationSettings(max_tokens=1))
     run.read_prompt()
@@ -163,19 +163,19 @@ def test_with_a_kept_prompt_only_what_is_read_counts() -> None:
     assert Generation(model, TOKENIZER, [[]], GenerationSettings(), prefix=before).stats.prompt_tokens == 1
 
 
-def test_weights_count_as_often_as_a_step_reads_them() -> None:
+def test_weight_bytes_are_those_a_step_reads() -> None:
     model = new_model()
     assert weight_bytes(model) == 4 * (model.n_parameters - 32 * 32)  # without the positions
     untied = new_model(tie_word_embeddings=False)
     assert weight_bytes(untied) == weight_bytes(model)
 
 
-def test_the_memorys_speed_is_that_of_reading_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_speed_is_that_of_reading_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     def tick() -> float:
         now[0] += 0.05
         return now[0]
 
-    monkeypatch.setattr(figures.time, "perf_counter", tick)
+    monkeypatch.setattr(stats.time, "perf_counter", tick)
     assert memory_speed() == pytest.approx((64 << 20) / 0.05)

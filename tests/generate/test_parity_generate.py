@@ -36,7 +36,7 @@ def ours(folder: Path, prompt: str) -> list[int]:
     return list(generate_tokens(model, tokenizer, tokenizer.encode(prompt), max_tokens=N, temperature=0))
 
 
-def test_texts_say_many_things_and_are_decided_clearly(folder: Path) -> None:
+def test_texts_are_varied_and_decided_by_more_than_rounding(folder: Path) -> None:
     model, tokenizer = load(folder)
     gaps = []
     for prompt in PROMPTS:

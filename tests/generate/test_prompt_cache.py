@@ -1,4 +1,4 @@
-"""A prompt kept on disk: what comes after it is what would have come, and for another model it is refused."""
+"""A saved prompt cache: the continuation is unchanged, and another model is refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def kept(model: GPT, file: Path, ids: list[int], **settings: Any) -> None:
 
 
 @pytest.mark.parametrize("bits", [None, 16, 8, 4])
-def test_the_text_goes_on_as_if_all_had_been_read(tmp_path: Path, bits: int | None) -> None:
+def test_the_continuation_equals_that_of_the_whole_text(tmp_path: Path, bits: int | None) -> None:
     model = new_model()
     kept(model, tmp_path / "cache", LONG, cache_bits=bits)
     before = load_prompt_cache(tmp_path / "cache", model)
@@ -54,7 +54,7 @@ def test_the_text_goes_on_as_if_all_had_been_read(tmp_path: Path, bits: int | No
         assert said(model, [prompt], prefix=before) == plain
 
 
-def test_it_serves_several_rows_drafts_and_what_slides(tmp_path: Path) -> None:
+def test_it_works_with_batches_drafts_and_sliding(tmp_path: Path) -> None:
     model = new_model()
     kept(model, tmp_path / "cache", LONG)
     before = load_prompt_cache(tmp_path / "cache", model)
@@ -66,7 +66,7 @@ def test_it_serves_several_rows_drafts_and_what_slides(tmp_path: Path) -> None:
         said(model, [[1], [1, 2]], prefix=before)
 
 
-def test_the_prompt_alone_is_kept_not_what_was_said_after_it(tmp_path: Path) -> None:
+def test_only_the_prompt_is_saved(tmp_path: Path) -> None:
     model = new_model()
     run = Generation(model, TOKENIZER, [LONG], GenerationSettings(temperature=0, max_tokens=10))
     list(run)
@@ -88,7 +88,7 @@ def test_only_the_new_tokens_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lengths == [len(SHORT)]
 
 
-def test_with_the_kept_text_a_prompt_may_be_too_long(tmp_path: Path) -> None:
+def test_the_saved_text_counts_towards_the_context(tmp_path: Path) -> None:
     model = new_model()
     kept(model, tmp_path / "cache", LONG)
     before = load_prompt_cache(tmp_path / "cache", model)
@@ -96,7 +96,7 @@ def test_with_the_kept_text_a_prompt_may_be_too_long(tmp_path: Path) -> None:
         said(model, [[1] * 28], prefix=before)
 
 
-def test_another_model_is_refused_to_the_last_bit_of_its_weights(tmp_path: Path) -> None:
+def test_a_model_that_differs_in_one_weight_is_refused(tmp_path: Path) -> None:
     model = new_model()
     kept(model, tmp_path / "cache", LONG)
     nearly = new_model()
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         load_prompt_cache(tmp_path / "other.safetensors", model)
 
 
-def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, file = new_model(), tmp_path / "cache"
     kept(model, file, LONG)
     before = file.read_bytes()

@@ -1,4 +1,4 @@
-"""Choosing the next token: each rule does what it says, all of them together what transformers does, draws are fair."""
+"""Sampling: each rule follows its definition, all together equal transformers, and draws follow the distribution."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def normal(p: Any) -> Any:
     return np.asarray(p) / np.sum(p)
 
 
-# The rules that keep some of the probable ----------------------------------------------------------------------------
+# Truncation
 
 
 def test_top_k_keeps_the_k_most_probable_and_no_other() -> None:
@@ -54,7 +54,7 @@ def test_top_k_keeps_the_k_most_probable_and_no_other() -> None:
     assert mx.array_equal(sampling.keep_top_k(logits, 5), logits)
 
 
-def test_those_as_probable_as_the_last_are_kept_too() -> None:
+def test_ids_as_probable_as_the_last_are_kept_too() -> None:
     assert kept(sampling.keep_top_k(logits_of([0.1, 0.3, 0.3, 0.3]), 2)) == [{1, 2, 3}]
     assert kept(sampling.keep_top_p(logits_of([0.1, 0.3, 0.3, 0.3]), 0.5)) == [{1, 2, 3}]
 
@@ -77,7 +77,7 @@ def test_top_p_keeps_the_fewest_that_reach_p(p: float, nucleus: set[int]) -> Non
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0.01, 0.99))
 @settings(max_examples=60, deadline=None)
-def test_of_any_distribution_the_right_ids_are_kept(seed: int, k: int, p: float) -> None:
+def test_the_kept_ids_follow_the_definitions_for_any_distribution(seed: int, k: int, p: float) -> None:
     logits = np.random.default_rng(seed).normal(size=(1, 12)).astype(np.float32) * 3
     probabilities = normal(np.exp(logits[0].astype(np.float64)))
 
@@ -101,7 +101,7 @@ def test_of_any_distribution_the_right_ids_are_kept(seed: int, k: int, p: float)
         assert kept(sampling.keep_min_p(mx.array(logits), p)) == [set(enough.tolist())]
 
 
-def test_rules_leave_what_they_keep_as_it_was() -> None:
+def test_rules_do_not_change_the_logits_they_keep() -> None:
     logits = logits_of(P)
     for found in (
         sampling.keep_top_k(logits, 3),
@@ -123,7 +123,7 @@ def test_temperature_divides_and_never_overflows(temperature: float) -> None:
     assert np.array(found)[0] == pytest.approx(normal(exact), abs=1e-6)
 
 
-# The rules that look back ---------------------------------------------------------------------------------------------
+# Rules that depend on the history
 
 
 def test_ids_are_counted_and_padding_is_not() -> None:
@@ -141,7 +141,7 @@ def test_penalties_by_hand() -> None:
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(0, 3), st.integers(1, 4))
 @settings(max_examples=100, deadline=None)
-def test_what_would_repeat_a_run_is_blocked_and_nothing_else(said: list[int], padding: int, n: int) -> None:
+def test_only_ids_that_would_repeat_an_ngram_are_blocked(said: list[int], padding: int, n: int) -> None:
     runs = {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
     last = said[len(said) - n + 1 :]
     allowed = {i for i in range(3) if len(last) < n - 1 or (*last, i) not in runs}
@@ -151,7 +151,7 @@ def test_what_would_repeat_a_run_is_blocked_and_nothing_else(said: list[int], pa
     assert kept(together) == [allowed, {0, 1, 2}]  # a row does not see the others
 
 
-def test_a_banned_sequence_is_stopped_before_its_last_id() -> None:
+def test_the_last_id_of_a_banned_sequence_is_forbidden() -> None:
     logits, said = mx.zeros((2, 5)), ids_of([0, 1, 2], [2, 1, 0])
     assert kept(sampling.ban_sequences(logits, said, [[4]])) == [{0, 1, 2, 3}] * 2
     assert kept(sampling.ban_sequences(logits, said, [[2, 3], [1, 0]])) == [{0, 1, 2, 4}, set(range(5))]
@@ -159,7 +159,7 @@ def test_a_banned_sequence_is_stopped_before_its_last_id() -> None:
 
 
 def forced(sequences: list[list[int]], n: int, wish: Callable[[list[int]], int]) -> list[int]:
-    """What is said in n tokens at most by one who says what he wishes, where he may, and else the lowest id."""
+    """Generate at most n tokens: the wish if it is allowed, else the lowest allowed id."""
     said: list[int] = []
     for left in range(n, 0, -1):
         new = mx.zeros((1, 0), mx.int32) if not said else ids_of(said)
@@ -171,7 +171,7 @@ def forced(sequences: list[list[int]], n: int, wish: Callable[[list[int]], int])
     return said
 
 
-def test_forced_words_are_said_at_the_latest_when_there_is_just_room() -> None:
+def test_forced_words_are_generated_at_the_latest_in_the_last_tokens() -> None:
     words = [[1, 2, 3], [1, 1, 4]]
     assert forced(words, 6, lambda said: 9) == [1, 2, 3, 1, 1, 4]  # no room for anything else
     assert forced(words, 8, lambda said: 9) == [0, 0, 1, 2, 3, 1, 1, 4]  # who wants to end must wait
@@ -182,12 +182,12 @@ def test_forced_words_are_said_at_the_latest_when_there_is_just_room() -> None:
     assert forced(words, 9, lambda said: both[len(said)]) == both  # then it may end
 
 
-def test_a_word_begun_by_chance_is_completed() -> None:
+def test_a_forced_word_already_begun_is_completed() -> None:
     begun = [5, 1, 1, 5, 5]
     assert forced([[1, 1, 4]], 5, lambda said: begun[len(said)]) == [5, 1, 1, 4, 5]
 
 
-# All together ---------------------------------------------------------------------------------------------------------
+# Composition
 
 
 def history_of(*rows: Sequence[int], left: int = 100) -> History:
@@ -207,7 +207,7 @@ def chosen(sampler: Sampler, logits: mx.array, history: History) -> mx.array:
 
 
 def distribution(given: dict[str, Any], p: Any = None) -> np.ndarray:
-    """What a sampler draws from after a prompt of no interest, of the ids of the byte tokenizer that P speaks of."""
+    """Return the sampler's distribution of the first five ids."""
     logits = np.full((1, 257), -100, dtype=np.float32)
     logits[0, :5] = np.log(P if p is None else p)
     sampler = sampler_of(GenerationSettings(**{"temperature": 1.0} | given))
@@ -234,11 +234,11 @@ def distribution(given: dict[str, Any], p: Any = None) -> np.ndarray:
     ],
     ids=str,
 )
-def test_the_rules_in_their_order_by_hand(given: dict[str, Any], expected: np.ndarray) -> None:
+def test_the_rules_are_applied_in_order(given: dict[str, Any], expected: np.ndarray) -> None:
     assert distribution(given) == pytest.approx(expected, abs=1e-5)
 
 
-def test_ids_that_the_tokenizer_lacks_are_never_drawn() -> None:
+def test_ids_unknown_to_the_tokenizer_are_never_drawn() -> None:
     padded = mx.zeros((1, 300))
     sampler = sampler_of(GenerationSettings(temperature=1.0), size=300)
     assert kept(ruled(sampler, padded, history_of([0]))) == [set(range(257))]
@@ -258,7 +258,7 @@ def test_a_banned_word_is_banned_with_a_space_before_it_too() -> None:
     assert kept(ruled(sampler, mx.zeros((1, 258)), history_of([a]))) == [set(range(258)) - {b, 257}]
 
 
-def test_the_end_is_held_back_until_there_are_enough_tokens() -> None:
+def test_the_end_is_forbidden_before_min_tokens() -> None:
     sampler, said = sampler_of(GenerationSettings(min_tokens=2)), history_of([5, 6, 7])
     for n in range(3):
         (allowed,) = kept(ruled(sampler, mx.zeros((1, 257)), said))
@@ -266,7 +266,7 @@ def test_the_end_is_held_back_until_there_are_enough_tokens() -> None:
         said = said.then(ids_of([1]))
 
 
-def test_the_prompt_counts_as_repeated_but_not_as_said() -> None:
+def test_the_prompt_counts_as_repeated_but_not_as_generated() -> None:
     logits, said = mx.full((1, 257), 8.0), history_of([5]).then(ids_of([6]))
 
     def penalized(**given: float) -> set[int]:
@@ -277,7 +277,7 @@ def test_the_prompt_counts_as_repeated_but_not_as_said() -> None:
     assert penalized(presence_penalty=2.0) == penalized(frequency_penalty=2.0) == {6}
 
 
-# Contradictions -------------------------------------------------------------------------------------------------------
+# Contradictions
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_rules_that_forbid_every_id_draw_nothing_and_are_named(
     ],
     ids=str,
 )
-def test_what_the_vocabulary_does_not_allow_is_told(given: dict[str, Any], message: str) -> None:
+def test_settings_that_contradict_the_vocabulary_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         sampler_of(GenerationSettings(**given), size=300)
 
@@ -347,12 +347,12 @@ def test_what_the_vocabulary_does_not_allow_is_told(given: dict[str, Any], messa
     ],
     ids=str,
 )
-def test_a_setting_that_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:
+def test_an_invalid_setting_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         GenerationSettings(**given)
 
 
-# Drawing --------------------------------------------------------------------------------------------------------------
+# Drawing
 
 LIMIT = 23.5  # chi-square with 4 degrees of freedom is larger once in ten thousand
 
@@ -382,7 +382,7 @@ def test_ten_thousand_draws_follow_the_distribution(source: str) -> None:
     assert chi_square(pairs.ravel(), np.outer(P, P).ravel()) < 62  # 24 degrees of freedom: neighbours are strangers
 
 
-def test_what_is_forbidden_is_never_drawn() -> None:
+def test_forbidden_ids_are_never_drawn() -> None:
     logits = np.full((10_000, 257), -100, dtype=np.float32)
     logits[:, :5] = np.log(P)
     sampler = sampler_of(GenerationSettings(temperature=1.0, top_k=3, logit_bias={1: -inf}), n=10_000)
@@ -392,7 +392,7 @@ def test_what_is_forbidden_is_never_drawn() -> None:
     assert chi_square(counts[2:5], normal(P[2:5])) < LIMIT
 
 
-def test_a_row_draws_alike_alone_and_beside_others() -> None:
+def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
     logits = mx.random.normal((6, 50), key=mx.random.key(0))
     keys = row_keys(7, 6)
     together = sampling.draw(logits, keys).tolist()
@@ -401,7 +401,7 @@ def test_a_row_draws_alike_alone_and_beside_others() -> None:
     assert row_keys(8, 6).tolist() != keys.tolist()
 
 
-def test_without_a_seed_chance_comes_from_mlx() -> None:
+def test_without_a_seed_keys_come_from_mlx() -> None:
     mx.random.seed(3)
     first, second = row_keys(None, 1).tolist(), row_keys(None, 1).tolist()
     mx.random.seed(3)
@@ -416,7 +416,7 @@ def test_temperature_0_takes_the_most_probable_and_draws_nothing() -> None:
     assert mx.array_equal(mx.random.state[0], before)
 
 
-# From here on with torch and transformers -----------------------------------------------------------------------------
+# From here on with torch and transformers
 
 A, B, C = TOKENIZER.encode("abc")
 RULES: list[tuple[dict[str, Any], dict[str, Any]]] = [  # our settings and theirs

@@ -1,4 +1,4 @@
-"""Guessing ahead: greedy text is the same token by token, drawn text has the same distribution, and steps are saved."""
+"""Speculative decoding: greedy text is unchanged, drawn text has the same distribution, and steps are saved."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_greedy_text_is_the_same_token_by_token(model: GPT, draft: str, settings
     assert list(generate_tokens(model, TOKENIZER, [1, 2, 3], draft=DRAFTS[draft](model), **settings)) == plain
 
 
-def test_good_guesses_save_steps(model: GPT) -> None:
+def test_good_proposals_save_steps(model: GPT) -> None:
     def steps(draft: Any, prompt: list[int] | None = None) -> int:
         settings = GenerationSettings(temperature=0, max_tokens=30, min_tokens=30, guesses=4)
         run = Generation(model, TOKENIZER, [prompt or [1, 2, 3]], settings, draft)
@@ -85,7 +85,7 @@ def test_good_guesses_save_steps(model: GPT) -> None:
     assert steps(model) < steps(nearly(model, 0.3)) < 30
 
 
-def test_the_text_so_far_guesses_what_followed_last_time() -> None:
+def test_prompt_lookup_proposes_what_followed_the_last_occurrence() -> None:
     def guess(ids: list[int], n: int) -> Any:
         found = PromptLookup().propose(History(mx.array([ids]), [9]), n)
         return found and found.ids.tolist()
@@ -97,7 +97,7 @@ def test_the_text_so_far_guesses_what_followed_last_time() -> None:
     assert guess([1, 2, 3, 4], 2) is None
 
 
-def test_a_draft_reads_on_where_the_texts_still_agree(model: GPT) -> None:
+def test_a_draft_reads_only_what_differs_from_its_cache(model: GPT) -> None:
     draft = DraftModel(model, Sampler([GenerationSettings(temperature=0)], Vocabulary(TOKENIZER, 257), row_keys(0, 1)))
 
     def guessed(ids: list[int]) -> Any:
@@ -114,7 +114,7 @@ def test_a_draft_reads_on_where_the_texts_still_agree(model: GPT) -> None:
             assert found.ids.tolist() == plain(ids[-24:])
 
 
-# Drawn text -----------------------------------------------------------------------------------------------------------
+# Drawn text
 
 N, V = 10_000, 4
 IDS = [10, 20, 30, 40]  # what may be said
@@ -138,7 +138,7 @@ def chi_square(counts: np.ndarray, p: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("source", ["another", "nearly itself", "itself", "certain"])
-def test_ten_thousand_texts_guessed_and_corrected_have_the_models_distribution(model: GPT, source: str) -> None:
+def test_ten_thousand_corrected_texts_have_the_models_distribution(model: GPT, source: str) -> None:
     """Two guesses at once for every row, on the models' own probabilities; of the outcome, the first two ids."""
     draft = model if source == "certain" else DRAFTS[source](model)
     p0, p1, p2 = (mx.array(table.astype(np.float32)) for table in tables(model, [1, 2, 3]))
@@ -211,10 +211,10 @@ def test_probabilities_are_those_of_the_model_not_of_the_draft(model: GPT) -> No
     assert [token.top[1][0] for token in guessed] == [token.top[1][0] for token in plain]
 
 
-# What goes wrong ------------------------------------------------------------------------------------------------------
+# What goes wrong
 
 
-def test_where_every_id_is_forbidden_nothing_is_drawn(model: GPT) -> None:
+def test_nothing_is_drawn_if_every_id_is_forbidden(model: GPT) -> None:
     p, q = mx.zeros((1, 2, V)), mx.full((1, 1, V), 1 / V)
     kept, correction = accept(p, Proposal(mx.array([[2]]), q), row_keys(0, 1), row_keys(1, 1))
     assert (kept.item(), correction.item()) == (0, NO_TOKEN)
@@ -230,7 +230,7 @@ def test_a_draft_with_another_vocabulary_is_refused(model: GPT) -> None:
         generate(model, TOKENIZER, "a", draft=fewer)
 
 
-def test_a_padded_draft_is_none_the_worse(model: GPT) -> None:
+def test_a_draft_may_have_a_padded_vocabulary(model: GPT) -> None:
     padded = new_model(1)
     padded.wte.weight = mx.concatenate([padded.wte.weight, mx.full((7, 32), 9.0)])
     draft = GPT(GPTConfig(vocab_size=264, n_positions=48, n_embd=32, n_layer=2, n_head=2)).eval()
@@ -239,12 +239,12 @@ def test_a_padded_draft_is_none_the_worse(model: GPT) -> None:
     assert list(generate_tokens(model, TOKENIZER, [1], draft=draft, temperature=0, max_tokens=20)) == plain
 
 
-def test_a_draft_guesses_for_one_prompt_only(model: GPT) -> None:
+def test_a_draft_is_for_one_prompt_only(model: GPT) -> None:
     with pytest.raises(UsageError, match="a draft is for one prompt at a time"):
         Generation(model, TOKENIZER, [[1], [2]], GenerationSettings(), LOOKUP)
 
 
-def test_tokens_forgotten_are_as_never_seen(model: GPT) -> None:
+def test_rewound_tokens_have_no_effect(model: GPT) -> None:
     decoder = Decoder(model)
     decoder.prefill(pad_rows([[1, 2, 3]], 257))
     decoder.step(mx.array([[4, 5, 6]]))
