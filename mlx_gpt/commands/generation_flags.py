@@ -104,9 +104,7 @@ def coloured(piece: Piece) -> str:
         return piece.text
     bits = surprise(piece.token.logprob)
     style = next(style for limit, style in SURPRISES if bits <= limit)
-    return "\n".join(
-        _styled(line, style) for line in piece.text.split("\n")
-    )  # a style must not reach the margin
+    return "\n".join(_styled(line, style) for line in piece.text.split("\n"))  # a style must not reach the margin
 
 
 def _styled(text: str, style: str) -> str:
