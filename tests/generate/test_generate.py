@@ -155,7 +155,7 @@ def test_an_abandoned_generation_leaves_nothing_pending() -> None:
     assert said(model, [65], 5) == continued(model, [65], 5)
 
 
-# Log-probabilities ---------------------------------------------------------------------------------------------------------
+# Log-probabilities
 
 
 def test_each_token_has_its_logprob_and_the_most_probable_alternatives() -> None:
