@@ -1,4 +1,4 @@
-"""``mlx-gpt generate``: each flag does what it says, programs and terminals are served, bad input is one clear line."""
+"""``mlx-gpt generate``: flags, output for programs and terminals, and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FEW = ["generate", "model", "--max-tokens", "12", "--seed", "3"]
 
 
 class Stdin(io.TextIOWrapper):
-    """What comes from a pipe."""
+    """Standard input from a pipe."""
 
     def __init__(self, content: bytes):
         super().__init__(io.BytesIO(content), encoding="utf-8")
@@ -42,7 +42,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 
 def shown(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """What goes to stdout. The machine's speed, which is measured for the figures, takes a second: only where asked."""
+    """Return stdout, by default without the figures, whose measurement takes a second."""
     figures = [] if "--json" in flags else ["--no-figures"]
     assert main([*FEW, *flags, *figures]) == 0, capsys.readouterr().err
     return capsys.readouterr().out
@@ -89,10 +89,10 @@ def test_every_setting_has_a_flag_with_the_same_default(capsys: pytest.CaptureFi
     assert tried == {field.name for field in fields(GenerationSettings)}
     with pytest.raises(SystemExit):
         parse(["generate", "--help"])
-    told = capsys.readouterr().out
-    assert [name for name in tried if f"--{name.replace('_', '-')} " not in told] == []
+    shown = capsys.readouterr().out
+    assert [name for name in tried if f"--{name.replace('_', '-')} " not in shown] == []
     for group in ("length", "constraints", "drawing", "search", "speed", "output"):
-        assert f"{group} options" in told
+        assert f"{group} options" in shown
 
 
 def test_flags_change_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,9 +144,9 @@ def test_no_prompt_starts_a_new_text(
 def test_endoftext_in_the_prompt_is_text_without_special(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*FEW, "--no-figures", "--prompt", "a<|endoftext|>"]
     assert main(flags) == 0
-    said = capsys.readouterr()
-    assert said.out == expected("a<|endoftext|>")
-    assert the_line(said.err) == "<|endoftext|> in the prompt is read as text; --special makes it the special token"
+    shown = capsys.readouterr()
+    assert shown.out == expected("a<|endoftext|>")
+    assert the_line(shown.err) == "<|endoftext|> in the prompt is read as text; --special makes it the special token"
     assert main([*flags, "--special"]) == 0
     meant = capsys.readouterr()
     assert meant.err == ""
@@ -154,10 +154,10 @@ def test_endoftext_in_the_prompt_is_text_without_special(here: Path, capsys: pyt
     run = Generation(
         model, tokenizer, [[TOKENIZER.ranks[b"a"], TOKENIZER.eot_id]], GenerationSettings(max_tokens=12, seed=3)
     )
-    assert meant.out == "".join(piece.text for _, piece in run) + "\n" != said.out
+    assert meant.out == "".join(piece.text for _, piece in run) + "\n" != shown.out
 
 
-# What is shown
+# Output
 
 
 def test_samples_are_printed_in_order(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,8 +241,8 @@ def test_figures_end_the_run_on_stderr(here: Path, capsys: pytest.CaptureFixture
 def test_a_full_context_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["generate", "model", "--prompt", "abc", "--no-figures", "--min-tokens", "60", "--max-tokens", "60"]
     assert main(flags) == 0
-    told = the_line(capsys.readouterr().err)
-    assert told == "the text ends where the model's context of 32 tokens is full; --context slide continues"
+    shown = the_line(capsys.readouterr().err)
+    assert shown == "the text ends where the model's context of 32 tokens is full; --context slide continues"
     assert main([*flags, "--context", "slide"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -363,8 +363,8 @@ def test_a_missing_prompt_file_is_refused(here: Path, capsys: pytest.CaptureFixt
 def test_rules_that_forbid_all_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [flag for i in range(257) for flag in ("--logit-bias", str(i), "-inf")]
     assert main([*FEW, "--prompt", "a", *flags]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told == "mlx-gpt: all tokens are masked by --logit-bias; relax one of them"
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown == "mlx-gpt: all tokens are masked by --logit-bias; relax one of them"
 
 
 def test_probabilities_sum_to_one_over_all_alternatives(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,8 +36,8 @@ def model() -> GPT:
     return GPT(SMALL).eval()
 
 
-def said(model: GPT, ids: list[int], settings: GenerationSettings = GREEDY, **more: Any) -> list[int]:
-    """The continuation, with all of the text read anew."""
+def generated(model: GPT, ids: list[int], settings: GenerationSettings = GREEDY, **more: Any) -> list[int]:
+    """Return the continuation of the whole text."""
     return list(generate_tokens(model, TOKENIZER, ids, **(vars(settings) | more)))
 
 
@@ -55,7 +55,7 @@ def test_a_turn_equals_generation_from_the_whole_text(model: GPT, bits: int | No
     session, ids = Session(model, TOKENIZER, settings, draft), []
     for words in ("ab", "", "c", "", "de"):
         ids += TOKENIZER.encode(with_space(TOKENIZER.decode(ids), words))
-        ids += said(model, ids, settings)
+        ids += generated(model, ids, settings)
         turn(session, words)
         assert session.ids == ids
     assert session.text == TOKENIZER.decode(ids)
@@ -72,7 +72,7 @@ def test_a_turn_reads_its_own_tokens_only(model: GPT, monkeypatch: pytest.Monkey
     turn(session, "ten bytes.")
     turn(session, "three")
     list(session.retry())
-    assert [n for n in lengths if n > 1] == [10, len(" three") + 1]  # the last token that was said is not yet read
+    assert [n for n in lengths if n > 1] == [10, len(" three") + 1]  # the last generated token is not read yet
 
 
 def test_turns_can_be_undone_and_continuations_replaced(model: GPT) -> None:
@@ -130,9 +130,9 @@ def test_a_refused_turn_leaves_the_text_unchanged(model: GPT) -> None:
     session.settings = GenerationSettings(temperature=0, max_tokens=5, context="slide")
     turn(session, "c" * 34)
     whole = session.ids[:-5]
-    assert session.ids == whole + said(model, whole[-16:])
+    assert session.ids == whole + generated(model, whole[-16:])
     turn(session)
-    assert session.ids[:-5] + said(model, session.ids[-21:-5]) == session.ids
+    assert session.ids[:-5] + generated(model, session.ids[-21:-5]) == session.ids
 
 
 def test_an_interrupted_text_is_kept_and_continued(model: GPT) -> None:
@@ -145,7 +145,7 @@ def test_an_interrupted_text_is_kept_and_continued(model: GPT) -> None:
     ids = list(session.ids)
     turn(session, "x")
     assert session.ids == ids + TOKENIZER.encode(with_space(TOKENIZER.decode(ids), "x")) + session.ids[-5:]
-    assert session.ids[-5:] == said(model, session.ids[:-5])
+    assert session.ids[-5:] == generated(model, session.ids[:-5])
 
 
 def test_a_word_is_separated_from_the_text_by_a_space() -> None:
@@ -193,9 +193,9 @@ def test_a_setting_is_changed_by_a_line(line: str, expected: dict[str, Any]) -> 
 )
 def test_an_invalid_setting_is_refused_in_one_line(line: str, message: str) -> None:
     name, _, value = line.partition(" ")
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         changed(GenerationSettings(), name, value)
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
 def test_a_setting_can_be_given_as_it_is_shown() -> None:

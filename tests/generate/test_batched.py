@@ -49,7 +49,7 @@ def test_padding_does_not_affect_a_row(model: GPT) -> None:
     decoder.prefill(pad_rows([[1, 2], [3] * 9], 257))
     before = np.array(decoder.step(mx.array([[5], [5]])))
     decoder.rewind(1)
-    for layer in decoder.cache:  # what the padding left in its slots
+    for layer in decoder.cache:  # the slots of the padding
         layer.keys = tuple(part.at[0, :, :7].add(100.0) for part in layer.keys)
         layer.values = tuple(part.at[0, :, :7].add(100.0) for part in layer.values)
     assert np.array_equal(np.array(decoder.step(mx.array([[5], [5]]))), before)

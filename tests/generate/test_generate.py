@@ -43,7 +43,7 @@ def until_end(ids: list[int]) -> list[int]:
     return ids[: ids.index(END)] if END in ids else ids
 
 
-def said(model: GPT, prompt: list[int], n: int, **more: Any) -> list[int]:
+def generated(model: GPT, prompt: list[int], n: int, **more: Any) -> list[int]:
     return list(generate_tokens(model, TOKENIZER, prompt, max_tokens=n, temperature=0, **more))
 
 
@@ -57,15 +57,15 @@ def test_the_cached_continuation_is_the_uncached_one(prompt: list[int]) -> None:
     by_hand = continued(model, prompt, n)
     assert len(set(by_hand)) > 2  # a model that repeats one token would prove little
     assert END not in by_hand
-    assert said(model, prompt, n) == by_hand
-    assert said(model, prompt, 3) == by_hand[:3]
+    assert generated(model, prompt, n) == by_hand
+    assert generated(model, prompt, 3) == by_hand[:3]
 
 
 @pytest.mark.parametrize("growth", [1, 5, 8])
 def test_a_growing_cache_changes_nothing(growth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlx_gpt.model.cache.GROWTH", growth)
     model = new_model()
-    assert said(model, [65], 24) == continued(model, [65], 24)
+    assert generated(model, [65], 24) == continued(model, [65], 24)
 
 
 def test_generation_ends_where_the_context_is_full() -> None:
@@ -74,17 +74,17 @@ def test_generation_ends_where_the_context_is_full() -> None:
         run = Generation(model, TOKENIZER, [[65] * length], GenerationSettings(temperature=0, max_tokens=1000))
         assert len(list(run)) == 24 - length + 1  # the last token is not read
         assert run.reasons == ["context"]
-    assert said(model, [65], 0) == []
+    assert generated(model, [65], 0) == []
 
 
 def test_a_sliding_context_reads_its_last_half_again() -> None:
     model = new_model()
     ids = [65, 66, 67]
     while len(ids) < 3 + 60:
-        window = ids if len(ids) <= 24 else ids[-(12 + (len(ids) - 25) % 13) :]  # 12 read anew, then up to 24
+        window = ids if len(ids) <= 24 else ids[-(12 + (len(ids) - 25) % 13) :]  # 12 read again, then up to 24
         ids.append(int(mx.argmax(model([window])[0, -1]).item()))
-    assert said(model, ids[:3], 60, context="slide") == ids[3:]
-    assert said(model, ids[:3], 60) == ids[3 : 3 + 22]
+    assert generated(model, ids[:3], 60, context="slide") == ids[3:]
+    assert generated(model, ids[:3], 60) == ids[3 : 3 + 22]
 
 
 def test_no_position_exceeds_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_no_position_exceeds_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     monkeypatch.setattr(GPT, "_positions", lambda self, T, cache: spy(T, cache))
-    said(model, [65], 100, context="slide")
+    generated(model, [65], 100, context="slide")
     assert max(looked_at) < 24
     assert len(looked_at) > 1 + 5 * 12
 
@@ -116,9 +116,9 @@ def test_generation_is_without_dropout_and_uses_the_current_weights() -> None:
     model = new_model(replace(SMALL, embd_pdrop=0.5, resid_pdrop=0.5))
     by_hand = continued(model, [65], 8)
     model.train()
-    assert said(model, [65], 8) == by_hand
+    assert generated(model, [65], 8) == by_hand
     model.update(new_model(seed=1).parameters())  # as further training would
-    assert said(model, [65], 8) == continued(model, [65], 8) != by_hand
+    assert generated(model, [65], 8) == continued(model, [65], 8) != by_hand
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
@@ -152,7 +152,7 @@ def test_an_abandoned_generation_leaves_nothing_pending() -> None:
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
     gc.collect()
-    assert said(model, [65], 5) == continued(model, [65], 5)
+    assert generated(model, [65], 5) == continued(model, [65], 5)
 
 
 # Log-probabilities
@@ -317,7 +317,7 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
 def test_rules_that_mask_all_tokens_are_named() -> None:
     length = {"min_tokens": 300, "max_tokens": 300, "context": "slide"}  # of 257 ids
     forever: dict[str, Any] = {"no_repeat_ngram": 1} | length
-    said: list[int] = []
+    generated: list[int] = []
     with pytest.raises(UsageError, match="all tokens are masked by --no-repeat-ngram and --min-tokens;"):
-        said.extend(generate_tokens(new_model(), TOKENIZER, [65], **forever))
-    assert sorted(said) == [i for i in range(256) if i != 65]  # all the others have been said
+        generated.extend(generate_tokens(new_model(), TOKENIZER, [65], **forever))
+    assert sorted(generated) == [i for i in range(256) if i != 65]  # every other id

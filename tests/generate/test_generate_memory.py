@@ -111,7 +111,7 @@ def test_peak_memory_is_that_of_weights_and_cache() -> None:
     model = new_model(**config)
     mx.eval(model.parameters())
     run = Generation(model, TOKENIZER, [[65] * 20], GenerationSettings(temperature=0, max_tokens=200, min_tokens=200))
-    list(run)  # what is compiled, and the matrices as they are cut, are there from now on
+    list(run)  # warm-up: compiled functions and split matrices stay
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     run = Generation(model, TOKENIZER, [[65] * 20], GenerationSettings(temperature=0, max_tokens=200, min_tokens=200))
@@ -135,7 +135,7 @@ def test_the_first_token_does_not_wait_for_the_compiled_step(monkeypatch: pytest
     for _ in range(6):
         next(run)
         counts.append(len(turns))
-    assert counts == [0, 2, 3, 4, 5, 5]  # and then the next is on its way while one is shown
+    assert counts == [0, 2, 3, 4, 5, 5]  # the next token is computed while one is shown
 
 
 def test_figures_count_tokens_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_figures_count_tokens_and_seconds(monkeypatch: pytest.MonkeyPatch) -> No
     found.weight_bytes = 1000
     assert found.summary(1e9).startswith("peak memory ")
     found.start()
-    for seconds, tokens in ((2.0, 1), (0.5, 2), (0.5, 2)):  # two rows; of the first step only one goes on
+    for seconds, tokens in ((2.0, 1), (0.5, 2), (0.5, 2)):  # two rows, of which one ends at the first step
         now[0] += seconds
         found.count(tokens)
     assert (found.prompt_seconds, found.prompt_speed, found.speed) == (2.0, 10.0, 4.0)

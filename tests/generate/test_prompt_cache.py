@@ -26,7 +26,7 @@ def new_model(seed: int = 0) -> GPT:
     return GPT(GPTConfig(vocab_size=257, n_positions=48, n_embd=64, n_layer=2, n_head=2, initializer_range=0.3)).eval()
 
 
-def said(model: GPT, prompts: list[list[int]], **more: Any) -> list[list[int]]:
+def generated(model: GPT, prompts: list[list[int]], **more: Any) -> list[list[int]]:
     settings = GenerationSettings(**({"temperature": 0, "max_tokens": 12} | more.pop("settings", {})))
     rows: list[list[int]] = [[] for _ in prompts]
     for row, piece in Generation(model, TOKENIZER, prompts, settings, **more):
@@ -49,21 +49,23 @@ def test_the_continuation_equals_that_of_the_whole_text(tmp_path: Path, bits: in
     assert (before.ids, before.bits) == (LONG, bits)
     settings = {"settings": {"cache_bits": bits}}
     for prompt in (SHORT, [9], []):  # of an empty one, the last token is read once more
-        plain = said(model, [LONG + prompt], **settings)
+        plain = generated(model, [LONG + prompt], **settings)
         assert len(set(plain[0])) > 3
-        assert said(model, [prompt], prefix=before) == plain
+        assert generated(model, [prompt], prefix=before) == plain
 
 
 def test_it_works_with_batches_drafts_and_sliding(tmp_path: Path) -> None:
     model = new_model()
     kept(model, tmp_path / "cache", LONG)
     before = load_prompt_cache(tmp_path / "cache", model)
-    assert said(model, [[1], [2]], prefix=before) == said(model, [[*LONG, 1], [*LONG, 2]])
-    assert said(model, [SHORT], prefix=before, draft="lookup") == said(model, [LONG + SHORT])
+    assert generated(model, [[1], [2]], prefix=before) == generated(model, [[*LONG, 1], [*LONG, 2]])
+    assert generated(model, [SHORT], prefix=before, draft="lookup") == generated(model, [LONG + SHORT])
     sliding = {"context": "slide", "max_tokens": 60}
-    assert said(model, [SHORT], prefix=before, settings=sliding) == said(model, [LONG + SHORT], settings=sliding)
+    assert generated(model, [SHORT], prefix=before, settings=sliding) == generated(
+        model, [LONG + SHORT], settings=sliding
+    )
     with pytest.raises(UsageError, match="--prompt-cache need prompts of one length"):
-        said(model, [[1], [1, 2]], prefix=before)
+        generated(model, [[1], [1, 2]], prefix=before)
 
 
 def test_only_the_prompt_is_saved(tmp_path: Path) -> None:
@@ -71,7 +73,9 @@ def test_only_the_prompt_is_saved(tmp_path: Path) -> None:
     run = Generation(model, TOKENIZER, [LONG], GenerationSettings(temperature=0, max_tokens=10))
     list(run)
     save_prompt_cache(tmp_path / "cache", run.decoder, LONG)
-    assert said(model, [SHORT], prefix=load_prompt_cache(tmp_path / "cache", model)) == said(model, [LONG + SHORT])
+    assert generated(model, [SHORT], prefix=load_prompt_cache(tmp_path / "cache", model)) == generated(
+        model, [LONG + SHORT]
+    )
 
 
 def test_only_the_new_tokens_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +88,7 @@ def test_only_the_new_tokens_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
         return hidden(self, tokens, cache)
 
     monkeypatch.setattr(GPT, "hidden", spy)
-    said(model, [SHORT], prefix=load_prompt_cache(tmp_path / "cache", model), settings={"max_tokens": 1})
+    generated(model, [SHORT], prefix=load_prompt_cache(tmp_path / "cache", model), settings={"max_tokens": 1})
     assert lengths == [len(SHORT)]
 
 
@@ -93,7 +97,7 @@ def test_the_saved_text_counts_towards_the_context(tmp_path: Path) -> None:
     kept(model, tmp_path / "cache", LONG)
     before = load_prompt_cache(tmp_path / "cache", model)
     with pytest.raises(UsageError, match="the prompt is 48 tokens long and the model's context is 48"):
-        said(model, [[1] * 28], prefix=before)
+        generated(model, [[1] * 28], prefix=before)
 
 
 def test_a_model_that_differs_in_one_weight_is_refused(tmp_path: Path) -> None:

@@ -133,58 +133,58 @@ def test_ids_are_counted_and_padding_is_not() -> None:
 
 def test_penalties_by_hand() -> None:
     logits = mx.array([[2.0, -2.0, 1.0, -1.0]])
-    said = ids_of([-1, 0, 1, 1])
-    assert sampling.penalize_repetition(logits, said, 2.0).tolist() == [[1.0, -4.0, 1.0, -1.0]]
-    assert sampling.penalize_presence(logits, said, 0.5).tolist() == [[1.5, -2.5, 1.0, -1.0]]
-    assert sampling.penalize_frequency(logits, said, 0.5).tolist() == [[1.5, -3.0, 1.0, -1.0]]
+    text = ids_of([-1, 0, 1, 1])
+    assert sampling.penalize_repetition(logits, text, 2.0).tolist() == [[1.0, -4.0, 1.0, -1.0]]
+    assert sampling.penalize_presence(logits, text, 0.5).tolist() == [[1.5, -2.5, 1.0, -1.0]]
+    assert sampling.penalize_frequency(logits, text, 0.5).tolist() == [[1.5, -3.0, 1.0, -1.0]]
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(0, 3), st.integers(1, 4))
 @settings(max_examples=100, deadline=None)
-def test_only_ids_that_would_repeat_an_ngram_are_blocked(said: list[int], padding: int, n: int) -> None:
-    runs = {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
-    last = said[len(said) - n + 1 :]
+def test_only_ids_that_would_repeat_an_ngram_are_blocked(text: list[int], padding: int, n: int) -> None:
+    runs = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
+    last = text[len(text) - n + 1 :]
     allowed = {i for i in range(3) if len(last) < n - 1 or (*last, i) not in runs}
-    row = [-1] * padding + said
+    row = [-1] * padding + text
     assert kept(sampling.block_ngrams(mx.zeros((1, 3)), ids_of(row), n)) == [allowed]
     together = sampling.block_ngrams(mx.zeros((2, 3)), ids_of(row, [-1] * len(row)), n)
     assert kept(together) == [allowed, {0, 1, 2}]  # a row does not see the others
 
 
 def test_the_last_id_of_a_banned_sequence_is_forbidden() -> None:
-    logits, said = mx.zeros((2, 5)), ids_of([0, 1, 2], [2, 1, 0])
-    assert kept(sampling.ban_sequences(logits, said, [[4]])) == [{0, 1, 2, 3}] * 2
-    assert kept(sampling.ban_sequences(logits, said, [[2, 3], [1, 0]])) == [{0, 1, 2, 4}, set(range(5))]
-    assert kept(sampling.ban_sequences(logits, said, [[1, 2, 3], [0, 0, 0, 0]])) == [{0, 1, 2, 4}, set(range(5))]
+    logits, text = mx.zeros((2, 5)), ids_of([0, 1, 2], [2, 1, 0])
+    assert kept(sampling.ban_sequences(logits, text, [[4]])) == [{0, 1, 2, 3}] * 2
+    assert kept(sampling.ban_sequences(logits, text, [[2, 3], [1, 0]])) == [{0, 1, 2, 4}, set(range(5))]
+    assert kept(sampling.ban_sequences(logits, text, [[1, 2, 3], [0, 0, 0, 0]])) == [{0, 1, 2, 4}, set(range(5))]
 
 
 def forced(sequences: list[list[int]], n: int, wish: Callable[[list[int]], int]) -> list[int]:
     """Generate at most n tokens: the wish if it is allowed, else the lowest allowed id."""
-    said: list[int] = []
+    text: list[int] = []
     for left in range(n, 0, -1):
-        new = mx.zeros((1, 0), mx.int32) if not said else ids_of(said)
+        new = mx.zeros((1, 0), mx.int32) if not text else ids_of(text)
         found = sampling.force_sequences(mx.zeros((1, 10)), new, sequences, 9, mx.array([[left]]))
         (allowed,) = kept(found)
-        said.append(wish(said) if wish(said) in allowed else min(allowed))
-        if said[-1] == 9:
+        text.append(wish(text) if wish(text) in allowed else min(allowed))
+        if text[-1] == 9:
             break
-    return said
+    return text
 
 
 def test_forced_words_are_generated_at_the_latest_in_the_last_tokens() -> None:
     words = [[1, 2, 3], [1, 1, 4]]
-    assert forced(words, 6, lambda said: 9) == [1, 2, 3, 1, 1, 4]  # no room for anything else
-    assert forced(words, 8, lambda said: 9) == [0, 0, 1, 2, 3, 1, 1, 4]  # who wants to end must wait
-    assert forced(words, 8, lambda said: 5) == [5, 5, 1, 2, 3, 1, 1, 4]
-    own = [1, 1, 4, 7, 9]  # one of them is said of its own accord
-    assert forced(words, 9, lambda said: own[len(said)] if len(said) < 5 else 9) == [1, 1, 4, 7, 0, 0, 1, 2, 3]
+    assert forced(words, 6, lambda text: 9) == [1, 2, 3, 1, 1, 4]  # no room for anything else
+    assert forced(words, 8, lambda text: 9) == [0, 0, 1, 2, 3, 1, 1, 4]  # the end is delayed
+    assert forced(words, 8, lambda text: 5) == [5, 5, 1, 2, 3, 1, 1, 4]
+    own = [1, 1, 4, 7, 9]  # one of them occurs unforced
+    assert forced(words, 9, lambda text: own[len(text)] if len(text) < 5 else 9) == [1, 1, 4, 7, 0, 0, 1, 2, 3]
     both = [1, 2, 3, 1, 1, 4, 9]
-    assert forced(words, 9, lambda said: both[len(said)]) == both  # then it may end
+    assert forced(words, 9, lambda text: both[len(text)]) == both  # then it may end
 
 
 def test_a_forced_word_already_begun_is_completed() -> None:
     begun = [5, 1, 1, 5, 5]
-    assert forced([[1, 1, 4]], 5, lambda said: begun[len(said)]) == [5, 1, 1, 4, 5]
+    assert forced([[1, 1, 4]], 5, lambda text: begun[len(text)]) == [5, 1, 1, 4, 5]
 
 
 # Composition
@@ -227,7 +227,7 @@ def distribution(given: dict[str, Any], p: Any = None) -> np.ndarray:
         ({"logit_bias": {1: -inf, 2: log(2)}}, normal([0.05, 0, 0.2, 0.3, 0.15])),
         # Temperature before top-p: P² has shares .525 .295 .074 .033 .008, of which two reach 0.8; of P three do.
         ({"temperature": 0.5, "top_p": 0.8}, normal([0, 0.16, 0, 0.09, 0])),
-        # Top-k before top-p: of the two most probable the first has 0.57 of what is left, which reaches 0.5.
+        # Top-k before top-p: of the two most probable the first has 0.57 of the rest, which reaches 0.5.
         ({"top_k": 2, "top_p": 0.5}, np.array([0, 1, 0, 0, 0])),
         # Bias before top-k.
         ({"logit_bias": {1: -inf}, "top_k": 2}, normal([0, 0, 0, 0.3, 0.15])),
@@ -259,19 +259,19 @@ def test_a_banned_word_is_banned_with_a_space_before_it_too() -> None:
 
 
 def test_the_end_is_forbidden_before_min_tokens() -> None:
-    sampler, said = sampler_of(GenerationSettings(min_tokens=2)), history_of([5, 6, 7])
+    sampler, history = sampler_of(GenerationSettings(min_tokens=2)), history_of([5, 6, 7])
     for n in range(3):
-        (allowed,) = kept(ruled(sampler, mx.zeros((1, 257)), said))
+        (allowed,) = kept(ruled(sampler, mx.zeros((1, 257)), history))
         assert (END in allowed) == (n == 2)
-        said = said.then(ids_of([1]))
+        history = history.then(ids_of([1]))
 
 
 def test_the_prompt_counts_as_repeated_but_not_as_generated() -> None:
-    logits, said = mx.full((1, 257), 8.0), history_of([5]).then(ids_of([6]))
+    logits, history = mx.full((1, 257), 8.0), history_of([5]).then(ids_of([6]))
 
     def penalized(**given: float) -> set[int]:
         sampler = sampler_of(GenerationSettings(temperature=1.0, **given))  # type: ignore[arg-type]
-        return set(np.flatnonzero(np.array(ruled(sampler, logits, said)[0]) < 8).tolist())
+        return set(np.flatnonzero(np.array(ruled(sampler, logits, history)[0]) < 8).tolist())
 
     assert penalized(repetition_penalty=2.0) == {5, 6}
     assert penalized(presence_penalty=2.0) == penalized(frequency_penalty=2.0) == {6}
@@ -386,8 +386,8 @@ def test_forbidden_ids_are_never_drawn() -> None:
     logits = np.full((10_000, 257), -100, dtype=np.float32)
     logits[:, :5] = np.log(P)
     sampler = sampler_of(GenerationSettings(temperature=1.0, top_k=3, logit_bias={1: -inf}), n=10_000)
-    said = History(mx.zeros((10_000, 1), mx.int32), [9] * 10_000)
-    counts = counted(chosen(sampler, mx.array(logits), said))
+    history = History(mx.zeros((10_000, 1), mx.int32), [9] * 10_000)
+    counts = counted(chosen(sampler, mx.array(logits), history))
     assert set(np.flatnonzero(counts)) == {2, 3, 4}
     assert chi_square(counts[2:5], normal(P[2:5])) < LIMIT
 
@@ -465,12 +465,12 @@ def test_the_probabilities_are_those_of_transformers(chosen: tuple[int, ...]) ->
     )
     drawn = out.sequences[:, len(prompt) :].numpy().astype(np.int32)
     sampler = sampler_of(GenerationSettings(**{"temperature": 1.0} | ours), n=4)
-    said, alive, changed = history_of(*[prompt] * 4), np.ones(4, dtype=bool), False
+    history, alive, changed = history_of(*[prompt] * 4), np.ones(4, dtype=bool), False
     for n, (logits, scores) in enumerate(zip(out.logits, out.scores, strict=True)):
-        found = np.array(mx.softmax(ruled(sampler, mx.array(logits.numpy()), said), axis=-1))
+        found = np.array(mx.softmax(ruled(sampler, mx.array(logits.numpy()), history), axis=-1))
         expected = scores.double().softmax(-1).numpy()
         assert np.abs(found - expected)[alive].max() < 1e-6, f"token {n}"
         changed |= np.abs(expected - logits.double().softmax(-1).numpy()).max() > 1e-4
-        said = said.then(mx.array(drawn[:, n : n + 1]))
+        history = history.then(mx.array(drawn[:, n : n + 1]))
         alive &= drawn[:, n] != END
     assert changed  # or the rule was never put to the test

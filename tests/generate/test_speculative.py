@@ -37,7 +37,7 @@ def model() -> GPT:
 
 
 def nearly(model: GPT, how_near: float) -> GPT:
-    """A model that often says the same."""
+    """Return a model that often generates the same."""
     draft = new_model(0)
     draft.ln_f.bias = draft.ln_f.bias + mx.random.normal((32,), scale=how_near, key=mx.random.key(1))
     return draft
@@ -80,34 +80,34 @@ def test_good_proposals_save_steps(model: GPT) -> None:
         assert len(list(run)) == 30
         return run.stats.steps
 
-    assert steps(model) == 1 + 6  # after the first, five tokens at each step: all four guesses and the next
+    assert steps(model) == 1 + 6  # after the first, five tokens at each step: four proposals and the next
     assert steps(new_model(1)) <= 30
     assert steps(model) < steps(nearly(model, 0.3)) < 30
 
 
 def test_prompt_lookup_proposes_what_followed_the_last_occurrence() -> None:
-    def guess(ids: list[int], n: int) -> Any:
+    def propose(ids: list[int], n: int) -> Any:
         found = PromptLookup().propose(History(mx.array([ids]), [9]), n)
         return found and found.ids.tolist()
 
-    assert guess([1, 2, 3, 4, 5, 6, 1, 2, 3], 2) == [[4, 5]]
-    assert guess([7, 2, 3, 8, 1, 2, 3, 4, 9, 1, 2, 3], 1) == [[4]]  # three alike before two
-    assert guess([2, 3, 8, 2, 3, 9, 0, 2, 3], 1) == [[9]]  # the last time
-    assert guess([5, 6, 5, 6], 4) == [[5, 6, 6, 6]]  # what it does not know it makes up
-    assert guess([1, 2, 3, 4], 2) is None
+    assert propose([1, 2, 3, 4, 5, 6, 1, 2, 3], 2) == [[4, 5]]
+    assert propose([7, 2, 3, 8, 1, 2, 3, 4, 9, 1, 2, 3], 1) == [[4]]  # three alike before two
+    assert propose([2, 3, 8, 2, 3, 9, 0, 2, 3], 1) == [[9]]  # the last time
+    assert propose([5, 6, 5, 6], 4) == [[5, 6, 6, 6]]  # padded with the last id
+    assert propose([1, 2, 3, 4], 2) is None
 
 
 def test_a_draft_reads_only_what_differs_from_its_cache(model: GPT) -> None:
     draft = DraftModel(model, Sampler([GenerationSettings(temperature=0)], Vocabulary(TOKENIZER, 257), row_keys(0, 1)))
 
-    def guessed(ids: list[int]) -> Any:
+    def proposed(ids: list[int]) -> Any:
         return draft.propose(History(mx.array([ids]), [99]), 3)
 
     def plain(ids: list[int]) -> Any:
         return [list(generate_tokens(model, TOKENIZER, ids, temperature=0, max_tokens=3))]
 
     for ids in ([1, 2, 3], [1, 2, 3, 4], [1, 2, 9], [1, 2, 9, 9, 9, 9, 9, 9], [5], list(range(40)), list(range(47))):
-        found = guessed(ids)
+        found = proposed(ids)
         if len(ids) + 3 <= 48:
             assert found.ids.tolist() == plain(ids)
         else:  # its context is full: it looks at the last half
@@ -117,12 +117,12 @@ def test_a_draft_reads_only_what_differs_from_its_cache(model: GPT) -> None:
 # Drawn text
 
 N, V = 10_000, 4
-IDS = [10, 20, 30, 40]  # what may be said
+IDS = [10, 20, 30, 40]  # the allowed ids
 ONLY = {i: -inf for i in range(257) if i not in IDS}
 
 
 def tables(model: GPT, prompt: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a model says of the next id, of the one after each id, and of the one after each two: of four ids only."""
+    """Return a model's distributions of the next id, (V,), after each id, (V, V), and after each two, (V, V, V)."""
 
     def after(*ids: int) -> np.ndarray:
         logits = np.array(model([[*prompt, *ids]])[0, -1]).astype(np.float64)[IDS] * 0.3
@@ -139,20 +139,20 @@ def chi_square(counts: np.ndarray, p: np.ndarray) -> float:
 
 @pytest.mark.parametrize("source", ["another", "nearly itself", "itself", "certain"])
 def test_ten_thousand_corrected_texts_have_the_models_distribution(model: GPT, source: str) -> None:
-    """Two guesses at once for every row, on the models' own probabilities; of the outcome, the first two ids."""
+    """Two proposals per row from the draft's probabilities; the first two ids that result."""
     draft = model if source == "certain" else DRAFTS[source](model)
     p0, p1, p2 = (mx.array(table.astype(np.float32)) for table in tables(model, [1, 2, 3]))
     q0, q1, _ = (mx.array(table.astype(np.float32)) for table in tables(draft, [1, 2, 3][-10:]))
     keys = row_keys(0, N)
     first = draw(mx.broadcast_to(mx.log(q0), (N, V)), key_at(keys, 0, 7))
     second = draw(mx.log(q1[first]), key_at(keys, 1, 7))
-    guesses = mx.stack([first, second], axis=1)
+    proposed = mx.stack([first, second], axis=1)
     q: mx.array | None = mx.stack([mx.broadcast_to(q0, (N, V)), q1[first]], axis=1)
-    if source == "certain":  # the same guess for all, drawn from nothing
-        guesses, q = mx.broadcast_to(mx.array([2, 1]), (N, 2)), None
-    x, y = guesses[:, 0], guesses[:, 1]
+    if source == "certain":  # the same proposal for all, not drawn
+        proposed, q = mx.broadcast_to(mx.array([2, 1]), (N, 2)), None
+    x, y = proposed[:, 0], proposed[:, 1]
     p = mx.stack([mx.broadcast_to(p0, (N, V)), p1[x], p2[x, y]], axis=1)
-    kept, correction = accept(p, Proposal(guesses, q), key_at(keys, 0, 1), key_at(keys, 0, 2))
+    kept, correction = accept(p, Proposal(proposed, q), key_at(keys, 0, 1), key_at(keys, 0, 2))
     one = mx.where(kept > 0, x, correction)
     afresh = draw(mx.log(p1[one]), key_at(keys, 0, 3))  # the next step of those that kept nothing
     two = mx.where(kept > 1, y, mx.where(kept == 1, correction, afresh))
@@ -211,7 +211,7 @@ def test_probabilities_are_those_of_the_model_not_of_the_draft(model: GPT) -> No
     assert [token.top[1][0] for token in guessed] == [token.top[1][0] for token in plain]
 
 
-# What goes wrong
+# Errors
 
 
 def test_nothing_is_drawn_if_every_id_is_forbidden(model: GPT) -> None:

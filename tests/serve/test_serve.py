@@ -366,7 +366,7 @@ def test_a_body_of_100_mb_is_refused_without_being_kept(server: Client) -> None:
 
 
 def memory_of(pid: int) -> int:
-    """KiB that a process has in memory; 0 where nobody tells."""
+    """Return the resident memory of a process in KiB; 0 if unknown."""
     if not shutil.which("ps"):
         return 0
     return int(subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout)
@@ -379,7 +379,7 @@ def test_a_client_that_expects_100_continue_is_refused_at_once(server: Client) -
 
 
 def head(length: int, *headers: str) -> bytes:
-    """What stands before the body of a request."""
+    """Return the head of a request."""
     more = ("host: x", "content-type: application/json", f"content-length: {length}", *headers)
     return "\r\n".join(["POST /v1/completions HTTP/1.1", *more, "", ""]).encode()
 
@@ -439,7 +439,7 @@ def test_a_thousand_concurrent_requests_are_all_answered(server: Client) -> None
     assert server.complete(max_tokens=3).status == 200
 
 
-# How it begins and ends
+# Start and shutdown
 
 
 def test_a_request_past_the_timeout_is_answered_504(folder: Path) -> None:
