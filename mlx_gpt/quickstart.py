@@ -1,225 +1,216 @@
-"""``mlx-gpt quickstart``: a small GPT learns to tell stories of tinyworld, and is marked.
+"""``mlx-gpt quickstart``: train a small GPT on tinyworld in a few minutes, and compare it with what is known of it.
 
-Everything here is what ``mlx-gpt train --data tinyworld`` and ``mlx-gpt generate`` do, with the settings chosen for a
-number of minutes on the machine at hand, and the result held against what is known of that world.
+The quickstart is ``mlx-gpt train`` with settings for one corpus: a model that the measured speed of this machine can
+train in the time, as many stories as it will see, and a count of the generated stories that follow tinyworld's rules.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import cores
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import unused
 from mlx_gpt.generate.generation import generate, generate_many
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.text.corpora import tinyworld as tinyworld_corpus
+from mlx_gpt.text.corpora import tinyworld
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.text.windows import endless_batches
-from mlx_gpt.tinyworld import stories as tinyworld
+from mlx_gpt.tinyworld import stories as world
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.run import Run, new_model, run
-from mlx_gpt.train.step import make_train_step
+from mlx_gpt.train.speed import measure_training_speed
 
 PROMPT = "One sunny morning, Lily went to the garden."
 TEMPERATURE = 0.7
 N_SAMPLES = 100
-N_LOOKS = 3  # evaluations on the way
-
-N_VAL_STORIES = 200
+N_EVALUATIONS = 3
 EVAL_WINDOWS = 32
-BATCH_SIZE = 16
-VOCABULARY = "bpe:980"  # nearly every word is one token: a name that is copied is copied whole
-MUON_ITERATIONS = 3  # as good here as five, at three fifths of their cost
+TIMED = 1.5  # seconds of training to measure its speed
+END = 8.0  # seconds for the plot, files and table
 
+VOCABULARY = "bpe:980"  # nearly every word is one token
+N_VAL_STORIES = 200
+FIRST_STORIES = 5_000  # for the vocabulary and the measurement of speed
+MAX_STORIES = 500_000
+TOKENS_PER_STORY = 90
+EPOCHS = 3
 
-class Size(NamedTuple):
-    """A model, and how many tokens it should be able to see before it is worth choosing."""
-
-    tokens: int
-    muon_learning_rate: float
-    schedule: str
-    architecture: GPTConfig
-
-
-# To find who is where takes a look at a name, from there one at its place, from there one at what is there: depth is
-# worth more here than width. With four layers one seed of two learned no lesson; five saw more tokens in the time, and
-# told no more stories right. The positions are just enough for the longest story.
-DEEP = GPTConfig(n_positions=144, n_embd=64, n_layer=6, n_head=2, n_inner=64)
-SIZES = (  # from small to large
-    Size(0, 0.03, "wsd", GPTConfig(n_positions=144, n_embd=64, n_layer=2, n_head=2)),
-    Size(1_200_000, 0.013, "cosine", DEEP),
+TRAINING = TrainConfig(
+    batch_size=16,
+    optimizer="muon",
+    muon_embeddings=True,
+    muon_iterations=3,
+    learning_rate=6e-3,
+    muon_learning_rate=0.013,
+    final_learning_rate=0.02,
+    beta2=0.99,
+    eval_windows=EVAL_WINDOWS,
 )
 
 
+class Preset(NamedTuple):
+    """A model with its training settings, and the fewest training tokens that it is worth choosing for."""
+
+    min_tokens: int
+    model: GPTConfig
+    training: TrainConfig
+
+
+# A place is looked up through a name and the sentence it was last in, which takes several layers one after the other:
+# depth is worth more here than width. 144 positions hold the longest story.
+SHALLOW = Preset(
+    0,
+    GPTConfig(n_positions=144, n_embd=64, n_layer=2, n_head=2),
+    replace(TRAINING, muon_learning_rate=0.03, schedule="wsd"),
+)
+DEEP = Preset(1_200_000, GPTConfig(n_positions=144, n_embd=64, n_layer=6, n_head=2, n_inner=64), TRAINING)
+WIDE = Preset(12_000_000, GPTConfig(n_positions=144, n_embd=128, n_layer=6, n_head=4, n_inner=256), TRAINING)
+
+
 def quickstart(minutes: float, out: Path, seed: int) -> None:
-    """Train for ``minutes`` of wall time, everything included; leave a model folder, a plot and samples in ``out``."""
+    """Train for ``minutes`` of wall time in all. Writes a model folder, a plot and samples to ``out``."""
     if not 0.2 <= minutes <= 24 * 60:
         raise UsageError(f"--minutes must be between 0.2 and {24 * 60}, not {minutes:g}")
     if not 0 <= seed < 2**64:
         raise UsageError(f"--seed must be 0 or above and below 2^64, not {seed}")
     deadline = time.perf_counter() + 60 * minutes
     out = unused(out)
-    console = Console()
-    console.print("[bold]tinyworld[/bold]: telling stories and learning their vocabulary ...", highlight=False)
-    n_stories = min(200_000, max(2_000, round(5_000 * minutes)))
-    dataset = dataset_from_texts("tinyworld", *tinyworld_corpus(n_stories, N_VAL_STORIES, seed), VOCABULARY)
-    size, speed = _choose_size(dataset, deadline)
-    model = new_model(size.architecture, dataset, seed)
-    console.print(
-        f"{n_stories:,} stories, {dataset.train.n_tokens:,} tokens, vocabulary {dataset.tokenizer.vocab_size}; "
-        f"{model.n_parameters:,} parameters; {speed:,.0f} tokens/s\n",
-        highlight=False,
+    console = Console(highlight=False)
+    console.print("[bold]tinyworld[/bold]: generating stories, learning their vocabulary, measuring the speed ...")
+    dataset = dataset_from_texts("tinyworld", *tinyworld(FIRST_STORIES, N_VAL_STORIES, seed), VOCABULARY)
+    preset, speed = choose_preset(
+        lambda preset: measure_training_speed(preset.model, preset.training, dataset, TIMED),
+        deadline - time.perf_counter(),
     )
-    told: list[tuple[str, str]] = []
+    n_stories = stories_needed(speed * (deadline - time.perf_counter()))
+    if n_stories > FIRST_STORIES:
+        texts = tinyworld(n_stories, N_VAL_STORIES, seed, cores())
+        dataset = dataset_from_texts("tinyworld", *texts, dataset.tokenizer)
+    model = new_model(preset.model, dataset, seed)
+    console.print(
+        f"{max(n_stories, FIRST_STORIES):,} stories, {dataset.train.n_tokens:,} tokens, vocabulary "
+        f"{dataset.tokenizer.vocab_size}; {model.n_parameters:,} parameters; {speed:,.0f} tokens/s\n"
+    )
+    samples: list[tuple[str, str]] = []
 
-    def tell(when: str) -> None:
+    def sample(label: str) -> None:
         text = "".join(generate(model, dataset.tokenizer, PROMPT, max_tokens=60, temperature=TEMPERATURE, seed=seed))
-        told.append((when, text))
-        console.print(f"[bold]{when}[/bold]  {PROMPT}", highlight=False)
-        console.print(" ".join(text.split()), style="cyan", markup=False, highlight=False)
+        samples.append((label, text))
+        console.print(f"[bold]{label}[/bold]  {PROMPT}")
+        console.print(" ".join(text.split()), style="cyan", markup=False)
         console.print()
 
-    tell("before training")
-    config = _settings(size, speed, deadline, seed)
-    result = run(model, dataset, config, out, console, lambda step, done: tell(f"at {done:.0%}"))
-    tell("after training")
-    judgement = judge(model, dataset.tokenizer, seed)
-    _write_samples(out / "samples.md", told, judgement)
-    console.print(_table(result, dataset, judgement))
-    _say_next(console, result)
+    sample("before training")
+    config = training_settings(preset, speed, deadline - time.perf_counter(), seed)
+    result = run(model, dataset, config, out, console, lambda step, done: sample(f"at {done:.0%}"))
+    sample("after training")
+    checked = check_stories(model, dataset.tokenizer, seed)
+    _write_samples(out / "samples.md", samples, checked)
+    console.print(_table(result, dataset, checked))
+    _print_next(console, result)
+
+
+def choose_preset(measure: Callable[[Preset], float], seconds: float) -> tuple[Preset, float]:
+    """Return the largest preset that can be trained on its ``min_tokens`` in the time, and its speed in tokens/s.
+
+    ``measure`` returns the speed of a preset. Presets are measured from the second smallest up, since a larger one is
+    slower and each measurement takes seconds.
+    """
+    chosen, speed = DEEP, measure(DEEP)
+    if speed * seconds < DEEP.min_tokens:
+        return SHALLOW, measure(SHALLOW)
+    if speed * seconds >= WIDE.min_tokens and (wide_speed := measure(WIDE)) * seconds >= WIDE.min_tokens:
+        chosen, speed = WIDE, wide_speed
+    return chosen, speed
+
+
+def stories_needed(n_tokens: float) -> int:
+    """Return how many stories make ``n_tokens`` in ``EPOCHS`` epochs, up to ``MAX_STORIES``."""
+    return min(MAX_STORIES, round(n_tokens / EPOCHS / TOKENS_PER_STORY))
+
+
+def training_settings(preset: Preset, speed: float, seconds: float, seed: int) -> TrainConfig:
+    """Return the settings of a run that ends, with its evaluations and samples, after ``seconds``."""
+    T, B = preset.model.n_positions, preset.training.batch_size
+    evaluated = (N_EVALUATIONS * EVAL_WINDOWS + N_VAL_STORIES + 2 * N_SAMPLES) * T  # tokens, forward only
+    seconds = max(1.0, seconds - evaluated / (1.5 * speed) - END)
+    steps = max(1.0, seconds * speed / (B * T))
+    eval_every = max(1, round(steps / (N_EVALUATIONS + 1)))
+    return replace(preset.training, minutes=seconds / 60, eval_every=eval_every, seed=seed)
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Stories that a model told by itself, each with what tinyworld says of it."""
+class CheckedStories:
+    """Generated stories, each parsed by tinyworld's rules."""
 
     stories: list[str]
-    parses: list[tinyworld.Parse]
-    sentences: list[tuple[str, bool]]  # one of each story, and whether tinyworld has it
+    parses: list[world.Parse]
+    sentences: list[tuple[str, bool]]  # a random one of each story, and whether tinyworld contains it
 
     @property
-    def valid_stories(self) -> int:
+    def n_valid_stories(self) -> int:
         return sum(parse.valid for parse in self.parses)
 
     @property
-    def valid_sentences(self) -> int:
+    def n_valid_sentences(self) -> int:
         return sum(valid for _, valid in self.sentences)
 
 
-def judge(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> Judgement:
-    """Let the model tell n stories from nothing; read each, and one sentence of each, taken by lot."""
-    longest = model.config.n_positions
-    stories = generate_many(model, tokenizer, [""] * n, max_tokens=longest, temperature=TEMPERATURE, seed=seed)
+def check_stories(model: GPT, tokenizer: Tokenizer, seed: int, n: int = N_SAMPLES) -> CheckedStories:
+    """Generate n stories from an empty prompt at ``TEMPERATURE``; parse each, and a random sentence of each."""
+    n_positions = model.config.n_positions
+    stories = generate_many(model, tokenizer, [""] * n, max_tokens=n_positions, temperature=TEMPERATURE, seed=seed)
     rng = random.Random(seed)
-    sentences = [rng.choice(tinyworld.split_sentences(story) or [""]) for story in stories]
-    return Judgement(
-        stories,
-        [tinyworld.parse_story(story) for story in stories],
-        [(sentence, tinyworld.is_sentence(sentence)) for sentence in sentences],
-    )
+    sentences = [rng.choice(world.split_sentences(story) or [""]) for story in stories]
+    parses = [world.parse_story(story) for story in stories]
+    return CheckedStories(stories, parses, [(sentence, world.is_sentence(sentence)) for sentence in sentences])
 
 
-def _choose_size(dataset: Dataset, deadline: float) -> tuple[Size, float]:
-    """The largest model that will see enough tokens before the deadline, and its measured speed in tokens/s."""
-    for size in reversed(SIZES):
-        speed = _measure(new_model(size.architecture, dataset, seed=0), dataset)
-        if speed * (deadline - time.perf_counter()) >= size.tokens:
-            break
-    return size, speed
-
-
-def _measure(model: GPT, dataset: Dataset, seconds: float = 1.5) -> float:
-    """Training speed in tokens/s: some real steps, after one that compiles."""
-    T = model.config.n_positions
-    batches = endless_batches(dataset.train, T, BATCH_SIZE, seed=0)
-    config = TrainConfig(optimizer="muon", muon_embeddings=True, muon_iterations=MUON_ITERATIONS)
-    optimizer = make_optimizer(config, model.config.n_head)
-    step = make_train_step(model, optimizer, clip=1.0, batch_size=BATCH_SIZE)
-    n, started = -1, 0.0
-    while n < 1 or time.perf_counter() - started < seconds:
-        x, y = next(batches)
-        mx.eval(step(mx.array(x), mx.array(y)), step.state)
-        n += 1
-        started = started or time.perf_counter()  # from the end of the first step
-    return n * BATCH_SIZE * T / (time.perf_counter() - started)
-
-
-def _settings(size: Size, speed: float, deadline: float, seed: int) -> TrainConfig:
-    """What is left of the time, less what the evaluations and the samples at the end will take."""
-    T = size.architecture.n_positions
-    looks = (N_LOOKS * EVAL_WINDOWS + N_VAL_STORIES) * T  # tokens to look at, forward only
-    samples = 2 * N_SAMPLES * T
-    seconds = deadline - time.perf_counter() - (looks + samples) / (1.5 * speed) - 8.0  # plot, files, table
-    steps = max(1.0, seconds * speed / (BATCH_SIZE * T))
-    return TrainConfig(
-        minutes=max(seconds, 1.0) / 60,
-        batch_size=BATCH_SIZE,
-        optimizer="muon",
-        muon_embeddings=True,
-        muon_iterations=MUON_ITERATIONS,
-        learning_rate=6e-3,
-        muon_learning_rate=size.muon_learning_rate,
-        schedule=size.schedule,
-        final_learning_rate=0.02,
-        beta2=0.99,
-        eval_every=max(1, round(steps / (N_LOOKS + 1))),
-        eval_windows=EVAL_WINDOWS,
-        seed=seed,
-    )
-
-
-def _write_samples(path: Path, told: Sequence[tuple[str, str]], judgement: Judgement) -> None:
+def _write_samples(path: Path, samples: Sequence[tuple[str, str]], checked: CheckedStories) -> None:
     lines = [f"# The same prompt\n\n{PROMPT}\n"]
-    lines += [f"- {when}: {text.strip()}" for when, text in told]
-    lines += ["\n# Stories told from nothing, and where they break\n"]
-    for story, parse in zip(judgement.stories, judgement.parses, strict=True):
+    lines += [f"- {label}: {text.strip()}" for label, text in samples]
+    lines += ["\n# Stories from an empty prompt, and where they break the rules\n"]
+    for story, parse in zip(checked.stories, checked.parses, strict=True):
         lines += [f"- {story}", f"  - **{parse.error or 'valid'}**"]
-    lines += ["\n# Sentences that tinyworld does not have\n"]
-    lines += [f"- {sentence}" for sentence, valid in judgement.sentences if not valid]
+    lines += ["\n# Sentences that tinyworld does not contain\n"]
+    lines += [f"- {sentence}" for sentence, valid in checked.sentences if not valid]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _table(result: Run, dataset: Dataset, judgement: Judgement) -> Table:
-    table = Table(title="What it has learned", title_justify="left", min_width=60)
+def _table(result: Run, dataset: Dataset, checked: CheckedStories) -> Table:
+    table = Table(title="Validation loss", title_justify="left", min_width=60)
     table.add_column("")
     table.add_column("nats per token", justify="right")
-    names = {"ln V": "knows nothing (ln V)", "unigram": "knows how often each token comes (unigram entropy)"}
-    names |= {"bigram": "and after which other (bigram entropy)", "best possible": "knows the rules (best possible)"}
-    rows = {names[mark]: f"{loss:.3f}" for mark, loss in dataset.baselines.items()}
-    best = rows.popitem()
-    for name, value in [
-        *rows.items(),
-        ("this model, on stories it has not seen", f"[bold]{result.val_loss:.3f}[/bold]"),
-        best,
-    ]:
-        table.add_row(name, value)
-    table.add_row("above the best possible", f"{result.val_loss - dataset.baselines['best possible']:.3f}")
+    labels = {"ln V": "uniform probabilities (ln V)", "unigram": "token frequencies (unigram entropy)"}
+    labels |= {"bigram": "frequencies of pairs (bigram entropy)", "best possible": "the rules (best possible)"}
+    rows = [(labels[name], f"{loss:.3f}") for name, loss in dataset.baselines.items()]
+    rows.insert(-1, ("this model", f"[bold]{result.val_loss:.3f}[/bold]"))
+    rows.append(("above the best possible", f"{result.val_loss - dataset.baselines['best possible']:.3f}"))
+    for row in rows:
+        table.add_row(*row)
     table.add_section()
     sampled = f"sampled at temperature {TEMPERATURE:g}"
-    table.add_row(f"sentences valid, of {len(judgement.sentences)} {sampled}", str(judgement.valid_sentences))
-    table.add_row(f"whole stories valid, of {len(judgement.stories)} {sampled}", str(judgement.valid_stories))
+    table.add_row(f"valid sentences, of {len(checked.sentences)} {sampled}", str(checked.n_valid_sentences))
+    table.add_row(f"valid whole stories, of {len(checked.stories)} {sampled}", str(checked.n_valid_stories))
     return table
 
 
-def _say_next(console: Console, result: Run) -> None:
+def _print_next(console: Console, result: Run) -> None:
     folder = result.folder
-    console.print(f"model {folder}   plot {result.plot}   samples {folder / 'samples.md'}\n", highlight=False)
-    console.print("Next:", highlight=False)
+    console.print(f"model {folder}   plot {result.plot}   samples {folder / 'samples.md'}\n\nNext:")
     for command in (
         f'mlx-gpt generate {folder} --prompt "One rainy day, Tom went to the forest."',
         "mlx-gpt train --data shakespeare --out runs/shakespeare",
         "python examples/01_one_head.py",
     ):
-        console.print(f"  {command}", style="bold", highlight=False, soft_wrap=True)
+        console.print(f"  {command}", style="bold", soft_wrap=True)

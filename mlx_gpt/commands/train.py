@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -35,7 +36,7 @@ from mlx_gpt.train.auto.defaults import MINUTES, needs_measurement
 from mlx_gpt.train.auto.model_size import Choice
 from mlx_gpt.train.auto.plan import measure_slowest, plan, print_choices, settings_of, tokenizer_for
 from mlx_gpt.train.distributed import check_in_main, is_main, join, main_first, report_lost_peers
-from mlx_gpt.train.machine import Machine, set_breadth
+from mlx_gpt.train.machine import Machine
 from mlx_gpt.train.report.trackers import check_tracker
 from mlx_gpt.train.run import check_new, last_checkpoint, new_model, run
 
@@ -55,7 +56,10 @@ class Train(TrainFlags):
         from rich.console import Console
 
         started = time.perf_counter()
-        set_breadth(not self.training.recompute)
+        if sys.platform.startswith("linux"):
+            from mlx_gpt.linux_cpu.lanes import set_graph_width
+
+            set_graph_width(wide=not self.training.recompute)
         group = join()
         console = Console(quiet=not is_main(group), highlight=False)
         with report_lost_peers(group):

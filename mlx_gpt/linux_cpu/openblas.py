@@ -1,12 +1,10 @@
-"""On Linux, fast matrix products for MLX's CPU backend: NumPy's OpenBLAS, lent to it.
+"""Link the matrix products of MLX's CPU backend to the OpenBLAS in NumPy's wheel.
 
-MLX's CPU wheel for Linux multiplies with the reference BLAS, which uses one core and no vector unit. NumPy's wheel, in
-the same environment, brings OpenBLAS: about thirty times the speed, and a third of the rounding. MLX calls its BLAS by
-one name, ``cblas_sgemm``, and the dynamic linker gives that name to whoever offered it first: here ``blas.c``, compiled
-on the spot and kept in the user's cache. It passes the call on, but for products with few rows: those it does itself,
-as fast as the memory gives the matrix. Without a C compiler, without NumPy's own wheel, or where another BLAS has been
-preloaded already, everything stays as it is. On a Mac there is nothing to do: MLX multiplies by Accelerate there, and
-on the GPU.
+MLX's CPU wheel for Linux multiplies with the reference BLAS, which uses one core and no vector instructions. OpenBLAS
+is about thirty times as fast, with a third of the rounding error. MLX calls ``cblas_sgemm``, and the dynamic linker
+resolves that name to the first library that has it: here ``openblas.c``, compiled at the first import and kept in the
+user's cache. It forwards to OpenBLAS, except for products with few rows, as in decoding, which it computes at the
+speed of memory. ``MLX_GPT_OPENBLAS=0`` turns the link off; it needs a C compiler and NumPy's own wheel.
 """
 
 from __future__ import annotations
@@ -24,63 +22,73 @@ from pathlib import Path
 
 from mlx_gpt.files import atomic_path, cache_folder
 
-LIBRARIES = {  # in NumPy's wheels, and what stands around a name in them: their integers have 64 bits, MLX's 32
+SWITCH = "MLX_GPT_OPENBLAS"
+LIBRARIES = {  # in NumPy's wheels, with prefix and suffix of their names; their integers have 64 bits, MLX's 32
     "libscipy_openblas64_*": ("scipy_", "64_"),
     "libopenblas64_*": ("", "64_"),
 }
 SET_THREADS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_")
-CODE = Path(__file__).with_suffix(".c")
-PATIENCE = "18"  # log2 of the cycles for which OpenBLAS's threads, out of work, keep their cores; 28 unless told
-FOR_THIS_CPU = ("-march=native", "-mtune=generic")  # its widest vectors; not every compiler knows them
+SOURCE = Path(__file__).with_suffix(".c")
+TIMEOUT = "18"  # log2 of the cycles for which an idle thread of OpenBLAS keeps its core; 28 by default
+CPU_FLAGS = ("-march=native", "-mtune=generic")  # the widest vectors; not every compiler knows the first
+IN_USE = "in use"
+
+outcome = "not linked: mlx_gpt has not been imported first"
 
 
-def lend_openblas() -> bool:
-    """Let MLX multiply with OpenBLAS, if MLX has not been imported yet: then its names are bound. Whether it does."""
-    if not sys.platform.startswith("linux"):
-        return False
-    if hasattr(ctypes.CDLL(None), "cblas_sgemm"):  # preloaded, or lent before
-        return True
+def use_numpy_openblas() -> bool:
+    """Link MLX to NumPy's OpenBLAS, before MLX is imported. Returns whether it is linked; ``outcome`` says why not."""
+    global outcome
+    outcome = _link()
+    return outcome == IN_USE
+
+
+def _link() -> str:
+    if os.environ.get(SWITCH) == "0":
+        return f"off: {SWITCH}=0"
+    if hasattr(ctypes.CDLL(None), "cblas_sgemm"):  # preloaded, or linked before
+        return IN_USE
     if "mlx.core" in sys.modules:
-        return False
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", PATIENCE)  # read when NumPy is imported: the next line
-    found = _numpys_openblas()
+        return "not linked: mlx was imported before mlx_gpt"
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", TIMEOUT)  # read when NumPy is imported: the next line
+    found = _numpy_openblas()
     if not found:
-        return False
-    kept = cache_folder() / f"blas-{_fingerprint(found[0])}.so"
-    if _is_ours(kept) and _lend(kept):
-        return True
+        return "not linked: NumPy is not from its own wheel"
+    cached = cache_folder() / f"blas-{_fingerprint(found[0])}.so"
+    if _is_safe(cached) and _load(cached):
+        return IN_USE
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "blas.so"
-        if not (_compile(made, *found) and _lend(made)):
-            return False
-        _keep(made, kept)
-    return True
+        compiled = Path(folder) / "blas.so"
+        if not (_compile(compiled, *found) and _load(compiled)):
+            return "not linked: no C compiler"
+        _store(compiled, cached)
+    return IN_USE
 
 
-def _compile(made: Path, library: Path, around: tuple[str, str]) -> bool:
+def _compile(output: Path, library: Path, affixes: tuple[str, str]) -> bool:
     compiler = shutil.which("cc") or shutil.which("g++")
-    start, end = around
-    name = "##".join(filter(None, (start, "name", end)))
+    prefix, suffix = affixes
+    name = "##".join(filter(None, (prefix, "name", suffix)))
     flags = ["-xc", "-O2", f"-DOPENBLAS(name)={name}", "-shared", "-fPIC", "-pthread"]
     linked = ["-xnone", str(library), f"-Wl,-rpath,{library.parent}"]
-    commands = ([compiler, *flags, cpu, str(CODE), "-o", str(made), *linked] for cpu in FOR_THIS_CPU if compiler)
+    commands = ([compiler, *flags, cpu, str(SOURCE), "-o", str(output), *linked] for cpu in CPU_FLAGS if compiler)
     return any(not subprocess.run(command, capture_output=True, check=False).returncode for command in commands)
 
 
-def _lend(made: Path) -> bool:
+def _load(library: Path) -> bool:
     try:
-        ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     except OSError:
         return False
     return True
 
 
 def _fingerprint(library: Path) -> str:
-    """Of all that the compiled code depends on: the code, NumPy's library, the processor."""
-    told = (b"model", b"flags", b"Features")
-    cpu = {line for line in _read(Path("/proc/cpuinfo")).splitlines() if line.startswith(told)}
+    """Return a hash of what the compiled code depends on: the source, NumPy's library and the processor."""
+    fields = (b"model", b"flags", b"Features")
+    cpu = {line for line in _read(Path("/proc/cpuinfo")).splitlines() if line.startswith(fields)}
     size, changed = library.stat().st_size, library.stat().st_mtime_ns
-    parts = [_read(CODE), f"{library} {size} {changed} {FOR_THIS_CPU}".encode(), *sorted(cpu)]
+    parts = [_read(SOURCE), f"{library} {size} {changed} {CPU_FLAGS}".encode(), *sorted(cpu)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -88,8 +96,8 @@ def _read(file: Path) -> bytes:
     return file.read_bytes() if file.exists() else b""
 
 
-def _is_ours(file: Path) -> bool:
-    """Whether nobody else wrote it, or can: it is code that will run."""
+def _is_safe(file: Path) -> bool:
+    """Return whether a library belongs to this user and no one else can write it."""
     try:
         state = file.lstat()
     except OSError:
@@ -97,29 +105,28 @@ def _is_ours(file: Path) -> bool:
     return stat.S_ISREG(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022
 
 
-def _keep(made: Path, kept: Path) -> None:
-    """Put it where the next process looks, or leave it where nothing can be kept."""
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(kept) as hidden:
-            shutil.copyfile(made, hidden)
+def _store(compiled: Path, cached: Path) -> None:
+    with contextlib.suppress(OSError):  # without a cache it is compiled in each process
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(cached) as hidden:
+            shutil.copyfile(compiled, hidden)
             hidden.chmod(0o500)
 
 
 def set_threads(n: int) -> None:
-    """Among how many threads OpenBLAS, lent or preloaded, shares a product, with few rows or many. No other BLAS."""
-    for library in [ctypes.CDLL(None), *([ctypes.CDLL(str(found[0]))] if (found := _numpys_openblas()) else [])]:
+    """Set the number of threads of OpenBLAS, linked or preloaded. Other BLAS libraries are not changed."""
+    for library in [ctypes.CDLL(None), *([ctypes.CDLL(str(found[0]))] if (found := _numpy_openblas()) else [])]:
         for name in SET_THREADS:
             if hasattr(library, name):
                 getattr(library, name)(n)
 
 
-def _numpys_openblas() -> tuple[Path, tuple[str, str]] | None:
-    """OpenBLAS as NumPy's wheel brings it, and what stands around its names."""
+def _numpy_openblas() -> tuple[Path, tuple[str, str]] | None:
+    """Return the OpenBLAS library in NumPy's wheel, with the prefix and suffix of its names."""
     import numpy as np
 
-    for pattern, around in LIBRARIES.items():
+    for pattern, affixes in LIBRARIES.items():
         for library in (Path(np.__file__).parent.parent / "numpy.libs").glob(pattern):
-            if hasattr(ctypes.CDLL(str(library)), "cblas_sgemm".join(around)):
-                return library, around
+            if hasattr(ctypes.CDLL(str(library)), "cblas_sgemm".join(affixes)):
+                return library, affixes
     return None

@@ -1,22 +1,21 @@
-"""The key/value cache of one layer: what earlier tokens answered and gave, kept so that it is computed once."""
+"""The key/value cache of one layer."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-GROWTH = 256  # slots by which a cache grows; a compiled step is traced anew for each length
-FIRST = 64  # slots of the first, which are doubled up to ``GROWTH``: a step reads all slots, used or not
+GROWTH = 256  # slots by which a cache grows; a compiled step is traced again for each length
+FIRST = 64  # slots at first, doubled up to ``GROWTH``: a step reads all slots, used or not
 
-Packed = tuple[mx.array, ...]  # keys or values as they are kept: (B, H, slots, D), or quantized, with scales and biases
+Packed = tuple[mx.array, ...]  # stored keys or values (B, H, slots, D); if quantized, with scales and biases
 
 
 class KVCache:
-    """Keys and values of the tokens so far, each token's in a slot, in the order of the text.
+    """Keys and values of earlier tokens, one slot per token.
 
-    ``offset`` counts the slots in use; the next token takes that one. It is an int or, inside a compiled step, where no
-    shape may change, an array. ``padding`` (B,) says how many slots at the beginning of each row hold no token, where
-    rows of different lengths stand side by side. ``bits`` keeps less: 16 half precision, 8 and 4 quantized. ``mask`` is
-    set where all layers share one.
+    ``offset`` is the number of slots in use: an int or, inside a compiled step, an array. ``padding`` (B,) is the
+    number of empty slots at the start of each row of a batch of prompts of different lengths. ``bits`` is 16 for half
+    precision, 8 or 4 for quantized storage. ``mask``, if set, replaces the one that this layer would make.
     """
 
     def __init__(self, n_positions: int, bits: int | None = None, padding: mx.array | None = None):
@@ -29,10 +28,10 @@ class KVCache:
         self.values: Packed = ()
 
     def extend(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array | str]:
-        """Append the keys and values of T new tokens, (B, H, T, D) each: all of them, (B, H, S, D), and the mask."""
+        """Append keys and values of T tokens, (B, H, T, D) each. Returns all of them, (B, H, S, D), and the mask."""
         T, start = k.shape[2], self.offset
         if isinstance(start, int):
-            self._keep_room(start + T, k, v)
+            self._reserve(start + T, k, v)
         mask = self.make_mask(T) if self.mask is None else self.mask
         self.keys = self._write(self.keys, k, start)
         self.values = self._write(self.values, v, start)
@@ -41,9 +40,10 @@ class KVCache:
         return self._read(self.keys, S, k.dtype), self._read(self.values, S, v.dtype), mask
 
     def make_mask(self, T: int) -> mx.array | str:
-        """Who may see whom, once T tokens more are there: True where slot j holds a token, and none of the future.
+        """Return the mask for T more tokens: "causal", or a boolean (T, S), with padding (B, 1, T, S).
 
-        (T, S), or (B, 1, T, S) with padding. A padding slot sees itself, so that its softmax is over something.
+        True where the slot holds a token that is not in the query's future. A padding slot attends to itself, since a
+        softmax over masked scores only would be NaN.
         """
         if self.is_plain:
             return "causal"
@@ -54,9 +54,9 @@ class KVCache:
         return ((keys <= queries) & (keys >= self.padding[:, None, None, None])) | (keys == queries)
 
     def positions(self, T: int) -> mx.array:
-        """Where the next T tokens stand in their texts: (T,), or (B, T) with padding.
+        """Return the positions of the next T tokens: (T,), or (B, T) with padding.
 
-        Never past the last: MLX checks no index, and a row that is over may run on beside the others.
+        Clipped to ``n_positions``, since MLX does not check indices and a finished row of a batch continues.
         """
         slots = self.offset + mx.arange(T)
         if self.padding is not None:
@@ -65,16 +65,16 @@ class KVCache:
 
     @property
     def is_plain(self) -> bool:
-        """Whether slots are positions, known here and now: outside of a compiled step, and without padding."""
+        """Whether slots equal positions: without padding, outside a compiled step."""
         return isinstance(self.offset, int) and self.padding is None
 
     @property
     def n_slots(self) -> int:
-        """How many tokens there is room for."""
+        """Allocated slots."""
         return self.keys[0].shape[2] if self.keys else 0
 
     def grow(self, n: int) -> None:
-        """See to room for at least n tokens."""
+        """Allocate at least n slots."""
         step = GROWTH
         while step > FIRST and n <= step // 2:
             step //= 2
@@ -83,26 +83,26 @@ class KVCache:
         if n > self.n_slots:
             self.keys, self.values = _longer(self.keys, slots), _longer(self.values, slots)
 
-    def _keep_room(self, n: int, k: mx.array, v: mx.array) -> None:
+    def _reserve(self, n: int, k: mx.array, v: mx.array) -> None:
         if not self.keys:
-            self.keys, self.values = self._pack_none(k), self._pack_none(v)
+            self.keys, self.values = self._pack_empty(k), self._pack_empty(v)
         self.grow(n)
 
-    def _write(self, kept: Packed, new: mx.array, start: int | mx.array) -> Packed:
+    def _write(self, stored: Packed, new: mx.array, start: int | mx.array) -> Packed:
         place = mx.array(start).reshape(1)
-        return tuple(mx.slice_update(k, n, place, axes=(2,)) for k, n in zip(kept, self._pack(new), strict=True))
+        return tuple(mx.slice_update(k, n, place, axes=(2,)) for k, n in zip(stored, self._pack(new), strict=True))
 
     def _pack(self, x: mx.array) -> Packed:
         if self.bits in (8, 4):
             return tuple(mx.quantize(x, group_size=_group_size(x.shape[-1]), bits=self.bits))
         return (x.astype(mx.float16) if self.bits == 16 and x.dtype == mx.float32 else x,)
 
-    def _pack_none(self, like: mx.array) -> Packed:
-        # of a token, or MLX would quantize an empty array, which divides by zero on CUDA
+    def _pack_empty(self, like: mx.array) -> Packed:
+        # Packs one token and drops it: quantizing an empty array divides by zero on CUDA.
         return tuple(part[:, :, :0] for part in self._pack(like[:, :, :1]))
 
-    def _read(self, kept: Packed, S: int, dtype: mx.Dtype) -> mx.array:
-        x, *scales = (part[:, :, :S] for part in kept)
+    def _read(self, stored: Packed, S: int, dtype: mx.Dtype) -> mx.array:
+        x, *scales = (part[:, :, :S] for part in stored)
         if self.bits in (8, 4):
             D = x.shape[-1] * 32 // self.bits
             return mx.dequantize(x, scales[0], scales[1], group_size=_group_size(D), bits=self.bits)
@@ -110,9 +110,9 @@ class KVCache:
 
 
 def _group_size(D: int) -> int:
-    """How many numbers of a head share a scale when quantized."""
+    """Return the quantization group for heads of width D."""
     return 64 if D % 64 == 0 else 32
 
 
-def _longer(kept: Packed, slots: int) -> Packed:
-    return tuple(mx.pad(part, [(0, 0), (0, 0), (0, slots - part.shape[2]), (0, 0)]) for part in kept)
+def _longer(stored: Packed, slots: int) -> Packed:
+    return tuple(mx.pad(part, [(0, 0), (0, 0), (0, slots - part.shape[2]), (0, 0)]) for part in stored)

@@ -1,4 +1,4 @@
-"""Dropout whose mask can be drawn twice."""
+"""Dropout with an optional key, so that a mask can be drawn again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import mlx.nn as nn
 
 
 class Dropout(nn.Module):
-    """Sets a share ``p`` of the elements to zero while training and scales the rest up (Srivastava et al. 2014).
+    """Zero a share ``p`` of the elements in training and scale up the rest (Srivastava et al. 2014).
 
-    With a ``key`` the mask is the same at each call, as a block needs that is computed a second time on the way back;
-    with none it comes from MLX's random state.
+    A ``key`` gives the same mask at each call, which recomputation in the backward pass needs. Without a key the mask
+    is drawn from MLX's random state.
     """
 
     def __init__(self, p: float):

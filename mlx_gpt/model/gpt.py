@@ -15,13 +15,13 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.dropout import Dropout
-from mlx_gpt.model.norm import LayerNorm
+from mlx_gpt.model.ops import LayerNorm
 
 
 class GPT(nn.Module):
     """GPT-2 (Radford et al. 2019). Parameter names are the hub's: ``wte wpe h.0.ln_1 ... ln_f``.
 
-    A new model has GPT-2's initial weights, drawn from MLX's global random state (``mx.random.seed``).
+    The initial weights are drawn from MLX's global random state (``mx.random.seed``).
     """
 
     def __init__(self, config: GPTConfig):
@@ -37,41 +37,41 @@ class GPT(nn.Module):
         self.update(initial_weights(self.parameters(), config))
 
     def __call__(self, tokens: Any, cache: list[KVCache] | None = None) -> mx.array:
-        """Logits of the next token after each token: ids (B, T) -> (B, T, V).
+        """Return the logits of the token after each token: ids (B, T) -> (B, T, V).
 
-        ``cache`` is what ``make_cache`` returned; the tokens then continue those it has seen. Raises
-        ``ValueError`` for a sequence past ``n_positions`` and, where ids come as Python or NumPy values, for
-        ids outside the vocabulary. An ``mx.array`` of ids is trusted: looking at its values would stop the GPU.
+        With a ``cache`` from ``make_cache`` the tokens follow those it holds. Raises ``ValueError`` for a sequence
+        longer than ``n_positions`` and for Python or NumPy ids outside the vocabulary. The values of an
+        ``mx.array`` are not checked, since that would wait for the GPU.
         """
         return self.logits(self.hidden(tokens, cache))
 
     def hidden(self, tokens: Any, cache: list[KVCache] | None = None) -> mx.array:
-        """The residual stream after the final norm, before the head: ids (B, T) -> (B, T, C)."""
+        """Return the residual stream after the final norm: ids (B, T) -> (B, T, C)."""
         x = self.embed(tokens, cache)
         B, T, C = x.shape
-        if cache and T == 1:  # without that axis: MLX would reshape before and after each product
-            x = x.reshape(B, C)
+        if cache and T == 1:
+            x = x.reshape(B, C)  # MLX would otherwise reshape before and after each product
         for i, block in enumerate(self.h):
             x = block(x, None if cache is None else cache[i])
         return self.ln_f(x).reshape(B, T, C)
 
     def embed(self, tokens: Any, cache: list[KVCache] | None = None) -> mx.array:
-        """What enters the first block: ids (B, T) -> (B, T, C)."""
+        """Return the input of the first block: ids (B, T) -> (B, T, C)."""
         tokens = as_ids(tokens, self.config.vocab_size)
         positions = self._positions(tokens.shape[1], cache)
-        return self.drop(self.wte(tokens) + self.wpe(positions))  # what it is, plus where it stands
+        return self.drop(self.wte(tokens) + self.wpe(positions))
 
     def logits(self, x: mx.array) -> mx.array:
-        """Compare each position with every token's embedding: (B, T, C) -> (B, T, V)."""
+        """Apply the head, a dot product with every token's embedding: (B, T, C) -> (B, T, V)."""
         return self.wte.as_linear(x) if self.config.tie_word_embeddings else self.lm_head(x)
 
     @property
     def head_weight(self) -> mx.array:
-        """What positions are compared with: (V, C)."""
+        """The weight of the head: (V, C)."""
         return self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def make_cache(self) -> list[KVCache]:
-        """An empty cache for every layer."""
+        """Return an empty cache for each layer."""
         return [KVCache(self.config.n_positions) for _ in self.h]
 
     @property
@@ -92,10 +92,10 @@ class GPT(nn.Module):
 
 
 def initial_weights(parameters: dict, config: GPTConfig) -> dict:
-    """GPT-2's initialisation: matrices N(0, 0.02), biases 0, norms 1.
+    """Return GPT-2's initial weights: matrices N(0, 0.02), biases 0, norms 1.
 
-    The two projections that write into the residual stream are scaled by 1/sqrt(2 n_layer), so that the stream's
-    variance does not grow with depth (Radford et al. 2019, section 2.3).
+    The two projections into the residual stream are scaled by 1/sqrt(2 n_layer), which keeps its variance from growing
+    with depth (Radford et al. 2019, section 2.3).
     """
 
     def draw(path: str, weight: mx.array) -> mx.array:
@@ -110,10 +110,10 @@ def initial_weights(parameters: dict, config: GPTConfig) -> dict:
 
 
 def as_ids(tokens: Any, vocab_size: int) -> mx.array:
-    """Token ids (B, T) as an int32 array, checked where they enter.
+    """Return token ids (B, T) as an int32 array, or raise ``ValueError``.
 
-    MLX never checks an index: an id past the vocabulary would silently read other memory. Python lists and NumPy
-    arrays are checked value by value; an ``mx.array`` only by shape and type.
+    MLX does not check indices: an id outside the vocabulary would read other memory. Python and NumPy values are
+    checked, of an ``mx.array`` only shape and type.
     """
     if not isinstance(tokens, mx.array):
         tokens = checked_ids(tokens, vocab_size)
@@ -123,7 +123,7 @@ def as_ids(tokens: Any, vocab_size: int) -> mx.array:
 
 
 def checked_ids(tokens: Sequence[Any] | np.ndarray, vocab_size: int) -> mx.array:
-    """Python or NumPy ids as an int32 ``mx.array`` of the same shape; ``ValueError`` if one is outside [0, V)."""
+    """Return Python or NumPy ids as an int32 ``mx.array``; ``ValueError`` for an id outside [0, V)."""
     try:
         ids = np.asarray(tokens)
     except ValueError:

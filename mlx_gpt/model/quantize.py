@@ -1,4 +1,4 @@
-"""Smaller weights: groups of 32 or 64 neighbours in a row share a scale and an offset, and keep 8 or 4 bits each."""
+"""Quantization: 32 or 64 neighboring weights share a scale and an offset and take 8 or 4 bits each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ QUANTIZED_BITS = (8, 4)
 
 
 def quantize(model: GPT, bits: int, group_size: int = 64) -> GPT:
-    """Quantize the matrices of a model, in place: every product and the token embedding, tied head included.
+    """Quantize the linear layers and the token embedding of a model, in place, and return the model.
 
-    The position embedding stays as it is: it is small, and only added. Raises ``UsageError`` where the widths are no
-    multiples of the group.
+    Leaves out the position embedding. Raises ``UsageError`` if a width is no multiple of ``group_size``.
     """
     check_quantizable(model.config, bits, group_size)
     nn.quantize(model, group_size, bits, class_predicate=quantizable)
@@ -23,7 +22,7 @@ def quantize(model: GPT, bits: int, group_size: int = 64) -> GPT:
 
 
 def check_quantizable(config: GPTConfig, bits: int, group_size: int = 64) -> None:
-    """Raise ``UsageError`` unless ``quantize`` can."""
+    """Raise ``UsageError`` if ``quantize`` cannot quantize this model."""
     if bits not in QUANTIZED_BITS:
         raise UsageError(f"weights can be quantized to 8 or 4 bits, not {bits}")
     C, inner = config.n_embd, config.inner_dim
@@ -35,5 +34,5 @@ def check_quantizable(config: GPTConfig, bits: int, group_size: int = 64) -> Non
 
 
 def quantizable(path: str, module: nn.Module) -> bool:
-    """Whether ``quantize`` changes the module of this name."""
+    """Return whether ``quantize`` changes the module at this path."""
     return hasattr(module, "to_quantized") and path != "wpe"

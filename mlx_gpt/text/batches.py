@@ -43,11 +43,9 @@ class Batches(Iterator[Batch]):
         return batch
 
     def for_step(self, accumulate: int) -> Batch:
-        """Return the next batch, or ``accumulate`` > 1 batches stacked: x, y (accumulate, B, T)."""
-        if accumulate == 1:
-            return next(self)
+        """Return the next ``accumulate`` batches as one: x, y (accumulate * B, T)."""
         xs, ys = zip(*islice(self, accumulate), strict=True)
-        return np.stack(xs), np.stack(ys)
+        return np.concatenate(xs), np.concatenate(ys)
 
     def close(self) -> None:
         """Stop the thread."""

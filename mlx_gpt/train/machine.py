@@ -100,31 +100,12 @@ def matrix_weights(config: GPTConfig) -> int:
     return config.n_layer * (4 * C * C + 2 * C * config.inner_dim) + config.vocab_size * C
 
 
-def lanes(batch_size: int, spread: bool = False) -> int:
-    """Over how many streams the rows of a batch are spread (``step.batch_lanes``); with ``spread`` at most over so
-    many, also where they cannot be shared evenly."""
-    most = min(cores(), batch_size) if on_cpu() else 1
-    return most if spread else max(n for n in range(1, most + 1) if batch_size % n == 0)
-
-
-def set_breadth(side_by_side: bool) -> None:
-    """How MLX orders a graph on a CPU, unless the environment says it: for streams side by side, or for little memory.
-
-    MLX goes breadth first, up to a width that is less than a training step has: streams would run one after the other.
-    But a wider graph has more in memory at once, and what ``--recompute`` saves would be lost. MLX reads the width when
-    it evaluates for the first time, so only the first call counts.
-    """
-    if on_cpu():  # a GPU has one stream, and MLX's own width
-        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000" if side_by_side else "20")
-
-
 def _stream_groups() -> list[list[mx.Stream]]:
     """One stream; and on a CPU with several cores also a stream for each core."""
     device = mx.default_device()
     one = [mx.default_stream(device)]
     if not on_cpu() or cores() == 1:
         return [one]
-    set_breadth(True)
     return [one, one + [mx.new_stream(device) for _ in range(cores() - 1)]]
 
 

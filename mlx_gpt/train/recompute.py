@@ -1,4 +1,4 @@
-"""Less memory for more time: what is inside a block is not kept for the way back, but computed again."""
+"""Gradient checkpointing: the backward pass recomputes the inside of each block, which saves memory for time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mlx_gpt.model.gpt import GPT
 
 
 def hidden_recomputed(model: GPT, tokens: mx.array) -> mx.array:
-    """``model.hidden``, of which only the input of each block is kept (Chen et al. 2016): ids (B, T) -> (B, T, C)."""
+    """Return ``model.hidden``, saving only the input of each block (Chen et al. 2016): ids (B, T) -> (B, T, C)."""
     x = model.embed(tokens)
     for block in model.h:
-        x = _once_more(block, x)
+        x = _checkpointed(block, x)
     return model.ln_f(x)
 
 
-def _once_more(block: Block, x: mx.array) -> mx.array:
-    # Both times the same masks: the keys are drawn here, outside.
+def _checkpointed(block: Block, x: mx.array) -> mx.array:
+    # Keys drawn outside of the checkpoint give both passes the same dropout masks.
     dropouts = [module for module in block.modules() if isinstance(module, Dropout) and module.p > 0]
     keys = [mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32) for _ in dropouts]
 

@@ -73,27 +73,27 @@ def run(
     if start and start.progress.data != dataset.hash:
         raise UsageError(f"{out}: the text differs from that of the run to resume; restore it, or start a new run")
     check_memory(model.config, config, memory_size())
-    keeper = CheckpointManager(out, dataset.tokenizer, config.keep) if settings and is_main(group) else None
+    checkpoints = CheckpointManager(out, dataset.tokenizer, config.keep) if settings and is_main(group) else None
     try:
         rows = truncate_metrics(out, start.progress.rows) if start and is_main(group) else []
         with closing(_report(out if is_main(group) else None, console, rows, model, dataset)) as report:
-            trainer = Trainer(model, dataset.train, dataset.val, config, report, on_eval, keeper, start, group)
+            trainer = Trainer(model, dataset.train, dataset.val, config, report, on_eval, checkpoints, start, group)
             trainer.progress.data = dataset.hash
             if report_to and is_main(group):  # before anything is written, since it may raise
                 report.trackers = [open_tracker(report_to, out, settings or {})]
-            if keeper and settings and not start:
+            if checkpoints and settings and not start:
                 out.mkdir(parents=True, exist_ok=True)
                 write_run_file(out, settings)
             val_loss = trainer.run()
     except OSError as error:
-        raise _write_error(error, out, keeper) from error
+        raise _write_error(error, out, checkpoints) from error
     except KeyboardInterrupt as stop:
-        if stop.args or not keeper or not keeper.newest():
+        if stop.args or not checkpoints or not checkpoints.newest():
             raise
-        raise KeyboardInterrupt(f"stopped at once; {_how_to_resume(keeper)}") from None
+        raise KeyboardInterrupt(f"stopped at once; {_how_to_resume(checkpoints)}") from None
     plot = out / "loss.png"
     if is_main(group):
-        if keeper is None:
+        if checkpoints is None:
             save(model, dataset.tokenizer, out)
         plot_loss(report.rows, dataset.baselines, plot, f"{dataset.name}: {model.n_parameters:,} parameters")
     return Run(model, dataset.tokenizer, out, val_loss, plot)
@@ -104,13 +104,13 @@ def _report(folder: Path | None, console: Console, rows: list[dict[str, Any]], m
     return Report(folder, console, rows, dataset.tokens_per_byte, training_flops(model.config), speed)
 
 
-def _write_error(error: OSError, out: Path, keeper: CheckpointManager | None) -> MLXGPTError:
-    remedy = f"; make room, then {_how_to_resume(keeper)}" if keeper and keeper.newest() else ""
+def _write_error(error: OSError, out: Path, checkpoints: CheckpointManager | None) -> MLXGPTError:
+    remedy = f"; make room, then {_how_to_resume(checkpoints)}" if checkpoints and checkpoints.newest() else ""
     return MLXGPTError(f"{error.filename or out}: cannot be written ({error.strerror}){remedy}")
 
 
-def _how_to_resume(keeper: CheckpointManager) -> str:
-    return f"resume from {keeper.newest()} with: mlx-gpt train --resume {keeper.run}"
+def _how_to_resume(checkpoints: CheckpointManager) -> str:
+    return f"resume from {checkpoints.newest()} with: mlx-gpt train --resume {checkpoints.run}"
 
 
 def last_checkpoint(run: Path, settings: RunSettings, given: Collection[str], console: Console) -> Checkpoint:

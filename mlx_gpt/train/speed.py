@@ -12,9 +12,9 @@ from mlx_gpt.text.batches import Batches
 from mlx_gpt.text.dataset import Dataset
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import group_min, rank, size
-from mlx_gpt.train.loop import make_step
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.run import new_model
+from mlx_gpt.train.step import make_train_step
 
 MAX_STEPS = 50
 
@@ -34,12 +34,12 @@ def measure_training_speed(
     model = new_model(config, dataset, training.seed)
     optimizer = make_optimizer(training, config.n_head)
     with closing(Batches(dataset.train, T, B, training.seed, 0, rank(group), size(group))) as batches:
-        step = make_step(model, optimizer, training, group)
+        step, state = make_train_step(model, optimizer, training, group)
 
         def time_steps(n: int) -> float:
             started = time.perf_counter()
             for _ in range(n):
-                mx.eval(step(*batches.for_step(training.accumulate)), step.state)
+                mx.eval(step(*map(mx.array, batches.for_step(training.accumulate))), state)
             return -group_min([started - time.perf_counter()], group)[0]
 
         time_steps(1)

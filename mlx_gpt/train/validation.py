@@ -1,4 +1,4 @@
-"""The validation loss: how a model does on text that it is not trained on."""
+"""The validation loss: the mean loss on text that the model is not trained on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def evaluate(
     n_windows: int = 0,
     group: mx.distributed.Group | None = None,
 ) -> float:
-    """The validation loss: mean nats per token over the counted targets of ``n_windows`` (0: all), evenly spread.
+    """Return the mean loss in nats per token over the counted targets of ``n_windows`` evenly spread windows; 0: all.
 
-    ``step`` is what ``make_eval_step(model)`` returned, to be made once for a run. Dropout is off meanwhile. In a group
-    each process measures its share of the windows, and all get the same mean.
+    ``step`` comes from ``make_eval_step(model)``, once per run. Dropout is off. In a group each process evaluates its
+    share of the windows, and all return the same mean.
     """
     was_training = model.training
     model.eval()

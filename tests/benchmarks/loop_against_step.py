@@ -39,13 +39,13 @@ BLOCK = 10  # steps
 def bare_steps(dataset: Dataset) -> Callable[[], None]:
     """A block of bare steps."""
     model = new_model(NANO, dataset, seed=0)
-    step = make_train_step(model, make_optimizer(CONFIG, NANO.n_head), CONFIG.grad_clip, CONFIG.batch_size)
+    step, state = make_train_step(model, make_optimizer(CONFIG, NANO.n_head), CONFIG)
     rows = np.random.default_rng(0).integers(0, 257, (CONFIG.batch_size, NANO.n_positions + 1), np.int32)
     x, y = mx.array(rows[:, :-1]), mx.array(rows[:, 1:])
 
     def block() -> None:
         for _ in range(BLOCK):
-            mx.eval(step(x, y), step.state)
+            mx.eval(step(x, y), state)
 
     return block
 
@@ -56,7 +56,7 @@ def looped_steps(trainer: Trainer) -> Callable[[], None]:
     def block() -> None:
         for _ in range(BLOCK):
             trainer.advance()
-        trainer.settle()
+        trainer.synchronize()
 
     return block
 
@@ -75,12 +75,13 @@ def main() -> None:
     dataset = dataset_from_texts("tinyworld", told[:1990], told[1990:], "bytes")
     with tempfile.TemporaryDirectory() as folder:
         report = Report(Path(folder), Console(quiet=True))
-        keeper = CheckpointManager(Path(folder), dataset.tokenizer)
-        trainer = Trainer(new_model(NANO, dataset, seed=0), dataset.train, dataset.val, CONFIG, report, keeper=keeper)
+        checkpoints = CheckpointManager(Path(folder), dataset.tokenizer)
+        model = new_model(NANO, dataset, seed=0)
+        trainer = Trainer(model, dataset.train, dataset.val, CONFIG, report, checkpoints=checkpoints)
         bare, looped = bare_steps(dataset), looped_steps(trainer)
         bare(), looped()  # these compile
         both = [(seconds(bare), seconds(looped)) for _ in range(flags.blocks)]
-        checkpoint = statistics.median(seconds(trainer.keep) for _ in range(5))
+        checkpoint = statistics.median(seconds(trainer.save_checkpoint) for _ in range(5))
         report.close()
     step, loop = (statistics.median(times) / BLOCK for times in zip(*both, strict=True))
     share = statistics.median(one / other for one, other in both)

@@ -40,14 +40,9 @@ Step = Callable[[mx.array, mx.array], None]  # takes ids (B, T) and targets, and
 
 
 def our_step(config: GPTConfig, batch_size: int, recompute: bool) -> Step:
-    step = make_train_step(
-        GPT(config),
-        make_optimizer(TrainConfig(learning_rate=1e-4), config.n_head),
-        1.0,
-        batch_size,
-        recompute=recompute,
-    )
-    return lambda x, y: mx.eval(step(x, y), step.state)
+    training = TrainConfig(learning_rate=1e-4, batch_size=batch_size, recompute=recompute)
+    step, state = make_train_step(GPT(config), make_optimizer(training, config.n_head), training)
+    return lambda x, y: mx.eval(step(x, y), state)
 
 
 def their_step(config: GPTConfig) -> Step:

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.command_line import ROOT, environment, everything, in_a_process, the_line
 from helpers.loopback_hub import NOWHERE, connect, running
-from rich.console import Console
 
-from mlx_gpt import cli, quickstart
+from mlx_gpt import cli
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.generate import Generate
 from mlx_gpt.commands.quickstart import Quickstart
-from mlx_gpt.config import GPTConfig
-from mlx_gpt.device import on_cpu
 from mlx_gpt.generate.generation import generate
 from mlx_gpt.generate.settings import Drawing
-from mlx_gpt.quickstart import Judgement, judge
 from mlx_gpt.store.folder import load
-from mlx_gpt.text.dataset import dataset_from_texts
-from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.tinyworld import stories as tinyworld
-from mlx_gpt.train.config import TrainConfig
 
 # Errors -----------------------------------------------------------------------------------------------------------
 
@@ -228,90 +217,3 @@ def test_help_is_fast_and_imports_no_heavy_package(tmp_path: Path) -> None:
 def test_the_installed_command_calls_main() -> None:
     assert 'mlx-gpt = "mlx_gpt.cli:main"' in (ROOT / "pyproject.toml").read_text()
     assert cli.main is main
-
-
-# Quickstart -------------------------------------------------------------------------------------------------------
-
-
-def test_quickstart_leaves_a_model_its_samples_and_a_table(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    few = TrainConfig(steps=4, batch_size=2, eval_every=2, eval_windows=2)
-    small = GPTConfig(n_positions=48, n_embd=16, n_layer=1, n_head=2)
-    monkeypatch.setattr(quickstart, "_settings", lambda *_: few)
-    monkeypatch.setattr(quickstart, "SIZES", (quickstart.Size(0, 0.02, "cosine", small),))
-    monkeypatch.setattr(quickstart, "_measure", lambda *_: 1000.0)
-    monkeypatch.setattr(quickstart, "N_VAL_STORIES", 20)
-    monkeypatch.setattr(quickstart, "judge", lambda model, tokenizer, seed: judge(model, tokenizer, seed, n=3))
-    assert main(["quickstart", "--minutes", "0.2"]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    folder = here / "runs/quickstart"
-    assert {path.name for path in folder.iterdir()} >= {
-        "config.json",
-        "model.safetensors",
-        "metrics.jsonl",
-        "loss.png",
-        "samples.md",
-    }
-    for name in ("ln V", "unigram", "bigram", "best possible", "sentences valid, of 3", "whole stories valid, of 3"):
-        assert name in said.out
-    for moment in ("before training", "at 50%", "after training"):
-        assert moment in said.out
-        assert f"- {moment}: " in (folder / "samples.md").read_text()
-    assert "mlx-gpt generate runs/quickstart" in said.out
-    load(folder)
-
-    before = everything(folder)
-    assert main(["quickstart", "--minutes", "0.2"]) == 0  # again: in a new folder
-    assert everything(folder) == before
-    assert (here / "runs/quickstart-2/model.safetensors").exists()
-    if on_cpu():  # a GPU adds gradients in any order
-        assert (here / "runs/quickstart-2/model.safetensors").read_bytes() == before["model.safetensors"]
-
-
-def test_the_judge_counts_valid_stories_and_valid_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    model: Any = type("Model", (), {"config": GPTConfig(n_positions=9)})
-    told = tinyworld.generate_stories(3, seed=0)
-    wrong = "Tom was in the ball."
-    monkeypatch.setattr(quickstart, "generate_many", lambda *_, **__: [*told, wrong, ""])
-    judgement = judge(model, Tokenizer.bytes(), seed=0, n=5)
-    assert judgement.stories == [*told, wrong, ""]
-    assert judgement.valid_stories == 3
-    assert judgement.valid_sentences == 3
-    assert [sentence for sentence, valid in judgement.sentences if not valid] == [wrong, ""]
-    assert all(
-        sentence in tinyworld.split_sentences(story)
-        for (sentence, _), story in zip(judgement.sentences[:3], told, strict=True)
-    )
-
-
-def test_the_table_goes_from_knowing_nothing_to_the_rules() -> None:
-    told = tinyworld.generate_stories(30, seed=0)
-    dataset = dataset_from_texts("tinyworld", told[:20], told[20:], "bytes")
-    judgement = Judgement(told[:2], [tinyworld.parse_story(story) for story in told[:2]], [("x", False), ("y", True)])
-    result: Any = type("Result", (), {"val_loss": 1.25})
-    out = StringIO()
-    Console(file=out, width=100).print(quickstart._table(result, dataset, judgement))
-    lines = [line for line in out.getvalue().splitlines() if re.search(r"\d\.\d{3}", line)]
-    names = ["(ln V)", "(unigram", "(bigram", "this model", "(best possible)", "above the best"]
-    assert [name for name, line in zip(names, lines, strict=True) if name not in line] == []
-    values = [float(re.findall(r"\d\.\d{3}", line)[-1]) for line in lines]
-    assert values[:3] == pytest.approx(list(dataset.baselines.values())[:3], abs=6e-4)
-    assert values[3] == 1.25
-    assert values[4] == pytest.approx(dataset.baselines["best possible"], abs=6e-4)
-    assert values[5] == pytest.approx(1.25 - dataset.baselines["best possible"], abs=1.1e-3)
-    assert re.search(r"sentences valid, of 2.* 1\b", out.getvalue())
-    assert re.search(r"whole stories valid, of 2.* 2\b", out.getvalue())
-
-
-def test_samples_tell_where_each_story_breaks(tmp_path: Path) -> None:
-    told = tinyworld.generate_stories(1, seed=0)[0]
-    stories = [told, told[:-20]]
-    judgement = Judgement(stories, [tinyworld.parse_story(story) for story in stories], [("It ran.", False)])
-    quickstart._write_samples(tmp_path / "samples.md", [("before", " x\n")], judgement)
-    text = (tmp_path / "samples.md").read_text()
-    assert "- before: x\n" in text
-    assert f"- {told}\n  - **valid**" in text
-    assert re.search(r"\*\*sentence \d+ is not in the grammar", text)
-    assert text.endswith("- It ran.\n")

@@ -1,7 +1,8 @@
-"""On Linux OpenBLAS multiplies where it can be lent, and products with few rows are right."""
+"""On Linux MLX multiplies with NumPy's OpenBLAS, and products with few rows are exact."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -31,52 +32,52 @@ def in_python(code: str, **env: str) -> list[str]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
-def test_openblas_is_lent_where_numpy_and_a_compiler_are_there() -> None:
-    lent = f"from mlx_gpt.linux_cpu.openblas import lend_openblas; print(lend_openblas()){PRODUCT}"
-    answer, error, speed = in_python(lent, OPENBLAS_NUM_THREADS="1")  # with two, one waits where others have the cores
+def test_mlx_is_linked_to_openblas_with_numpys_wheel_and_a_compiler() -> None:
+    code = f"from mlx_gpt.linux_cpu.openblas import use_numpy_openblas; print(use_numpy_openblas()){PRODUCT}"
+    answer, error, speed = in_python(code, OPENBLAS_NUM_THREADS="1")
     if answer == "False":
         pytest.skip("no C compiler, or NumPy comes with another BLAS")
     _, mlx_speed = in_python(PRODUCT)
     assert float(error) < 1e-3
-    assert float(speed) > 3 * float(mlx_speed)  # thirty times where this was written
+    assert float(speed) > 3 * float(mlx_speed)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
-def test_what_was_compiled_once_is_lent_without_a_compiler_unless_others_can_write_it(tmp_path: Path) -> None:
-    lend = "from mlx_gpt.linux_cpu.openblas import lend_openblas; print(lend_openblas())"
+def test_the_cached_library_is_used_without_a_compiler_unless_others_can_write_it(tmp_path: Path) -> None:
+    link = "from mlx_gpt.linux_cpu.openblas import use_numpy_openblas; print(use_numpy_openblas())"
     here = {"LD_PRELOAD": "", "XDG_CACHE_HOME": str(tmp_path)}
-    if in_python(lend, **here) == ["False"]:
+    if in_python(link, **here) == ["False"]:
         pytest.skip("no C compiler, or NumPy comes with another BLAS")
     (kept,) = (tmp_path / "mlx_gpt").iterdir()
-    answer, error, _ = in_python(lend + PRODUCT, PATH="", **here)
+    answer, error, _ = in_python(link + PRODUCT, PATH="", **here)
     assert answer == "True"
     assert float(error) < 1e-3
     kept.chmod(0o777)
-    assert in_python(lend, PATH="", **here) == ["False"]
+    assert in_python(link, PATH="", **here) == ["False"]
     kept.chmod(0o700)
     kept.write_bytes(b"no library")
-    assert in_python(lend, PATH="", **here) == ["False"]
-    assert in_python(lend, **here) == ["True"]  # compiled again
-    assert in_python(lend, PATH="", **here) == ["True"]
+    assert in_python(link, PATH="", **here) == ["False"]
+    assert in_python(link, **here) == ["True"]  # compiled again
+    assert in_python(link, PATH="", **here) == ["True"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
-def test_where_nothing_can_be_kept_it_is_compiled_every_time(tmp_path: Path) -> None:
+def test_without_a_cache_it_is_compiled_in_each_process(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    lend = "from mlx_gpt.linux_cpu.openblas import lend_openblas; print(lend_openblas())"
-    first, again = (in_python(lend, LD_PRELOAD="", XDG_CACHE_HOME=str(tmp_path / "file")) for _ in range(2))
-    assert first == again == in_python(lend, LD_PRELOAD="", XDG_CACHE_HOME=str(tmp_path))
+    link = "from mlx_gpt.linux_cpu.openblas import use_numpy_openblas; print(use_numpy_openblas())"
+    first, again = (in_python(link, LD_PRELOAD="", XDG_CACHE_HOME=str(tmp_path / "file")) for _ in range(2))
+    assert first == again == in_python(link, LD_PRELOAD="", XDG_CACHE_HOME=str(tmp_path))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
 @pytest.mark.parametrize(
     ("before", "env"),
-    [("import mlx.core", {}), ("", {"PATH": ""})],
-    ids=["mlx imported before", "no compiler"],
+    [("import mlx.core", {}), ("", {"PATH": ""}), ("", {"MLX_GPT_OPENBLAS": "0"})],
+    ids=["mlx imported before", "no compiler", "turned off"],
 )
-def test_without_it_everything_stays_as_it_is(before: str, env: dict[str, str], tmp_path: Path) -> None:
+def test_without_the_link_products_are_mlx_own(before: str, env: dict[str, str], tmp_path: Path) -> None:
     env = {**env, "XDG_CACHE_HOME": str(tmp_path)}
-    code = f"{before}\nfrom mlx_gpt.linux_cpu import openblas as o; print(o.lend_openblas()); o.set_threads(1)"
+    code = f"{before}\nfrom mlx_gpt.linux_cpu import openblas as o; print(o.use_numpy_openblas()); o.set_threads(1)"
     answer, error, _ = in_python(code + PRODUCT, LD_PRELOAD="", **env)
     assert answer == "False"
     assert float(error) < 1e-3
@@ -88,7 +89,7 @@ mx.set_default_device(mx.cpu)
 from mlx_gpt.linux_cpu.openblas import set_threads
 rng = np.random.default_rng(0)
 before = 0
-for threads, m, n, k, transposed, bias in THESE:
+for threads, m, n, k, transposed, bias in CASES:
     if threads != before:
         set_threads(threads)
         before = threads
@@ -102,19 +103,19 @@ for threads, m, n, k, transposed, bias in THESE:
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is linked to another BLAS")
 def test_products_with_few_rows_are_no_less_exact_than_numpys() -> None:
-    """Rows and columns that fill no tile, terms that fill no vector; matrices that threads share, or not."""
+    """Rows and columns that fill no tile, terms that fill no vector; matrices with and without shared work."""
     shapes = [(1, 1), (2, 5), (7, 33), (100, 65), (1700, 60), (301, 768), (800, 3072), (13, 8200)]
-    these = [
+    cases = [
         (threads, m, n, k, transposed, bias)
         for threads, transposed, bias in ((1, True, False), (3, True, True), (2, False, True))
         for m in (1, 2, 4, 5, 8, 9, 40, 41)
         for n, k in shapes
     ]
-    ratios = [float(ratio) for ratio in in_python(FEW_ROWS.replace("THESE", str(these)))]
-    for (*case, transposed, _), ratio in zip(these, ratios, strict=True):
-        # Rounding is chance; what is not transposed OpenBLAS multiplies. A wrong sum would be off by thousands.
+    ratios = [float(ratio) for ratio in in_python(FEW_ROWS.replace("CASES", str(cases)))]
+    for (*case, transposed, _), ratio in zip(cases, ratios, strict=True):
+        # Rounding errors are random; OpenBLAS computes what is not transposed. A wrong sum would be off by thousands.
         assert ratio < (2 if transposed else 6), (case, transposed)
 
 
@@ -122,7 +123,7 @@ TOGETHER = """
 import mlx_gpt, mlx.core as mx, threading
 mx.set_default_device(mx.cpu)
 from mlx_gpt.linux_cpu.openblas import set_threads
-w = mx.random.randint(-4, 5, (3000, 256), key=mx.random.key(0)).astype(mx.float32)  # whole numbers: sums are exact
+w = mx.random.randint(-4, 5, (3000, 256), key=mx.random.key(0)).astype(mx.float32)  # integers: sums are exact
 x = mx.random.randint(-4, 5, (48, 256), key=mx.random.key(1)).astype(mx.float32)
 wanted = x @ w.T
 mx.eval(w, x, wanted)
@@ -134,7 +135,7 @@ def work(first, found):
             row = (first + i) % 48
             found.append(mx.array_equal(x[row : row + 1] @ w.T, wanted[row : row + 1]).item())
 
-for threads in (4, 1, 2, 4):  # and helpers sleep meanwhile, or are too many
+for threads in (4, 1, 2, 4):  # helper threads sleep meanwhile, or are too many
     set_threads(threads)
     results = [[], [], []]
     workers = [threading.Thread(target=work, args=(7 * i, found)) for i, found in enumerate(results)]
@@ -144,8 +145,8 @@ for threads in (4, 1, 2, 4):  # and helpers sleep meanwhile, or are too many
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
-def test_streams_that_multiply_at_once_get_each_its_own_product() -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is linked to another BLAS")
+def test_streams_that_multiply_at_the_same_time_get_their_own_products() -> None:
     assert in_python(TOGETHER) == ["True"] * 4
 
 
@@ -159,6 +160,21 @@ print(time.process_time() - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is lent another product")
-def test_cores_without_work_are_let_go() -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX is linked to another BLAS")
+def test_idle_threads_release_their_cores() -> None:
     assert float(in_python(IDLE)[0]) < 0.03  # OpenBLAS by itself keeps them for 0.1 s
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="not imported on other systems")
+def test_status_says_what_is_in_use_and_why_not() -> None:
+    code = "import mlx_gpt, mlx_gpt.linux_cpu, json; print(json.dumps(mlx_gpt.linux_cpu.status()))"
+
+    def status(before: str = "", **env: str) -> dict[str, object]:
+        return json.loads(" ".join(in_python(before + code, **env)))  # type: ignore[no-any-return]
+
+    assert status(MLX_GPT_OPENBLAS="0")["openblas"] == "off: MLX_GPT_OPENBLAS=0"
+    late = status("import mlx.core;", LD_PRELOAD="")
+    assert late["openblas"] == "not linked: mlx was imported before mlx_gpt"
+    assert isinstance(late["cores"], int)
+    device = "import mlx.core as mx; mx.set_default_device(mx.cpu);"
+    assert status(device, LD_PRELOAD="")["kernels"] is True

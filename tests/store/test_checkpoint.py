@@ -58,7 +58,7 @@ def trained(n: int = 3, kind: str = "muon") -> tuple[GPT, Any, Any]:
     """Return a model after n steps, its optimizer and its step."""
     mx.random.seed(0)
     model, optimizer = GPT(SMALL), make_optimizer(TrainConfig(optimizer=kind), SMALL.n_head)
-    step = make_train_step(model, optimizer, clip=1.0, batch_size=2)
+    step = make_train_step(model, optimizer, TrainConfig(batch_size=2))
     losses(step, n)
     return model, optimizer, step
 
@@ -110,15 +110,15 @@ def test_a_checkpoint_is_restored_to_the_bit_and_so_is_the_next_step(tmp_path: P
     fresh = make_optimizer(TrainConfig(optimizer=kind), SMALL.n_head)
     restore_optimizer(fresh, found.model, found.optimizer)
     restore_random_key(found.progress.random[0])
-    assert losses(make_train_step(found.model, fresh, clip=1.0, batch_size=2)) == expected  # with the same dropout
+    assert losses(make_train_step(found.model, fresh, TrainConfig(batch_size=2))) == expected  # with the same dropout
     assert same(found.model.parameters(), model.parameters())
 
 
-def losses(step: Any, n: int = 2) -> list[float]:
-    found = []
+def losses(step_and_state: tuple[Any, Any], n: int = 2) -> list[float]:
+    (step, state), found = step_and_state, []
     for _ in range(n):
-        loss, _ = step(IDS[:, :-1], IDS[:, 1:])
-        mx.eval(loss, step.state)
+        loss, _ = step(mx.array(IDS[:, :-1]), mx.array(IDS[:, 1:]))
+        mx.eval(loss, state)
         found.append(loss.item())
     return found
 

@@ -17,14 +17,12 @@ from mlx_gpt.cli import main
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.train import machine, memory
+from mlx_gpt.train import machine
 from mlx_gpt.train import run as run_module
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.loop import make_step
-from mlx_gpt.train.machine import lanes
 from mlx_gpt.train.memory import ERROR, check_memory, largest_batch, n_parameters, step_memory
 from mlx_gpt.train.optimizer import make_optimizer
-from mlx_gpt.train.step import batch_lanes
+from mlx_gpt.train.step import make_train_step
 
 SHAPE = GPTConfig(257, n_positions=64, n_embd=64, n_layer=6, n_head=2)
 GPT2 = PRESETS["gpt2"]
@@ -43,12 +41,12 @@ def peak(config: GPTConfig, training: TrainConfig) -> int:
     """Bytes that a step took, of its own."""
     gc.collect()  # the models of other tests
     before = mx.get_active_memory()
-    step = make_step(GPT(config), make_optimizer(training, config.n_head), training, None)
-    shape = (training.batch_size, config.n_positions + 1)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (training.accumulate, *shape), np.int32)
-    ids = ids if training.accumulate > 1 else ids[0]
+    step, state = make_train_step(GPT(config), make_optimizer(training, config.n_head), training)
+    shape = (training.accumulate * training.batch_size, config.n_positions + 1)
+    ids = mx.array(np.random.default_rng(0).integers(0, config.vocab_size, shape, np.int32))
+    mx.eval(ids)
     mx.reset_peak_memory()
-    mx.eval(step(ids[..., :-1], ids[..., 1:]), step.state)
+    mx.eval(step(ids[:, :-1], ids[:, 1:]), state)
     return mx.get_peak_memory() - before
 
 
@@ -95,8 +93,7 @@ def test_the_estimate_is_near_what_was_counted_on_a_gpu(
     shape: dict[str, Any], how: dict[str, Any], megabytes: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On an H100 with MLX 0.32.4 for CUDA 13, ``MLX_MAX_OPS_PER_BUFFER=1`` and ``MLX_MAX_MB_PER_BUFFER=1``."""
-    for module in (machine, memory):
-        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     estimate = step_memory(replace(SHAPE, **shape), TrainConfig(**how))
     assert abs(1e6 * megabytes / estimate - 1) < ERROR, f"estimated {estimate:,}"
 
@@ -109,11 +106,6 @@ def test_parameters_are_counted_without_a_model(name: str) -> None:
     assert n_parameters(loose) == GPT(loose).n_parameters
 
 
-@pytest.mark.parametrize("batch_size", [1, 6, 7, 8])
-def test_rows_are_counted_over_as_many_streams_as_the_step_uses(batch_size: int) -> None:
-    assert lanes(batch_size) == len(batch_lanes(batch_size))
-
-
 # What cannot fit
 
 
@@ -124,7 +116,7 @@ def test_the_largest_batch_fits_and_one_more_row_does_not(room: float) -> None:
     if fits:
         assert step_memory(GPT2, replace(training, batch_size=fits)) <= room
         check_memory(GPT2, replace(training, batch_size=fits), int(room))
-    assert step_memory(GPT2, replace(training, batch_size=fits + 1), spread=True) > room
+    assert step_memory(GPT2, replace(training, batch_size=fits + 1), max_lanes=True) > room
     assert largest_batch(GPT2, replace(training, recompute=True), int(room)) >= fits
 
 

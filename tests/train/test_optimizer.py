@@ -180,12 +180,12 @@ def test_a_new_learning_rate_is_seen_by_the_compiled_step() -> None:
     model = new_small()
     optimizer = make_optimizer(TrainConfig(), model.config.n_head)
     schedule = Schedule(optimizer, "cosine", warmup=0.5)
-    step = make_train_step(model, optimizer, clip=1.0, batch_size=4)
+    step, state = make_train_step(model, optimizer, TrainConfig(batch_size=4))
     schedule.set(0.5)
-    mx.eval(step(*batch()), step.state)
+    mx.eval(step(*batch()), state)
     before = weights(model)
     schedule.set(0.0)
-    mx.eval(step(*batch()), step.state)
+    mx.eval(step(*batch()), state)
     assert all((weight == before[name]).all() for name, weight in weights(model).items())
 
 
@@ -207,9 +207,9 @@ def test_an_optimizer_and_a_schedule_that_are_added_to_the_tables_train_a_model(
     model = new_small()
     optimizer = make_optimizer(config, model.config.n_head)
     assert Schedule(optimizer, config.schedule, config.warmup, final=0.0).set(0.75) == pytest.approx(0.25e-4, rel=0.05)
-    step = make_train_step(model, optimizer, config.grad_clip, batch_size=4)
+    step, state = make_train_step(model, optimizer, config)
     before = weights(model)
-    mx.eval(step(*batch()), step.state)
+    mx.eval(step(*batch()), state)
     changes = [np.abs(weight - before[name]).max() for name, weight in weights(model).items()]
     assert 0 < max(changes) < 1e-4
 
@@ -218,10 +218,10 @@ def test_an_optimizer_and_a_schedule_that_are_added_to_the_tables_train_a_model(
 def test_every_optimizer_lowers_the_loss(name: str) -> None:
     model = new_small()
     optimizer = make_optimizer(TrainConfig(optimizer=name), model.config.n_head)
-    step = make_train_step(model, optimizer, clip=1.0, batch_size=4)
+    step, state = make_train_step(model, optimizer, TrainConfig(batch_size=4))
     losses = []
     for _ in range(10):
         loss, _ = step(*batch())
-        mx.eval(loss, step.state)
+        mx.eval(loss, state)
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1

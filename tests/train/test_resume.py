@@ -97,7 +97,7 @@ def test_a_run_that_is_stopped_and_resumed_repeatedly_equals_an_uninterrupted_ru
             interrupt_during(patch, step)
             assert main(arguments) == 130
         message = the_line(capsys.readouterr().err.lstrip("\n"))
-        assert message == f"stopped after step {step}; go on with: mlx-gpt train --resume run"
+        assert message == f"stopped after step {step}; resume with: mlx-gpt train --resume run"
         assert rows(here / "run")[-1]["step"] == step
         arguments = ["train", "--resume", "run"]
     assert main(arguments) == 0
@@ -173,7 +173,7 @@ def test_ctrl_c_in_a_terminal_prints_how_to_resume(here: Path) -> None:
         stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     step = rows(here / "run")[-1]["step"]
-    assert the_line(stderr.lstrip("\n")) == f"stopped after step {step}; go on with: mlx-gpt train --resume run"
+    assert the_line(stderr.lstrip("\n")) == f"stopped after step {step}; resume with: mlx-gpt train --resume run"
     assert newest(here / "run") == f"step-{step}"
 
 

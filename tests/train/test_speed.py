@@ -25,8 +25,7 @@ def test_training_speed_is_tokens_by_seconds_of_steps_that_last_as_long_as_asked
         now, n = now + (10.0 if n == 0 else 1.0), n + 1  # the first one compiles
         return []
 
-    one_step.state = []  # type: ignore[attr-defined]
-    monkeypatch.setattr(speed_module, "make_step", lambda *_: one_step)
+    monkeypatch.setattr(speed_module, "make_train_step", lambda *_: (one_step, []))
     monkeypatch.setattr(speed_module.time, "perf_counter", lambda: now)
     training = TrainConfig(batch_size=4, accumulate=2)
     assert measure_training_speed(SMALL, training, dataset, seconds) == 2 * 4 * SMALL.n_positions

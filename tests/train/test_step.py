@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.train import step as step_module
+from mlx_gpt.train import loss as loss_module
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loss import chunked_mean_loss, mean_loss
 from mlx_gpt.train.optimizer import make_optimizer
@@ -47,9 +47,10 @@ def after(config: GPTConfig, x: np.ndarray, y: np.ndarray, **how: Any) -> tuple[
     """Loss, gradient norm, and the weights less those before, after one step of SGD of rate 1."""
     model = new_model(config)
     before = {name: np.array(weight) for name, weight in tree_flatten(model.parameters())}
-    step = make_train_step(model, optim.SGD(1.0), 1e9, batch_size=x.shape[-2], **how)
-    loss, norm = step(x, y)
-    mx.eval(loss, norm, step.state)
+    config = TrainConfig(grad_clip=1e9, batch_size=len(x) // how.get("accumulate", 1), **how)
+    step, state = make_train_step(model, optim.SGD(1.0), config)
+    loss, norm = step(mx.array(x), mx.array(y))
+    mx.eval(loss, norm, state)
     change = {name: np.array(weight) - before[name] for name, weight in tree_flatten(model.parameters())}
     return loss.item(), norm.item(), change
 
@@ -63,11 +64,11 @@ def test_a_step_takes_chunks_where_the_logits_are_large_and_moves_the_same_way(
 ) -> None:
     config = replace(SMALL, tie_word_embeddings=tied)
     (x,), (y,) = batches(1)
-    monkeypatch.setattr(step_module, "in_chunks", lambda logits, x: False)
+    monkeypatch.setattr(loss_module, "in_chunks", lambda logits, x: False)
     loss, norm, change = after(config, x, y)
     called = []
-    monkeypatch.setattr(step_module, "in_chunks", lambda logits, x: True)
-    monkeypatch.setattr(step_module, "chunked_mean_loss", lambda *a: called.append(a) or chunked_mean_loss(*a))
+    monkeypatch.setattr(loss_module, "in_chunks", lambda logits, x: True)
+    monkeypatch.setattr(loss_module, "chunked_mean_loss", lambda *a: called.append(a) or chunked_mean_loss(*a))
     chunked_loss, chunked_norm, chunked_change = after(config, x, y)
     assert called
     assert chunked_loss == pytest.approx(loss, rel=1e-6)
@@ -100,26 +101,27 @@ def test_computed_again_the_gradient_is_the_same_also_with_dropout(
 
 def test_computed_again_masks_still_differ_from_step_to_step() -> None:
     model = new_model(replace(SMALL, resid_pdrop=0.5))
-    step = make_train_step(model, optim.SGD(0.0), 1.0, batch_size=4, recompute=True)
-    (x,), (y,) = batches(1)
+    step, state = make_train_step(model, optim.SGD(0.0), TrainConfig(batch_size=4, recompute=True))
+    (x,), (y,) = map(mx.array, batches(1))
     losses = set()
     for _ in range(3):
         loss, _ = step(x, y)
-        mx.eval(loss, step.state)
+        mx.eval(loss, state)
         losses.add(loss.item())
     assert len(losses) == 3
 
 
 def memory_of_a_step(recompute: bool) -> int:
     config = GPTConfig(vocab_size=16, n_positions=128, n_embd=32, n_layer=8, n_head=2)
-    (x,), (y,) = batches(1, config)
-    step = make_train_step(new_model(config), optim.SGD(1.0), 1.0, batch_size=4, recompute=recompute)
-    return peak(lambda: [step(x, y), step.state])
+    (x,), (y,) = map(mx.array, batches(1, config))
+    training = TrainConfig(batch_size=4, recompute=recompute)
+    step, state = make_train_step(new_model(config), optim.SGD(1.0), training)
+    return peak(lambda: [step(x, y), state])
 
 
 @pytest.mark.freed_at_once
 def test_computing_again_takes_less_memory() -> None:
-    """In a process of its own, with the narrow graph of ``mlx-gpt train --recompute``: see ``machine.set_breadth``."""
+    """In a process with the narrow graph of ``mlx-gpt train --recompute``: see ``lanes.set_graph_width``."""
     code = "from test_step import memory_of_a_step; print(memory_of_a_step(True), memory_of_a_step(False))"
     path = os.pathsep.join(str(ROOT / part) for part in ("", "tests", "tests/train"))
     env = environment(PYTHONPATH=path, MLX_BFS_MAX_WIDTH="20")
@@ -142,7 +144,7 @@ def test_computing_again_takes_the_same_step() -> None:
 def test_accumulated_batches_make_the_step_of_one_big_batch(dropout: float) -> None:
     x, y = batches(3)
     loss, norm, change = after(SMALL, x.reshape(12, -1), y.reshape(12, -1))
-    accumulated = after(SMALL, x, y, accumulate=3)
+    accumulated = after(SMALL, x.reshape(12, -1), y.reshape(12, -1), accumulate=3)
     assert accumulated[0] == pytest.approx(loss, rel=1e-6)
     assert accumulated[1] == pytest.approx(norm, rel=1e-5)
     assert all(distance(accumulated[2][name], change[name]) < 1e-5 for name in change)
@@ -169,10 +171,10 @@ def test_in_half_precision_the_weights_stay_float32_and_move_nearly_the_same_way
 
 def test_half_precision_keeps_updates_that_are_too_small_for_it() -> None:
     model = new_model()
-    step = make_train_step(model, optim.SGD(1e-5), 1.0, batch_size=4, dtype="bfloat16")
+    step, state = make_train_step(model, optim.SGD(1e-5), TrainConfig(batch_size=4, dtype="bfloat16"))
     before = np.array(model.ln_f.weight)  # ones: the next larger bfloat16 is 1.0078
     (x,), (y,) = batches(1)
-    mx.eval(step(x, y), step.state)
+    mx.eval(step(mx.array(x), mx.array(y)), state)
     moved = np.abs(np.array(model.ln_f.weight) - before)
     assert 0 < moved.max() < 1e-4
 
@@ -194,12 +196,12 @@ group = join()
 mx.random.seed(0)
 model = GPT(GPTConfig(**json.loads(sys.argv[1])))
 optimizer = make_optimizer(TrainConfig(learning_rate=1e-2), 2)
-step = make_train_step(model, optimizer, 1.0, batch_size=4 // size(group), group=group)
+step, state = make_train_step(model, optimizer, TrainConfig(batch_size=4 // size(group)), group)
 losses = []
 for rows in np.load(sys.argv[2]):
     mine = rows[rank(group) :: size(group)]
-    loss, norm = step(mine[:, :-1], mine[:, 1:])
-    mx.eval(loss, step.state)
+    loss, norm = step(mx.array(mine[:, :-1]), mx.array(mine[:, 1:]))
+    mx.eval(loss, state)
     losses.append(loss.item())
 total = sum(float(np.abs(np.array(weight)).sum()) for _, weight in tree_flatten(model.parameters()))
 print(json.dumps([losses, total]))
@@ -278,10 +280,11 @@ def test_twenty_steps_have_the_losses_of_torch() -> None:
         eps=1e-8,
     )
     ours, reference = [], []
-    step = make_train_step(model, make_optimizer(TrainConfig(learning_rate=3e-3), 2), 1.0, batch_size=4)
+    training = TrainConfig(learning_rate=3e-3, batch_size=4)
+    step, state = make_train_step(model, make_optimizer(training, 2), training)
     for x, y in zip(*batches(20, config), strict=True):
-        loss, _ = step(x, y)
-        mx.eval(loss, step.state)
+        loss, _ = step(mx.array(x), mx.array(y))
+        mx.eval(loss, state)
         ours.append(loss.item())
         logits = theirs(torch.tensor(x).long()).logits
         their_loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 211), torch.tensor(y).long().reshape(-1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import sys
 from dataclasses import replace
 from io import StringIO
 from math import log, sqrt
@@ -19,6 +19,7 @@ from helpers.small_training import SMALL, batch, new_small, weights
 from mlx.utils import tree_flatten
 from rich.console import Console
 
+from mlx_gpt.device import n_lanes
 from mlx_gpt.errors import DataError, MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load
@@ -26,11 +27,9 @@ from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.windows import Windows, endless_batches
 from mlx_gpt.tinyworld import stories as tinyworld
 from mlx_gpt.train import clock as clock_module
-from mlx_gpt.train import step as step_module
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import Trainer
 from mlx_gpt.train.loss import mean_loss, next_token_losses
-from mlx_gpt.train.machine import set_breadth
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.report.metrics import Report
 from mlx_gpt.train.run import new_model, run
@@ -82,9 +81,9 @@ def test_the_loss_of_half_precision_logits_is_computed_in_float32() -> None:
 def one_step(model: GPT, clip: float = 1e9, optimizer: Any = None) -> tuple[float, float, dict[str, np.ndarray]]:
     """Loss, gradient norm and gradient of a step: what SGD with a learning rate of 1 subtracts."""
     before = weights(model)
-    step = make_train_step(model, optimizer or optim.SGD(1.0), clip, batch_size=4)
+    step, state = make_train_step(model, optimizer or optim.SGD(1.0), TrainConfig(grad_clip=clip, batch_size=4))
     loss, norm = step(*batch())
-    mx.eval(loss, norm, step.state)
+    mx.eval(loss, norm, state)
     return loss.item(), norm.item(), {name: before[name] - w for name, w in weights(model).items()}
 
 
@@ -108,14 +107,13 @@ def test_a_gradient_is_clipped_to_the_maximum_norm_and_keeps_its_direction() -> 
         np.testing.assert_allclose(clipped[name], g / 4, atol=1e-6)
 
 
+@pytest.mark.cpu
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX's CPU backend for Linux needs lanes")
 @pytest.mark.parametrize("n", [2, 4])
 def test_a_batch_spread_over_lanes_gives_the_loss_and_gradient_of_one(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lanes(n: int) -> list[mx.Stream]:
-        return [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(n - 1))]
-
-    monkeypatch.setattr(step_module, "batch_lanes", lambda batch_size: lanes(1))
+    monkeypatch.setattr("mlx_gpt.device.cores", lambda: 1)
     loss, norm, gradient = one_step(new_small())
-    monkeypatch.setattr(step_module, "batch_lanes", lambda batch_size: lanes(n))
+    monkeypatch.setattr("mlx_gpt.device.cores", lambda: n)
     loss_beside, norm_beside, gradient_beside = one_step(new_small())
     assert loss_beside == pytest.approx(loss, abs=1e-6)
     assert norm_beside == pytest.approx(norm, abs=1e-6)
@@ -123,36 +121,29 @@ def test_a_batch_spread_over_lanes_gives_the_loss_and_gradient_of_one(n: int, mo
         np.testing.assert_allclose(gradient_beside[name], g, atol=1e-6)
 
 
-def test_a_graph_is_wider_only_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for device, width in ((mx.gpu, None), (mx.cpu, "1000")):
-        monkeypatch.delenv("MLX_BFS_MAX_WIDTH", raising=False)
-        monkeypatch.setattr(mx, "default_device", lambda device=device: mx.Device(device))
-        set_breadth(True)
-        assert os.environ.get("MLX_BFS_MAX_WIDTH") == width
-
-
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
 @pytest.mark.parametrize(
     ("batch_size", "cores", "lanes"), [(4, 1, 1), (4, 2, 2), (4, 3, 2), (9, 4, 3), (7, 4, 1), (8, 16, 8)]
 )
-def test_rows_are_spread_evenly_over_at_most_as_many_lanes_as_there_are_cores(
-    batch_size: int, cores: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+def test_rows_are_spread_evenly_over_the_cores_only_on_linux_without_a_gpu(
+    batch_size: int, cores: int, lanes: int, platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_gpt.train.machine.cores", lambda: cores)
+    monkeypatch.setattr("mlx_gpt.device.cores", lambda: cores)
+    monkeypatch.setattr("mlx_gpt.device.sys.platform", platform)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
-    assert len(step_module.batch_lanes(batch_size)) == lanes
+    assert n_lanes(batch_size) == (lanes if platform == "linux" else 1)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    monkeypatch.setattr(mx, "default_stream", lambda device: mx.Stream)
-    assert len(step_module.batch_lanes(batch_size)) == 1
+    assert n_lanes(batch_size) == 1
 
 
 def test_dropout_differs_between_steps_and_is_determined_by_the_seed() -> None:
     def losses() -> list[float]:
         model = new_small(replace(SMALL, embd_pdrop=0.5))
-        step = make_train_step(model, optim.SGD(0.0), clip=1.0, batch_size=4)
+        step, state = make_train_step(model, optim.SGD(0.0), TrainConfig(batch_size=4))
         found = []
         for _ in range(4):
             loss, _ = step(*batch())
-            mx.eval(loss, step.state)
+            mx.eval(loss, state)
             found.append(loss.item())
         return found
 
@@ -162,12 +153,11 @@ def test_dropout_differs_between_steps_and_is_determined_by_the_seed() -> None:
 
 def test_a_small_model_memorizes_one_batch() -> None:
     model = new_small(replace(SMALL, n_embd=32))
-    step = make_train_step(
-        model, make_optimizer(TrainConfig(learning_rate=1e-2, weight_decay=0.0), 2), 1.0, batch_size=4
-    )
+    config = TrainConfig(learning_rate=1e-2, weight_decay=0.0, batch_size=4)
+    step, state = make_train_step(model, make_optimizer(config, 2), config)
     for _ in range(150):
         loss, _ = step(*batch())
-        mx.eval(loss, step.state)
+        mx.eval(loss, state)
     assert loss.item() < 0.05  # from ln 257 = 5.5
 
 
@@ -306,10 +296,11 @@ def test_an_overflow_in_float16_is_reported_with_the_largest_gradient(dataset: D
 
 def test_a_step_whose_loss_is_nan_leaves_the_weights_unchanged() -> None:
     model = new_small(replace(SMALL, initializer_range=1e3))
-    step = make_train_step(model, make_optimizer(TrainConfig(), 2), clip=1.0, batch_size=4, dtype="float16")
+    config = TrainConfig(batch_size=4, dtype="float16")
+    step, state = make_train_step(model, make_optimizer(config, 2), config)
     before = weights(model)
     loss, _ = step(*batch())
-    mx.eval(loss, step.state)
+    mx.eval(loss, state)
     assert not np.isfinite(loss.item())
     after = weights(model)
     assert all(np.allclose(after[name], before[name], rtol=1e-3) for name in before)  # except for weight decay

@@ -99,7 +99,7 @@ def test_ctrl_c_in_one_process_stops_both_after_the_same_step(here: Path) -> Non
     (code, _, message), (other_code, _, other_message) = wait_for(pair)
     assert (code, other_code) == (130, 130)
     step = losses(here / "run")[-1][0]
-    assert the_line(message.lstrip("\n")) == f"stopped after step {step}; go on with: mlx-gpt train --resume run"
+    assert the_line(message.lstrip("\n")) == f"stopped after step {step}; resume with: mlx-gpt train --resume run"
     assert the_line(other_message.lstrip("\n")) == f"stopped after step {step}"
     assert list_checkpoints(here / "run")[0].name == f"step-{step}"
 
