@@ -189,6 +189,10 @@ def test_the_model_is_under_600_lines() -> None:
     assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (PACKAGE / "model").glob("*.py")) < 600
 
 
+def test_the_train_step_is_under_110_lines() -> None:
+    assert len((PACKAGE / "train/step.py").read_text(encoding="utf-8").splitlines()) < 110
+
+
 # Names
 
 

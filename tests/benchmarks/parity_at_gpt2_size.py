@@ -83,8 +83,8 @@ def measure(name: str, std: float) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sizes", nargs="*", choices=TOKENS, default=["gpt2"], metavar="SIZE", help=", ".join(TOKENS))
+    parser.add_argument("sizes", nargs="*", choices=TOKENS, metavar="SIZE", help=", ".join(TOKENS))
     flags = parser.parse_args()
-    for name in flags.sizes:
+    for name in flags.sizes or ["gpt2"]:
         for std in (0.02, 0.1):
             print(json.dumps(measure(name, std)), flush=True)

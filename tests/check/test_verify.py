@@ -26,7 +26,7 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.files import sha256_of
-from mlx_gpt.model.attention import MultiHeadAttention, attend, merge_heads
+from mlx_gpt.model.attention import MultiHeadAttention, attend, merge_heads, split_heads
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.gpt import GPT
@@ -216,7 +216,7 @@ class Unmasked(MultiHeadAttention):
     """Attention without the causal mask."""
 
     def __call__(self, x: mx.array, cache: KVCache | None = None) -> mx.array:
-        q, k, v = self._heads(self.c_attn(x))
+        q, k, v = mx.split(split_heads(self.c_attn(x), 3 * self.n_head), 3, axis=1)
         attended = merge_heads(mx.softmax(q @ k.swapaxes(-1, -2) * self.scale, axis=-1) @ v)
         return self.c_proj(attended.reshape(x.shape))
 

@@ -114,7 +114,7 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
     assert [code for code, _, _ in wait_for(two("train", "--resume", "run", here=here))] == [0, 0]
     assert losses(here / "run") == losses(here / "whole")
     assert main(["train", "--resume", "run"]) == 2
-    assert "the run was trained by 2 processes, and these are 1" in the_line(capsys.readouterr().err)
+    assert "the run was trained by 2 processes, not 1; resume it with as many" in the_line(capsys.readouterr().err)
 
 
 @pytest.mark.slow
