@@ -53,7 +53,6 @@ class GenerationFlags:
     def load(self) -> tuple[GPT, Tokenizer, GPT | str | None]:
         """Load the model, its tokenizer and the draft."""
         from mlx_gpt.generate.generation import LOOKUP
-        from mlx_gpt.store.folder import load
 
         speed = self.speed
         if speed.draft_model and speed.prompt_lookup:
@@ -61,7 +60,7 @@ class GenerationFlags:
         model, tokenizer = load_quantized(self.model, self.revision, speed.quantize)
         if not speed.draft_model:
             return model, tokenizer, LOOKUP if speed.prompt_lookup else None
-        draft, draft_tokenizer = load(speed.draft_model)
+        draft, draft_tokenizer = load_quantized(speed.draft_model)
         if draft_tokenizer.hash != tokenizer.hash:
             raise UsageError(
                 f"--draft-model {speed.draft_model} has another vocabulary ({draft_tokenizer.vocab_size} ids) than "
@@ -70,7 +69,7 @@ class GenerationFlags:
         return model, tokenizer, draft
 
 
-def load_quantized(name: str, revision: str | None, bits: int | None) -> tuple[GPT, Tokenizer]:
+def load_quantized(name: str, revision: str | None = None, bits: int | None = None) -> tuple[GPT, Tokenizer]:
     """Load a model and its tokenizer; with ``bits``, quantize its weights."""
     from mlx_gpt.model.quantize import quantize
     from mlx_gpt.store.folder import load
@@ -93,16 +92,11 @@ def note(text: str) -> None:
     print(f"mlx-gpt: {text}", file=sys.stderr, flush=True)
 
 
-def surprise(logprob: float) -> float:
-    """Return the surprise of a token in bits, -log2 p, from its log-probability in nats."""
-    return -logprob / log(2)
-
-
 def coloured(piece: Piece) -> str:
     """Return the text of a piece on a background that shows its surprise."""
     if piece.token is None or piece.token.logprob is None:
         return piece.text
-    bits = surprise(piece.token.logprob)
+    bits = -piece.token.logprob / log(2)  # from nats
     style = next(style for limit, style in SURPRISES if bits <= limit)
     return "\n".join(_styled(line, style) for line in piece.text.split("\n"))  # a style must not reach the margin
 

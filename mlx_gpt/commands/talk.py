@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,32 +69,28 @@ class Talk(GenerationFlags):
     def _take(self, session: Session, line: str) -> None:
         """Run a command or take a turn."""
         if not line.startswith(":") or line.startswith("::"):
-            return self._show(session, session.extend(line[line.startswith("::") :]))
-        command, _, rest = line[1:].strip().partition(" ")
-        if command == "again":
-            return self._show(session, session.retry())
-        if command == "undo":
-            return session.undo()
-        if command == "new":
-            return session.clear()
-        if command == "text":
-            return write(session.text + "\n")
-        if command == "settings":
-            return write(table(session.settings))
-        if command == "help":
-            return write(HELP + "\n")
-        session.settings = changed(session.settings, command, rest)
-        return None
+            self._show(session, session.extend(line[line.startswith("::") :]))
+            return
+        name, _, value = line[1:].strip().partition(" ")
+        commands: dict[str, Callable[[], None]] = {
+            "again": lambda: self._show(session, session.retry()),
+            "undo": session.undo,
+            "new": session.clear,
+            "text": lambda: write(session.text + "\n"),
+            "settings": lambda: write(table(session.settings)),
+            "help": lambda: write(HELP + "\n"),
+        }
+        if name in commands:
+            commands[name]()
+        else:
+            session.settings = changed(session.settings, name, value)
 
     def _show(self, session: Session, pieces: Generator[Piece, None, None]) -> None:
         from mlx_gpt.generate.writer import CONTEXT, END
 
-        with closing(pieces):
-            try:
-                for piece in pieces:
-                    write(coloured(piece) if self.colour else piece.text)
-            except KeyboardInterrupt:  # the text so far stays
-                pass
+        with closing(pieces), suppress(KeyboardInterrupt):  # the text so far stays
+            for piece in pieces:
+                write(coloured(piece) if self.colour else piece.text)
         write("\n")
         if session.reason == CONTEXT:
             note("the model's context is full; :context slide continues, :undo removes a turn, :new starts a new text")
@@ -150,13 +146,12 @@ def changed(settings: GenerationSettings, name: str, value: str) -> GenerationSe
     if name not in all_defaults:
         raise UsageError(f":{name} is neither a command nor a setting; :help and :settings list them")
     try:
-        return replace(settings, **{name: parsed(value.strip(), all_defaults[name])})
-    except UsageError:
-        raise
+        new = parsed(value.strip(), all_defaults[name])
     except ValueError:
         kind = "a number" if isinstance(all_defaults[name], float) else "a whole number"
         expected = "pairs ID BIAS" if isinstance(all_defaults[name], dict) else kind
         raise UsageError(f":{name.replace('_', '-')} takes {expected}, not {value.strip()!r}") from None
+    return replace(settings, **{name: new})
 
 
 def parsed(text: str, default: Any) -> Any:
