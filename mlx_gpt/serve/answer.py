@@ -18,8 +18,8 @@ DONE = b"data: [DONE]\n\n"
 class CompletionChoice:
     """One of the texts of an answer. ``logprobs`` is the number of alternatives to return for each token."""
 
-    def __init__(self, row: Row, index: int, logprobs: int | None, tokenizer: Tokenizer):
-        self.row, self.index = row, index
+    def __init__(self, row: Row, logprobs: int | None, tokenizer: Tokenizer):
+        self.row = row
         self.reason: str | None = None
         self._logprobs, self._tokenizer = logprobs, tokenizer
         self._pieces: list[Piece] = []
@@ -49,26 +49,20 @@ class CompletionChoice:
         n = self._logprobs
         return {
             "text": text,
-            "index": self.index,
+            "index": self.row.index,
             "logprobs": None if n is None else logprobs(pieces, n, start, self._tokenizer),
             "finish_reason": None if self.reason is None else "stop" if self.reason in (END, STOP) else "length",
         }
 
 
-class Head:
-    """The fields that all parts of an answer share."""
-
-    def __init__(self, model: str):
-        self._fields: dict[str, Any] = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def part(self, choices: list[dict[str, Any]], **usage: Any) -> dict[str, Any]:
-        """Return a whole answer or a chunk of one."""
-        return self._fields | {"choices": choices} | usage
+def new_answer(model: str) -> dict[str, Any]:
+    """Return the fields that all chunks of an answer share."""
+    return {
+        "id": f"cmpl-{secrets.token_hex(12)}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": model,
+    }
 
 
 def event(data: dict[str, Any]) -> bytes:
@@ -78,11 +72,6 @@ def event(data: dict[str, Any]) -> bytes:
 
 def as_json(data: dict[str, Any]) -> bytes:
     return json.dumps(data, allow_nan=False).encode()
-
-
-def usage(n_prompt: int, n_completion: int) -> dict[str, int]:
-    """Return the token counts of a request."""
-    return {"prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion}
 
 
 def logprobs(pieces: Sequence[Piece], n: int, start: int, tokenizer: Tokenizer) -> dict[str, list[Any]]:

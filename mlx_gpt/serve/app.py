@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from mlx_gpt.serve.exchange import Exchange, respond
 from mlx_gpt.serve.request import APIError
@@ -20,14 +20,6 @@ NO_CHAT = (
     "GPT-2 is not a chat model: it continues texts and was not trained to answer. Send the text to continue to "
     "/v1/completions (client.completions.create)"
 )
-
-
-class Completions:
-    def __init__(self, service: Service):
-        self.service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await Exchange(self.service, scope, receive, send).run()
 
 
 def make_app(service: Service) -> Starlette:
@@ -54,7 +46,7 @@ def make_app(service: Service) -> Starlette:
         raise APIError(404, NO_CHAT, "model", "model_not_supported")
 
     routes = [
-        Route("/v1/completions", Completions(service), methods=["POST"]),
+        Route("/v1/completions", partial(Exchange, service), methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["GET", "POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", one_model),

@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import anyio
-from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mlx_gpt.serve.answer import DONE, Head, as_json, event
+from mlx_gpt.serve.answer import DONE, as_json, event, new_answer
 from mlx_gpt.serve.request import APIError
 from mlx_gpt.serve.service import Job, Service
 
 BODY_SECONDS = 20  # for receiving a request's body
 
 
-class Disconnected(Exception):
-    """The client has closed the connection."""
-
-
 class Exchange:
-    """One request to ``/v1/completions`` and its answer."""
+    """One request to ``/v1/completions`` and its answer; an ASGI app awaits it, like Starlette's ``HTTPEndpoint``."""
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send):
         self.service, self.scope, self.receive, self.send = service, scope, receive, send
-        self.headers = Headers(scope=scope)
+        self.request = Request(scope, receive)
         self.is_streaming = False
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.run().__await__()
 
     async def run(self) -> None:
         timeout = self.service.limits.timeout
         try:
             with self.service.admitted(), anyio.fail_after(timeout):
                 await self._answer()
-        except Disconnected:
+        except ClientDisconnect:
             pass
         except APIError as error:
             await self._send_error(error)
@@ -56,11 +55,13 @@ class Exchange:
     async def _whole(self, job: Job) -> None:
         async for _ in job.changes():
             pass
-        await self._respond(200, Head(self.service.name).part(job.best(), usage=job.usage()))
+        answer = new_answer(self.service.name) | {"choices": job.best(), "usage": job.usage()}
+        await respond(200, answer)(self.scope, self.receive, self.send)
 
     async def _stream(self, job: Job) -> None:
-        head = Head(self.service.name)
-        no_usage: dict[str, Any] = {"usage": None} if job.request.include_usage else {}
+        answer = new_answer(self.service.name)
+        if job.request.include_usage:
+            answer["usage"] = None  # until the last chunk
         await self.send(
             {
                 "type": "http.response.start",
@@ -71,9 +72,9 @@ class Exchange:
         self.is_streaming = True
         async for choice in job.changes():
             if choice.is_ready:
-                await self._chunk(event(head.part([choice.take()], **no_usage)))
+                await self._chunk(event(answer | {"choices": [choice.take()]}))
         if job.request.include_usage:
-            await self._chunk(event(head.part([], usage=job.usage())))
+            await self._chunk(event(answer | {"choices": [], "usage": job.usage()}))
         await self._chunk(DONE, more=False)
 
     async def _chunk(self, data: bytes, more: bool = True) -> None:
@@ -84,24 +85,22 @@ class Exchange:
             if self.is_streaming:
                 await self._chunk(event(error.body), more=False)
             else:
-                await self._respond(error.status, error.body, error.headers)
-
-    async def _respond(self, status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
-        await respond(status, body, headers)(self.scope, self.receive, self.send)
+                await respond(error.status, error.body, error.headers)(self.scope, self.receive, self.send)
 
     async def _body(self) -> bytes:
         """Return the request's body. One that is too long is read and dropped, so that the client reads the answer."""
-        if not self.headers.get("content-type", "").startswith("application/json"):
+        headers = self.request.headers
+        if not headers.get("content-type", "").startswith("application/json"):
             raise APIError(415, "the body must be JSON, with the header content-type: application/json")
         limit = self.service.limits.max_body
         too_long = APIError(413, f"the body must have at most {limit} bytes; send fewer or shorter prompts")
-        length = self.headers.get("content-length", "")
-        if length.isdigit() and int(length) > limit and self.headers.get("expect"):  # the client waits for 100 Continue
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit and headers.get("expect"):  # the client waits for 100 Continue
             raise too_long
         body = bytearray()
         size = 0
         with anyio.move_on_after(BODY_SECONDS) as deadline:
-            async for part in self._parts():
+            async for part in self.request.stream():
                 size += len(part)
                 body += part if size <= limit else b""
         if size > limit:
@@ -110,17 +109,10 @@ class Exchange:
             raise APIError(408, f"the body did not arrive within {BODY_SECONDS} seconds")
         return bytes(body)
 
-    async def _parts(self) -> AsyncIterator[bytes]:
-        while (message := await self.receive())["type"] == "http.request":
-            yield message.get("body", b"")
-            if not message.get("more_body"):
-                return
-        raise Disconnected
-
     async def _watch(self, job: Job) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
-        job.events.put_nowait(Disconnected())
+        job.events.put_nowait(ClientDisconnect())
 
 
 def respond(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:

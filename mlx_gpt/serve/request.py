@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -93,7 +94,6 @@ class RequestReader:
             raise APIError(404, f"no model {shown(name)} is served, only {self.name!r}", "model", "model_not_found")
 
     def _settings(self, given: Mapping[str, Any]) -> GenerationSettings:
-        temperature = number(given, "temperature", 1.0, 0, 2)
         top_p = number(given, "top_p", 1.0, 0, 1)
         if top_p == 0:
             refuse("top_p", "must be above 0, which leaves no token, and at most 1; temperature 0 is greedy")
@@ -104,7 +104,7 @@ class RequestReader:
             logit_bias=self._bias(given.get("logit_bias", {})),
             frequency_penalty=number(given, "frequency_penalty", 0.0, -2, 2),
             presence_penalty=number(given, "presence_penalty", 0.0, -2, 2),
-            temperature=temperature,
+            temperature=number(given, "temperature", 1.0, 0, 2),
             top_p=top_p,
         )
 
@@ -116,7 +116,15 @@ class RequestReader:
             refuse("prompt", f"must be a text, a list of texts, ids or a list of lists of ids, not {shown(prompt)}")
         if len(prompts) > self.limits.max_choices:
             refuse("prompt", f"{len(prompts)} prompts are more than {self.limits.max_choices}, the most at once")
-        return [self._fitting(self._ids(item), max_tokens) for item in prompts]
+        most = self.n_positions - 1 if max_tokens else self.n_positions
+        rows = [self._ids(item) for item in prompts]
+        if (longest := max(map(len, rows))) > most:
+            message = (
+                f"the prompt is {longest} tokens long and the model's context is {self.n_positions}; "
+                f"shorten it to at most {most}"
+            )
+            raise APIError(400, message, "prompt", "context_length_exceeded")
+        return rows
 
     def _ids(self, prompt: str | list[Any]) -> list[int]:
         if isinstance(prompt, str):
@@ -128,36 +136,23 @@ class RequestReader:
         if not prompt:
             refuse("prompt", 'is an empty list of ids; "" starts a new text')
         for token_id in prompt:
-            if not is_id(token_id) or not self._is_known(token_id):
-                last = self.tokenizer.vocab_size - 1
-                refuse("prompt", f"{shown(token_id)} is not the id of a token; the vocabulary's are 0 to {last}")
+            self._check_id("prompt", token_id, is_id(token_id))
         return prompt
-
-    def _fitting(self, ids: list[int], max_tokens: int) -> list[int]:
-        most = self.n_positions - 1 if max_tokens else self.n_positions
-        if len(ids) > most:
-            message = (
-                f"the prompt is {len(ids)} tokens long and the model's context is {self.n_positions}; "
-                f"shorten it to at most {most}"
-            )
-            raise APIError(400, message, "prompt", "context_length_exceeded")
-        return ids
 
     def _bias(self, bias: Any) -> dict[int, float]:
         if not isinstance(bias, dict):
             refuse("logit_bias", f'must be an object such as {{"50256": -100}}, not {shown(bias)}')
         for key in bias:
-            if not (key.isascii() and key.isdigit() and len(key) < 10 and self._is_known(int(key))):
-                last = self.tokenizer.vocab_size - 1
-                refuse("logit_bias", f"{shown(key)} is not the id of a token; the vocabulary's are 0 to {last}")
+            self._check_id("logit_bias", key, key.isascii() and key.isdigit() and len(key) < 10)
         return {int(key): number(bias, key, 0.0, -100, 100, "logit_bias") for key in bias}
 
-    def _is_known(self, token_id: int) -> bool:
-        try:
-            self.tokenizer.token_bytes(token_id)
-        except ValueError:
-            return False
-        return True
+    def _check_id(self, param: str, value: Any, is_number: bool) -> None:
+        with suppress(ValueError):
+            if is_number:
+                self.tokenizer.token_bytes(int(value))
+                return
+        last = self.tokenizer.vocab_size - 1
+        refuse(param, f"{shown(value)} is not the id of a token; the vocabulary's are 0 to {last}")
 
     def _stream_options(self, given: Mapping[str, Any]) -> bool:
         """Return True if the stream is to end with its usage."""

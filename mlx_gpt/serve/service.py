@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.serve.answer import CompletionChoice, usage
+from mlx_gpt.serve.answer import CompletionChoice
 from mlx_gpt.serve.engine import Engine, Event
 from mlx_gpt.serve.limits import Limits
 from mlx_gpt.serve.request import APIError, CompletionRequest, RequestReader
@@ -28,7 +28,7 @@ class Job:
             Row(tokenizer, n_positions, prompt, request.settings, request.seed, index, self, request.echo)
             for index, prompt in enumerate(prompts)
         ]
-        self.choices = [CompletionChoice(row, row.index, request.logprobs, tokenizer) for row in self.rows]
+        self.choices = [CompletionChoice(row, request.logprobs, tokenizer) for row in self.rows]
 
     async def changes(self) -> AsyncIterator[CompletionChoice]:
         """Yield each text when it grows, until all have ended. Raises an error from the queue."""
@@ -52,8 +52,9 @@ class Job:
         return [choice.take() | {"index": index} for index, choice in enumerate(chosen)]
 
     def usage(self) -> dict[str, int]:
-        prompts = self.rows[:: self.request.best_of]
-        return usage(sum(len(row.input) for row in prompts), sum(row.n_tokens for row in self.rows))
+        n_prompt = sum(len(row.input) for row in self.rows[:: self.request.best_of])
+        n_new = sum(row.n_tokens for row in self.rows)
+        return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
 
 
 class Service:
