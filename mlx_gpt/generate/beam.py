@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlx_gpt.generate.decoder import Decoder
@@ -65,6 +66,5 @@ def _logp(logits: mx.array, sampler: Sampler, prompt: mx.array, beams: list[Beam
     history = History(mx.repeat(prompt, len(beams), axis=0), [limit] * len(beams))
     if beams[0].ids:
         history = history.then(mx.array([beam.ids for beam in beams]))
-    logits = logits.astype(mx.float32)
-    logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    logp = nn.log_softmax(logits.astype(mx.float32))
     return np.array(sampler.apply_rules(logp, sampler.inputs(history), history)).astype(np.float64)

@@ -8,10 +8,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.settings import check_cache_bits
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.model.cache import KVCache, Packed
 from mlx_gpt.model.gpt import GPT, checked_ids
 
@@ -56,7 +57,7 @@ class Decoder:
         self.padding = mx.zeros((B,), mx.int32)
         self.cache = self._new_cache(None)
         for layer, parts in zip(self.cache, state, strict=True):
-            layer.keys, layer.values = (tuple(mx.repeat(x[:, :, :n], B, axis=0) for x in part) for part in parts)
+            layer.keys, layer.values = tree_map(lambda part: mx.repeat(part[:, :, :n], B, axis=0), parts)
             layer.offset = n
         return self.extend(rows[:, n:])
 
@@ -125,8 +126,7 @@ class Decoder:
         chosen = mx.array(rows)
         self.padding = self.padding[chosen]
         for layer in self.cache:
-            layer.keys = tuple(part[chosen] for part in layer.keys)
-            layer.values = tuple(part[chosen] for part in layer.values)
+            layer.keys, layer.values = tree_map(lambda part: part[chosen], (layer.keys, layer.values))
             layer.padding = None if layer.padding is None else self.padding
 
     def join(self, other: Decoder) -> None:
@@ -138,22 +138,22 @@ class Decoder:
         end = max(upper, lower)
         self.padding = mx.concatenate([self.padding + (end - upper), other.padding + (end - lower)])
         for layer, more in zip(self.cache, other.cache, strict=True):
-            layer.keys = _stack(layer.keys, upper, more.keys, lower)
-            layer.values = _stack(layer.values, upper, more.values, lower)
+            shifted = tree_map(lambda part: _end_at(end, part[:, :, :upper]), (layer.keys, layer.values))
+            below = tree_map(lambda part: _end_at(end, part[:, :, :lower]), (more.keys, more.values))
+            layer.keys, layer.values = tree_map(lambda *rows: mx.concatenate(list(rows)), shifted, below)
             layer.offset, layer.padding = end, self.padding
 
     def drop_slots(self, n: int) -> None:
         """Remove the first n slots, which must be padding in every row."""
         self.padding = self.padding - n
         for layer in self.cache:
-            layer.keys = tuple(part[:, :, n:] for part in layer.keys)
-            layer.values = tuple(part[:, :, n:] for part in layer.values)
+            layer.keys, layer.values = tree_map(lambda part: part[:, :, n:], (layer.keys, layer.values))
             layer.offset, layer.padding = layer.offset - n, self.padding
 
 
 def check_cache(config: GPTConfig, bits: int | None) -> None:
     """Raise ``UsageError`` unless this model's cache can be stored in so many bits."""
-    check_cache_bits(bits)
+    GenerationSettings(cache_bits=bits)  # raises for other numbers than 16, 8 and 4
     if bits in (8, 4) and config.head_dim % 32:
         raise UsageError(
             f"cache-bits {bits} needs heads whose width is a multiple of 32, and this model's is {config.head_dim}"
@@ -171,10 +171,6 @@ def pad_rows(rows: Sequence[Sequence[int]], vocab_size: int) -> mx.array:
     return mx.array(np.array([[NO_TOKEN] * (L - len(row)) + list(row) for row in rows], dtype=np.int32))
 
 
-def _stack(upper: Packed, n_upper: int, lower: Packed, n_lower: int) -> Packed:
-    """Concatenate rows with their first slots in use, so that all end at the same slot."""
-    end = max(n_upper, n_lower)
-    return tuple(
-        mx.concatenate([mx.pad(x[:, :, :n], [(0, 0), (0, 0), (end - n, 0), (0, 0)]) for x, n in pair])
-        for pair in (((up, n_upper), (low, n_lower)) for up, low in zip(upper, lower, strict=True))
-    )
+def _end_at(end: int, part: mx.array) -> mx.array:
+    """Insert empty slots before those in use: (B, H, S, D) -> (B, H, end, D)."""
+    return mx.pad(part, [(0, 0), (0, 0), (end - part.shape[2], 0), (0, 0)])

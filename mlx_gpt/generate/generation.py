@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlx_gpt.errors import UsageError
@@ -90,7 +91,7 @@ class Generation:
             raise UsageError(
                 "--context slide and --prompt-cache need prompts of one length; take them one after the other"
             )
-        limits = [_limit(len(row), model.config.n_positions, settings) for row in rows]
+        self.limits = [_limit(len(row), model.config.n_positions, settings) for row in rows]
         if settings.beams > 1:
             if len(rows) > 1 or draft or settings.context == SLIDE or settings.logprobs is not None:
                 raise UsageError("beam search is for one prompt, without a draft, --context slide or --logprobs")
@@ -101,8 +102,7 @@ class Generation:
         self.decoder = Decoder(model, settings.cache_bits)
         self.draft = _draft(draft, self.sampler, len(rows))
         self.prompts = pad_rows(rows, model.config.vocab_size)
-        self.limits = limits
-        self.writers = [Writer(tokenizer, settings, limit) for limit in limits]
+        self.writers = [Writer(tokenizer, settings, limit) for limit in self.limits]
         self._prefix = prefix
         self._n_prefix = min(len(prefix.ids), len(rows[0]) - 1) if prefix else 0  # at least the last token is read
         self.stats = GenerationStats(model, sum(map(len, rows)) - self._n_prefix * len(rows))
@@ -147,7 +147,7 @@ class Generation:
         assert self.draft
         history = History(self.prompts, self.limits)
         for ids, logits in speculate(self.decoder, self.sampler, self.draft, history, self.read_prompt()):
-            yield [as_tokens(self._with_logprobs(mx.array(ids), logits))]
+            yield [as_tokens(with_logprobs(mx.array(ids), logits, self.settings.logprobs))]
 
     def _decode(self) -> Generator[list[list[Token]], None, None]:
         """Yield one token per row and step. While it is shown, the next is computed.
@@ -160,7 +160,7 @@ class Generation:
         try:
             for n in range(n_steps):
                 ids, logits = self._next(history, pending[0]) if n else self._choose(self.read_prompt(), history)
-                chosen = self._with_logprobs(ids, logits)
+                chosen = with_logprobs(ids, logits, self.settings.logprobs)
                 mx.async_eval(chosen)
                 history = history.then(ids[:, None])
                 if n != 1:
@@ -170,10 +170,6 @@ class Generation:
                 yield [[token] for token in as_tokens(pending)]
         finally:
             mx.eval(pending)  # nothing is being computed when the program ends
-
-    def _with_logprobs(self, ids: mx.array, logits: mx.array) -> list[mx.array]:
-        """Return the ids, (N,), and if requested the log-probabilities of these and of the most probable ids."""
-        return [ids] if self.settings.logprobs is None else [ids, *logprobs(logits, ids, self.settings.logprobs)]
 
     def _next(self, history: History, ids: mx.array) -> tuple[mx.array, mx.array]:
         """Read one more token per row, (B,); return the next ids, (B,), and the logits they were chosen by, (B, V)."""
@@ -188,17 +184,18 @@ class Generation:
         return self.sampler.choose(logits, self.sampler.inputs(history), history), logits
 
 
-def logprobs(logits: mx.array, ids: mx.array, n: int) -> list[mx.array]:
-    """Return the log-probabilities of the ids, (B,), and the n most probable ids with theirs, (B, n) each, unordered.
+def with_logprobs(ids: mx.array, logits: mx.array, n: int | None) -> list[mx.array]:
+    """Return the ids, (B,), and unless n is None their log-probabilities, (B,), in nats.
 
-    In nats.
+    These are followed by the n most probable ids and their log-probabilities, (B, n) each, unordered.
     """
-    logits = logits.astype(mx.float32)
-    logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    if n is None:
+        return [ids]
+    logp = nn.log_softmax(logits.astype(mx.float32))
     n = min(n, logp.shape[-1])
     top = mx.argpartition(-logp, kth=max(n - 1, 0), axis=-1)[:, :n]
     chosen = mx.take_along_axis(logp, mx.maximum(ids, 0)[:, None], axis=-1)
-    return [chosen[:, 0], top, mx.take_along_axis(logp, top, axis=-1)]
+    return [ids, chosen[:, 0], top, mx.take_along_axis(logp, top, axis=-1)]
 
 
 def as_tokens(chosen: list[mx.array]) -> list[Token]:

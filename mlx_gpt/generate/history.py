@@ -49,9 +49,11 @@ class History:
     def join(self, other: History) -> History:
         """Return the rows of this history above those of another."""
         L = max(self.ids.shape[1], other.ids.shape[1])
-        ids = mx.concatenate([_pad(part.ids, L) for part in (self, other)])
-        n_new = np.concatenate([self.n_new, other.n_new])
-        return History(ids, np.concatenate([self.limits, other.limits]), n_new)
+        padded = [
+            mx.pad(ids, [(0, 0), (L - ids.shape[1], 0)], constant_values=NO_TOKEN) for ids in (self.ids, other.ids)
+        ]
+        limits = np.concatenate([self.limits, other.limits])
+        return History(mx.concatenate(padded), limits, np.concatenate([self.n_new, other.n_new]))
 
     def keep(self, rows: list[int]) -> History:
         """Return these rows only."""
@@ -60,7 +62,3 @@ class History:
     def drop_columns(self, n: int) -> History:
         """Return the history without its first n columns, which must be padding in every row."""
         return History(self.ids[:, n:], self.limits, self.n_new)
-
-
-def _pad(ids: mx.array, L: int) -> mx.array:
-    return mx.pad(ids, [(0, 0), (L - ids.shape[1], 0)], constant_values=NO_TOKEN)

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import atomic_path
 from mlx_gpt.generate.decoder import CacheState, Decoder
-from mlx_gpt.model.cache import Packed
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.safetensors import check_safetensors, write_safetensors
 
@@ -59,9 +58,9 @@ def load_prompt_cache(file: str | os.PathLike[str], model: GPT) -> PromptCache:
         raise UsageError(f"{file}: expected what --save-prompt-cache wrote, found another safetensors file")
     if metadata["model"] != fingerprint(model):
         raise UsageError(f"{file}: this prompt was read by another model; save it again with --save-prompt-cache")
-    layers = range(model.config.n_layer)
-    state = [(_numbered(arrays, f"h.{i}.keys."), _numbered(arrays, f"h.{i}.values.")) for i in layers]
-    return PromptCache(arrays["ids"].tolist(), state, int(metadata["bits"]) if metadata["bits"] else None)
+    tree: Any = tree_unflatten(list(arrays.items()))
+    state = [(tuple(layer["keys"]), tuple(layer["values"])) for layer in tree["h"]]
+    return PromptCache(tree["ids"].tolist(), state, int(metadata["bits"]) if metadata["bits"] else None)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -72,7 +71,3 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {weight.dtype} {weight.shape}".encode())
         digest.update(np.array(mx.contiguous(weight).view(mx.uint8)).data)
     return digest.hexdigest()
-
-
-def _numbered(arrays: dict[str, mx.array], prefix: str) -> Packed:
-    return tuple(arrays[name] for name in sorted(arrays) if name.startswith(prefix))

@@ -12,7 +12,6 @@ from tyro.conf import UseAppendAction, arg
 from mlx_gpt.errors import UsageError
 
 STOP, SLIDE = "stop", "slide"
-CACHE_BITS = (16, 8, 4)
 
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]  # None is off
 Words = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")]
@@ -109,15 +108,13 @@ class GenerationSettings(Speed, BeamSearch, Drawing, Constraints, Length):
         for name in ("max_tokens", "min_tokens"):
             self._require(name, self._is_count(name), "0 or above")
         self._require("seed", self.seed is None or 0 <= self.seed < 2**64, "0 or above (and under 2^64)")
-        check_cache_bits(self.cache_bits)
+        self._require("cache_bits", self.cache_bits in (None, 16, 8, 4), "16 (half precision), 8 or 4 (quantized)")
         self._require("beams", self._is_count("beams") and self.beams > 0, "1 (off) or above")
         self._require("length_penalty", isfinite(self.length_penalty), "a number")
         self._require("guesses", self._is_count("guesses") and self.guesses > 0, "1 or above")
         self._require("logprobs", self.logprobs is None or self._is_count("logprobs"), "0 or above")
         self._require("context", self.context in (STOP, SLIDE), f"{STOP} or {SLIDE}")
-        self._require(
-            "temperature", 0 <= self.temperature < inf, "0 (greedy) or above", "; 1 is the model's own distribution"
-        )
+        self._require("temperature", 0 <= self.temperature < inf, "0 (greedy) or above")
         self._require("top_k", self._is_count("top_k"), "0 (off) or a number of ids")
         for name in ("top_p", "typical_p"):
             self._require(name, 0 < getattr(self, name) <= 1, "above 0 and at most 1 (off)")
@@ -139,12 +136,6 @@ class GenerationSettings(Speed, BeamSearch, Drawing, Constraints, Length):
         value = getattr(self, name)
         return isinstance(value, int) and value >= 0
 
-    def _require(self, name: str, holds: bool, expected: str, remark: str = "") -> None:
+    def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise UsageError(f"{name.replace('_', '-')} must be {expected}, not {getattr(self, name)!r}{remark}")
-
-
-def check_cache_bits(bits: int | None) -> None:
-    """Raise ``UsageError`` unless a cache can be stored in so many bits; None is the model's own type."""
-    if bits not in (None, *CACHE_BITS):
-        raise UsageError(f"cache-bits must be 16 (half precision), 8 or 4 (quantized), not {bits!r}")
+            raise UsageError(f"{name.replace('_', '-')} must be {expected}, not {getattr(self, name)!r}")

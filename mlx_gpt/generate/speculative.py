@@ -7,7 +7,7 @@ et al. 2023); greedy text is the same token by token.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -27,12 +27,6 @@ class Proposal(NamedTuple):
 
     ids: mx.array
     q: mx.array | None
-
-
-class Draft(Protocol):
-    """Proposes the next n tokens of a text, or None."""
-
-    def propose(self, history: History, n: int) -> Proposal | None: ...
 
 
 class PromptLookup:
@@ -87,6 +81,9 @@ class DraftModel:
         self.decoder.rewind(self.decoder.offset - n_equal)
         new = mx.array([ids[n_equal:]])
         return self.decoder.step(new)[:, -1] if new.size <= 2 else self.decoder.extend(new)
+
+
+Draft = PromptLookup | DraftModel  # their ``propose`` gives the next n tokens of a text, or None
 
 
 def speculate(

@@ -38,17 +38,17 @@ class Piece(NamedTuple):
 class Writer:
     """Turns the tokens of one row into pieces of text, for at most ``limit`` tokens.
 
-    ``reason`` is why the text ended, None until then.
+    ``reason`` is why the text ended, None until then; ``n_tokens`` counts the tokens before its end.
     """
 
     def __init__(self, tokenizer: Tokenizer, settings: GenerationSettings, limit: int):
         self._end_id = tokenizer.eot_id
         self._stops = settings.stop
-        self._limit = limit
+        self.limit = limit
         self._at_limit = LENGTH if limit == settings.max_tokens else CONTEXT
         self._characters = tokenizer.stream()
         self._held: list[Piece] = []  # may be the beginning of a stop string
-        self._n_tokens = 0
+        self.n_tokens = 0
         self.reason: str | None = None if limit else self._at_limit
 
     def push(self, token: Token) -> list[Piece]:
@@ -57,13 +57,13 @@ class Writer:
             return []
         if token.id == self._end_id:
             return self._finish(END)
-        self._n_tokens += 1
+        self.n_tokens += 1
         self._held.append(Piece(self._characters.push(token.id), token))
         n_certain, has_stopped = before_stop("".join(piece.text for piece in self._held), self._stops)
         if has_stopped:
             self.reason = STOP
             return self._release(n_certain, cut=True)
-        if self._n_tokens == self._limit:
+        if self.n_tokens == self.limit:
             return self._finish(self._at_limit)
         return self._release(n_certain)
 

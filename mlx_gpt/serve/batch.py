@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.generate.decoder import Decoder, pad_rows
-from mlx_gpt.generate.generation import as_tokens, logprobs
+from mlx_gpt.generate.generation import as_tokens, with_logprobs
 from mlx_gpt.generate.history import History
 from mlx_gpt.generate.sampler import Sampler, Vocabulary
 from mlx_gpt.generate.writer import Token
@@ -93,8 +93,8 @@ class Batch:
         for start in range(0, len(ids) - 1, POSITIONS):
             following = ids[start + 1 : start + 1 + POSITIONS]
             logits = self._model.logits(x[:, start : start + len(following)])[0]
-            chosen = logprobs(logits, mx.array(following), MAX_LOGPROBS)
-            tokens[start + 1 : start + 1 + len(following)] = as_tokens([mx.array(following), *chosen])
+            chosen = with_logprobs(mx.array(following), logits, MAX_LOGPROBS)
+            tokens[start + 1 : start + 1 + len(following)] = as_tokens(chosen)
         return tokens
 
     def _advance(self) -> None:
@@ -117,7 +117,7 @@ class Batch:
         """Choose the next id of each row by these logits, (B, V) -> (B,), and start their computation."""
         ids = sampler.choose(logits, sampler.inputs(history), history)
         wants_logprobs = any(row.settings.logprobs is not None for row in rows)
-        chosen = [ids, *logprobs(logits, ids, MAX_LOGPROBS)] if wants_logprobs else [ids]
+        chosen = with_logprobs(ids, logits, MAX_LOGPROBS if wants_logprobs else None)
         mx.async_eval(chosen)
         self._pending.append((rows, chosen))
         return ids, history.then(ids[:, None])

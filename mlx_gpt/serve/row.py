@@ -7,13 +7,13 @@ from typing import Any
 
 from mlx_gpt.generate.rng import row_key
 from mlx_gpt.generate.settings import GenerationSettings
-from mlx_gpt.generate.writer import Piece, Token, Writer
+from mlx_gpt.generate.writer import Writer
 from mlx_gpt.text.tokenizer import Tokenizer
 
 MAX_LOGPROBS = 5  # alternatives per token that a request may ask for
 
 
-class Row:
+class Row(Writer):
     """The continuation of a prompt, given as ids; an empty prompt starts a new text.
 
     ``owner`` is the job it belongs to, and ``index`` its place in that job, which with ``seed`` gives its random key.
@@ -34,19 +34,7 @@ class Row:
         self.owner, self.index, self.settings, self.echo = owner, index, settings, echo
         self.prompt = list(prompt)
         self.input = self.prompt or [tokenizer.eot_id]
-        self.limit = min(settings.max_tokens, n_positions - len(self.input) + 1)  # the last token is not read
         self.key = row_key(seed, index)
-        self.n_tokens = 0  # of the text so far
         self.cancelled = False
-        self._end_id = tokenizer.eot_id
-        self._writer = Writer(tokenizer, settings, self.limit)
-
-    @property
-    def reason(self) -> str | None:
-        """Why it ended; None until then."""
-        return self._writer.reason
-
-    def push(self, token: Token) -> list[Piece]:
-        """Add its next token and return the pieces that are now certain; none after the end."""
-        self.n_tokens += not self.reason and token.id != self._end_id
-        return self._writer.push(token)
+        room = n_positions - len(self.input) + 1  # the last token is not read
+        super().__init__(tokenizer, settings, min(settings.max_tokens, room))
