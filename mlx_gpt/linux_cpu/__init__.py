@@ -1,4 +1,4 @@
-"""What exists only because MLX's CPU backend for Linux is slow. Not imported on other systems.
+"""Replacements for slow parts of MLX's CPU backend for Linux. Not imported on other systems.
 
 ``openblas.py`` and ``openblas.c`` link MLX's matrix products to NumPy's OpenBLAS, ``kernels.py`` replaces exp, GELU,
 attention and layer norm, and ``lanes.py`` spreads a training batch over the cores.

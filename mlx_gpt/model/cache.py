@@ -65,7 +65,7 @@ class KVCache:
 
     @property
     def is_plain(self) -> bool:
-        """Whether slots equal positions: without padding, outside a compiled step."""
+        """True if slots equal positions: without padding, outside a compiled step."""
         return isinstance(self.offset, int) and self.padding is None
 
     @property

@@ -164,7 +164,7 @@ class Trainer:
         self.report.progress(self.clock.done(step), self.clock.left(step))
 
     def _stopped(self) -> bool:
-        """Whether Ctrl-C was pressed; in a group all processes stop after the same step."""
+        """Return whether Ctrl-C was pressed; in a group all processes stop after the same step."""
         return self.stop if self.group else self.interrupted()
 
     def evaluate(self) -> None:

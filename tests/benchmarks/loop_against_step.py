@@ -1,4 +1,4 @@
-"""What the training loop costs beside the bare step: ``python tests/benchmarks/loop_against_step.py``.
+"""The cost of the training loop relative to the bare step: ``python tests/benchmarks/loop_against_step.py``.
 
 The model is nanoGPT's for a CPU (4 layers, 4 heads, width 128, windows of 64, batches of 12), whose step is short: the
 shorter the step, the more the loop weighs. Loop and step take turns, ten steps each, so that whatever else the machine
@@ -71,8 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=40)
     flags = parser.parse_args()
-    told = tinyworld.generate_stories(2000, seed=0)
-    dataset = dataset_from_texts("tinyworld", told[:1990], told[1990:], "bytes")
+    stories = tinyworld.generate_stories(2000, seed=0)
+    dataset = dataset_from_texts("tinyworld", stories[:1990], stories[1990:], "bytes")
     with tempfile.TemporaryDirectory() as folder:
         report = Report(Path(folder), Console(quiet=True))
         checkpoints = CheckpointManager(Path(folder), dataset.tokenizer)

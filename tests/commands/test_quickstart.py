@@ -59,7 +59,7 @@ def test_no_story_is_seen_more_than_three_times_at_the_estimated_speed_of_a_mac(
 def test_the_settings_are_those_of_train_and_leave_time_for_the_end() -> None:
     config = training_settings(DEEP, 25_000, 165, seed=3)
     assert isinstance(config, TrainConfig)
-    assert 60 * config.minutes == pytest.approx(165 - 8, abs=4)
+    assert 60 * config.minutes == pytest.approx(165 - quickstart.END, abs=4)
     assert config.seed == 3
     assert config.n_steps(16 * 144, 10**6) >= 3 if config.minutes is None else config.eval_every > 100
 

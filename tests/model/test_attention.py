@@ -1,4 +1,4 @@
-"""One head, the heads of a layer and the fused kernel are the same attention; nobody sees the future."""
+"""One head, the heads of a layer and the fused kernel are the same attention, and no query attends to the future."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_future_has_exactly_zero_weight_and_the_past_has_some() -> None:
     assert (pattern[np.tril_indices(T)] > 0).all()
 
 
-def test_the_first_token_can_only_look_at_itself() -> None:
+def test_the_first_token_attends_only_to_itself() -> None:
     x = residual()
     head = AttentionHead(C, D)
     assert close(head(x)[:, 0], head.output(head.value(x))[:, 0])
@@ -68,7 +68,7 @@ def test_the_causal_mask_of_new_tokens_ends_at_the_lower_right() -> None:
     assert causal_mask(3, 3).tolist() == np.tri(3, dtype=bool).tolist()
 
 
-def test_scaled_scores_keep_the_spread_of_one_term_whatever_the_width() -> None:
+def test_scaled_scores_have_the_spread_of_one_term_at_any_width() -> None:
     for width in (16, 64, 256):
         q, k = mx.random.normal((2, 200, width))
         assert mx.std(attention_scores(q, k, 1 / sqrt(width))).item() == pytest.approx(1, rel=0.1)
@@ -85,7 +85,7 @@ def test_the_four_steps_equal_the_fused_kernel(S: int) -> None:
     assert close(spelled_out, fused)
 
 
-def test_heads_split_and_merge_without_a_trace() -> None:
+def test_merging_inverts_splitting_heads() -> None:
     x = residual()
     heads = split_heads(x, H)
     assert heads.shape == (B, H, T, D)
@@ -97,7 +97,7 @@ def test_heads_split_and_merge_without_a_trace() -> None:
 
 
 def one_head_by_loops(x: np.ndarray, head: AttentionHead) -> np.ndarray:
-    """What one head adds to one sequence (T, C): in float64, token by token, from the definition."""
+    """Return the addition of one head to one sequence (T, C), in float64, token by token, from the definition."""
 
     def linear(layer: object, vector: np.ndarray) -> np.ndarray:
         return np.array(layer.weight, np.float64) @ vector + np.array(layer.bias, np.float64)  # type: ignore[attr-defined]
@@ -106,8 +106,8 @@ def one_head_by_loops(x: np.ndarray, head: AttentionHead) -> np.ndarray:
     for i in range(len(x)):
         query = linear(head.query, x[i])
         weights = [exp(query @ linear(head.key, x[j]) * head.scale) for j in range(i + 1)]
-        moved = sum(w / sum(weights) * linear(head.value, x[j]) for j, w in enumerate(weights))
-        added.append(np.array(head.output.weight, np.float64) @ moved)
+        attended = sum(w / sum(weights) * linear(head.value, x[j]) for j, w in enumerate(weights))
+        added.append(np.array(head.output.weight, np.float64) @ attended)
     return np.stack(added)
 
 
@@ -131,7 +131,7 @@ def test_a_head_equals_loops_over_tokens_in_float64() -> None:
     ],
     ids=["gpt2", "unscaled", "scaled by layer"],
 )
-def test_the_heads_side_by_side_plus_the_output_bias_are_the_layer(config: GPTConfig) -> None:
+def test_the_sum_of_the_heads_plus_the_output_bias_is_the_layer(config: GPTConfig) -> None:
     layer = MultiHeadAttention(config, layer=1)
     x = residual()
     side_by_side = sum(layer.head(i)(x) for i in range(H)) + layer.c_proj.bias
@@ -139,12 +139,12 @@ def test_the_heads_side_by_side_plus_the_output_bias_are_the_layer(config: GPTCo
 
 
 @pytest.mark.parametrize("i", [-1, H, 99])
-def test_a_head_that_is_not_there_is_refused(i: int) -> None:
+def test_a_head_outside_the_layer_is_refused(i: int) -> None:
     with pytest.raises(ValueError, match=f"between 0 and {H - 1}, not {i}"):
         MultiHeadAttention(CONFIG, layer=0).head(i)
 
 
-def test_the_scale_is_one_over_the_root_of_the_head_width_and_may_shrink_with_depth() -> None:
+def test_the_scale_is_one_over_the_root_of_the_head_width_and_optionally_of_the_depth() -> None:
     assert MultiHeadAttention(GPTConfig(), layer=5).scale == pytest.approx(1 / 8)  # D = 64
     by_depth = GPTConfig(scale_attn_by_inverse_layer_idx=True)
     assert [MultiHeadAttention(by_depth, layer).scale for layer in (0, 1, 5)] == pytest.approx([1 / 8, 1 / 16, 1 / 48])
@@ -161,7 +161,7 @@ def test_scores_are_divided_by_layer_plus_one() -> None:
     assert close(by_depth(x), plain(x))  # queries three times as loud make up for the layer's 1/3
 
 
-def test_tokens_after_a_cache_see_the_ones_before_them() -> None:
+def test_tokens_after_a_cache_attend_to_the_cached_ones() -> None:
     layer, x = MultiHeadAttention(CONFIG, layer=0), residual()
     cache = KVCache(CONFIG.n_positions)
     in_two_parts = mx.concatenate([layer(x[:, :4], cache), layer(x[:, 4:], cache)], axis=1)
@@ -186,7 +186,7 @@ def test_the_explicit_form_for_dropout_equals_the_fused_kernel() -> None:
     assert close(layer.train()(x), layer.eval()(x))
 
 
-def test_attention_dropout_draws_anew_in_training_and_never_in_evaluation() -> None:
+def test_attention_dropout_differs_between_calls_in_training_and_is_off_in_evaluation() -> None:
     layer, x = dropping(0.5), residual()
     layer.train()
     assert not mx.allclose(layer(x), layer(x))
@@ -194,7 +194,7 @@ def test_attention_dropout_draws_anew_in_training_and_never_in_evaluation() -> N
     assert mx.array_equal(layer(x), layer(x))
 
 
-def test_attention_dropout_leaves_the_average_as_it_is() -> None:
+def test_attention_dropout_preserves_the_mean() -> None:
     layer, x = dropping(0.2), residual()
     layer.train()
     average = sum(layer(x) for _ in range(2000)) / 2000

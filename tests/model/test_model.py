@@ -1,4 +1,4 @@
-"""What may be said of the whole model: who sees whom, where it starts, what it refuses."""
+"""The whole model: causality, initial weights, the tied head, its parts, and the ids that it refuses."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def mean_loss(model: GPT, tokens: mx.array) -> mx.array:
     return nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], reduction="mean")
 
 
-# Who sees whom
+# Causality
 
 
 @pytest.mark.parametrize("j", range(POSITIONS))
-def test_no_token_sees_the_future(model: GPT, j: int) -> None:
+def test_no_token_depends_on_later_ones(model: GPT, j: int) -> None:
     tokens = ids()
     changed = mx.array(tokens)
     changed[:, j] = (tokens[:, j] + 1) % V
@@ -60,7 +60,7 @@ def test_no_token_sees_the_future(model: GPT, j: int) -> None:
         assert not close(before[:, t], after[:, t], 1e-3)
 
 
-def test_the_sequences_of_a_batch_do_not_see_each_other(model: GPT) -> None:
+def test_the_sequences_of_a_batch_are_independent(model: GPT) -> None:
     tokens = ids(B=3)
     together = model(tokens)
     for b in range(3):
@@ -81,7 +81,7 @@ def test_one_token_at_a_time_through_the_cache_equals_all_at_once(model: GPT) ->
     assert close(one_by_one, model(tokens))
 
 
-# Where it starts
+# Initial weights
 
 
 @pytest.mark.parametrize("config", [CONFIG, WIDE], ids=["61 tokens", "2000 tokens"])
@@ -103,7 +103,7 @@ def test_the_initial_weights_are_gpt2s() -> None:
             assert mx.mean(weight).item() == pytest.approx(0, abs=0.05 * std), name
 
 
-def test_the_seed_decides_the_weights() -> None:
+def test_the_seed_determines_the_weights() -> None:
     def weights(seed: int) -> mx.array:
         mx.random.seed(seed)
         return GPT(CONFIG).wte.weight
@@ -122,7 +122,7 @@ def test_the_head_is_the_token_embedding(model: GPT) -> None:
 
 
 def untied_twin(model: GPT) -> GPT:
-    """The same weights, but the head has a copy of the embedding for itself."""
+    """Return a model with the same weights and an untied head: a copy of the embedding."""
     twin = GPT(replace(model.config, tie_word_embeddings=False)).eval()
     twin.update(model.parameters())
     twin.lm_head.weight = model.wte.weight
@@ -174,19 +174,19 @@ def test_a_block_is_its_formula() -> None:
     assert close(block(x), attended + think(norm(attended, block.ln_2)))
 
 
-def test_a_block_leaves_the_stream_it_was_given_untouched() -> None:
+def test_a_block_does_not_change_its_input() -> None:
     x = mx.random.normal((1, 5, C))
     before = np.array(x)
     mx.eval(Block(CONFIG, layer=0)(x))
     assert (np.array(x) == before).all()
 
 
-def test_the_mlp_is_as_wide_inside_as_the_configuration_says() -> None:
+def test_the_width_of_the_mlp_is_the_configured_one() -> None:
     assert GPT(CONFIG).h[0].mlp.c_fc.weight.shape == (4 * C, C)
     assert GPT(replace(CONFIG, n_inner=20)).h[0].mlp.c_fc.weight.shape == (20, C)
 
 
-def test_every_layer_knows_its_own_depth() -> None:
+def test_every_layer_has_the_scale_of_its_depth() -> None:
     by_depth = GPT(replace(CONFIG, scale_attn_by_inverse_layer_idx=True))
     first = MultiHeadAttention(CONFIG, layer=0).scale
     assert [block.attn.scale for block in by_depth.h] == pytest.approx([first, first / 2, first / 3])
@@ -216,7 +216,7 @@ def test_the_activation_is_the_configured_one(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("kind", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
-def test_dropout_draws_anew_in_training_and_never_in_evaluation(model: GPT, kind: str) -> None:
+def test_dropout_differs_between_calls_in_training_and_is_off_in_evaluation(model: GPT, kind: str) -> None:
     dropping = GPT(replace(model.config, **{kind: 0.5}))
     dropping.update(model.parameters())
     tokens = ids()
@@ -228,7 +228,7 @@ def test_dropout_draws_anew_in_training_and_never_in_evaluation(model: GPT, kind
 
 
 @pytest.mark.parametrize("part", ["attn", "mlp"])
-def test_both_parts_of_a_block_drop_from_what_they_add(part: str) -> None:
+def test_dropout_applies_to_the_additions_of_attention_and_mlp(part: str) -> None:
     adds = Block(replace(CONFIG, resid_pdrop=0.5), layer=0)[part]
     x = mx.random.normal((2, 5, C))
     dropped = (adds.train()(x) == 0).astype(mx.float32)
@@ -244,7 +244,7 @@ def test_without_dropout_training_equals_evaluation(model: GPT, monkeypatch: pyt
     assert mx.array_equal(model.train()(tokens), model.eval()(tokens))
 
 
-# What it takes and what it refuses
+# Ids
 
 
 def test_lists_numpy_and_mlx_ids_give_the_same_logits(model: GPT) -> None:
@@ -272,7 +272,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("tokens", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_ids_that_are_none_are_refused_in_one_line(model: GPT, tokens: Any, message: str) -> None:
+def test_invalid_ids_are_refused_in_one_line(model: GPT, tokens: Any, message: str) -> None:
     # MLX does not check an index: what is not refused here would read some other memory.
     with pytest.raises(ValueError, match=message) as refusal:
         model(tokens)
@@ -285,7 +285,7 @@ def test_numpy_ids_outside_the_vocabulary_are_refused(model: GPT, wrong: int) ->
         model(np.array([[0, wrong]]))
 
 
-def test_mlx_ids_are_refused_by_shape_and_type_alone(model: GPT) -> None:
+def test_of_mlx_ids_only_shape_and_type_are_checked(model: GPT) -> None:
     for tokens in (mx.array([1, 2, 3]), mx.array([[1.0]]), mx.array([[True]])):
         with pytest.raises(ValueError, match="expected integer token ids"):
             model(tokens)
@@ -297,7 +297,7 @@ def test_checked_ids_keep_their_shape() -> None:
     assert checked_ids(np.zeros((2, 3), np.uint8), V).dtype == mx.int32
 
 
-def test_mlx_ids_pass_through_a_compiled_model_unread(model: GPT) -> None:
+def test_a_compiled_model_takes_mlx_ids(model: GPT) -> None:
     tokens = ids()
     assert close(mx.compile(model)(tokens), model(tokens))  # a look at a value inside would raise
 
@@ -308,7 +308,7 @@ def test_a_sequence_may_fill_the_positions_and_not_exceed_them(model: GPT) -> No
         model(ids(T=POSITIONS + 1))
 
 
-def test_a_full_cache_refuses_one_token_more_and_stays_as_it_was(model: GPT) -> None:
+def test_a_full_cache_refuses_another_token_and_is_unchanged(model: GPT) -> None:
     tokens, cache = ids(), model.make_cache()
     model(tokens[:, :-1], cache)
     with pytest.raises(ValueError, match=f"the sequence is {POSITIONS + 1} tokens long"):

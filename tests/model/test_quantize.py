@@ -1,4 +1,4 @@
-"""Quantized weights: which become smaller, how much is lost, and that generation goes on with them."""
+"""Quantized weights: which weights, their size and error, and generation with them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def new_model(**changes: object) -> GPT:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_matrix_is_quantized_but_the_positions(tied: bool) -> None:
+def test_every_matrix_except_the_position_embedding_is_quantized(tied: bool) -> None:
     model = quantize(new_model(tie_word_embeddings=tied), 4)
     parameters = dict(tree_flatten(model.parameters()))
     matrices = [
@@ -56,14 +56,14 @@ def test_weights_take_their_bits_and_logits_stay_near(bits: int, share: float, e
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_quantized_model_generates_alike_alone_and_beside_others(bits: int) -> None:
+def test_a_quantized_model_generates_the_same_text_alone_and_in_a_batch(bits: int) -> None:
     model = quantize(new_model(initializer_range=0.3), bits)
     prompts = ["a", "something longer", ""]
     texts = generate_many(model, TOKENIZER, prompts, temperature=0, cache_bits=8)
     assert texts == ["".join(generate(model, TOKENIZER, p, temperature=0, cache_bits=8)) for p in prompts]
 
 
-def test_what_cannot_be_quantized_is_told() -> None:
+def test_what_cannot_be_quantized_is_refused() -> None:
     with pytest.raises(UsageError, match="to 8 or 4 bits, not 5"):
         quantize(new_model(), 5)
     with pytest.raises(UsageError, match="in groups of 64, but this model's widths are 32 and 128"):

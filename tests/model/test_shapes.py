@@ -23,7 +23,7 @@ Shapes = list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # name, shape of th
 
 @pytest.fixture
 def shapes(monkeypatch: pytest.MonkeyPatch) -> Shapes:
-    """The shapes that modules and attention take and return, as they are called."""
+    """The shapes of inputs and outputs of modules and attention, in the order of the calls."""
     seen: Shapes = []
 
     def record(cls: type, name: str) -> None:
@@ -105,7 +105,7 @@ def test_the_explicit_functions_have_the_stated_shapes(T: int) -> None:
     assert head(x).shape == (B, T, C)
 
 
-def test_no_file_tells_decoding_by_the_number_of_axes() -> None:
+def test_no_file_infers_decoding_from_the_number_of_axes() -> None:
     package = Path(attention.__file__).parents[1]
     files = [file for folder in ("model", "generate", "linux_cpu") for file in (package / folder).glob("*.py")]
     assert len(files) > 10

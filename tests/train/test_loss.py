@@ -1,4 +1,4 @@
-"""The loss in chunks equals the loss at once."""
+"""The loss in chunks equals the loss of all positions at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlx_gpt.train.loss import chunked_mean_loss, mean_loss
 
 
 @pytest.mark.parametrize("rows", [7, 16, 64, 1000])
-def test_in_chunks_loss_and_gradients_are_the_same(rows: int) -> None:
+def test_chunks_give_the_same_loss_and_gradients(rows: int) -> None:
     rng = np.random.default_rng(0)
     x, head = (mx.array(rng.normal(size=shape).astype(np.float32)) for shape in [(2, 32, 16), (400, 16)])
     y = mx.array(rng.integers(0, 400, (2, 32)))
@@ -24,7 +24,7 @@ def test_in_chunks_loss_and_gradients_are_the_same(rows: int) -> None:
         assert all(distance(a, b) < 1e-6 for a, b in zip(chunked_gradients, gradients, strict=True))
 
 
-def test_chunks_survive_logits_that_would_overflow() -> None:
+def test_chunks_handle_logits_whose_exp_overflows() -> None:
     x, y = mx.array([[[1000.0]]]), mx.array([[1]])
     loss, gradient = mx.value_and_grad(lambda x: chunked_mean_loss(x, mx.array([[1.0], [0.0]]), y))(x)
     assert loss.item() == pytest.approx(1000)
@@ -32,7 +32,7 @@ def test_chunks_survive_logits_that_would_overflow() -> None:
 
 
 @pytest.mark.freed_at_once
-def test_chunks_have_only_one_chunks_logits_in_memory() -> None:
+def test_only_one_chunks_logits_are_in_memory() -> None:
     x, head = mx.random.normal((1, 2048, 4)), mx.random.normal((4000, 4))
     y = mx.zeros((1, 2048), mx.int32)
     mx.eval(x, head, y)

@@ -1,4 +1,4 @@
-"""What a step needs is known before it is taken: within 30 % of what MLX counts; and what cannot fit is said."""
+"""The memory of a step is estimated within 30 % of what MLX counts, and a batch that cannot fit is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GPT2 = PRESETS["gpt2"]
 
 @pytest.fixture
 def counted_exactly() -> Iterator[None]:
-    """MLX frees at once and keeps nothing, so that a peak is what was needed."""
+    """Make MLX free memory at once and cache none, so that a peak is what was needed."""
     limit, cache = mx.set_memory_limit(1), mx.set_cache_limit(0)
     yield
     mx.set_memory_limit(limit)
@@ -38,7 +38,7 @@ def counted_exactly() -> Iterator[None]:
 
 
 def peak(config: GPTConfig, training: TrainConfig) -> int:
-    """Bytes that a step took, of its own."""
+    """Return the bytes that a step took."""
     gc.collect()  # the models of other tests
     before = mx.get_active_memory()
     step, state = make_train_step(GPT(config), make_optimizer(training, config.n_head), training)
@@ -106,7 +106,7 @@ def test_parameters_are_counted_without_a_model(name: str) -> None:
     assert n_parameters(loose) == GPT(loose).n_parameters
 
 
-# What cannot fit
+# Batches that cannot fit
 
 
 @pytest.mark.parametrize("room", [2e9, 4e9, 8e9, 30e9])
@@ -120,7 +120,7 @@ def test_the_largest_batch_fits_and_one_more_row_does_not(room: float) -> None:
     assert largest_batch(GPT2, replace(training, recompute=True), int(room)) >= fits
 
 
-def test_what_cannot_fit_is_told_with_the_largest_that_does() -> None:
+def test_a_batch_that_cannot_fit_is_refused_with_the_largest_that_does() -> None:
     with pytest.raises(
         UsageError, match=r"--batch-size 512 needs about \d+\.\d GB in a step, and this machine has 8.0 GB"
     ):
@@ -140,16 +140,16 @@ def test_a_batch_that_cannot_fit_is_refused_before_the_first_step(
     before = everything(here)
     flags = [*TINY, "--steps", "1", "--batch-size", "4000", "--learning-rate", "1e-3"]
     assert main(["train", "--data", "text.txt", "--out", "run", *flags]) == 2
-    told = the_line(capsys.readouterr().err)
-    assert told.startswith("--batch-size 4000 needs about ")
-    (fits,) = [int(word) for word in told.split("the largest that fits is --batch-size ")[1].split(";")[:1]]
+    message = the_line(capsys.readouterr().err)
+    assert message.startswith("--batch-size 4000 needs about ")
+    (fits,) = [int(word) for word in message.split("the largest that fits is --batch-size ")[1].split(";")[:1]]
     assert everything(here) == before
     flags[flags.index("4000")] = str(fits)
     assert main(["train", "--data", "text.txt", "--out", "run", *flags]) == 0
 
 
 @pytest.mark.cpu
-def test_a_container_has_no_more_memory_than_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_a_container_is_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "CGROUP_LIMIT", tmp_path / "memory.max")
     whole = machine.memory_size()
     (tmp_path / "memory.max").write_text("123456789\n")

@@ -1,4 +1,4 @@
-"""The step's other ways: less memory, half the precision, several batches or machines. The numbers stay the same."""
+"""Variants of the step that move the weights alike: chunks, recomputation, accumulation, half precision, processes."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def new_model(config: GPTConfig = SMALL) -> GPT:
 
 
 def batches(n: int, config: GPTConfig = SMALL, B: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """n batches: x, y (n, B, T)."""
+    """Return n batches: x, y (n, B, T)."""
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (n, B, config.n_positions + 1), np.int32)
     return ids[..., :-1], ids[..., 1:]
 
 
 def after(config: GPTConfig, x: np.ndarray, y: np.ndarray, **how: Any) -> tuple[float, float, dict[str, np.ndarray]]:
-    """Loss, gradient norm, and the weights less those before, after one step of SGD of rate 1."""
+    """Return loss, gradient norm and change of the weights of one step of SGD with a learning rate of 1."""
     model = new_model(config)
     before = {name: np.array(weight) for name, weight in tree_flatten(model.parameters())}
     config = TrainConfig(grad_clip=1e9, batch_size=len(x) // how.get("accumulate", 1), **how)
@@ -59,9 +59,7 @@ def after(config: GPTConfig, x: np.ndarray, y: np.ndarray, **how: Any) -> tuple[
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_step_takes_chunks_where_the_logits_are_large_and_moves_the_same_way(
-    tied: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_with_the_loss_in_chunks_moves_the_weights_alike(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(SMALL, tie_word_embeddings=tied)
     (x,), (y,) = batches(1)
     monkeypatch.setattr(loss_module, "in_chunks", lambda logits, x: False)
@@ -76,11 +74,11 @@ def test_a_step_takes_chunks_where_the_logits_are_large_and_moves_the_same_way(
     assert all(distance(chunked_change[name], change[name]) < 1e-5 for name in change)
 
 
-# Computing again
+# Recomputation
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_computed_again_the_gradient_is_the_same_also_with_dropout(
+def test_recomputation_gives_the_same_gradient_also_with_dropout(
     dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(SMALL, embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout)
@@ -99,7 +97,7 @@ def test_computed_again_the_gradient_is_the_same_also_with_dropout(
     assert all(distance(again[name], kept[name]) < 1e-6 for name in kept)
 
 
-def test_computed_again_masks_still_differ_from_step_to_step() -> None:
+def test_with_recomputation_dropout_masks_differ_between_steps() -> None:
     model = new_model(replace(SMALL, resid_pdrop=0.5))
     step, state = make_train_step(model, optim.SGD(0.0), TrainConfig(batch_size=4, recompute=True))
     (x,), (y,) = map(mx.array, batches(1))
@@ -120,7 +118,7 @@ def memory_of_a_step(recompute: bool) -> int:
 
 
 @pytest.mark.freed_at_once
-def test_computing_again_takes_less_memory() -> None:
+def test_recomputation_takes_less_memory() -> None:
     """In a process with the narrow graph of ``mlx-gpt train --recompute``: see ``lanes.set_graph_width``."""
     code = "from test_step import memory_of_a_step; print(memory_of_a_step(True), memory_of_a_step(False))"
     path = os.pathsep.join(str(ROOT / part) for part in ("", "tests", "tests/train"))
@@ -130,18 +128,18 @@ def test_computing_again_takes_less_memory() -> None:
     assert recomputed < 0.6 * kept
 
 
-def test_computing_again_takes_the_same_step() -> None:
+def test_recomputation_moves_the_weights_alike() -> None:
     loss, _, change = after(SMALL, *(part[0] for part in batches(1)))
     loss_again, _, change_again = after(SMALL, *(part[0] for part in batches(1)), recompute=True)
     assert loss_again == pytest.approx(loss, rel=1e-6)
     assert all(distance(change_again[name], change[name]) < 1e-5 for name in change)
 
 
-# Several batches in a step
+# Accumulation
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_accumulated_batches_make_the_step_of_one_big_batch(dropout: float) -> None:
+def test_accumulated_batches_are_one_large_batch(dropout: float) -> None:
     x, y = batches(3)
     loss, norm, change = after(SMALL, x.reshape(12, -1), y.reshape(12, -1))
     accumulated = after(SMALL, x.reshape(12, -1), y.reshape(12, -1), accumulate=3)
@@ -155,7 +153,7 @@ def test_accumulated_batches_make_the_step_of_one_big_batch(dropout: float) -> N
 
 @pytest.mark.parametrize(("dtype", "far"), [("bfloat16", 0.1), ("float16", 0.02)])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_in_half_precision_the_weights_stay_float32_and_move_nearly_the_same_way(
+def test_in_half_precision_the_weights_stay_float32_and_move_nearly_alike(
     dtype: str, far: float, recompute: bool
 ) -> None:
     (x,), (y,) = batches(1)
@@ -169,7 +167,7 @@ def test_in_half_precision_the_weights_stay_float32_and_move_nearly_the_same_way
     assert half_loss != loss  # it was not computed in float32 after all
 
 
-def test_half_precision_keeps_updates_that_are_too_small_for_it() -> None:
+def test_half_precision_keeps_updates_below_its_resolution() -> None:
     model = new_model()
     step, state = make_train_step(model, optim.SGD(1e-5), TrainConfig(batch_size=4, dtype="bfloat16"))
     before = np.array(model.ln_f.weight)  # ones: the next larger bfloat16 is 1.0078
@@ -227,15 +225,15 @@ def test_two_processes_train_like_one_with_the_whole_batch(tmp_path: Path) -> No
         here = {"PATH": "", "PYTHONPATH": str(root), **environment}
         return subprocess.Popen(command, env=here, stdout=subprocess.PIPE, text=True)
 
-    def told(process: subprocess.Popen) -> tuple[list[float], float]:
+    def result(process: subprocess.Popen) -> tuple[list[float], float]:
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         losses, total = json.loads(out.splitlines()[-1])
         return losses, total
 
     pair = [started(MLX_RANK=str(rank), MLX_HOSTFILE=str(tmp_path / "hosts.json")) for rank in range(2)]
-    (losses, total), (losses_there, total_there) = [told(process) for process in pair]
-    losses_alone, _ = told(started())
+    (losses, total), (losses_there, total_there) = [result(process) for process in pair]
+    losses_alone, _ = result(started())
     assert losses == losses_there
     assert total == total_there
     np.testing.assert_allclose(losses, losses_alone, rtol=1e-5)
