@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlx_gpt.errors import MLXGPTError
@@ -51,14 +49,6 @@ def size(group: mx.distributed.Group | None) -> int:
 def is_main(group: mx.distributed.Group | None) -> bool:
     """Return True in the process that writes files and prints."""
     return rank(group) == 0
-
-
-def averaged(loss: mx.array, gradient: Any, group: mx.distributed.Group | None) -> tuple[mx.array, Any]:
-    """Return the means of loss and gradient over all processes."""
-    if group is None:
-        return loss, gradient
-    loss = mx.distributed.all_sum(loss, group=group) / group.size()
-    return loss, nn.average_gradients(gradient, group=group)
 
 
 def group_min(values: Sequence[float], group: mx.distributed.Group | None) -> list[float]:

@@ -7,6 +7,7 @@ CPU and on an H100; ``tests/train/test_memory.py`` holds them to ``ERROR``.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import replace
 
 import mlx.core as mx
@@ -17,7 +18,9 @@ from mlx_gpt.errors import UsageError
 from mlx_gpt.model import ops
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loss import CHUNK, in_chunks
+from mlx_gpt.train.machine import matrix_weights
 
+MAX_BATCH = 1 << 32
 ERROR = 0.3  # relative error of the estimate
 # Numbers per token, in units of the residual stream's width:
 SAVED = 16.4  # that a block saves for the backward pass
@@ -50,16 +53,11 @@ def check_memory(config: GPTConfig, training: TrainConfig, memory: int) -> None:
 
 def largest_batch(config: GPTConfig, training: TrainConfig, memory: int) -> int:
     """Return the largest batch size that fits in ``memory`` bytes; 0 if a single row does not fit."""
-    fits, too_many = 0, 1
-    while step_memory(config, replace(training, batch_size=too_many), max_lanes=True) <= memory:
-        fits, too_many = too_many, 2 * too_many
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if step_memory(config, replace(training, batch_size=middle), max_lanes=True) <= memory:
-            fits = middle
-        else:
-            too_many = middle
-    return fits
+
+    def need(batch_size: int) -> int:
+        return step_memory(config, replace(training, batch_size=batch_size), max_lanes=True)
+
+    return bisect_right(range(1, MAX_BATCH), memory, key=need)
 
 
 def step_memory(config: GPTConfig, training: TrainConfig, max_lanes: bool = False) -> int:
@@ -92,7 +90,7 @@ def step_memory(config: GPTConfig, training: TrainConfig, max_lanes: bool = Fals
 
 def n_parameters(config: GPTConfig) -> int:
     """Count the parameters of a model without creating it."""
-    C, inner = config.n_embd, config.inner_dim
-    block = 4 * C * C + 2 * C * inner + 9 * C + inner  # matrices, biases, norms
-    embeddings = (config.vocab_size * (1 if config.tie_word_embeddings else 2) + config.n_positions) * C
-    return config.n_layer * block + embeddings + 2 * C
+    C = config.n_embd
+    biases_and_norms = config.n_layer * (9 * C + config.inner_dim) + 2 * C
+    embeddings = (config.n_positions + (0 if config.tie_word_embeddings else config.vocab_size)) * C
+    return matrix_weights(config) + biases_and_norms + embeddings

@@ -19,7 +19,6 @@ from mlx_gpt.store.checkpoint import Checkpoint, CheckpointManager, load_checkpo
 from mlx_gpt.store.folder import save
 from mlx_gpt.store.run_file import RUN_FILE, RunSettings, differences, read_run_file, write_run_file
 from mlx_gpt.text.dataset import Dataset
-from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import is_main
 from mlx_gpt.train.loop import OnEval, Trainer
@@ -38,7 +37,6 @@ class Run:
     """The result of a run: the trained model, its folder, its validation loss (nats per token)."""
 
     model: GPT
-    tokenizer: Tokenizer
     folder: Path
     val_loss: float
     plot: Path
@@ -96,12 +94,13 @@ def run(
         if checkpoints is None:
             save(model, dataset.tokenizer, out)
         plot_loss(report.rows, dataset.baselines, plot, f"{dataset.name}: {model.n_parameters:,} parameters")
-    return Run(model, dataset.tokenizer, out, val_loss, plot)
+    return Run(model, out, val_loss, plot)
 
 
 def _report(folder: Path | None, console: Console, rows: list[dict[str, Any]], model: GPT, dataset: Dataset) -> Report:
-    speed = matrix_speed() if console.is_terminal and not console.quiet else None  # shown in the panel only
-    return Report(folder, console, rows, dataset.tokens_per_byte, training_flops(model.config), speed)
+    has_panel = console.is_terminal and not console.quiet
+    speed = matrix_speed() / training_flops(model.config) if has_panel else None
+    return Report(folder, console, rows, dataset.tokens_per_byte, speed)
 
 
 def _write_error(error: OSError, out: Path, checkpoints: CheckpointManager | None) -> MLXGPTError:

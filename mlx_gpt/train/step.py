@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_map
 
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.distributed import averaged
 from mlx_gpt.train.gradient import accumulated, compiled, configured_lanes, make_loss_and_gradient
 from mlx_gpt.train.loss import next_token_losses
 
@@ -36,7 +36,8 @@ def make_train_step(
     loss_and_gradient = make_loss_and_gradient(model, config)
 
     def update(loss: mx.array, gradient: Any) -> tuple[mx.array, mx.array]:
-        loss, gradient = averaged(loss, gradient, group)
+        if group:
+            loss, gradient = nn.average_gradients((loss, gradient), group)
         gradient, norm = optim.clip_grad_norm(gradient, config.grad_clip)
         finite = mx.isfinite(loss) & mx.isfinite(norm)
         gradient = tree_map(lambda g: mx.where(finite, g, 0), gradient)

@@ -182,7 +182,7 @@ def test_without_evaluations_a_line_is_printed_twice_a_minute(tmp_path: Path, mo
 
 
 def test_the_panel_shows_every_value_of_the_newest_rows() -> None:
-    panel = LivePanel(flops_per_token=6e6, machine_flops=190e9)
+    panel = LivePanel(matrix_tokens_per_second=190e9 / 6e6)
     panel.latest, panel.done, panel.seconds_left = MEASURED, 0.62, 192.0
     panel.curve.add(1.6)
     shown = "\n".join(drawn(panel, 80))
@@ -193,7 +193,7 @@ def test_the_panel_shows_every_value_of_the_newest_rows() -> None:
 
 @pytest.mark.parametrize("width", [24, 40, 80, 200])
 def test_the_panel_fits_its_terminal_and_truncates_no_value(width: int) -> None:
-    panel = LivePanel(6e6, 190e9)
+    panel = LivePanel(190e9 / 6e6)
     panel.latest = MEASURED
     for step in range(300):
         panel.curve.add(5 - step / 100)
@@ -213,7 +213,7 @@ def test_a_missing_value_is_shown_as_a_dash() -> None:
 def test_the_panel_delays_no_step(tmp_path: Path) -> None:
     """On a terminal a row and its progress take less than a millisecond, far less than the shortest step."""
     console = Console(file=StringIO(), force_terminal=True, width=80)
-    report = Report(tmp_path, console, flops_per_token=1e6, machine_flops=1e9)
+    report = Report(tmp_path, console, matrix_tokens_per_second=1e3)
     times = []
     for step in range(1, 501):
         started = time.perf_counter()

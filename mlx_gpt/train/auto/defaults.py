@@ -168,9 +168,10 @@ def _choose_learning_rate(run: _Run, settings: Mapping[str, Any]) -> Choice:
     max_rate = OPTIMIZERS[settings.get("optimizer", TrainConfig.optimizer)].max_learning_rate
     compute = 6 * TOKENS_PER_WEIGHT * run.weights**2 if run.tuning else run.compute
     rate = min(max_rate, 0.3118 * compute**-0.1250)
+    reason = f"suits {compute:.0e} FLOP (Bi et al. 2024)"
     if run.tuning:
-        return Choice({"learning_rate": _rounded(TUNING_SHARE * rate)}, "a twentieth of that for training from scratch")
-    return Choice({"learning_rate": _rounded(rate)}, f"suits {compute:.0e} FLOP (Bi et al. 2024)")
+        rate, reason = TUNING_SHARE * rate, "a twentieth of that for training from scratch"
+    return Choice({"learning_rate": float(f"{rate:.2g}")}, reason)
 
 
 def _choose_dropout(run: _Run) -> Choice:
@@ -218,7 +219,3 @@ def _choose_evaluations(run: _Run, evaluations: _Evaluations) -> Choice:
         settings["patience"] = PATIENCE
         reason += f"; after {PATIENCE} without improvement the model overfits, and the run ends"
     return Choice(settings, reason)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.2g}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from math import ceil, log
 from typing import Any, NamedTuple
 
@@ -84,10 +85,7 @@ def choose_model(
     possible = [config for config in configs if step_memory(config, one_row) <= memory] or configs[:1]
     max_weights = MAX_WEIGHTS_PER_TOKEN * text.train
     allowed = [config for config in possible if matrix_weights(config) <= max_weights] or configs[:1]
-
-    def mismatch(config: GPTConfig) -> float:
-        return _mismatch(config, machine, processes * seconds)
-
+    mismatch = partial(_mismatch, machine=machine, seconds=processes * seconds)
     config = measured.config if measured else min(allowed, key=mismatch)
     weights = format_large(matrix_weights(config), "weights")
     reason = f"{weights}: about {TOKENS_PER_WEIGHT:.0f} tokens for each in the time (Hoffmann et al. 2022)"

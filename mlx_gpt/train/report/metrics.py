@@ -42,15 +42,14 @@ class Report:
 
     ``rows`` are the rows of an earlier part of the run that are in the file already (``truncate_metrics``).
     ``tokens_per_byte`` of the validation text adds ``bits_per_byte`` to each row with a ``val_loss``.
-    ``flops_per_token`` (``training_flops``) and ``machine_flops`` (``matrix_speed``, FLOP/s) are for the panel.
+    ``matrix_tokens_per_second``, which training would reach with matrix products alone, is for the panel.
     """
 
     folder: Path | None
     console: Console
     rows: list[dict[str, Any]] = field(default_factory=list)
     tokens_per_byte: float | None = None
-    flops_per_token: float | None = None
-    machine_flops: float | None = None
+    matrix_tokens_per_second: float | None = None
     trackers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
@@ -61,7 +60,7 @@ class Report:
         if self.console.is_terminal and not self.console.quiet:
             from mlx_gpt.train.report.panel import LivePanel
 
-            self._panel = LivePanel(self.flops_per_token, self.machine_flops)
+            self._panel = LivePanel(self.matrix_tokens_per_second)
             self._panel.start(self.console)
         for row in self.rows:
             self._show(row)

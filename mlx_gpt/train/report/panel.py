@@ -65,8 +65,8 @@ def sparkline(values: list[float], width: int) -> str:
 class LivePanel:
     """A renderable for ``rich.live.Live``. Its state is replaced, never changed in place, since it may be drawn."""
 
-    def __init__(self, flops_per_token: float | None = None, machine_flops: float | None = None) -> None:
-        self.flops_per_token, self.machine_flops = flops_per_token, machine_flops
+    def __init__(self, matrix_tokens_per_second: float | None = None) -> None:
+        self.matrix_tokens_per_second = matrix_tokens_per_second
         self.latest: Mapping[str, Any] = {}
         self.curve = Curve()
         self.done, self.seconds_left = 0.0, 0.0
@@ -132,10 +132,8 @@ class LivePanel:
 
     def _utilization(self) -> float | None:
         """Model FLOP/s as a share of the measured speed of matrix products."""
-        speed = self.latest.get("tokens_per_second")
-        if speed is None or not self.flops_per_token or not self.machine_flops:
-            return None
-        return float(speed * self.flops_per_token / self.machine_flops)
+        speed, limit = self.latest.get("tokens_per_second"), self.matrix_tokens_per_second
+        return None if speed is None or limit is None else speed / limit
 
     def _curve(self, width: int) -> RenderableType:
         return Text.assemble(("loss ", "dim"), (sparkline(self.curve.means, width - 5), "cyan"), no_wrap=True)
