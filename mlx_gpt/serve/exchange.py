@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -32,16 +33,13 @@ class Exchange:
     async def run(self) -> None:
         timeout = self.service.limits.timeout
         try:
-            with self.service.admitted(), anyio.fail_after(timeout):
+            with suppress(ClientDisconnect), self.service.admitted(), anyio.fail_after(timeout):
                 await self._answer()
-        except ClientDisconnect:
-            pass
         except APIError as error:
             await self._send_error(error)
         except TimeoutError:
-            await self._send_error(
-                APIError(504, f"the request took longer than {timeout:g} seconds; ask for fewer tokens")
-            )
+            message = f"the request took longer than {timeout:g} seconds; ask for fewer tokens"
+            await self._send_error(APIError(504, message))
 
     async def _answer(self) -> None:
         request = self.service.reader.read(await self._body())

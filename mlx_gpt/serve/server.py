@@ -42,9 +42,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
-        print(
-            f"mlx-gpt: {self._service.name} at {address(self._socket)}/v1; Ctrl-C stops it", file=sys.stderr, flush=True
-        )
+        host, port = self._socket.getsockname()[:2]
+        url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+        print(f"mlx-gpt: {self._service.name} at {url}; Ctrl-C stops it", file=sys.stderr, flush=True)
 
     def run_until_stopped(self) -> None:
         try:
@@ -85,11 +85,6 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(location[:2], family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"cannot serve at {host} port {port}: {error}; choose another --host or --port") from error
-
-
-def address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def allow_files(n: int) -> None:
