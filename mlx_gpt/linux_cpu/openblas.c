@@ -1,9 +1,7 @@
-// What MLX's CPU backend calls on Linux for a product of float32 matrices, as blas.py lends it. Most go on to OpenBLAS.
-// But OpenBLAS copies a matrix before it multiplies, and with a vector it uses one core; decoding multiplies every
-// matrix with a few rows, and takes as long as it takes to read the matrices. So with few rows a matrix is read once,
-// where it lies, by all cores that OpenBLAS may use.
-//
-// OPENBLAS(name), from blas.py, is OpenBLAS's function in NumPy's wheel, which has other names and 64-bit integers.
+// cblas_sgemm for MLX's CPU backend on Linux, compiled and loaded by openblas.py. Most calls are forwarded to OpenBLAS.
+// OpenBLAS packs a matrix before it multiplies, and uses one core for a product with a vector. Decoding multiplies
+// every weight matrix with a few rows, which is bound by memory bandwidth, so such products read w once, unpacked, on
+// all of OpenBLAS's cores. OPENBLAS(name) is the name in NumPy's wheel, whose integers have 64 bits.
 
 #include <pthread.h>
 #include <sched.h>
@@ -17,18 +15,18 @@ void OPENBLAS(cblas_sgemv)(int, int, int64_t, int64_t, float, const float *, int
 int OPENBLAS(openblas_get_num_threads)(void);
 
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
-enum { FEW = 40 };                // rows of x; with more, it pays to copy w for the sake of computing
-enum { SMALL = 100000 };          // floats of w up to which OpenBLAS is as fast, and waits for nobody
-enum { LARGE = 1000000 };         // multiplications from which on OpenBLAS copies
-enum { LONG = 1024, PART = 256 }; // terms of a sum that OpenBLAS is to add in parts, and of a part
-enum { SHARE = 128 << 10 };       // bytes of w that a core takes at a time: its cache holds them for the next rows of x
-enum { MANY = 8 };                // shares that are worth another core: to call it takes as long as to read some
-enum { SPINS = 50, LOOKS = 300 }; // how long a core waits for more before it sleeps: some tenths of a millisecond
-enum { AHEAD = 128 };             // floats of a row of w that are on the way from the memory before they are needed
-enum { LONGEST = 8192 };          // terms of a sum for which there is room where rows of x are put side by side
+enum { MAX_ROWS = 40 };            // rows of x; with more, packing w is worth its cost
+enum { MIN_FLOATS = 100000 };      // floats of w up to which OpenBLAS is as fast, without synchronization
+enum { MIN_PRODUCTS = 1000000 };   // multiplications from which on OpenBLAS packs
+enum { LONG = 1024, PART = 256 };  // terms of a sum that OpenBLAS adds in parts, and of a part
+enum { ITEM_BYTES = 128 << 10 };   // bytes of w in a work item: they stay in the cache for the next rows of x
+enum { MIN_ITEMS = 8 };            // work items that are worth the cost of waking another core
+enum { SPINS = 50, YIELDS = 300 }; // spins between yields, and yields before a worker sleeps (0.1 ms or more)
+enum { PREFETCH = 128 };           // floats of a row of w that are prefetched
+enum { MAX_TERMS = 8192 };         // terms of a sum for which the buffer of packed rows of x has room
 
-// Floats of a vector, and how many rows of w are multiplied at once with how many of x: with 1, with 4, with WIDE. The
-// registers hold the sums; with one row of x it is the memory that wants to be asked for several rows of w.
+// Floats of a vector, and the number of rows of w in a tile with 1, 4 or WIDE rows of x: the sums fill the registers;
+// with one row of x, several rows of w keep more memory requests in flight.
 #if defined(__AVX512F__)
 enum { LANES = 16, WIDE = 8, WITH_ONE = 6, WITH_FOUR = 4, WITH_WIDE = 3 };
 #elif defined(__AVX__)
@@ -37,17 +35,17 @@ enum { LANES = 8, WIDE = 4, WITH_ONE = 6, WITH_FOUR = 3, WITH_WIDE = 3 };
 enum { LANES = 4, WIDE = 4, WITH_ONE = 6, WITH_FOUR = 3, WITH_WIDE = 3 };
 #endif
 enum { SUMS = 3 * WIDE }; // vectors, at most
-enum { EACH = 12 };       // rows of w that can be cut into any of these numbers
+enum { MULTIPLE = 12 };   // divisible by every number of rows of w in a tile
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float Four __attribute__((vector_size(16)));
 
-// y = alpha x w^T + beta y: x (m, k), w (n, k), y (m, n); each row begins so many floats after the one before.
+// y = alpha x w^T + beta y: x (m, k), w (n, k), y (m, n); x_step, w_step and y_step are the row strides in floats.
 typedef struct {
   int m, n, k, x_step, w_step, y_step;
   float alpha, beta;
   const float *x, *w;
   float *y;
-  const float *packed; // if there is more than one row: x, with the vectors that meet the same one of w side by side
+  const float *packed; // with more than one row: x, the vectors that are multiplied with the same one of w adjacent
 } Product;
 
 static inline int at_most(int n, int limit) { return n < limit ? n : limit; }
@@ -62,8 +60,8 @@ static inline float sum(Lanes v) {
   return (s[0][0] + s[0][2]) + (s[0][1] + s[0][3]);
 }
 
-// M rows of x with N rows of w that are ``apart``, each pair with U sums, so that an addition need not wait for the one
-// before. Where only m and n of them are there, the last stands for the rest, and nothing is written.
+// Multiply M rows of x with N rows of w, ``apart`` rows from each other, with U independent sums per pair, to hide the
+// latency of additions. Only m and n of them exist at the edges: the last is repeated there, and not written.
 static inline __attribute__((always_inline)) void tile(const Product *p, int row, int column, int m, int n, int apart,
                                                        const int M, const int N, const int U) {
   const float *x = M > 1 ? p->packed + (int64_t)row * (p->k / LANES * LANES) : p->x, *w[WITH_ONE];
@@ -79,7 +77,7 @@ static inline __attribute__((always_inline)) void tile(const Product *p, int row
 #pragma GCC unroll 8
       for (int j = 0; j < N; j++) {
         some[j] = *(const Lanes *)(w[j] + k + u * LANES);
-        __builtin_prefetch(w[j] + k + u * LANES + AHEAD);
+        __builtin_prefetch(w[j] + k + u * LANES + PREFETCH);
       }
 #pragma GCC unroll 8
       for (int i = 0; i < M; i++) {
@@ -89,29 +87,29 @@ static inline __attribute__((always_inline)) void tile(const Product *p, int row
       }
     }
   }
-  for (; U > 1 && k <= p->k - LANES; k += LANES) // what fills a vector, but not U of them
+  for (; U > 1 && k <= p->k - LANES; k += LANES) // full vectors, fewer than U
 #pragma GCC unroll 8
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 8
       for (int j = 0; j < N; j++)
         sums[(i * N + j) * U] += *(const Lanes *)(x + k * M + i * LANES) * *(const Lanes *)(w[j] + k);
-  Lanes found[SUMS]; // out of the registers
+  Lanes totals[SUMS]; // a copy, so that sums stay in registers
 #pragma GCC unroll 24
   for (int i = 0; i < M * N; i++) {
-    found[i] = sums[i * U];
+    totals[i] = sums[i * U];
 #pragma GCC unroll 8
-    for (int u = 1; u < U; u++) found[i] += sums[i * U + u];
+    for (int u = 1; u < U; u++) totals[i] += sums[i * U + u];
   }
   for (int i = 0; i < m; i++)
     for (int j = 0; j < n; j++) {
-      float s = sum(found[i * N + j]), *y = p->y + (int64_t)(row + i) * p->y_step + column + j * apart;
+      float s = sum(totals[i * N + j]), *y = p->y + (int64_t)(row + i) * p->y_step + column + j * apart;
       for (int l = k; l < p->k; l++) s += p->x[(int64_t)(row + i) * p->x_step + l] * w[j][l];
       *y = p->alpha * s + (p->beta ? p->beta * *y : 0);
     }
 }
 
-// The columns of y from first up to last. Rows of w that are multiplied at once lie far from each other: as many streams
-// of numbers, each from one place to the next, come faster than one.
+// Compute the columns [first, last) of y. The rows of w in a tile are far from each other: several sequential streams
+// of reads are faster than one.
 static void multiply(const Product *p, int first, int last) {
   int M = rows_at_once(p), N = M == 1 ? WITH_ONE : M == 4 ? WITH_FOUR : WITH_WIDE;
   int apart = (last - first + N - 1) / N;
@@ -125,7 +123,7 @@ static void multiply(const Product *p, int first, int last) {
 }
 
 static const float *pack(const Product *p) {
-  static _Thread_local float packed[FEW * LONGEST] __attribute__((aligned(64)));
+  static _Thread_local float packed[MAX_ROWS * MAX_TERMS] __attribute__((aligned(64)));
   int M = rows_at_once(p);
   float *at = packed;
   for (int row = 0; row < p->m; row += M)
@@ -135,87 +133,90 @@ static const float *pack(const Product *p) {
   return packed;
 }
 
-// The cores. Who has a product puts it up and takes shares of it until all are taken, and so does every helper that is
-// awake. Nobody waits for a helper that has taken none: it may be asleep, or its core at work for somebody else.
+// Worker threads. The caller publishes a product and computes its work items together with the workers that are awake;
+// it waits only for items that a worker has begun, not for workers that sleep or whose core is in use.
 
-static Product product;          // the one that is up
-static int rows_each, helpers;   // rows of w in a share; threads besides the caller's
-static _Atomic uint64_t untaken; // shares, above them, in 32 bits, the product's number, so that none is taken for another
-static _Atomic int done, wanted, sleeping, busy; // shares; helpers for this product; helpers; whether a product is up
-static pthread_mutex_t bed = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+static Product product;            // the published one
+static int item_rows, n_workers;   // rows of w in a work item; threads besides the caller's
+static _Atomic uint64_t remaining; // work items, and in the high 32 bits the product's number, against an ABA error
+static _Atomic int done, wanted, sleeping; // work items; workers for this product; workers
+static _Atomic int busy;                   // whether a product is published
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t work_available = PTHREAD_COND_INITIALIZER;
 
-static int take_a_share(void) {
-  uint64_t seen = atomic_load(&untaken);
+static int run_item(void) {
+  uint64_t seen = atomic_load(&remaining);
   do
     if (!(uint32_t)seen) return 0;
-  while (!atomic_compare_exchange_weak(&untaken, &seen, seen - 1));
-  int first = ((uint32_t)seen - 1) * rows_each;
-  multiply(&product, first, at_most(product.n, first + rows_each));
+  while (!atomic_compare_exchange_weak(&remaining, &seen, seen - 1));
+  int first = ((uint32_t)seen - 1) * item_rows;
+  multiply(&product, first, at_most(product.n, first + item_rows));
   atomic_fetch_add(&done, 1);
   return 1;
 }
 
-static void wait_a_moment(int n) {
+static void spin(int n) {
   if (n % SPINS == 0) sched_yield();
 #if defined(__x86_64__)
   else __builtin_ia32_pause();
 #endif
 }
 
-static int needs(int helper) { return (uint32_t)atomic_load(&untaken) && helper < atomic_load(&wanted); }
+static int has_work(int worker) { return (uint32_t)atomic_load(&remaining) && worker < atomic_load(&wanted); }
 
-static void *help(void *number) {
-  int me = (int)(intptr_t)number;
+static void *run_worker(void *number) {
+  int worker = (int)(intptr_t)number;
   for (;;) {
-    for (int i = 1; i < SPINS * LOOKS; i++)
-      if (needs(me) && take_a_share()) i = 0;
-      else wait_a_moment(i);
-    pthread_mutex_lock(&bed);
+    for (int i = 1; i < SPINS * YIELDS; i++)
+      if (has_work(worker) && run_item()) i = 0;
+      else spin(i);
+    pthread_mutex_lock(&mutex);
     atomic_fetch_add(&sleeping, 1);
-    while (!needs(me)) pthread_cond_wait(&wake, &bed);
+    while (!has_work(worker)) pthread_cond_wait(&work_available, &mutex);
     atomic_fetch_sub(&sleeping, 1);
-    pthread_mutex_unlock(&bed);
+    pthread_mutex_unlock(&mutex);
   }
   return 0;
 }
 
-static void multiply_together(const Product *p) {
+static void multiply_parallel(const Product *p) {
   static uint64_t number;
-  int rows = SHARE / (4 * p->k) / EACH * EACH + EACH, shares = (p->n + rows - 1) / rows, nobody = 0;
-  int others = OPENBLAS(openblas_get_num_threads)() - 1;
-  if (others < 1 || shares < MANY || !atomic_compare_exchange_strong(&busy, &nobody, 1)) {
+  int rows = ITEM_BYTES / (4 * p->k) / MULTIPLE * MULTIPLE + MULTIPLE, items = (p->n + rows - 1) / rows, idle = 0;
+  int workers = OPENBLAS(openblas_get_num_threads)() - 1;
+  if (workers < 1 || items < MIN_ITEMS || !atomic_compare_exchange_strong(&busy, &idle, 1)) {
     for (int first = 0; first < p->n; first += rows) multiply(p, first, at_most(p->n, first + rows));
     return;
   }
-  for (pthread_t thread; helpers < others && !pthread_create(&thread, 0, help, (void *)(intptr_t)helpers); helpers++)
+  for (pthread_t thread; n_workers < workers; n_workers++) {
+    if (pthread_create(&thread, 0, run_worker, (void *)(intptr_t)n_workers)) break;
     pthread_detach(thread);
-  product = *p;
-  rows_each = rows;
-  atomic_store(&wanted, others);
-  atomic_store(&done, 0);
-  atomic_store(&untaken, ++number << 32 | (uint32_t)shares);
-  if (atomic_load(&sleeping)) {
-    pthread_mutex_lock(&bed);
-    pthread_cond_broadcast(&wake);
-    pthread_mutex_unlock(&bed);
   }
-  while (take_a_share());
-  for (int i = 1; atomic_load(&done) < shares; i++) wait_a_moment(i);
+  product = *p;
+  item_rows = rows;
+  atomic_store(&wanted, workers);
+  atomic_store(&done, 0);
+  atomic_store(&remaining, ++number << 32 | (uint32_t)items);
+  if (atomic_load(&sleeping)) {
+    pthread_mutex_lock(&mutex);
+    pthread_cond_broadcast(&work_available);
+    pthread_mutex_unlock(&mutex);
+  }
+  while (run_item());
+  for (int i = 1; atomic_load(&done) < items; i++) spin(i);
   atomic_store(&busy, 0);
 }
 
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
                  int ldb, float beta, float *c, int ldc) {
-  int few = order == ROW_MAJOR && ta == NO_TRANS && m <= FEW && k > 0;
-  if (few && tb == TRANS && (int64_t)n * k > SMALL && (m == 1 || k <= LONGEST)) {
+  int few_rows = order == ROW_MAJOR && ta == NO_TRANS && m <= MAX_ROWS && k > 0;
+  if (few_rows && tb == TRANS && (int64_t)n * k > MIN_FLOATS && (m == 1 || k <= MAX_TERMS)) {
     Product p = {m, n, k, lda, ldb, ldc, alpha, beta, a, b, c, 0};
     if (m > 1) p.packed = pack(&p);
-    multiply_together(&p);
-  } else if (few && m == 1 && (int64_t)n * k > LARGE)
+    multiply_parallel(&p);
+  } else if (few_rows && m == 1 && (int64_t)n * k > MIN_PRODUCTS)
     OPENBLAS(cblas_sgemv)(order, TRANS, k, n, alpha, b, ldb, a, 1, beta, c, 1);
   else if (order == ROW_MAJOR && k >= LONG && ta == NO_TRANS && tb == TRANS)
-    // A layer with long rows, x W^T: in parts, or the last terms of a row are rounded as the whole sum is.
+    // Add long sums in parts: otherwise every term is rounded at the magnitude of the whole sum.
     for (int at = 0; at < k; at += PART)
       OPENBLAS(cblas_sgemm)(order, ta, tb, m, n, at_most(k - at, PART), alpha, a + at, lda, b + at, ldb, at ? 1 : beta,
                             c, ldc);
