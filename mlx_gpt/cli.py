@@ -41,10 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parse(list(sys.argv[1:] if argv is None else argv))()
         sys.stdout.flush()
-    except UsageError as error:
-        return _fail(error, 2)
     except MLXGPTError as error:
-        return _fail(error, 1)
+        return _fail(error, 2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:  # the reader has closed stdout, as after `| head -1`; Python would flush again on exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # a shell's exit code for SIGPIPE

@@ -70,10 +70,6 @@ class Comparison:
     tensors: list[Difference]
     logits: Difference
 
-    @property
-    def first_wrong(self) -> Difference | None:
-        return next((tensor for tensor in self.tensors if tensor.share > 1), None)
-
 
 def compare(model: GPT, weights: HubWeights, ids: Array) -> Comparison:
     """Run a prompt, ids (T,), through the model and the reference, layer by layer."""

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_gpt.errors import DataError
 from mlx_gpt.model.gpt import GPT, checked_ids
 from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.train.loss import next_token_losses
 
 BATCH_TOKENS = 4096
 HEAD_ROWS = 256  # positions whose logits are in memory at once
@@ -87,9 +88,7 @@ def _score_positions(
 
 
 def _score_logits(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    logits = logits[0].astype(mx.float32)  # (N, V)
-    target_logits = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return target_logits - mx.logsumexp(logits, axis=-1), mx.argmax(logits, axis=-1) == targets
+    return -next_token_losses(logits, targets[None])[0], mx.argmax(logits[0], axis=-1) == targets
 
 
 def continuation(tokenizer: Tokenizer, context: str, text: str, longest: int, where: str) -> ScoredText:

@@ -74,10 +74,11 @@ def make_prompts(tokenizer: Tokenizer, model: GPT, tokens: int | None) -> dict[s
 
 def report(what: str, comparison: Comparison) -> Iterator[Check]:
     """Yield two checks of a prompt: its logits, and the tensor nearest to or beyond its tolerance."""
-    logits, wrong = comparison.logits, comparison.first_wrong
+    logits = comparison.logits
     what = f"{what} ({comparison.n_tokens})"
     remark = f"relative; {logits.error:.1e} absolute, at token {logits.token}"
     yield measured(f"float64: logits, {what}", logits.relative, logits.tolerance, remark)
+    wrong = next((tensor for tensor in comparison.tensors if tensor.share > 1), None)
     shown = wrong or max(comparison.tensors, key=lambda tensor: tensor.share)
     remark = (
         f"first wrong: {wrong.name}, at token {wrong.token}" if wrong else f"closest to its tolerance: {shown.name}"
