@@ -11,14 +11,12 @@ from typing import Any
 from mlx_gpt import hub
 from mlx_gpt.errors import DataError, HubError
 
-Metrics = dict[str, tuple[float, float | None]]  # name: value, standard error
-
 
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics over ``n`` scored tokens, passages or questions, and the settings that they depend on."""
 
-    metrics: Metrics
+    metrics: dict[str, tuple[float, float | None]]  # name: value, standard error
     n: int
     settings: dict[str, Any] = field(default_factory=dict)
 
