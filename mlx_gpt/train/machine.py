@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.device import cores, on_cpu
+from mlx_gpt.device import on_cpu
 
 Chain = tuple[mx.array, Callable[[mx.array], mx.array]]  # a first value, and an operation to repeat
 
@@ -36,10 +36,7 @@ def measure_machine() -> Machine:
 
 
 def matrix_speed() -> float:
-    """Return the highest measured FLOP/s of float32 products of square matrices; an n x n product counts 2 n^3.
-
-    On a CPU, where MLX runs a stream on one thread, includes one product per core at a time, if that is faster.
-    """
+    """Return the highest measured FLOP/s of float32 products of square matrices; an n x n product counts 2 n^3."""
 
     def chain(n: int) -> Chain:
         w = mx.random.normal((n, n), key=mx.random.key(0), scale=n**-0.5)
@@ -100,40 +97,26 @@ def matrix_weights(config: GPTConfig) -> int:
     return config.n_layer * (4 * C * C + 2 * C * config.inner_dim) + config.vocab_size * C
 
 
-def _stream_groups() -> list[list[mx.Stream]]:
-    """One stream; and on a CPU with several cores also a stream for each core."""
-    device = mx.default_device()
-    one = [mx.default_stream(device)]
-    if not on_cpu() or cores() == 1:
-        return [one]
-    return [one, one + [mx.new_stream(device) for _ in range(cores() - 1)]]
-
-
 def _fastest(sizes: Sequence[int], chain: Callable[[int], Chain], work: Callable[[int], float]) -> float:
-    """The highest work per second over increasing sizes, up to one that saturates the machine, and over streams."""
+    """The highest work per second over increasing sizes, up to one that saturates the machine."""
     best = 0.0
     for n in sizes:
-        seconds = [_time(chain(n), streams) / len(streams) for streams in _stream_groups()]
-        best = max(best, work(n) / min(seconds))
-        if max(seconds) > SATURATED:
+        seconds = _time(*chain(n))
+        best = max(best, work(n) / seconds)
+        if seconds > SATURATED:
             break
     return best
 
 
-def _time(chain: Chain, streams: list[mx.Stream]) -> float:
-    """Seconds of an operation of a chain that runs on all streams at once."""
-    first, operation = chain
+def _time(first: mx.array, operation: Callable[[mx.array], mx.array]) -> float:
+    """Seconds of an operation in a chain of them."""
 
     def run(k: int) -> float:
-        ends = []
-        for stream in streams:
-            with mx.stream(stream):
-                x = first
-                for _ in range(k):
-                    x = operation(x)
-                ends.append(x)
+        x = first
+        for _ in range(k):
+            x = operation(x)
         started = time.perf_counter()
-        mx.eval(ends)
+        mx.eval(x)
         return time.perf_counter() - started
 
     mx.eval(first)
