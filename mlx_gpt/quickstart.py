@@ -22,7 +22,7 @@ from mlx_gpt.errors import UsageError
 from mlx_gpt.files import unused
 from mlx_gpt.generate.generation import generate, generate_many
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.text.corpora import tinyworld
+from mlx_gpt.text.corpora import TINYWORLD_TOKENIZER, tinyworld
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.tinyworld import stories as world
@@ -38,7 +38,6 @@ EVAL_WINDOWS = 32
 TIMED = 1.5  # seconds of training to measure its speed
 END = 11.0  # seconds for the plot, files and table, with room for a first run that compiles kernels
 
-VOCABULARY = "bpe:980"  # nearly every word is one token
 N_VAL_STORIES = 200
 FIRST_STORIES = 5_000  # for the vocabulary and the measurement of speed
 MAX_STORIES = 500_000
@@ -87,7 +86,7 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     out = unused(out)
     console = Console(highlight=False)
     console.print("[bold]tinyworld[/bold]: generating stories, learning their vocabulary, measuring the speed ...")
-    dataset = dataset_from_texts("tinyworld", *tinyworld(FIRST_STORIES, N_VAL_STORIES, seed), VOCABULARY)
+    dataset = dataset_from_texts("tinyworld", *tinyworld(FIRST_STORIES, N_VAL_STORIES, seed), TINYWORLD_TOKENIZER)
     preset, speed = choose_preset(
         lambda preset: measure_training_speed(preset.model, preset.training, dataset, TIMED),
         deadline - time.perf_counter(),

@@ -15,6 +15,7 @@ from mlx_gpt.tinyworld.stories import best_loss, generate_stories
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # of 1,115,394 bytes
+TINYWORLD_TOKENIZER = "bpe:980"  # nearly every word is one token; the corpus has pairs for few more
 TIMEOUT = 30.0  # seconds without an answer
 
 
@@ -69,7 +70,7 @@ def hub_file(repository: str, file: str) -> Path:
 
 
 CORPORA: dict[str, FileCorpus | GeneratedCorpus] = {
-    "tinyworld": GeneratedCorpus(tinyworld, best_loss, tokenizer="bpe:1024"),  # nearly every word is one token
+    "tinyworld": GeneratedCorpus(tinyworld, best_loss, TINYWORLD_TOKENIZER),
     "shakespeare": FileCorpus(tiny_shakespeare),
     "tinystories": FileCorpus(partial(hub_file, "roneneldan/TinyStories", "TinyStoriesV2-GPT4-train.txt")),
     "fineweb-edu": FileCorpus(partial(hub_file, "HuggingFaceFW/fineweb-edu", "sample/10BT/000_00000.parquet")),

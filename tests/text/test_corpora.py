@@ -17,6 +17,7 @@ from mlx_gpt.text import corpora
 from mlx_gpt.text.corpora import CORPORA, FileCorpus, GeneratedCorpus, tiny_shakespeare, tinyworld
 from mlx_gpt.text.dataset import load_dataset
 from mlx_gpt.text.sources import find_sources
+from mlx_gpt.text.tokenizer import make_tokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "text"
 PLAY = b"".join(b"ACT %d\nSpeak, speak.\n\n" % i for i in range(200))
@@ -86,6 +87,13 @@ def test_a_generated_corpus_needs_no_preparation(tmp_path: Path, monkeypatch: py
 
 
 # tinyworld ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_tokenizer_of_tinyworld_can_be_learned_from_it() -> None:
+    corpus = CORPORA["tinyworld"]
+    assert isinstance(corpus, GeneratedCorpus)
+    train, _ = tinyworld(n_train=2000, n_val=1)
+    assert make_tokenizer(corpus.tokenizer, train).vocab_size == int(corpus.tokenizer.removeprefix("bpe:"))
 
 
 def test_tinyworld_has_validation_stories_of_another_seed() -> None:
