@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from math import ceil, inf
+from typing import Any
 
 from mlx_gpt.errors import UsageError
 from mlx_gpt.train.optimizer import OPTIMIZERS, OptimizerConfig
@@ -66,6 +68,11 @@ class TrainConfig(OptimizerConfig):
             raise UsageError(f"--seed must be 0 or above and below 2^64, not {self.seed}")
         if self.patience and not self.eval_every:
             raise UsageError("--patience needs validation losses: give --eval-every above 0")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """Return the training settings among the settings of a run."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls) if field.name in settings})
 
     def n_steps(self, tokens_per_step: int, tokens_per_epoch: int) -> int | None:
         """Return the number of steps, at least 1, or None if only ``minutes`` sets the length."""

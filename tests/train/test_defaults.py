@@ -19,13 +19,12 @@ from mlx_gpt.train.auto.model_size import (
     MAX_WEIGHTS_PER_TOKEN,
     SIZE_FIELDS,
     Choice,
-    MeasuredModel,
     TextSize,
     architecture,
     choose_tokenizer,
 )
-from mlx_gpt.train.auto.plan import settings_of, train_config
-from mlx_gpt.train.config import LENGTHS
+from mlx_gpt.train.auto.plan import settings_of
+from mlx_gpt.train.config import LENGTHS, TrainConfig
 from mlx_gpt.train.machine import Machine, matrix_weights, seconds_per_token
 from mlx_gpt.train.memory import step_memory
 
@@ -55,7 +54,7 @@ def test_choices_are_possible_for_every_text_machine_and_time(n_tokens: int, mac
     for minutes, vocab_size in product((0.2, 2, 10, 600), (257, 8192, 50257)):
         text = TextSize(n_tokens, max(1, n_tokens // 9), vocab_size)
         settings = chosen(text, machine, minutes)
-        config, training = architecture(settings, vocab_size), train_config(settings)  # both validate
+        config, training = architecture(settings, vocab_size), TrainConfig.of(settings)  # both validate
         assert config.n_positions <= n_tokens
         assert step_memory(config, training) <= machine.memory
         assert tokens(settings) <= 1.5 * MAX_EPOCHS * n_tokens + training.batch_size * config.n_positions
@@ -101,7 +100,9 @@ def test_the_time_limit_includes_evaluations() -> None:
     """Steps at the measured speed and evaluations together take nearly all of ten minutes, and no more."""
     config = architecture(chosen(), BOOK.vocab_size)
     for speed in (2_000.0, 50_000.0):
-        settings = settings_of(choose(BOOK, MACBOOK, 600, {}, measured=MeasuredModel(config, speed)))
+        factor = speed * seconds_per_token(config, MACBOOK, 4096)
+        machine = Machine(factor * MACBOOK.matrix_speed, factor * MACBOOK.element_speed, MACBOOK.memory)
+        settings = settings_of(choose(BOOK, machine, 600, {}, model=config))
         steps_take = tokens(settings) / speed
         n_evaluations = settings["steps"] // settings["eval_every"]
         evaluated = n_evaluations * settings["eval_windows"] + settings.get(
@@ -144,7 +145,7 @@ def test_given_settings_stay_and_the_others_fit_them(given: dict[str, Any]) -> N
     settings = chosen(**given)
     assert {name: settings[name] for name in given} == given
     architecture(settings, BOOK.vocab_size)
-    train_config(settings)
+    TrainConfig.of(settings)
     assert len(settings.keys() & {*LENGTHS}) == 1
 
 

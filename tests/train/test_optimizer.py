@@ -15,7 +15,7 @@ from helpers.small_training import batch, new_small, weights
 from mlx_gpt.train import muon as muon_module
 from mlx_gpt.train.auto.defaults import choose
 from mlx_gpt.train.auto.model_size import TextSize
-from mlx_gpt.train.auto.plan import settings_of, train_config
+from mlx_gpt.train.auto.plan import settings_of
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.machine import Machine
 from mlx_gpt.train.muon import StackedMuon, orthogonalize
@@ -202,7 +202,7 @@ def test_an_optimizer_and_a_schedule_that_are_added_to_the_tables_train_a_model(
     monkeypatch.setitem(SCHEDULES, "linear", lambda done, warmup: (1 - done) / (1 - warmup))
     given = {"optimizer": "lion", "schedule": "linear"}
     choices = choose(TextSize(400_000, 45_000, 257), Machine(4e9, 6e7, 8 << 30), 60.0, given)
-    config = train_config({**settings_of(choices), **given})
+    config = TrainConfig.of({**settings_of(choices), **given})
     assert config.learning_rate == 1e-4  # the highest, for so short a run
     model = new_small()
     optimizer = make_optimizer(config, model.config.n_head)

@@ -22,7 +22,6 @@ from mlx_gpt.train.auto.model_size import (
     TOKENS_PER_WEIGHT,
     TYPICAL_STEP,
     Choice,
-    MeasuredModel,
     TextSize,
     architecture,
     choose_model,
@@ -51,35 +50,37 @@ def choose(
     seconds: float,
     given: Mapping[str, Any],
     *,
-    measured: MeasuredModel | None = None,
+    model: GPTConfig | None = None,
     processes: int = 1,
     tuning: bool = False,
 ) -> list[Choice]:
     """Choose all settings that are not ``given``, except the tokenizer, for a command that takes ``seconds``.
 
-    ``measured`` is the model to use, once its speed has been measured; without it speeds are estimated. ``tuning``
-    means that the weights are pretrained. A given length leaves evaluations, and a given size dropout, unchosen.
+    ``model`` is the one to use, once ``machine`` is set to its measured speed. ``tuning`` means that the weights are
+    pretrained. A given length leaves evaluations, and a given size dropout, unchosen.
     """
     given = {name: value for name, value in given.items() if name != "minutes"}  # already in ``seconds``
-    config, model = choose_model(text, machine, seconds, given, processes, measured)
-    speed = measured.speed if measured else processes / seconds_per_token(config, machine, TYPICAL_STEP)
-    evaluations = _plan_evaluations(text, config, speed, seconds, given)
-    train_seconds = max(0.3 * seconds, seconds - FINAL_SECONDS - evaluations.seconds(text, config, speed))
+    config, size = choose_model(text, machine, seconds, given, processes, model)
+    speed = processes / seconds_per_token(config, machine, TYPICAL_STEP)
+    n_evaluations, windows, eval_seconds = _plan_evaluations(text, config, speed, seconds, given)
+    train_seconds = max(0.3 * seconds, seconds - FINAL_SECONDS - eval_seconds)
     max_tokens = (MAX_TUNING_EPOCHS if tuning else MAX_EPOCHS) * text.train
     tokens = ceil(min(train_seconds * speed, max_tokens))
     batch, per_step = _choose_batch(config, machine, tokens, given, processes)
     has_length = any(name in given for name in LENGTHS)
-    steps = _given_steps(given, per_step, text.train) if has_length else ceil(tokens / per_step)
+    steps = ceil(tokens / per_step)
+    if has_length:
+        steps = TrainConfig.of(given).n_steps(per_step, text.train) or 1
     run = _Run(text, config, steps, steps * per_step, tuning)
-    choices = [batch] if model is None else [model, batch]
+    choices = [size, batch] if size else [batch]
     if not has_length:
         choices += _choose_length(run, train_seconds, speed, tokens >= max_tokens, processes)
     optimizer = _choose_optimizer(run, given)
     choices += [optimizer, _choose_learning_rate(run, {**optimizer.settings, **given})]
-    if model:
+    if size:
         choices.append(_choose_dropout(run))
     if not has_length:
-        choices.append(_choose_evaluations(run, evaluations))
+        choices.append(_choose_evaluations(run, n_evaluations, windows, given))
     rest = [Choice({k: value for k, value in one.settings.items() if k not in given}, one.reason) for one in choices]
     return [choice for choice in rest if choice.settings]
 
@@ -90,7 +91,7 @@ def choose_learning_rate(
     """Choose what remains where model, batch and length are ``given``."""
     config = architecture(given, text.vocab_size)
     per_step = processes * given["batch_size"] * given.get("accumulate", 1) * config.n_positions
-    steps = _given_steps(given, per_step, text.train)
+    steps = TrainConfig.of(given).n_steps(per_step, text.train) or 1
     run = _Run(text, config, steps, steps * per_step, tuning)
     return [] if "learning_rate" in given else [_choose_learning_rate(run, given)]
 
@@ -134,18 +135,13 @@ def _choose_batch(
     size, accumulate = given.get("batch_size"), given.get("accumulate", 1)
     if size is None:
         size = max(1, rows // accumulate)
-        shape = TrainConfig(**{name: given[name] for name in ("dtype", "recompute") if name in given})
-        max_size = max(1, largest_batch(config, shape, round(MEMORY_SHARE * machine.memory)))
+        max_size = max(1, largest_batch(config, TrainConfig.of(given), round(MEMORY_SHARE * machine.memory)))
         if size > max_size:
             reason += ", in batches that fit in memory"
         while size > max_size:
             size, accumulate = (size + 1) // 2, accumulate if "accumulate" in given else 2 * accumulate
     per_step = processes * size * accumulate * config.n_positions
     return Choice({"batch_size": size, "accumulate": accumulate}, reason), per_step
-
-
-def _given_steps(given: Mapping[str, Any], per_step: int, per_epoch: int) -> int:
-    return TrainConfig(**{name: given[name] for name in LENGTHS if name in given}).n_steps(per_step, per_epoch) or 1
 
 
 def _choose_length(run: _Run, seconds: float, speed: float, capped: bool, processes: int) -> list[Choice]:
@@ -184,38 +180,25 @@ def _choose_dropout(run: _Run) -> Choice:
     return Choice({"embd_pdrop": p, "resid_pdrop": p} if p else {}, reason)
 
 
-class _Evaluations(NamedTuple):
-    """The number of evaluations, the windows of each, those of the last one (0: all), and whether they are enabled."""
-
-    n: int
-    windows: int
-    final_windows: int
-    enabled: bool
-
-    def seconds(self, text: TextSize, config: GPTConfig, speed: float) -> float:
-        n_windows = ceil(text.val / config.n_positions)
-        evaluated = self.n * (self.windows or n_windows) + 2 * (self.final_windows or n_windows)
-        return self.n * EVAL_SECONDS + evaluated * config.n_positions / (EVAL_SPEEDUP * speed)
-
-
 def _plan_evaluations(
     text: TextSize, config: GPTConfig, speed: float, seconds: float, given: Mapping[str, Any]
-) -> _Evaluations:
-    """Evaluations that take 2 % of the time during training, and 4 % at the end."""
+) -> tuple[int, dict[str, int], float]:
+    """Return the number of evaluations, their windows, and the seconds of all: 2 % in training and 4 % at the end."""
     n = min(40, max(3, round(3 * (seconds / 60) ** 0.5)))
     n_windows = max(1, ceil(text.val / config.n_positions))
     per_second = EVAL_SPEEDUP * speed / config.n_positions
     windows = given.get("eval_windows", min(n_windows, 256, max(4, round(0.02 * seconds * per_second / n))))
-    final = given.get("final_windows", max(windows, round(0.04 * seconds * per_second)))
-    return _Evaluations(n, windows, 0 if final >= n_windows else final, given.get("eval_every", 1) > 0)
+    final = given.get("final_windows", max(windows, round(0.04 * seconds * per_second))) or n_windows
+    evaluated = n * (windows or n_windows) + 2 * min(final, n_windows)
+    settings = {"eval_windows": windows} | ({"final_windows": final} if final < n_windows else {})
+    return n, settings, n * EVAL_SECONDS + evaluated / per_second
 
 
-def _choose_evaluations(run: _Run, evaluations: _Evaluations) -> Choice:
-    every = ceil(run.steps / (evaluations.n + 1))
-    settings = {"eval_every": every, "checkpoint_every": every, "eval_windows": evaluations.windows}
-    settings |= {"final_windows": evaluations.final_windows} if evaluations.final_windows else {}
-    reason = f"{evaluations.n} evaluations"
-    if run.epochs > FRESH_EPOCHS and evaluations.enabled:
+def _choose_evaluations(run: _Run, n: int, windows: Mapping[str, int], given: Mapping[str, Any]) -> Choice:
+    every = ceil(run.steps / (n + 1))
+    settings = {"eval_every": every, "checkpoint_every": every, **windows}
+    reason = f"{n} evaluations"
+    if run.epochs > FRESH_EPOCHS and given.get("eval_every", 1) > 0:
         settings["patience"] = PATIENCE
         reason += f"; after {PATIENCE} without improvement the model overfits, and the run ends"
     return Choice(settings, reason)

@@ -39,13 +39,6 @@ class TextSize(NamedTuple):
     vocab_size: int
 
 
-class MeasuredModel(NamedTuple):
-    """A model and its measured training speed: tokens/s of all processes."""
-
-    config: GPTConfig
-    speed: float
-
-
 class Choice(NamedTuple):
     """Settings by the names of their flags, and the reason for their values."""
 
@@ -75,9 +68,9 @@ def choose_model(
     seconds: float,
     given: Mapping[str, Any],
     processes: int,
-    measured: MeasuredModel | None,
+    model: GPTConfig | None,
 ) -> tuple[GPTConfig, Choice | None]:
-    """Choose the size that sees about 20 tokens per weight in the time. The choice is None if the size is given."""
+    """Choose the size that sees 20 tokens per weight in the time, or ``model``. The choice is None if all is given."""
     if given.keys() >= {*SIZE_FIELDS}:
         return architecture(given, text.vocab_size), None
     configs = [architecture({**_fit(*size, given, text.train), **given}, text.vocab_size) for size in MODEL_SIZES]
@@ -86,7 +79,7 @@ def choose_model(
     max_weights = MAX_WEIGHTS_PER_TOKEN * text.train
     allowed = [config for config in possible if matrix_weights(config) <= max_weights] or configs[:1]
     mismatch = partial(_mismatch, machine=machine, seconds=processes * seconds)
-    config = measured.config if measured else min(allowed, key=mismatch)
+    config = model or min(allowed, key=mismatch)
     weights = format_large(matrix_weights(config), "weights")
     reason = f"{weights}: about {TOKENS_PER_WEIGHT:.0f} tokens for each in the time (Hoffmann et al. 2022)"
     if config == allowed[-1] != possible[-1] and config != min(possible, key=mismatch):

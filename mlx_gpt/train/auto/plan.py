@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -16,7 +16,6 @@ from mlx_gpt.train.auto.defaults import choose, choose_learning_rate
 from mlx_gpt.train.auto.model_size import (
     TYPICAL_STEP,
     Choice,
-    MeasuredModel,
     TextSize,
     architecture,
     choose_tokenizer,
@@ -60,31 +59,26 @@ def plan(
     of a group make the same choices. Without a ``machine`` only the learning rate is open.
     """
     text = TextSize(dataset.train.n_tokens, dataset.val.n_tokens, dataset.tokenizer.vocab_size)
-    n, original, measured = size(group), machine, None
-    if machine is None or original is None:
-        return choose_learning_rate(text, given, n, tuning)
+    if machine is None:
+        return choose_learning_rate(text, given, size(group), tuning)
+    original, measured = machine, None
+    open_choices = partial(choose, text, given=given, processes=size(group), tuning=tuning)
 
     def seconds() -> float:
         return max(1.0, *group_min([deadline - time.perf_counter()], group))
 
     for _ in range(2):
-        choices = choose(text, machine, seconds(), given, processes=n, tuning=tuning)
+        choices = open_choices(machine, seconds())
         settings = {**given, **settings_of(choices)}
-        config, training = architecture(settings, text.vocab_size), train_config(settings)
-        if measured and config == measured.config:
+        config, training = architecture(settings, text.vocab_size), TrainConfig.of(settings)
+        if config == measured:
             break
         check_memory(config, training, original.memory)
         speed = measure_training_speed(config, training, dataset, TRIAL_SHARE * seconds(), group)
-        measured = MeasuredModel(config, speed)
-        factor = speed / n * seconds_per_token(config, original, TYPICAL_STEP)
+        measured = config
+        factor = speed / size(group) * seconds_per_token(config, original, TYPICAL_STEP)
         machine = Machine(factor * original.matrix_speed, factor * original.element_speed, original.memory)
-    return choose(text, machine, seconds(), given, measured=measured, processes=n, tuning=tuning)
-
-
-def train_config(settings: Mapping[str, Any]) -> TrainConfig:
-    """Return the training settings among the settings of a run."""
-    names = {field.name for field in fields(TrainConfig)}
-    return TrainConfig(**{name: value for name, value in settings.items() if name in names})
+    return open_choices(machine, seconds(), model=measured)
 
 
 def settings_of(choices: Sequence[Choice]) -> dict[str, Any]:
