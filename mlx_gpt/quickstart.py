@@ -27,7 +27,7 @@ from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.tinyworld import stories as world
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.run import Run, new_model, run
+from mlx_gpt.train.run import PLOT, new_model, run
 from mlx_gpt.train.speed import measure_training_speed
 
 PROMPT = "One sunny morning, Lily went to the garden."
@@ -111,12 +111,12 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
 
     sample("before training")
     config = training_settings(preset, speed, deadline - time.perf_counter(), seed)
-    result = run(model, dataset, config, out, console, lambda step, done: sample(f"at {done:.0%}"))
+    val_loss = run(model, dataset, config, out, console, lambda step, done: sample(f"at {done:.0%}"))
     sample("after training")
     checked = check_stories(model, dataset.tokenizer, seed)
     _write_samples(out / "samples.md", samples, checked)
-    console.print(_table(result, dataset, checked))
-    _print_next(console, result)
+    console.print(_table(val_loss, dataset, checked))
+    _print_next(console, out)
 
 
 def choose_preset(measure: Callable[[Preset], float], seconds: float) -> tuple[Preset, float]:
@@ -186,15 +186,15 @@ def _write_samples(path: Path, samples: Sequence[tuple[str, str]], checked: Chec
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _table(result: Run, dataset: Dataset, checked: CheckedStories) -> Table:
+def _table(val_loss: float, dataset: Dataset, checked: CheckedStories) -> Table:
     table = Table(title="Validation loss", title_justify="left", min_width=60)
     table.add_column("")
     table.add_column("nats per token", justify="right")
     labels = {"ln V": "uniform probabilities (ln V)", "unigram": "token frequencies (unigram entropy)"}
     labels |= {"bigram": "frequencies of pairs (bigram entropy)", "best possible": "the rules (best possible)"}
     rows = [(labels[name], f"{loss:.3f}") for name, loss in dataset.baselines.items()]
-    rows.insert(-1, ("this model", f"[bold]{result.val_loss:.3f}[/bold]"))
-    rows.append(("above the best possible", f"{result.val_loss - dataset.baselines['best possible']:.3f}"))
+    rows.insert(-1, ("this model", f"[bold]{val_loss:.3f}[/bold]"))
+    rows.append(("above the best possible", f"{val_loss - dataset.baselines['best possible']:.3f}"))
     for row in rows:
         table.add_row(*row)
     table.add_section()
@@ -204,9 +204,8 @@ def _table(result: Run, dataset: Dataset, checked: CheckedStories) -> Table:
     return table
 
 
-def _print_next(console: Console, result: Run) -> None:
-    folder = result.folder
-    console.print(f"model {folder}   plot {result.plot}   samples {folder / 'samples.md'}\n\nNext:")
+def _print_next(console: Console, folder: Path) -> None:
+    console.print(f"model {folder}   plot {folder / PLOT}   samples {folder / 'samples.md'}\n\nNext:")
     for command in (
         f'mlx-gpt generate {folder} --prompt "One rainy day, Tom went to the forest."',
         "mlx-gpt train --data shakespeare --out runs/shakespeare",

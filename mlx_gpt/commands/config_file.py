@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlx_gpt.commands.train_flags import FILE_MAY_SET, REPLACES
 from mlx_gpt.errors import UsageError
 from mlx_gpt.store.run_file import RUN_FILE, read_run_file
 
@@ -24,11 +25,11 @@ def given_settings(argv: Sequence[str]) -> frozenset[str]:
     return frozenset(flag.removeprefix("no_") for flag in flags)
 
 
-def with_file(argv: Sequence[str], allowed: Collection[str], replaces: Mapping[str, Collection[str]]) -> list[str]:
+def with_file(argv: Sequence[str]) -> list[str]:
     """Insert the settings of ``--config FILE`` or ``--resume RUN`` before the other flags, which override them.
 
-    ``allowed`` are the names of settings that a file may contain. ``replaces`` maps a flag to the settings of a file
-    that it replaces: ``--tokens`` replaces ``steps``. Raises ``UsageError`` for a file that cannot be used.
+    A flag may also replace other settings of the file: ``--tokens`` replaces ``steps``. Raises ``UsageError`` for a
+    file that cannot be used.
     """
     run, config, given = option(argv, "resume"), option(argv, "config"), given_settings(argv)
     if run and (config or "out" in given):
@@ -39,9 +40,9 @@ def with_file(argv: Sequence[str], allowed: Collection[str], replaces: Mapping[s
     if run and not file.exists():
         raise UsageError(f"{run}: expected the folder of a run to resume, found no {RUN_FILE} in it")
     settings = read_run_file(file)
-    if unknown := sorted(settings.keys() - set(allowed)):
+    if unknown := sorted(settings.keys() - FILE_MAY_SET):
         raise UsageError(f"{file}: unknown setting {', '.join(unknown)}; mlx-gpt train --help lists the names as flags")
-    replaced = {name for flag in given for name in replaces.get(flag, ())}
+    replaced = {name for flag in given for name in REPLACES.get(flag, ())}
     flags = [_as_flag(name, value, file) for name, value in settings.items() if name not in replaced]
     return [*flags, *([f"--out={run}"] if run else []), *argv]
 

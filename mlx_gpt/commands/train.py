@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,7 @@ import tyro
 from mlx_gpt.commands.config_file import given_settings, option, with_file
 from mlx_gpt.commands.train_flags import (
     ARCHITECTURE,
-    FILE_MAY_SET,
     PRESET,
-    REPLACES,
     SCRATCH,
     Architecture,
     TrainFlags,
@@ -38,7 +36,7 @@ from mlx_gpt.train.auto.plan import measure_slowest, plan, print_choices, settin
 from mlx_gpt.train.distributed import check_in_main, is_main, join, main_first, report_lost_peers
 from mlx_gpt.train.machine import Machine
 from mlx_gpt.train.report.trackers import check_tracker
-from mlx_gpt.train.run import check_new, last_checkpoint, new_model, run
+from mlx_gpt.train.run import PLOT, check_new, last_checkpoint, new_model, run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,8 +89,7 @@ class Train(TrainFlags):
             if base:
                 flags = self.with_architecture(base[0].config, base[1])
             dataset, choices = self._dataset(base and base[1], machine, seconds, console)
-        settings = asdict(flags.model) | asdict(flags.training)
-        given = {name: value for name, value in settings.items() if name in names}
+        given = {name: value for name, value in flags.settings().items() if name in names}
         choices += plan(dataset, machine, started + seconds, given, group, tuning=base is not None)
         print_choices(choices, console)
         flags = flags.with_settings(settings_of(choices))
@@ -117,11 +114,11 @@ class Train(TrainFlags):
             console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan", markup=False)
 
         on_eval, settings = sample if is_main(group) else None, self.settings()
-        result = run(model, dataset, self.training, self.out, console, on_eval, settings, start, group, self.report_to)
-        baselines = ", ".join(f"{name} {loss:.3f}" for name, loss in dataset.baselines.items())
-        console.print(f"validation loss {result.val_loss:.4f} nats per token ({baselines})")
-        console.print(f"model and metrics: {result.folder}   plot: {result.plot}")
-        console.print(f'next: mlx-gpt generate {result.folder} --prompt "..."')
+        loss = run(model, dataset, self.training, self.out, console, on_eval, settings, start, group, self.report_to)
+        baselines = ", ".join(f"{name} {value:.3f}" for name, value in dataset.baselines.items())
+        console.print(f"validation loss {loss:.4f} nats per token ({baselines})")
+        console.print(f"model and metrics: {self.out}   plot: {self.out / PLOT}")
+        console.print(f'next: mlx-gpt generate {self.out} --prompt "..."')
 
     def _dataset(
         self, tokenizer: Tokenizer | None, machine: Machine | None, seconds: float, console: Console
@@ -155,7 +152,7 @@ class Train(TrainFlags):
 
 def command_line(argv: Sequence[str]) -> tuple[list[str], Train]:
     """Return the command line with the flags of its settings file, and the defaults of its flags, set by the preset."""
-    argv = with_file(argv, FILE_MAY_SET, REPLACES)
+    argv = with_file(argv)
     preset = option(argv, "preset") or PRESET
     model = Architecture.of(GPTConfig.preset(preset))
     out = unused(Path("runs") / run_name(option(argv, "data") or "mine"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -31,15 +31,7 @@ from mlx_gpt.train.report.trackers import open_tracker
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-@dataclass(frozen=True)
-class Run:
-    """The result of a run: the trained model, its folder, its validation loss (nats per token)."""
-
-    model: GPT
-    folder: Path
-    val_loss: float
-    plot: Path
+PLOT = "loss.png"
 
 
 def new_model(config: GPTConfig, dataset: Dataset, seed: int) -> GPT:
@@ -59,25 +51,28 @@ def run(
     start: Checkpoint | None = None,
     group: mx.distributed.Group | None = None,
     report_to: str = "",
-) -> Run:
-    """Train, and write a model folder, ``metrics.jsonl`` and ``loss.png`` to ``out``.
+) -> float:
+    """Train, write a model folder, ``metrics.jsonl`` and ``loss.png`` to ``out``, and return the validation loss.
 
     ``out`` must be new or empty (``UsageError``), so that no earlier run is overwritten. ``settings``, all that repeat
     the run, are written there as ``run.toml``, and enable checkpoints. ``start`` is the checkpoint of a run in ``out``
     to resume. In a ``group`` only the first process writes. ``report_to`` names a tracker of the metrics.
     """
-    if start is None and is_main(group):
+    main = is_main(group)
+    if start is None and main:
         check_new(out)
     if start and start.progress.data != dataset.hash:
         raise UsageError(f"{out}: the text differs from that of the run to resume; restore it, or start a new run")
     check_memory(model.config, config, memory_size())
-    checkpoints = CheckpointManager(out, dataset.tokenizer, config.keep) if settings and is_main(group) else None
+    checkpoints = CheckpointManager(out, dataset.tokenizer, config.keep) if settings and main else None
+    has_panel = console.is_terminal and not console.quiet
+    speed = matrix_speed() / training_flops(model.config) if has_panel else None
     try:
-        rows = truncate_metrics(out, start.progress.rows) if start and is_main(group) else []
-        with closing(_report(out if is_main(group) else None, console, rows, model, dataset)) as report:
+        rows = truncate_metrics(out, start.progress.rows) if start and main else []
+        with closing(Report(out if main else None, console, rows, dataset.tokens_per_byte, speed)) as report:
             trainer = Trainer(model, dataset.train, dataset.val, config, report, on_eval, checkpoints, start, group)
             trainer.progress.data = dataset.hash
-            if report_to and is_main(group):  # before anything is written, since it may raise
+            if report_to and main:  # before anything is written, since it may raise
                 report.trackers = [open_tracker(report_to, out, settings or {})]
             if checkpoints and settings and not start:
                 out.mkdir(parents=True, exist_ok=True)
@@ -89,18 +84,11 @@ def run(
         if stop.args or not checkpoints or not checkpoints.newest():
             raise
         raise KeyboardInterrupt(f"stopped at once; {_how_to_resume(checkpoints)}") from None
-    plot = out / "loss.png"
-    if is_main(group):
+    if main:
         if checkpoints is None:
             save(model, dataset.tokenizer, out)
-        plot_loss(report.rows, dataset.baselines, plot, f"{dataset.name}: {model.n_parameters:,} parameters")
-    return Run(model, out, val_loss, plot)
-
-
-def _report(folder: Path | None, console: Console, rows: list[dict[str, Any]], model: GPT, dataset: Dataset) -> Report:
-    has_panel = console.is_terminal and not console.quiet
-    speed = matrix_speed() / training_flops(model.config) if has_panel else None
-    return Report(folder, console, rows, dataset.tokens_per_byte, speed)
+        plot_loss(report.rows, dataset.baselines, out / PLOT, f"{dataset.name}: {model.n_parameters:,} parameters")
+    return val_loss
 
 
 def _write_error(error: OSError, out: Path, checkpoints: CheckpointManager | None) -> MLXGPTError:

@@ -124,9 +124,8 @@ def test_the_table_orders_losses_from_uniform_probabilities_to_the_rules() -> No
     checked = CheckedStories(
         stories[:2], [world.parse_story(story) for story in stories[:2]], [("x", False), ("y", True)]
     )
-    result: Any = type("Result", (), {"val_loss": 1.25})
     out = StringIO()
-    Console(file=out, width=100).print(quickstart._table(result, dataset, checked))
+    Console(file=out, width=100).print(quickstart._table(1.25, dataset, checked))
     lines = [line for line in out.getvalue().splitlines() if re.search(r"\d\.\d{3}", line)]
     names = ["(ln V)", "(unigram", "(bigram", "this model", "(best possible)", "above the best"]
     assert [name for name, line in zip(names, lines, strict=True) if name not in line] == []

@@ -24,7 +24,7 @@ from mlx_gpt.train.report import metrics as report_module
 from mlx_gpt.train.report.metrics import Report, bits_per_byte, truncate_metrics
 from mlx_gpt.train.report.panel import REFRESH_RATE, Curve, LivePanel, sparkline
 from mlx_gpt.train.report.plot import plot_loss, running_mean
-from mlx_gpt.train.report.trackers import TRACKERS, TrackerEntry, open_tracker
+from mlx_gpt.train.report.trackers import TRACKERS, open_tracker
 from mlx_gpt.train.units import format_large, format_time
 
 MEASURED = {
@@ -400,7 +400,7 @@ def test_a_run_whose_tracker_is_refused_creates_no_folder(
     def refuse(*_: Any) -> None:
         raise UsageError("not logged in")
 
-    monkeypatch.setitem(TRACKERS, "wandb", TrackerEntry("json", refuse))  # a package that is installed
+    monkeypatch.setitem(TRACKERS, "wandb", ("json", refuse))  # a package that is installed
     assert main([*flags, "--report-to", "wandb"]) == 2
     assert "not logged in" in capsys.readouterr().err
     assert main(flags) == 0

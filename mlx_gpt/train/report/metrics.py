@@ -17,8 +17,6 @@ from mlx_gpt.train.units import format_time
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mlx_gpt.train.report.panel import LivePanel
-
 METRICS = "metrics.jsonl"
 FORMATS = {
     "loss": "loss {:.3f}",
@@ -53,17 +51,16 @@ class Report:
     trackers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
-        self._file: TextIO | None = None
-        self._panel: LivePanel | None = None
-        self._last_line = time.monotonic()
-        self._latest: dict[str, Any] = {}
-        if self.console.is_terminal and not self.console.quiet:
-            from mlx_gpt.train.report.panel import LivePanel
+        from mlx_gpt.train.report.panel import LivePanel
 
-            self._panel = LivePanel(self.matrix_tokens_per_second)
+        self._file: TextIO | None = None
+        self._last_line = time.monotonic()
+        self._panel = LivePanel(self.matrix_tokens_per_second)
+        self._is_live = self.console.is_terminal and not self.console.quiet
+        if self._is_live:
             self._panel.start(self.console)
         for row in self.rows:
-            self._show(row)
+            self._panel.update(row)
 
     def row(self, **values: Any) -> None:
         """Record one row of metrics and write it to disk at once; nan and inf become null."""
@@ -72,26 +69,24 @@ class Report:
             row["bits_per_byte"] = bits_per_byte(row["val_loss"], self.tokens_per_byte)
         self._write(json.dumps(row, allow_nan=False) + "\n")
         self.rows.append(row)
-        self._show(row)
+        self._panel.update(row)
         for tracker in self.trackers:
             tracker.row(row)
 
     def progress(self, done: float, seconds_left: float) -> None:
         """Show the share of the run that is done (0 to 1) with the newest values."""
-        if self._panel:
-            self._panel.done, self._panel.seconds_left = done, seconds_left
-        elif time.monotonic() - self._last_line > LINE_INTERVAL:
+        self._panel.done, self._panel.seconds_left = done, seconds_left
+        if not self._is_live and time.monotonic() - self._last_line > LINE_INTERVAL:
             self._print_line(done, seconds_left, "loss", "tokens_per_second")
 
     def evaluated(self, done: float, seconds_left: float) -> None:
         """Print a line that stays, on a terminal or not."""
-        speed = [] if self._panel else ["tokens_per_second"]
+        speed = [] if self._is_live else ["tokens_per_second"]
         self._print_line(done, seconds_left, "loss", "val_loss", "bits_per_byte", *speed)
 
     def close(self) -> None:
         """Close the panel, the file and the trackers."""
-        if self._panel:
-            self._panel.stop()
+        self._panel.stop()
         if self._file:
             self._file.close()
         for tracker in self.trackers:
@@ -106,16 +101,11 @@ class Report:
         self._file.write(line)
         self._file.flush()
 
-    def _show(self, row: dict[str, Any]) -> None:
-        self._latest = {**self._latest, **row}
-        if self._panel:
-            self._panel.update(row)
-
     def _print_line(self, done: float, seconds_left: float, *names: str) -> None:
-        self._last_line = time.monotonic()
-        parts = [f"{done:4.0%}", f"step {self._latest.get('step', 0):,}"]
-        parts += [FORMATS[name].format(self._latest[name]) for name in names if self._latest.get(name) is not None]
-        parts += [] if self._panel else [f"{format_time(seconds_left)} left"]
+        self._last_line, latest = time.monotonic(), self._panel.latest
+        parts = [f"{done:4.0%}", f"step {latest.get('step', 0):,}"]
+        parts += [FORMATS[name].format(latest[name]) for name in names if latest.get(name) is not None]
+        parts += [] if self._is_live else [f"{format_time(seconds_left)} left"]
         self.console.print(" · ".join(parts), highlight=False, soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from mlx_gpt.errors import UsageError
 
@@ -64,22 +64,18 @@ class WandB:
         self._run.finish()
 
 
-class TrackerEntry(NamedTuple):
-    """A tracker that ``--report-to`` can name; the extra of mlx-gpt that installs it has the same name."""
-
-    package: str
-    open: Callable[[Path, Mapping[str, Any]], Tracker]
-
-
-TRACKERS = {"tensorboard": TrackerEntry("tensorboardX", TensorBoard), "wandb": TrackerEntry("wandb", WandB)}
+# The values of --report-to, with the package that each needs; the extra of mlx-gpt that installs it has the same name.
+TRACKERS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any]], Tracker]]] = {
+    "tensorboard": ("tensorboardX", TensorBoard),
+    "wandb": ("wandb", WandB),
+}
 
 
 def check_tracker(kind: str) -> None:
     """Raise ``UsageError`` for a tracker that is unknown or not installed."""
     if kind not in TRACKERS:
         raise UsageError(f"--report-to must be one of {', '.join(TRACKERS)}, not {kind!r}")
-    package = TRACKERS[kind].package
-    if not find_spec(package):
+    if not find_spec(package := TRACKERS[kind][0]):
         raise UsageError(
             f"--report-to {kind} needs {package}, which is not installed; run: pip install 'mlx-gpt[{kind}]'"
         )
@@ -88,7 +84,7 @@ def check_tracker(kind: str) -> None:
 def open_tracker(kind: str, folder: Path, settings: Mapping[str, Any]) -> Tracker:
     """Return the tracker of a run in ``folder``. Raises ``UsageError`` if it cannot start."""
     check_tracker(kind)
-    return TRACKERS[kind].open(folder, settings)
+    return TRACKERS[kind][1](folder, settings)
 
 
 def _measured(row: Mapping[str, Any]) -> dict[str, float]:
