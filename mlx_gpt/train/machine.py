@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 
-Chain = tuple[mx.array, Callable[[mx.array], mx.array]]  # a first value, and an operation to repeat
+Operation = Callable[[mx.array, mx.array], mx.array]  # of the previous value and the first
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container on Linux, in bytes, or "max"
 MATRIX_SIZES = (256, 512, 1024, 2048, 4096, 8192)  # n of n x n
@@ -37,21 +37,14 @@ def measure_machine() -> Machine:
 
 def matrix_speed() -> float:
     """Return the highest measured FLOP/s of float32 products of square matrices; an n x n product counts 2 n^3."""
-
-    def chain(n: int) -> Chain:
-        w = mx.random.normal((n, n), key=mx.random.key(0), scale=n**-0.5)
-        return w, lambda x: x @ w
-
-    return _fastest(MATRIX_SIZES, chain, lambda n: 2.0 * n**3)
+    matrices = (mx.random.normal((n, n), key=mx.random.key(0), scale=n**-0.5) for n in MATRIX_SIZES)
+    return _fastest(matrices, lambda x, w: x @ w, lambda w: 2.0 * len(w) ** 3)
 
 
 def element_speed() -> float:
     """Return the highest measured elements/s of a float32 activation function, which limits CPUs with fast BLAS."""
-
-    def chain(n: int) -> Chain:
-        return mx.random.normal((n,), key=mx.random.key(0)), lambda x: x * mx.sigmoid(x)
-
-    return _fastest(VECTOR_SIZES, chain, float)
+    vectors = (mx.random.normal((n,), key=mx.random.key(0)) for n in VECTOR_SIZES)
+    return _fastest(vectors, lambda x, _: x * mx.sigmoid(x), len)
 
 
 def memory_size() -> int:
@@ -97,24 +90,24 @@ def matrix_weights(config: GPTConfig) -> int:
     return config.n_layer * (4 * C * C + 2 * C * config.inner_dim) + config.vocab_size * C
 
 
-def _fastest(sizes: Sequence[int], chain: Callable[[int], Chain], work: Callable[[int], float]) -> float:
-    """The highest work per second over increasing sizes, up to one that saturates the machine."""
+def _fastest(arrays: Iterable[mx.array], operation: Operation, work: Callable[[mx.array], float]) -> float:
+    """The highest work per second over arrays of increasing size, up to one that saturates the machine."""
     best = 0.0
-    for n in sizes:
-        seconds = _time(*chain(n))
-        best = max(best, work(n) / seconds)
+    for first in arrays:
+        seconds = _time(first, operation)
+        best = max(best, work(first) / seconds)
         if seconds > SATURATED:
             break
     return best
 
 
-def _time(first: mx.array, operation: Callable[[mx.array], mx.array]) -> float:
+def _time(first: mx.array, operation: Operation) -> float:
     """Seconds of an operation in a chain of them."""
 
     def run(k: int) -> float:
         x = first
         for _ in range(k):
-            x = operation(x)
+            x = operation(x, first)
         started = time.perf_counter()
         mx.eval(x)
         return time.perf_counter() - started

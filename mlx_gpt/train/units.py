@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 
-def format_large(value: float | None, unit: str = "") -> str:
-    """Format a large number with a prefix: 2_500_000 bytes -> ``2.5 MB``; a dash for None."""
-    if value is None:
-        return "–"
+def format_large(value: float, unit: str = "") -> str:
+    """Format a large number with a prefix: 2_500_000 bytes -> ``2.5 MB``."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g} {prefix}{unit}"

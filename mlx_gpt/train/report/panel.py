@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from math import isfinite, sqrt
 from typing import Any
@@ -20,6 +21,17 @@ REFRESH_RATE = 3  # Hz
 COLUMN = 26  # characters of a label and its value
 MAX_WIDTH = 96  # characters; on wider terminals labels would be far from their values
 BLOCKS = "▁▂▃▄▅▆▇█"
+CELLS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (  # label, name in a row of metrics, format
+    ("loss", "loss", "{:.4f}".format),
+    ("validation loss", "val_loss", "{:.4f}".format),
+    ("bits per byte", "bits_per_byte", "{:.4f}".format),
+    ("learning rate", "learning_rate", "{:.2e}".format),
+    ("gradient norm", "grad_norm", "{:.3g}".format),
+    ("tokens/s", "tokens_per_second", "{:,.0f}".format),
+    ("tokens", "tokens", format_large),
+    ("of matrix speed", "utilization", "{:.0%}".format),
+    ("peak memory", "peak_memory_bytes", partial(format_large, unit="B")),
+)
 
 
 class Curve:
@@ -117,28 +129,10 @@ class LivePanel:
         return grid
 
     def _cells(self) -> list[tuple[str, str]]:
-        get = self.latest.get
-        return [
-            ("loss", format_value(get("loss"), ".4f")),
-            ("validation loss", format_value(get("val_loss"), ".4f")),
-            ("bits per byte", format_value(get("bits_per_byte"), ".4f")),
-            ("learning rate", format_value(get("learning_rate"), ".2e")),
-            ("gradient norm", format_value(get("grad_norm"), ".3g")),
-            ("tokens/s", format_value(get("tokens_per_second"), ",.0f")),
-            ("tokens", format_large(get("tokens"))),
-            ("of matrix speed", format_value(self._utilization(), ".0%")),
-            ("peak memory", format_large(get("peak_memory_bytes"), "B")),
-        ]
-
-    def _utilization(self) -> float | None:
-        """Model FLOP/s as a share of the measured speed of matrix products."""
+        """Labels and values, a dash for a missing one. Utilization: FLOP/s by those of matrix products alone."""
         speed, limit = self.latest.get("tokens_per_second"), self.matrix_tokens_per_second
-        return None if speed is None or limit is None else speed / limit
+        values = {**self.latest, "utilization": speed / limit if speed and limit else None}
+        return [(label, "–" if values.get(name) is None else form(values[name])) for label, name, form in CELLS]
 
     def _curve(self, width: int) -> RenderableType:
         return Text.assemble(("loss ", "dim"), (sparkline(self.curve.means, width - 5), "cyan"), no_wrap=True)
-
-
-def format_value(value: Any, spec: str) -> str:
-    """Format a number; a dash for None."""
-    return "–" if value is None else format(value, spec)
