@@ -34,7 +34,7 @@ class GPTConfig:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02  # standard deviation of the initial weights
     scale_attn_weights: bool = True  # divide the scores by sqrt(head width)
-    scale_attn_by_inverse_layer_idx: bool = False  # and by the layer's number, from 1
+    scale_attn_by_inverse_layer_idx: bool = False  # divide the scores also by the layer's number, from 1
     tie_word_embeddings: bool = True  # the head is the token embedding, transposed
 
     def __post_init__(self) -> None:

@@ -87,6 +87,8 @@ class HubFolder(HubWeights):
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
         config = _read_json(self.folder / "config.json")
+        if "quantization" in config:
+            raise ModelFolderError(f"{folder}: is quantized; verify the float model that it was made from")
         self.files = weight_files(self.folder)
         tensors: dict[str, TensorInFile] = {}
         for file in self.files:

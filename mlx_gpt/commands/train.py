@@ -86,6 +86,8 @@ class Train(TrainFlags):
         flags = self
         with main_first(group):
             base = None if self.init == SCRATCH else load(self.init, self.revision)
+            if base and "scales" in base[0].wte:
+                raise UsageError(f"--init {self.init}: is quantized; start from the float model that it was made from")
             if base:
                 flags = self.with_architecture(base[0].config, base[1])
             dataset, choices = self._dataset(base and base[1], machine, seconds, console)

@@ -52,7 +52,7 @@ class Decoder:
         return self.extend(mx.maximum(rows, 0))
 
     def prefill_after(self, state: CacheState, n: int, rows: mx.array) -> mx.array:
-        """Do the same where the keys and values of the first n tokens, equal in all rows, are known from one row."""
+        """Read the rows, (B, L), of which the cache ``state`` of one row has the first n tokens: -> logits (B, V)."""
         B = rows.shape[0]
         self.padding = mx.zeros((B,), mx.int32)
         self.cache = self._new_cache(None)

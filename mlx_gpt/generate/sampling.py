@@ -1,8 +1,8 @@
 """The sampling rules, each a pure function of logits (B, V) that returns logits (B, V).
 
-A rule forbids an id by -inf and does not change the logits it keeps, so that the softmax renormalises. Some rules also
-depend on ``ids`` (B, L), the text so far, padded with -1 at the beginning. A number may be an array of one per row,
-(B, 1). ``sampler.py`` composes the rules in the order of transformers.
+A rule forbids an id by -inf; the softmax over the rest renormalises. Some rules also depend on ``ids`` (B, L), the text
+so far, padded with -1 at the beginning. A number may be an array of one per row, (B, 1). ``sampler.py`` composes the
+rules in the order of transformers.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class KVCache:
     def positions(self, T: int) -> mx.array:
         """Return the positions of the next T tokens: (T,), or (B, T) with padding.
 
-        Clipped to ``n_positions``, since MLX does not check indices and a finished row of a batch continues.
+        Clipped to the last position, since MLX does not check indices and a finished row of a batch continues.
         """
         slots = self.offset + mx.arange(T)
         if self.padding is not None:

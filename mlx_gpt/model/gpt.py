@@ -92,7 +92,7 @@ class GPT(nn.Module):
 
 
 def initial_weights(parameters: dict, config: GPTConfig) -> dict:
-    """Return GPT-2's initial weights: matrices N(0, 0.02), biases 0, norms 1.
+    """Return GPT-2's initial weights: matrices N(0, ``initializer_range``), biases 0, norms 1.
 
     The two projections into the residual stream are scaled by 1/sqrt(2 n_layer), which keeps its variance from growing
     with depth (Radford et al. 2019, section 2.3).

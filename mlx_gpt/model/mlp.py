@@ -21,7 +21,7 @@ ACTIVATION = {"gelu_new": gelu_new, "gelu": gelu}
 
 
 class MLP(nn.Module):
-    """Up-project (``c_fc``: C -> 4C), GELU, down-project (``c_proj``: 4C -> C)."""
+    """Up-project (``c_fc``: C -> ``inner_dim``, usually 4C), GELU, down-project (``c_proj``)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()

@@ -31,9 +31,9 @@ class TrainConfig(OptimizerConfig):
     minutes: float | None = None  # time to train; beside steps, tokens or epochs a limit on it
     batch_size: int = 8  # B, sequences in a batch
     accumulate: int = 1  # batches in a step
-    dtype: str = "float32"  # of activations, or bfloat16 or float16; weights are float32
+    dtype: str = "float32"  # of activations: float32, bfloat16 or float16; weights are float32
     recompute: bool = False  # recompute each block in the backward pass: less memory, more time
-    schedule: str = "cosine"  # or wsd: warmup, stable, decay
+    schedule: str = "cosine"  # of the learning rate: cosine, or wsd (warmup, stable, decay)
     final_learning_rate: float = 0.1  # at the end of the run, as a share of the peak
     warmup: float = 0.02  # share of the run
     grad_clip: float = 1.0  # maximum norm of the gradient

@@ -242,7 +242,7 @@ class Trainer:
         name, value = largest_gradient(self.model, *batch)
         half = "float16 ends at 65504, which --dtype bfloat16 does not; or " if self.config.dtype == "float16" else ""
         kept = self.checkpoints.newest() if self.checkpoints else None
-        again = f"; to go on from the last checkpoint: --init {kept}, with that" if kept else ""
+        again = f"; to continue from the last checkpoint with another setting: --init {kept}" if kept else ""
         return (
             f"{what} at step {step} (largest gradient: {name}, {value:g}); {half}a lower --learning-rate "
             f"(it was {self.config.learning_rate:g}) or a longer --warmup usually helps{again}"

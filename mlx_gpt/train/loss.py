@@ -32,7 +32,7 @@ def batch_loss(model: GPT, x: mx.array, targets: mx.array) -> mx.array:
 
 
 def in_chunks(logits: int, dtype: mx.Dtype) -> bool:
-    """Return whether to compute the loss in chunks: to save memory, or with the CPU kernels one of two exps."""
+    """Return whether to compute the loss in chunks: it saves memory, and with the CPU kernels a second exp."""
     return logits >= LARGE or ops.custom_kernels(dtype)
 
 

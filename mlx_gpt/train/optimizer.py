@@ -16,12 +16,12 @@ from mlx_gpt.train.muon import StackedMuon
 class OptimizerConfig:
     """The settings of the optimizers. ``TrainConfig`` inherits and validates them."""
 
-    optimizer: str = "adamw"  # or muon
+    optimizer: str = "adamw"  # adamw, or muon for the matrices of the blocks
     learning_rate: float = 1e-3  # peak, of AdamW
     muon_learning_rate: float = 0.02  # peak, of the matrices that Muon updates
     muon_embeddings: bool = False  # Muon updates the token embedding too
     muon_iterations: int = 5  # Newton-Schulz iterations of Muon; fewer are faster and less exact
-    weight_decay: float = 0.1  # of matrices
+    weight_decay: float = 0.1  # decoupled weight decay of AdamW, on matrices only
     beta1: float = 0.9  # decay of AdamW's mean of gradients
     beta2: float = 0.95  # decay of AdamW's mean of squared gradients
 

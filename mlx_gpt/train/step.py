@@ -27,8 +27,8 @@ def make_train_step(
 
     x, y: ids (accumulate * B, T), always of the same shape, since another one is traced again. ``state`` holds weights,
     optimizer state and random state; evaluate it after each step, and load a saved optimizer state before this call.
-    The model is put into training mode, which the trace keeps. A step whose loss or gradient is not finite changes no
-    weights. In a ``group`` loss and gradient are averaged over its processes.
+    The model is put into training mode, which the trace keeps. If loss or gradient are not finite, the gradient is
+    replaced by 0. In a ``group`` loss and gradient are averaged over its processes.
     """
     model.train()
     optimizer.init(model.trainable_parameters())

@@ -83,7 +83,7 @@ def measure(name: str, std: float) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sizes", nargs="*", choices=TOKENS, metavar="SIZE", help=", ".join(TOKENS))
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=", ".join(TOKENS))
     flags = parser.parse_args()
     for name in flags.sizes or ["gpt2"]:
         for std in (0.02, 0.1):

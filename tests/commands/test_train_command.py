@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from contextlib import redirect_stderr
+from dataclasses import fields, replace
+from io import StringIO
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from helpers.command_line import TINY, TRAIN, everything, the_line
+from helpers.command_line import SMALL, TINY, TRAIN, everything, the_line
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.train import Train
 from mlx_gpt.config import PRESETS, GPTConfig
-from mlx_gpt.store.folder import load
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import load, save
 from mlx_gpt.store.run_file import read_run_file
+from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
 
 # Errors -----------------------------------------------------------------------------------------------------------
@@ -31,6 +35,12 @@ def empty_text(here: Path) -> None:
 
 def short_text(here: Path) -> None:
     (here / "text.txt").write_text("too short")
+
+
+def quantized(here: Path) -> None:
+    save(GPT(replace(SMALL, n_embd=64)), Tokenizer.bytes(), here / "wide")
+    with redirect_stderr(StringIO()):
+        assert main(["convert", "wide", "packed", "--quantize", "4"]) == 0
 
 
 def earlier_run(here: Path) -> None:
@@ -74,6 +84,12 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     (earlier_run, TRAIN, 2, "--out run exists already; choose a new folder"),
     (nothing, ["train", "--data", "text.txt", "--out", "text.txt/run"], 2, "text.txt is not a folder; choose another"),
     (nothing, [*TRAIN, "--init", "model"], 2, "--n-positions 16 (it has 32), --n-layer 1 (it has 2)"),
+    (
+        quantized,
+        ["train", "--data", "text.txt", "--out", "run", "--init", "packed"],
+        2,
+        "packed: is quantized; start from the",
+    ),
     (
         nothing,
         ["train", "--data", "text.txt", "--out", "run", "--init", "model", "--tokenizer", "bpe:300"],
