@@ -116,7 +116,13 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     checked = check_stories(model, dataset.tokenizer, seed)
     _write_samples(out / "samples.md", samples, checked)
     console.print(_table(val_loss, dataset, checked))
-    _print_next(console, out)
+    console.print(f"model {out}   plot {out / PLOT}   samples {out / 'samples.md'}\n\nNext:")
+    for command in (
+        f'mlx-gpt generate {out} --prompt "One rainy day, Tom went to the forest."',
+        "mlx-gpt train --data shakespeare --out runs/shakespeare",
+        "python examples/01_one_head.py",
+    ):
+        console.print(f"  {command}", style="bold", soft_wrap=True)
 
 
 def choose_preset(measure: Callable[[Preset], float], seconds: float) -> tuple[Preset, float]:
@@ -202,13 +208,3 @@ def _table(val_loss: float, dataset: Dataset, checked: CheckedStories) -> Table:
     table.add_row(f"valid sentences, of {len(checked.sentences)} {sampled}", str(checked.n_valid_sentences))
     table.add_row(f"valid whole stories, of {len(checked.stories)} {sampled}", str(checked.n_valid_stories))
     return table
-
-
-def _print_next(console: Console, folder: Path) -> None:
-    console.print(f"model {folder}   plot {folder / PLOT}   samples {folder / 'samples.md'}\n\nNext:")
-    for command in (
-        f'mlx-gpt generate {folder} --prompt "One rainy day, Tom went to the forest."',
-        "mlx-gpt train --data shakespeare --out runs/shakespeare",
-        "python examples/01_one_head.py",
-    ):
-        console.print(f"  {command}", style="bold", soft_wrap=True)

@@ -174,9 +174,8 @@ def _choose_dropout(run: _Run) -> Choice:
     """More dropout for more weights per token and more epochs."""
     pressure = run.epochs * run.weights / run.text.train if run.epochs > FRESH_EPOCHS else 0.0
     p = 0.0 if pressure < 10 else 0.1 if pressure < 100 else 0.2
-    reason = (
-        f"{format_large(run.weights, 'weights')} see {format_large(run.text.train, 'tokens')} {run.epochs:.0f} times"
-    )
+    weights, tokens = format_large(run.weights, "weights"), format_large(run.text.train, "tokens")
+    reason = f"{weights} see {tokens} {run.epochs:.0f} times"
     return Choice({"embd_pdrop": p, "resid_pdrop": p} if p else {}, reason)
 
 

@@ -44,9 +44,9 @@ def plot_loss(rows: Rows, baselines: Mapping[str, float], path: Path, title: str
     figure.savefig(path, dpi=150)
 
 
-def running_mean(values: np.ndarray, share: float = WINDOW) -> np.ndarray:
-    """Return the mean over a centred window of ``share`` of all values, shortened at the ends."""
-    reach = int(share * len(values) / 2)
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean over a centred window of ``WINDOW`` of all values, shortened at the ends."""
+    reach = int(WINDOW * len(values) / 2)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     i = np.arange(len(values))
     first, last = np.maximum(i - reach, 0), np.minimum(i + reach + 1, len(values))
