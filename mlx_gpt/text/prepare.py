@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -156,8 +156,7 @@ class _Writer:
 
     def __init__(self, folder: Path, part: str, tokenizer: Tokenizer):
         self.dtype, self.eot_id = _dtype(tokenizer), tokenizer.eot_id
-        self.ids: BinaryIO = _ids_file(folder, part).open("wb")
-        self.starts: BinaryIO = _starts_file(folder, part).open("wb")
+        self.ids, self.starts = (file.open("wb") for file in _files(folder, part))
         self.counts = {"documents": 0, "tokens": 0, "bytes": 0}
 
     def write(self, piece: TextPiece, ids: list[int]) -> None:
@@ -181,12 +180,9 @@ class _Writer:
 
 def _open_part(folder: Path, part: str, metadata: dict[str, Any]) -> TokenStream:
     counts, dtype = metadata[part], np.dtype(metadata["dtype"])
-    files = {
-        _ids_file(folder, part): (dtype, counts["tokens"]),
-        _starts_file(folder, part): (np.dtype(np.int64), counts["documents"] + 1),
-    }
+    formats = ((dtype, counts["tokens"]), (np.dtype(np.int64), counts["documents"] + 1))
     arrays = []
-    for file, (kind, n) in files.items():
+    for file, (kind, n) in zip(_files(folder, part), formats, strict=True):
         found = file.stat().st_size if file.is_file() else 0
         if found != n * kind.itemsize:
             raise DataError(
@@ -194,16 +190,12 @@ def _open_part(folder: Path, part: str, metadata: dict[str, Any]) -> TokenStream
                 f"text again"
             )
         arrays.append(np.memmap(file, kind, "r", shape=(n,)))
-    ids, starts = arrays
-    return TokenStream(ids, starts)
+    return TokenStream(*arrays)
 
 
-def _ids_file(folder: Path, part: str) -> Path:
-    return folder / f"{part}.bin"
-
-
-def _starts_file(folder: Path, part: str) -> Path:
-    return folder / f"{part}.starts.bin"
+def _files(folder: Path, part: str) -> tuple[Path, Path]:
+    """Return the file of the ids, and that of the documents' starts."""
+    return folder / f"{part}.bin", folder / f"{part}.starts.bin"
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
