@@ -26,17 +26,7 @@ from itertools import pairwise
 from typing import Any
 
 from mlx_gpt.errors import TokenizerError, UsageError
-from mlx_gpt.text.vocab_files import (
-    BYTES,
-    EOT,
-    Token,
-    pairs,
-    read_name,
-    read_vocabulary,
-    vocab_json,
-    write_name,
-    write_vocabulary,
-)
+from mlx_gpt.text.vocab_files import BYTES, EOT, Token, pairs, read_name, read_vocabulary, write_name, write_vocabulary
 
 # GPT-2's words: contractions, letters, digits, punctuation (each with at most one leading space), and white space.
 # The possessive `++` and the `\s++$` are tiktoken's: the same words, without backtracking over long runs.
@@ -137,7 +127,7 @@ class Tokenizer:
     @cached_property
     def hash(self) -> str:
         """The sha256, in hex, of its ``vocab.json`` (for GPT-2 that of OpenAI's file)."""
-        return hashlib.sha256(self._vocab_json.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._vocab).encode()).hexdigest()
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Encode a text. ``<|endoftext|>`` in it is plain text, or with ``allow_special`` the special token."""
@@ -196,10 +186,6 @@ class Tokenizer:
     def _vocab(self) -> dict[str, int]:
         names = {write_name(token): i for token, i in self.ranks.items()} | self.specials
         return dict(sorted(names.items(), key=lambda item: item[1]))
-
-    @cached_property
-    def _vocab_json(self) -> str:
-        return vocab_json(self._vocab)
 
 
 class StreamDecoder:

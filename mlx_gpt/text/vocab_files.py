@@ -73,7 +73,7 @@ def write_vocabulary(
     """Write the four files that transformers and mlx-lm read. Creates the folder."""
     lines = [f"{write_name(left)} {write_name(right)}" for left, right in merges]
     files = {
-        "vocab.json": vocab_json(vocab),  # for GPT-2, byte for byte OpenAI's encoder.json
+        "vocab.json": json.dumps(vocab),  # for GPT-2, byte for byte OpenAI's encoder.json
         "merges.txt": "\n".join(["#version: 0.2", *lines, ""]),  # and its vocab.bpe
         "tokenizer.json": json.dumps(_fast_tokenizer(vocab, lines, specials), ensure_ascii=False),
         "tokenizer_config.json": json.dumps(_tokenizer_config(specials), indent=2),
@@ -81,11 +81,6 @@ def write_vocabulary(
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (Path(folder) / name).write_bytes(text.encode())
-
-
-def vocab_json(vocab: dict[str, int]) -> str:
-    """Return the text of a ``vocab.json``."""
-    return json.dumps(vocab)
 
 
 def write_name(token: Token) -> str:
