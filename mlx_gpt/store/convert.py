@@ -35,7 +35,7 @@ class Quantization(NamedTuple):
 
 def from_hub(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.float32) -> Weights:
     """Return the parameters of ``GPT(config)`` as ``dtype`` from the hub's tensors; see ``checked``."""
-    return {name: _transposed(name, weight) for name, weight in checked(weights, config, dtype).items()}
+    return to_hub(checked(weights, config, dtype))
 
 
 def checked(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = None) -> Weights:
@@ -77,8 +77,9 @@ def quantize_weights(weights: Weights, quantization: Quantization) -> Weights:
 
 
 def to_hub(weights: Weights) -> Weights:
-    """Return our parameters as the hub's tensors, without prefix; the inverse of ``from_hub``."""
-    return {name: _transposed(name, weight) for name, weight in weights.items()}
+    """Return our parameters as the hub's tensors, without prefix; transposing is its own inverse."""
+    # A copy, not a view, so that its memory layout and rounding are those of a model that was never saved.
+    return {name: mx.contiguous(x.T) if name.endswith(CONV1D) else x for name, x in weights.items()}
 
 
 def hub_shapes(config: GPTConfig) -> Shapes:
@@ -188,11 +189,6 @@ def check_weights(weights: Weights, shapes: Shapes, quantized: Set[str] = frozen
 def _cast(weight: mx.array, dtype: mx.Dtype | None) -> mx.array:
     """Return a tensor as ``dtype``, or unchanged if None."""
     return weight if dtype is None else weight.astype(dtype)
-
-
-def _transposed(name: str, weight: mx.array) -> mx.array:
-    # A copy, not a view, so that its memory layout and rounding are those of a model that was never saved.
-    return mx.contiguous(weight.T) if name.endswith(CONV1D) else weight
 
 
 def _and_more(names: list[str]) -> str:
