@@ -20,7 +20,7 @@ from mlx_gpt.text.records import json_records, parquet_records
 from mlx_gpt.text.split import VAL_FRACTION, is_val_record, split_files
 from mlx_gpt.text.vocab_files import EOT
 
-RECORD_FILES = (".jsonl", ".parquet")
+RECORD_FILES = {".jsonl": json_records, ".parquet": parquet_records}
 SUFFIXES = (".txt", ".md", *RECORD_FILES)
 PIECE = 1 << 18  # bytes read at a time
 MAX_INVALID = 0.1  # share of bytes that are not UTF-8; above it a file is not text
@@ -68,10 +68,8 @@ class Sources:
         for number, path in enumerate(self.files):
             try:
                 before = _stamp(path)
-                if _suffix(path) == ".parquet":
-                    yield from self._records(number, parquet_records(path), path)
-                elif _suffix(path) == ".jsonl":
-                    yield from self._records(number, json_records(path), path)
+                if read := RECORD_FILES.get(_suffix(path)):
+                    yield from self._records(number, read(path), path)
                 else:
                     yield from self._text(path, val_starts.get(number))
                 if _stamp(path) != before:
