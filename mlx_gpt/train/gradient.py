@@ -72,7 +72,7 @@ def accumulated(loss_and_gradient: LossAndGradient, n: int) -> LossAndGradient:
 
     def mean(x: mx.array, y: mx.array) -> tuple[mx.array, Any]:
         total: Any = None
-        for part in zip(mx.split(mx.array(x), n), mx.split(mx.array(y), n), strict=True):
+        for part in zip(mx.split(x, n), mx.split(y, n), strict=True):
             result = loss_and_gradient(*part)
             total = result if total is None else add(total, result)
             mx.eval(total, mx.random.state)  # otherwise the graphs of all parts are kept
@@ -81,12 +81,12 @@ def accumulated(loss_and_gradient: LossAndGradient, n: int) -> LossAndGradient:
     return mean
 
 
-def largest_gradient(model: GPT, x: np.ndarray | mx.array, y: np.ndarray | mx.array) -> tuple[str, float]:
+def largest_gradient(model: GPT, x: mx.array, y: mx.array) -> tuple[str, float]:
     """Return the name of the weight with the largest gradient element, in float32, and the size of that element.
 
     NaN counts as largest; of several, the weight nearest to the loss is returned, where the NaN came from.
     """
-    _, gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))(mx.array(x), mx.array(y))
+    _, gradient = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))(x, y)
     gradients: dict[str, mx.array] = dict(tree_flatten(gradient))
     sizes = {name: float(np.abs(np.array(part)).max()) for name, part in gradients.items()}
     name = max(reversed(sizes), key=lambda name: np.nan_to_num(sizes[name], nan=np.inf))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.command_line import ROOT, environment, everything, in_a_process, the_line
+from helpers.command_line import ROOT, check_error, environment, everything, in_a_process, the_line
 from helpers.loopback_hub import NOWHERE, connect, running
 
 from mlx_gpt import cli
@@ -94,10 +94,7 @@ def test_an_error_is_one_line_and_leaves_no_files(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     prepare(here)
-    before = everything(here)
-    assert main(arguments) == code
-    assert message in the_line(capsys.readouterr().err)
-    assert everything(here) == before
+    check_error(arguments, code, message, here, capsys)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from helpers.command_line import SMALL, TINY, TRAIN, everything, the_line
+from helpers.command_line import SMALL, TINY, TRAIN, check_error, everything, the_line
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.train import Train
@@ -123,10 +123,7 @@ def test_an_error_is_one_clear_line_and_leaves_no_files(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     prepare(here)
-    before = everything(here)
-    assert main(arguments) == code
-    assert message in the_line(capsys.readouterr().err)
-    assert everything(here) == before
+    check_error(arguments, code, message, here, capsys)
 
 
 @pytest.mark.parametrize(

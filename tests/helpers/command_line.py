@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from mlx_gpt.cli import main
 from mlx_gpt.config import GPTConfig
 
 ROOT = Path(__file__).parents[2]
@@ -48,3 +51,13 @@ def the_line(stderr: str) -> str:
     (line,) = stderr.splitlines()
     assert line.startswith("mlx-gpt: ")
     return line.removeprefix("mlx-gpt: ")
+
+
+def check_error(
+    arguments: list[str], code: int, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Assert that ``mlx-gpt`` ends with this code and one line with this message, and changes nothing in a folder."""
+    before = everything(folder)
+    assert main(arguments) == code
+    assert message in the_line(capsys.readouterr().err)
+    assert everything(folder) == before
