@@ -89,6 +89,9 @@ class Generate(GenerationFlags):
         file = self.speed.prompt_cache
         prefix = load_prompt_cache(Path(file).expanduser(), model) if file else None
         run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, prefix)
+        if run.n_dropped:
+            n = model.config.n_positions
+            note(f"the prompt does not fit into the model's context of {n} tokens: its last {n - 1} are read")
         self._show(run, tokenizer)
         if CONTEXT in run.reasons and not self.output.json:
             n = model.config.n_positions

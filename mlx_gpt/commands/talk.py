@@ -151,7 +151,10 @@ def changed(settings: GenerationSettings, name: str, value: str) -> GenerationSe
         kind = "a number" if isinstance(all_defaults[name], float) else "a whole number"
         expected = "pairs ID BIAS" if isinstance(all_defaults[name], dict) else kind
         raise UsageError(f":{name.replace('_', '-')} takes {expected}, not {value.strip()!r}") from None
-    return replace(settings, **{name: new})
+    try:
+        return replace(settings, **{name: new})
+    except UsageError as error:
+        raise UsageError(f":{error}") from None
 
 
 def parsed(text: str, default: Any) -> Any:

@@ -156,7 +156,7 @@ def check_cache(config: GPTConfig, bits: int | None) -> None:
     GenerationSettings(cache_bits=bits)  # raises for other numbers than 16, 8 and 4
     if bits in (8, 4) and config.head_dim % 32:
         raise UsageError(
-            f"cache-bits {bits} needs heads whose width is a multiple of 32, and this model's is {config.head_dim}"
+            f"--cache-bits {bits} needs heads whose width is a multiple of 32, and this model's is {config.head_dim}"
         )
 
 

@@ -36,7 +36,8 @@ def generate(
 
     ``settings`` are the fields of ``GenerationSettings``: ``temperature=0.7, top_p=0.9, stop=("\\n",)``. Ends at
     ``<|endoftext|>``, at a stop string, after ``max_tokens`` or where the context (``n_positions``) is full. An empty
-    prompt starts a new text. Raises ``UsageError`` for a prompt that is too long and for invalid settings.
+    prompt starts a new text. Raises ``UsageError`` for invalid settings and for a prompt that is too long; with
+    ``context="slide"`` its last ``n_positions - 1`` tokens are read instead.
     """
     generation = Generation(model, tokenizer, [tokenizer.encode(prompt)], GenerationSettings(**settings), draft)
     return (piece.text for _, piece in generation if piece.text)
@@ -63,7 +64,8 @@ def generate_many(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], **se
 class Generation:
     """The continuations of a batch of prompts, given as ids: iterate over it, once, for (row, piece).
 
-    Afterwards ``reasons`` holds why each row ended, and ``stats`` the speed. ``draft``, for one prompt, is a smaller
+    Afterwards ``reasons`` holds why each row ended, and ``stats`` the speed. ``n_dropped`` tokens of the longest prompt
+    did not fit into a context that slides, and are not read. ``draft``, for one prompt, is a smaller
     model that proposes tokens, or ``LOOKUP``, which proposes them from the text. ``prefix`` is a text read earlier that
     precedes every prompt. Raises ``UsageError`` like ``generate`` before anything is computed, and during the iteration
     if the rules forbid every token.
@@ -87,14 +89,20 @@ class Generation:
             settings = replace(settings, cache_bits=prefix.bits)
             prompts = [[*prefix.ids, *prompt] for prompt in prompts]
         rows = [list(prompt) or [tokenizer.eot_id] for prompt in prompts]
+        longest, most = max(map(len, rows)), model.config.n_positions - 1
+        self.n_dropped = max(0, longest - most) if settings.context == SLIDE else 0
+        if self.n_dropped:
+            rows, prefix = [row[-most:] for row in rows], None
         if (prefix or settings.context == SLIDE) and len({len(row) for row in rows}) > 1:
             raise UsageError(
                 "--context slide and --prompt-cache need prompts of one length; take them one after the other"
             )
         self.limits = [_limit(len(row), model.config.n_positions, settings) for row in rows]
         if settings.beams > 1:
-            if len(rows) > 1 or draft or settings.context == SLIDE or settings.logprobs is not None:
-                raise UsageError("beam search is for one prompt, without a draft, --context slide or --logprobs")
+            others = {"--samples": len(rows) > 1, "a draft": draft, "--context slide": settings.context == SLIDE}
+            others["--logprobs or --colour"] = settings.logprobs is not None
+            if given := [name for name, is_given in others.items() if is_given]:
+                raise UsageError(f"--beams gives the best text of one prompt, without {' or '.join(given)}; leave out one")
             settings = replace(settings, temperature=0)  # nothing is drawn
         self.settings = settings
         keys = row_keys(settings.seed, len(rows))
@@ -215,7 +223,7 @@ def _limit(length: int, n_positions: int, settings: GenerationSettings) -> int:
     if length >= n_positions:
         raise UsageError(
             f"the prompt is {length} tokens long and the model's context is {n_positions}; "
-            f"shorten it to at most {n_positions - 1}, so that there is room for an answer"
+            f"shorten it to at most {n_positions - 1}, so that there is room for an answer, or let it slide (--context slide)"
         )
     room = n_positions - length + 1  # the last token is drawn at the last position and not read
     return settings.max_tokens if settings.context == SLIDE else min(settings.max_tokens, room)

@@ -62,7 +62,7 @@ class Vocabulary:
         for token_id, value in logit_bias.items():
             if not (0 <= token_id < self.known.size and self.known[token_id]):
                 last = self.known.nonzero()[0].max()
-                raise UsageError(f"logit-bias: no token has id {token_id}; the vocabulary's ids are 0 to {last}")
+                raise UsageError(f"--logit-bias: no token has id {token_id}; the vocabulary's ids are 0 to {last}")
             bias[token_id] = value
         return bias
 

@@ -27,7 +27,8 @@ class Length:
     stop: Words = ()
     """end the text before this string"""
     context: str = STOP
-    """when the model's context is full: stop, or slide, which reads its last half again and continues"""
+    """when the model's context is full: stop, or slide, which reads its last half again and continues; a longer prompt
+    is refused, or read from its end on"""
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,13 @@ class GenerationSettings(Speed, BeamSearch, Drawing, Constraints, Length):
 
     @classmethod
     def of(cls, *groups: Any, **more: Any) -> GenerationSettings:
-        """Combine some of the groups above, and more settings by name."""
+        """Combine some of the groups above, and more settings by name; ``UsageError`` names a flag."""
         known = {field.name for field in fields(cls)}
         grouped = {name: value for group in groups for name, value in vars(group).items() if name in known}
-        return cls(**grouped, **more)
+        try:
+            return cls(**grouped, **more)
+        except UsageError as error:
+            raise UsageError(f"--{error}") from None
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "min_tokens"):

@@ -60,16 +60,16 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     (empty_weights, GENERATE, 1, "model.safetensors: expected a whole safetensors file, found 0 bytes"),
     (cut_weights, GENERATE, 1, "bytes where its header promises"),
     # Usage: 2
-    (nothing, [*GENERATE, "--temperature", "-0.5"], 2, "temperature must be 0 (greedy) or above, not -0.5"),
+    (nothing, [*GENERATE, "--temperature", "-0.5"], 2, "--temperature must be 0 (greedy) or above, not -0.5"),
     (
         nothing,
         ["generate", "./nowhere", "--top-p", "2"],
         2,
-        "top-p must be above 0 and at most 1",
+        "--top-p must be above 0 and at most 1",
     ),  # checked before the folder
-    (nothing, [*GENERATE, "--top-k", "-1"], 2, "top-k must be 0 (off) or a number of ids, not -1"),
-    (nothing, [*GENERATE, "--max-tokens", "-1"], 2, "max-tokens must be 0 or above, not -1"),
-    (nothing, [*GENERATE, "--seed", "-1"], 2, "seed must be 0 or above"),
+    (nothing, [*GENERATE, "--top-k", "-1"], 2, "--top-k must be 0 (off) or a number of ids, not -1"),
+    (nothing, [*GENERATE, "--max-tokens", "-1"], 2, "--max-tokens must be 0 or above, not -1"),
+    (nothing, [*GENERATE, "--seed", "-1"], 2, "--seed must be 0 or above"),
     (
         nothing,
         [*GENERATE, "--prompt", "a" * 32],

@@ -247,6 +247,31 @@ def test_a_full_context_is_reported(here: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("source", ["flag", "file", "pipe"])
+def test_a_context_that_slides_reports_a_longer_prompt_and_reads_its_end(
+    source: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "".join(chr(97 + i % 7) for i in range(75))
+    Path("prompt.txt").write_text(prompt)
+    piped(monkeypatch, prompt.encode())
+    given = {"flag": ["--prompt", prompt], "file": ["--prompt-file", "prompt.txt"], "pipe": []}[source]
+    assert main([*FEW, "--no-figures", "--context", "slide", *given]) == 0
+    found = capsys.readouterr()
+    assert the_line(found.err) == "the prompt does not fit into the model's context of 32 tokens: its last 31 are read"
+    assert found.out == expected(prompt[-31:], context="slide")
+    piped(monkeypatch, prompt.encode())
+    assert main([*FEW, *given]) == 2
+    assert "75 tokens long and the model's context is 32" in the_line(capsys.readouterr().err)
+
+
+def test_a_saved_prompt_that_no_longer_fits_is_read_again_from_its_end(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown(capsys, "--prompt", "ab" * 10, "--save-prompt-cache", "kept", "--max-tokens", "0")
+    flags = ["--prompt-cache", "kept", "--prompt", "cd" * 10, "--context", "slide"]
+    assert shown(capsys, *flags) == expected(("ab" * 10 + "cd" * 10)[-31:], context="slide")
+
+
 def test_characters_outside_the_encoding_are_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--prompt", "ab", "--max-tokens", "20"]
     plain = shown(capsys, *flags)
@@ -297,24 +322,24 @@ def test_quantized_weights_generate(bits: str, here: Path, capsys: pytest.Captur
 # Bad input
 
 WRONG: list[tuple[str, int, str]] = [
-    ("--top-p 0", 2, "top-p must be above 0 and at most 1 (off), not 0.0"),
-    ("--top-p 2", 2, "top-p must be above 0 and at most 1 (off), not 2.0"),
-    ("--stop ''", 2, "stop must be texts of at least one character"),
-    ("--logit-bias 300 1", 2, "logit-bias: no token has id 300; the vocabulary's ids are 0 to 256"),
-    ("--logit-bias -1 1", 2, "logit-bias: no token has id -1"),
+    ("--top-p 0", 2, "--top-p must be above 0 and at most 1 (off), not 0.0"),
+    ("--top-p 2", 2, "--top-p must be above 0 and at most 1 (off), not 2.0"),
+    ("--stop ''", 2, "--stop must be texts of at least one character"),
+    ("--logit-bias 300 1", 2, "--logit-bias: no token has id 300; the vocabulary's ids are 0 to 256"),
+    ("--logit-bias -1 1", 2, "--logit-bias: no token has id -1"),
     ("--ban yes --force yes", 2, "--force 'yes' contradicts --ban or --logit-bias"),
-    ("--max-tokens 2 --min-tokens 3", 2, "min-tokens 3 is more than max-tokens 2"),
+    ("--max-tokens 2 --min-tokens 3", 2, "--min-tokens 3 is more than max-tokens 2"),
     ("--samples 0", 2, "--samples must be 1 or above, not 0"),
     ("--colour --json", 2, "--colour shows the text, --logprobs and --json show each token; take one of them"),
     ("--prompt-file text.txt", 2, "--prompt and --prompt-file both give the prompt; take one of them"),
     ("--quantize 3", 2, "weights can be quantized to 8 or 4 bits, not 3"),
     ("--quantize 4", 2, "weights are quantized in groups of 64"),
-    ("--cache-bits 5", 2, "cache-bits must be 16"),
+    ("--cache-bits 5", 2, "--cache-bits must be 16"),
     ("--draft-model other", 2, "--draft-model other has another vocabulary (258 ids) than model (257)"),
     ("--draft-model nowhere", 1, "nowhere: no such folder"),
     ("--draft-model model --prompt-lookup", 2, "both propose tokens; take one of them"),
     ("--draft-model model --samples 2", 2, "a draft is for one prompt at a time"),
-    ("--beams 2 --samples 2", 2, "beam search is for one prompt"),
+    ("--beams 2 --samples 2", 2, "--beams gives the best text of one prompt, without --samples; leave out one"),
     ("--prompt-cache kept", 2, "kept: this prompt was read by another model"),
     ("--prompt-cache mine --cache-bits 16", 2, "--cache-bits 16 differs from the file of --prompt-cache"),
     ("--prompt-cache text.txt", 1, "text.txt: expected a whole safetensors file"),

@@ -182,12 +182,12 @@ def test_a_setting_is_changed_by_a_line(line: str, expected: dict[str, Any]) -> 
     ("line", "message"),
     [
         ("temperature hot", ":temperature takes a number, not 'hot'"),
-        ("temperature -1", "temperature must be 0 (greedy) or above"),
+        ("temperature -1", ":temperature must be 0 (greedy) or above"),
         ("max-tokens 1.5", ":max-tokens takes a whole number, not '1.5'"),
         ("seed x", ":seed takes a whole number, not 'x'"),
         ("logit-bias 3", ":logit-bias takes pairs ID BIAS, not '3'"),
         ("stop 'a", ":stop takes"),
-        ("stop ''", "stop must be texts of at least one character"),
+        ("stop ''", ":stop must be texts of at least one character"),
         ("walk 3", ":walk is neither a command nor a setting"),
     ],
 )
@@ -246,7 +246,7 @@ def test_errors_do_not_end_a_session(
         "mlx-gpt: there is no turn to undo",
         "mlx-gpt: there is no text to continue; write some, or press return",
         "mlx-gpt: :walk is neither a command nor a setting; :help and :settings list them",
-        "mlx-gpt: top-p must be above 0 and at most 1 (off), not 2.0",
+        "mlx-gpt: :top-p must be above 0 and at most 1 (off), not 2.0",
         "mlx-gpt: stdin: expected text in UTF-8; this line is skipped",
         "mlx-gpt: the text is 40 tokens long and the model's context is 32; let it slide (:context slide), undo a turn "
         "(:undo) or start a new text (:new)",

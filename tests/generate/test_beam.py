@@ -88,12 +88,19 @@ def test_rules_hold_in_every_beam() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "settings", "draft"),
-    [([[1], [2]], {}, None), ([[1]], {}, LOOKUP), ([[1]], {"context": "slide"}, None), ([[1]], {"logprobs": 1}, None)],
+    ("prompts", "settings", "draft", "named"),
+    [
+        ([[1], [2]], {}, None, "--samples"),
+        ([[1]], {}, LOOKUP, "a draft"),
+        ([[1]], {"context": "slide"}, None, "--context slide"),
+        ([[1], [2]], {"logprobs": 1}, None, "--samples or --logprobs or --colour"),
+    ],
     ids=["two prompts", "a draft", "sliding", "probabilities"],
 )
-def test_incompatible_settings_are_refused(prompts: list[list[int]], settings: dict[str, Any], draft: Any) -> None:
-    with pytest.raises(UsageError, match="beam search is for one prompt, without a draft"):
+def test_incompatible_settings_are_refused_by_name(
+    prompts: list[list[int]], settings: dict[str, Any], draft: Any, named: str
+) -> None:
+    with pytest.raises(UsageError, match=f"--beams gives the best text of one prompt, without {named}; leave out one"):
         Generation(new_model(), TOKENIZER, prompts, GenerationSettings(beams=2, **settings), draft)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
-from mlx_gpt.generate.generation import Generation, generate, generate_tokens
+from mlx_gpt.generate.generation import LOOKUP, Generation, generate, generate_tokens
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.writer import Token, Writer, before_stop
 from mlx_gpt.model.gpt import GPT
@@ -297,10 +297,23 @@ def test_the_seed_determines_the_text() -> None:
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths() -> None:
     model = new_model()
-    for context in ("stop", "slide"):
-        with pytest.raises(UsageError, match="the prompt is 24 tokens long and the model's context is 24; shorten it"):
-            generate(model, TOKENIZER, "a" * 24, context=context)
+    with pytest.raises(UsageError, match="the prompt is 24 tokens long and the model's context is 24; shorten it"):
+        generate(model, TOKENIZER, "a" * 24)
     assert len(TOKENIZER.encode("".join(generate(model, TOKENIZER, "a" * 23, temperature=0)))) <= 2
+
+
+@pytest.mark.parametrize("draft", [None, LOOKUP, "model"])
+@pytest.mark.parametrize("length", [23, 24, 25, 90])
+def test_a_context_that_slides_reads_the_end_of_a_longer_prompt(length: int, draft: Any) -> None:
+    model = new_model()
+    prompts = [[(7 * i + row) % 256 for i in range(length)] for row in range(1 if draft else 2)]
+    settings = GenerationSettings(context="slide", temperature=0, max_tokens=40, min_tokens=40, logprobs=2)
+    found, cut = (
+        Generation(model, TOKENIZER, rows, settings, model if draft == "model" else draft)
+        for rows in (prompts, [row[-23:] for row in prompts])
+    )
+    assert list(found) == list(cut)
+    assert (found.n_dropped, cut.n_dropped) == (length - 23, 0)
 
 
 @pytest.mark.parametrize("given", [{"max_tokens": -1}, {"top_p": 2}, {"logit_bias": {999: 1}}], ids=str)

@@ -306,7 +306,7 @@ def test_rules_that_forbid_every_id_draw_nothing_and_are_named(
         ({"force": ("blue",), "ban": ("lu",)}, "--force 'blue' contradicts --ban or --logit-bias"),
         ({"force": ("blue",), "logit_bias": {TOKENIZER.encode("u")[0]: -inf}}, "--force 'blue' contradicts --ban"),
         ({"force": ("blue", "red"), "max_tokens": 8}, "words of 9 tokens, --max-tokens allows 8"),
-        ({"logit_bias": {257: 1.0}}, "logit-bias: no token has id 257; the vocabulary's ids are 0 to 256"),
+        ({"logit_bias": {257: 1.0}}, "--logit-bias: no token has id 257; the vocabulary's ids are 0 to 256"),
         ({"logit_bias": {-1: 1.0}}, "no token has id -1"),
     ],
     ids=str,
