@@ -102,7 +102,9 @@ class Generation:
             others = {"--samples": len(rows) > 1, "a draft": draft, "--context slide": settings.context == SLIDE}
             others["--logprobs or --colour"] = settings.logprobs is not None
             if given := [name for name, is_given in others.items() if is_given]:
-                raise UsageError(f"--beams gives the best text of one prompt, without {' or '.join(given)}; leave out one")
+                raise UsageError(
+                    f"--beams gives the best text of one prompt, without {' or '.join(given)}; leave out one"
+                )
             settings = replace(settings, temperature=0)  # nothing is drawn
         self.settings = settings
         keys = row_keys(settings.seed, len(rows))
@@ -223,7 +225,8 @@ def _limit(length: int, n_positions: int, settings: GenerationSettings) -> int:
     if length >= n_positions:
         raise UsageError(
             f"the prompt is {length} tokens long and the model's context is {n_positions}; "
-            f"shorten it to at most {n_positions - 1}, so that there is room for an answer, or let it slide (--context slide)"
+            f"shorten it to at most {n_positions - 1}, so that there is room for an answer, or let it slide "
+            f"(--context slide)"
         )
     room = n_positions - length + 1  # the last token is drawn at the last position and not read
     return settings.max_tokens if settings.context == SLIDE else min(settings.max_tokens, room)
