@@ -17,7 +17,7 @@ from mlx_gpt.generate.sampler import Sampler
 
 
 class Beam(NamedTuple):
-    """A text: its ids after the prompt, ``<|endoftext|>`` included, and the sum of their log-probabilities in nats."""
+    """A text: its ids after the prompt, the end token included, and the sum of their log-probabilities in nats."""
 
     ids: list[int]
     logp: float
@@ -37,7 +37,7 @@ def beam_search(decoder: Decoder, sampler: Sampler, prompt: mx.array, logits: mx
     beams, finished = [Beam([], 0.0)], []
     while True:
         candidates = continuations(beams, _logp(logits, sampler, prompt, beams, limit), 2 * n)
-        is_finished = [beam.ids[-1] == sampler.end_id or len(beam.ids) == limit for _, beam in candidates]
+        is_finished = [beam.ids[-1] in sampler.end_ids or len(beam.ids) == limit for _, beam in candidates]
         finished += [beam for (_, beam), over in zip(candidates[:n], is_finished, strict=False) if over]
         finished = sorted(finished, key=lambda beam: -beam.score(penalty))[:n]
         open_beams = [candidate for candidate, over in zip(candidates, is_finished, strict=True) if not over][:n]

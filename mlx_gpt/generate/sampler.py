@@ -84,7 +84,7 @@ class Sampler:
 
     def __init__(self, settings: Sequence[GenerationSettings], vocabulary: Vocabulary, keys: mx.array):
         self.settings, self.vocabulary, self.keys = settings, vocabulary, keys
-        self.end_id = vocabulary.tokenizer.eot_id
+        self.end_ids = vocabulary.tokenizer.end_ids
         for row in settings:
             self._refuse_contradictions(row)
         self._min_tokens = np.array([row.min_tokens for row in settings])
@@ -104,7 +104,7 @@ class Sampler:
             too_short = history.n_new[: len(self.settings)] < self._min_tokens
             inputs["bias"] = self._bias
             if too_short.any():
-                inputs["bias"] = mx.where(_column(too_short), sampling.forbid(self._bias, self.end_id), self._bias)
+                inputs["bias"] = mx.where(_column(too_short), sampling.forbid(self._bias, self.end_ids), self._bias)
         return inputs
 
     def choose(self, logits: mx.array, inputs: Inputs, history: History | None = None) -> mx.array:
@@ -151,7 +151,7 @@ class Sampler:
     def _encoded(self, name: str, value: Any) -> Any:
         if name == "ban":
             return self.vocabulary.banned(value)
-        return {"sequences": self.vocabulary.forced(value), "end_id": self.end_id} if name == "force" else value
+        return {"sequences": self.vocabulary.forced(value), "end_ids": self.end_ids} if name == "force" else value
 
     def all_masked(self) -> UsageError:
         """Return the error to raise where every id is forbidden; it names the rules that forbid."""

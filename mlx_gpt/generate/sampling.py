@@ -16,9 +16,9 @@ Number = float | mx.array  # in a compiled function an array, so that a new valu
 # Before temperature: penalized, forbidden and forced ids.
 
 
-def forbid(logits: mx.array, token_id: int) -> mx.array:
-    """Forbid one id, such as ``<|endoftext|>`` while the text is too short to end."""
-    return mx.where(mx.arange(logits.shape[-1]) == token_id, -mx.inf, logits)
+def forbid(logits: mx.array, ids: Sequence[int]) -> mx.array:
+    """Forbid some ids, such as the end tokens while the text is too short to end."""
+    return mx.where(mx.any(mx.arange(logits.shape[-1])[:, None] == mx.array(ids, mx.int32), axis=-1), -mx.inf, logits)
 
 
 def count_ids(ids: mx.array, vocab_size: int) -> mx.array:
@@ -68,7 +68,7 @@ def ban_sequences(logits: mx.array, ids: mx.array, sequences: Sequence[Sequence[
 
 
 def force_sequences(
-    logits: mx.array, ids: mx.array, sequences: Sequence[Sequence[int]], end_id: int, left: mx.array
+    logits: mx.array, ids: mx.array, sequences: Sequence[Sequence[int]], end_ids: Sequence[int], left: mx.array
 ) -> mx.array:
     """Require each sequence in ``ids``, the generated text.
 
@@ -82,7 +82,7 @@ def force_sequences(
         missing = ~contains(ids, sequence)[:, None]
         needed = mx.where(missing, needed + len(sequence), needed)
         next_id = mx.where(missing, next_of(ids, sequence)[:, None], next_id)
-    logits = mx.where((needed > 0) & (vocabulary == end_id), -mx.inf, logits)
+    logits = mx.where(needed > 0, forbid(logits, end_ids), logits)
     return mx.where((needed >= left) & (next_id >= 0), mx.where(vocabulary == next_id, 0, -mx.inf), logits)
 
 

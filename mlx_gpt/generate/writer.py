@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.text.tokenizer import Tokenizer
 
-END = "end"  # the model generated <|endoftext|>
+END = "end"  # the model generated an end token
 STOP = "stop"  # the text contains a stop string
 LENGTH = "length"  # max_tokens
 CONTEXT = "context"  # the model's context is full
@@ -42,7 +42,7 @@ class Writer:
     """
 
     def __init__(self, tokenizer: Tokenizer, settings: GenerationSettings, limit: int):
-        self._end_id = tokenizer.eot_id
+        self._end_ids = tokenizer.end_ids
         self._stops = settings.stop
         self.limit = limit
         self._at_limit = LENGTH if limit == settings.max_tokens else CONTEXT
@@ -55,7 +55,7 @@ class Writer:
         """Add a token and return the pieces that are now certain; none after the end."""
         if self.reason:
             return []
-        if token.id == self._end_id:
+        if token.id in self._end_ids:
             return self._finish(END)
         self.n_tokens += 1
         self._held.append(Piece(self._characters.push(token.id), token))

@@ -124,6 +124,11 @@ class Tokenizer:
         """The id of ``<|endoftext|>``."""
         return self.specials[EOT]
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids at which a generated text ends."""
+        return (self.eot_id,)
+
     @cached_property
     def hash(self) -> str:
         """The sha256, in hex, of its ``vocab.json`` (for GPT-2 that of OpenAI's file)."""
