@@ -18,7 +18,8 @@ Number = float | mx.array  # in a compiled function an array, so that a new valu
 
 def forbid(logits: mx.array, ids: Sequence[int]) -> mx.array:
     """Forbid some ids, such as the end tokens while the text is too short to end."""
-    return mx.where(mx.any(mx.arange(logits.shape[-1])[:, None] == mx.array(ids, mx.int32), axis=-1), -mx.inf, logits)
+    is_forbidden = mx.any(mx.arange(logits.shape[-1])[:, None] == mx.array([*ids], mx.int32), axis=-1)  # (V,)
+    return mx.where(is_forbidden, -mx.inf, logits)
 
 
 def count_ids(ids: mx.array, vocab_size: int) -> mx.array:
