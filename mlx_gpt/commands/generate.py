@@ -87,7 +87,7 @@ class Generate(GenerationFlags):
         model, tokenizer, draft = self.load()
         ids = self._ids(tokenizer)
         file = self.speed.prompt_cache
-        prefix = load_prompt_cache(Path(file).expanduser(), model) if file else None
+        prefix = load_prompt_cache(Path(file).expanduser(), model, tokenizer) if file else None
         run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, prefix)
         if run.n_dropped:
             n = model.config.n_positions
@@ -98,7 +98,8 @@ class Generate(GenerationFlags):
             note(f"the text ends where the model's context of {n} tokens is full; --context slide continues")
         if self.speed.save_prompt_cache:
             run.read_prompt()
-            save_prompt_cache(Path(self.speed.save_prompt_cache).expanduser(), run.decoder, id_list(run.prompts[0]))
+            kept = Path(self.speed.save_prompt_cache).expanduser()
+            save_prompt_cache(kept, run.decoder, tokenizer, id_list(run.prompts[0]))
 
     def settings(self) -> GenerationSettings:
         """Return the settings of the flags; ``UsageError`` for flags that contradict each other."""

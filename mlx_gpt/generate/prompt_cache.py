@@ -1,25 +1,28 @@
 """The cache of a prompt on disk: its ids, keys and values.
 
-The file is in safetensors format, valid for one model with its exact weights, and refused for any other.
+The file is in safetensors format, valid for one model with its exact weights and tokenizer, and refused for any other.
+Its metadata hold a hash of the model and one of the arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import atomic_path
-from mlx_gpt.generate.decoder import CacheState, Decoder
+from mlx_gpt.generate.decoder import CacheState, Decoder, check_cache
+from mlx_gpt.model.cache import KVCache, Packed
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.safetensors import check_safetensors, write_safetensors
+from mlx_gpt.store.safetensors import check_safetensors, raw_bytes, write_safetensors
+from mlx_gpt.text.tokenizer import Tokenizer
 
 KIND = "mlx_gpt prompt cache"
 
@@ -32,19 +35,16 @@ class PromptCache(NamedTuple):
     bits: int | None
 
 
-def save_prompt_cache(file: str | os.PathLike[str], decoder: Decoder, ids: list[int]) -> None:
+def save_prompt_cache(file: str | os.PathLike[str], decoder: Decoder, tokenizer: Tokenizer, ids: list[int]) -> None:
     """Save the cache of a decoder's first row up to ``ids``, the beginning of its text. Raises ``OSError``."""
-    file, n = Path(file), len(ids)
-    arrays = {"ids": mx.array(ids)}
-    for i, layer in enumerate(decoder.state()):
-        for name, parts in zip(("keys", "values"), layer, strict=True):
-            arrays |= {f"h.{i}.{name}.{j}": mx.contiguous(part[:1, :, :n]) for j, part in enumerate(parts)}
-    metadata = {"kind": KIND, "model": fingerprint(decoder.model), "bits": str(decoder.bits or "")}
-    with atomic_path(file) as hidden:
+    arrays = _named(mx.array(ids, mx.int32), decoder.state())
+    metadata = {"kind": KIND, "model": fingerprint(decoder.model, tokenizer), "bits": str(decoder.bits or "")}
+    metadata["sha256"] = hash_of(arrays)
+    with atomic_path(Path(file)) as hidden:
         write_safetensors(hidden, arrays, metadata)
 
 
-def load_prompt_cache(file: str | os.PathLike[str], model: GPT) -> PromptCache:
+def load_prompt_cache(file: str | os.PathLike[str], model: GPT, tokenizer: Tokenizer) -> PromptCache:
     """Load a saved cache. Raises ``UsageError`` for another model's, ``ModelFolderError`` for a damaged file."""
     file = Path(file)
     check_safetensors(file)
@@ -56,18 +56,72 @@ def load_prompt_cache(file: str | os.PathLike[str], model: GPT) -> PromptCache:
     arrays, metadata = found
     if metadata.get("kind") != KIND:
         raise UsageError(f"{file}: expected what --save-prompt-cache wrote, found another safetensors file")
-    if metadata["model"] != fingerprint(model):
-        raise UsageError(f"{file}: this prompt was read by another model; save it again with --save-prompt-cache")
+    if metadata.get("model") != fingerprint(model, tokenizer):
+        raise UsageError(
+            f"{file}: this prompt was read by another model or tokenizer; save it again with --save-prompt-cache"
+        )
+    try:
+        return _checked(arrays, metadata, model)
+    except ValueError as error:
+        raise ModelFolderError(
+            f"{file}: expected a whole prompt cache, found {error}; save it again with --save-prompt-cache"
+        ) from error
+
+
+def _checked(arrays: dict[str, mx.array], metadata: Mapping[str, str], model: GPT) -> PromptCache:
+    """Return the cache; ``ValueError`` unless names, shapes, types, ids and numbers can be those of this model."""
+    stored = metadata.get("bits")
+    if stored not in ("", "16", "8", "4"):
+        raise ValueError(f"cache-bits of {stored!r}")
+    bits = int(stored) if stored else None
+    ids = arrays.get("ids", mx.array([]))
+    if ids.ndim != 1 or ids.dtype != mx.int32 or not 0 < ids.size <= model.config.n_positions:
+        raise ValueError(f"ids of shape {ids.shape} and {ids.dtype}")
+    if not mx.all((ids >= 0) & (ids < model.config.vocab_size)).item():
+        raise ValueError(f"ids that are not between 0 and {model.config.vocab_size - 1}")
+    expected = _named(ids, [_zeros(model, bits, ids.size)] * model.config.n_layer)
+    for name in sorted(expected.keys() | arrays.keys()):
+        given, wanted = (
+            f"{x.dtype} of shape {x.shape}" if x is not None else "no such array"
+            for x in (arrays.get(name), expected.get(name))
+        )
+        if given != wanted:
+            raise ValueError(f"{name}: {given}, not {wanted}")
+        if mx.issubdtype(arrays[name].dtype, mx.floating) and not mx.all(mx.isfinite(arrays[name])).item():
+            raise ValueError(f"{name}: nan or an infinity")
+    if metadata.get("sha256") != hash_of(arrays):
+        raise ValueError("other numbers than were saved")
     tree: Any = tree_unflatten(list(arrays.items()))
-    state = [(tuple(layer["keys"]), tuple(layer["values"])) for layer in tree["h"]]
-    return PromptCache(tree["ids"].tolist(), state, int(metadata["bits"]) if metadata["bits"] else None)
+    return PromptCache(tree["ids"].tolist(), [(tuple(h["keys"]), tuple(h["values"])) for h in tree["h"]], bits)
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return the SHA-256, in hex, of a model's configuration and weights."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    for name, weight in weights.items():
-        digest.update(f"{name} {weight.dtype} {weight.shape}".encode())
-        digest.update(np.array(mx.contiguous(weight).view(mx.uint8)).data)
+def _named(ids: mx.array, state: CacheState) -> dict[str, mx.array]:
+    """Return the arrays of a file by name: the ids, (n,), and keys and values of the first row up to n."""
+    arrays = {"ids": ids}
+    for i, layer in enumerate(state):
+        for name, parts in zip(("keys", "values"), layer, strict=True):
+            arrays |= {f"h.{i}.{name}.{j}": mx.contiguous(x[:1, :, : ids.size]) for j, x in enumerate(parts)}
+    return arrays
+
+
+def _zeros(model: GPT, bits: int | None, n: int) -> tuple[Packed, Packed]:
+    """Return keys and values of a layer for n tokens, in the shapes and types in which this model's are stored."""
+    check_cache(model.config, bits)
+    cache = KVCache(n, bits)
+    x = mx.zeros((1, model.config.n_head, n, model.config.head_dim), model.wpe.weight.dtype)
+    cache.extend(x, x)
+    return cache.keys, cache.values
+
+
+def fingerprint(model: nn.Module, tokenizer: Tokenizer) -> str:
+    """Return the SHA-256, in hex, of a model's configuration and weights, and of its tokenizer."""
+    return hash_of(dict(tree_flatten(model.parameters())), f"{model.config!r} {tokenizer.hash}")
+
+
+def hash_of(arrays: Mapping[str, mx.array], more: str = "") -> str:
+    """Return the SHA-256, in hex, of arrays with their names, types and shapes, and of a text."""
+    digest = hashlib.sha256(more.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(raw_bytes(array))
     return digest.hexdigest()
