@@ -15,6 +15,7 @@ from mlx_gpt.errors import UsageError
 
 ACTIVATIONS = ("gelu_new", "gelu")
 FLOAT32_MAX = 3.4e38
+INT32_MAX = 2**31 - 1  # MLX's dimensions have 32 bits
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class GPTConfig:
             value = getattr(self, name)
             if name == "n_inner" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"{name} must be an integer of at least 1, not {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= INT32_MAX:
+                raise UsageError(f"{name} must be an integer of at least 1 and below 2^31, not {value!r}")
         if self.n_embd % self.n_head:
             raise UsageError(
                 f"n_embd must be a multiple of n_head (each head gets an equal share of the width): "
@@ -61,6 +62,7 @@ class GPTConfig:
             value = getattr(self, name)
             if not (_is_number(value) and 0 < value <= FLOAT32_MAX):
                 raise UsageError(f"{name} must be a number above 0, not {value!r}")
+            object.__setattr__(self, name, float(value))  # MLX refuses a long integer
         for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if not isinstance(getattr(self, name), bool):  # the string "false" would count as true
                 raise UsageError(f"{name} must be true or false, not {getattr(self, name)!r}")
