@@ -100,8 +100,6 @@ def save_checkpoint(
     place = folder / f"step-{progress.step}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):  # of a process that was killed while it wrote or removed one
-            shutil.rmtree(leftover, ignore_errors=True)
         with atomic_path(place) as hidden:
             _write(hidden, model, tokenizer, optimizer, progress)
             _remove(place)  # only a damaged one can exist

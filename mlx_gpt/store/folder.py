@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import ModelFolderError, UsageError
-from mlx_gpt.files import fsync
+from mlx_gpt.files import fsync, hidden_folder, is_vacant
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import check_quantizable
 from mlx_gpt.store.convert import Quantization, Weights, check_weights, hub_shapes, quantize_weights, to_hub
@@ -155,7 +154,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: mx.Dtype | None = None
 def check_new(folder: PathLike) -> Path:
     """Return a folder that does not exist or is empty, so that no model is overwritten. Raises ``UsageError``."""
     folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_vacant(folder):
         raise UsageError(f"{folder} exists already; choose a new folder, or remove it")
     return folder
 
@@ -189,11 +188,10 @@ def _staging(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder inside ``folder``. Removes it at the end, and ``folder`` too if created here and empty."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
-        yield staging
+        with hidden_folder(folder) as staging:
+            yield staging
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -198,7 +198,8 @@ def test_if_all_are_damaged_the_error_says_how_to_start_again(run: Path) -> None
 
 
 def test_the_leftovers_of_a_killed_process_are_removed(run: Path) -> None:
-    shutil.copytree(run / "checkpoints/step-4", run / "checkpoints/.step-5-abc")
+    for hidden in (".saving-abcdefgh/step-5", ".removed-12345678"):
+        shutil.copytree(run / "checkpoints/step-4", run / "checkpoints" / hidden)
     assert newest_checkpoint(run, never) == run / "checkpoints/step-4"
     model, optimizer, _ = trained(1)
     save_checkpoint(run, model, Tokenizer.bytes(), optimizer, RunProgress(step=6))
