@@ -32,6 +32,10 @@ class CheckpointError(MLXGPTError):
     """A checkpoint cannot be written, or is damaged."""
 
 
+class FolderInUseError(MLXGPTError):
+    """Another process trains in a folder."""
+
+
 class DataError(MLXGPTError):
     """Text cannot be read or trained on."""
 

@@ -148,10 +148,14 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "mlx_gpt"  # the XDG rule: ignore relative paths
 
 
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield ``mine``, ``mine-2``, ``mine-3``, ..."""
+    return chain([path], (path.with_name(f"{path.name}-{n}") for n in count(2)))
+
+
 def unused(path: Path) -> Path:
-    """Return the path if nothing exists there, else with the first free number from 2 on: ``mine-2``."""
-    numbered = (path.with_name(f"{path.name}-{n}") for n in count(2))
-    return next(free for free in chain([path], numbered) if not free.exists())
+    """Return the first of the ``numbered`` paths where nothing exists."""
+    return next(free for free in numbered(path) if not free.exists())
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

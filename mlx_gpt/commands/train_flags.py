@@ -127,9 +127,9 @@ def _absolute(name: str) -> str:
     return str(path.absolute()) if path.exists() or glob.has_magic(name) else name
 
 
-def run_name(data: str) -> str:
-    """The name of a run on this data: of the file, without its suffix, or of the folder."""
+def default_out(data: str) -> Path:
+    """Return the folder of a run on this data: ``runs`` and the name of the file, without its suffix, or folder."""
     path = Path(data).expanduser().absolute()
     named = (part for part in (path, *path.parents) if part.name and not glob.has_magic(part.name))
     part = next(named, Path("mine"))
-    return part.name if part.is_dir() else part.stem
+    return Path("runs", part.name if part.is_dir() else part.stem)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from math import isfinite
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from mlx_gpt.store.checkpoint import (
     restore_optimizer,
     restore_random_key,
 )
+from mlx_gpt.store.run_lock import locked
 from mlx_gpt.text.batches import Batches
 from mlx_gpt.text.windows import TokenStream, Windows
 from mlx_gpt.train.clock import Clock, deferred_ctrl_c
@@ -104,22 +105,30 @@ class Trainer:
     def run(self) -> float:
         """Train to the end of the run and return the validation loss of the final model.
 
-        Raises ``MLXGPTError`` if the loss is not finite, ``KeyboardInterrupt`` after Ctrl-C.
+        Raises ``MLXGPTError`` if the loss is not finite, ``KeyboardInterrupt`` after Ctrl-C, ``FolderInUseError`` if
+        another process or thread writes to the folder of the run.
         """
-        with closing(self.batches), deferred_ctrl_c(bool(self.checkpoints or self.group)) as self.interrupted:
-            if self.config.checkpoint_every and not self.progress.step:
+        wanted = bool(self.checkpoints or self.group)
+        with ExitStack() as stack:
+            for folder in filter(None, (self.report.folder, self.checkpoints.run if self.checkpoints else None)):
+                stack.enter_context(locked(folder))
+            with closing(self.batches), deferred_ctrl_c(wanted) as self.interrupted:
+                self._train()
+            self.synchronize()
+            return self._finish()
+
+    def _train(self) -> None:
+        if self.config.checkpoint_every and not self.progress.step:
+            self.save_checkpoint()
+        while not self._finished():
+            self.advance()
+            if self._is_due(self.config.eval_every) and not self._finished():
+                self.evaluate()
+            stop, last = self._stopped(), self._finished() and self.config.checkpoint_every
+            if stop or last or self._is_due(self.config.checkpoint_every):
                 self.save_checkpoint()
-            while not self._finished():
-                self.advance()
-                if self._is_due(self.config.eval_every) and not self._finished():
-                    self.evaluate()
-                stop, last = self._stopped(), self._finished() and self.config.checkpoint_every
-                if stop or last or self._is_due(self.config.checkpoint_every):
-                    self.save_checkpoint()
-                if stop:
-                    raise KeyboardInterrupt(self._stopped_message())
-        self.synchronize()
-        return self._finish()
+            if stop:
+                raise KeyboardInterrupt(self._stopped_message())
 
     def _finished(self) -> bool:
         stopped_early = 0 < self.config.patience <= self.progress.stale
