@@ -77,7 +77,7 @@ def _lock(folder: Path, report: Callable[[str], None]) -> int:
     with suppress(OSError):  # a full disk
         os.truncate(descriptor, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {since}\n".encode(), 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {platform.node()} since {since}\n".encode(), 0)
     return descriptor
 
 
@@ -89,7 +89,7 @@ def _is_at(descriptor: int, file: Path) -> bool:
 
 
 def _holder(descriptor: int) -> str:
-    """Return what the process that holds a lock has written, which it does just after locking."""
+    """Return what the holder of a lock has written, which it does just after locking."""
     for _ in range(20):
         if content := os.pread(descriptor, 300, 0):
             return content.decode(errors="replace").strip()
