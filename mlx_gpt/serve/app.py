@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mlx_gpt.serve.exchange import Exchange, respond
-from mlx_gpt.serve.request import APIError
+from mlx_gpt.serve.fields import APIError
 from mlx_gpt.serve.service import Service
 
 NO_CHAT = (

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_gpt.serve.answer import DONE, as_json, event, new_answer
-from mlx_gpt.serve.request import APIError
+from mlx_gpt.serve.fields import APIError
 from mlx_gpt.serve.service import Job, Service
 
 BODY_SECONDS = 20  # for receiving a request's body

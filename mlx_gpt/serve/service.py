@@ -11,8 +11,9 @@ from typing import Any
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.serve.answer import CompletionChoice
 from mlx_gpt.serve.engine import Engine, Event
+from mlx_gpt.serve.fields import APIError
 from mlx_gpt.serve.limits import Limits
-from mlx_gpt.serve.request import APIError, CompletionRequest, RequestReader
+from mlx_gpt.serve.request import CompletionRequest, RequestReader
 from mlx_gpt.serve.row import Row
 from mlx_gpt.text.tokenizer import Tokenizer
 
