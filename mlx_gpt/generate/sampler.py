@@ -5,7 +5,7 @@ A new rule is a function in ``sampling.py``, a setting in ``settings.py`` and a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from math import inf
 from typing import Any, NamedTuple
@@ -58,13 +58,17 @@ class Vocabulary:
 
     def bias(self, logit_bias: Mapping[int, float]) -> np.ndarray:
         """Return the number to add to each logit, (V,): -inf for an unknown id. ``UsageError`` for a bias on one."""
+        self.check_ids("--logit-bias", logit_bias)
         bias = np.where(self.known, np.float32(0), np.float32(-inf))
-        for token_id, value in logit_bias.items():
+        bias[list(logit_bias)] = list(logit_bias.values())
+        return bias
+
+    def check_ids(self, name: str, ids: Iterable[int]) -> None:
+        """Raise ``UsageError`` for an id that no token has."""
+        for token_id in ids:
             if not (0 <= token_id < self.known.size and self.known[token_id]):
                 last = self.known.nonzero()[0].max()
-                raise UsageError(f"--logit-bias: no token has id {token_id}; the vocabulary's ids are 0 to {last}")
-            bias[token_id] = value
-        return bias
+                raise UsageError(f"{name}: no token has id {token_id}; the vocabulary's ids are 0 to {last}")
 
     def banned(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids of each word, without and with a space before it."""
@@ -88,6 +92,11 @@ class Sampler:
         for row in settings:
             self._refuse_contradictions(row)
         self._min_tokens = np.array([row.min_tokens for row in settings])
+        if self._min_tokens.any():
+            self._ends = np.zeros((len(settings), vocabulary.known.size), bool)  # ids that end a row's text
+            for i, row in enumerate(settings):
+                vocabulary.check_ids("stop_token_ids", row.stop_token_ids)
+                self._ends[i, [*self.end_ids, *row.stop_token_ids]] = True
         self._bias: mx.array | None = None  # (B, V)
         if not vocabulary.known.all() or any(row.logit_bias or row.min_tokens for row in settings):
             self._bias = mx.array(np.stack([vocabulary.bias(row.logit_bias) for row in settings]))
@@ -104,7 +113,7 @@ class Sampler:
             too_short = history.n_new[: len(self.settings)] < self._min_tokens
             inputs["bias"] = self._bias
             if too_short.any():
-                inputs["bias"] = mx.where(_column(too_short), sampling.forbid(self._bias, self.end_ids), self._bias)
+                inputs["bias"] = mx.where(mx.array(too_short[:, None] & self._ends), -mx.inf, self._bias)
         return inputs
 
     def choose(self, logits: mx.array, inputs: Inputs, history: History | None = None) -> mx.array:

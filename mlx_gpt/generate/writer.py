@@ -42,8 +42,8 @@ class Writer:
     """
 
     def __init__(self, tokenizer: Tokenizer, settings: GenerationSettings, limit: int):
-        self._ignored_ids = tokenizer.end_ids if settings.ignore_eos else frozenset()
-        self._end_ids = tokenizer.end_ids - self._ignored_ids
+        self._end_ids = frozenset(() if settings.ignore_eos else tokenizer.end_ids)
+        self._ignored_ids = frozenset(tokenizer.end_ids) - self._end_ids
         self._stop_ids = frozenset(settings.stop_token_ids)
         self._stops = settings.stop
         self.limit = limit
