@@ -197,7 +197,7 @@ def test_a_panic_of_a_library_is_an_error_in_one_line() -> None:
     tokenizer = Tokenizer.bytes()
     tokenizer._encoding = Panicking()
     for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
-        with pytest.raises(TokenizerError, match="cannot be tokenized .*StackOverflow") as e:
+        with pytest.raises(TokenizerError, match=r"cannot be tokenized .*StackOverflow") as e:
             encode("a")
         one_line(e)
 
