@@ -22,6 +22,7 @@ from mlx_gpt.device import cores
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.generation import generate, generate_many
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.terminal import make_console
 from mlx_gpt.text.corpora import TINYWORLD_TOKENIZER, tinyworld
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -82,7 +83,7 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
         raise UsageError(f"--minutes must be between 0.2 and {24 * 60}, not {minutes:g}")
     if not 0 <= seed < 2**64:
         raise UsageError(f"--seed must be 0 or above and below 2^64, not {seed}")
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     with ExitStack() as stack:
         _quickstart(minutes, lock_first_vacant(stack, out, console), seed, console)
 

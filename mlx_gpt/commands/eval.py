@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from mlx_gpt.terminal import make_console
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -39,7 +41,6 @@ class Eval:
         import json
         from pathlib import Path
 
-        from rich.console import Console
         from rich.progress import Progress
 
         from mlx_gpt.check.evaluate import evaluate, find_task, published
@@ -53,7 +54,7 @@ class Eval:
         folder = find_folder(self.model, self.revision)
         model, tokenizer = load(folder)
         data = task.fetch() if self.data is None else Path(self.data).expanduser()
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with Progress(console=make_console(stderr=True), transient=True) as bar:
             row = bar.add_task(self.task, total=None)
 
             def on_scored(done: int, total: int) -> None:
@@ -69,7 +70,7 @@ class Eval:
         if self.json:
             print(json.dumps(result, indent=2))
         else:
-            Console(highlight=False).print(as_table(result))
+            make_console(highlight=False).print(as_table(result))
 
 
 def as_table(result: dict[str, Any]) -> Table:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from mlx_gpt.terminal import make_console
 from mlx_gpt.text.corpora import CORPORA, FileCorpus
 
 NAMES = ", ".join(name for name, corpus in CORPORA.items() if isinstance(corpus, FileCorpus))
@@ -31,7 +32,6 @@ class Prepare:
     """seed of the random choice of these documents"""
 
     def __call__(self) -> None:
-        from rich.console import Console
         from rich.progress import Progress
 
         from mlx_gpt.errors import UsageError
@@ -42,7 +42,7 @@ class Prepare:
             raise UsageError("expected at least one SOURCE: a file, a folder, a glob, or a named corpus")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UsageError(f"--out {self.out} exists already; choose a new folder, or remove it")
-        console = Console(stderr=True, highlight=False)
+        console = make_console(stderr=True, highlight=False)
         sources = find_sources(self.sources, self.val_fraction, self.seed)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("encoding", total=sources.n_bytes)

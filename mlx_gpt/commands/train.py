@@ -29,6 +29,7 @@ from mlx_gpt.generate.generation import generate
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint
 from mlx_gpt.store.folder import load
+from mlx_gpt.terminal import make_console
 from mlx_gpt.text.dataset import Dataset, load_dataset
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.auto.defaults import MINUTES, needs_measurement
@@ -52,7 +53,6 @@ class Train(TrainFlags):
     """
 
     def __call__(self) -> None:
-        from rich.console import Console
 
         started = time.perf_counter()
         if sys.platform.startswith("linux"):
@@ -60,7 +60,7 @@ class Train(TrainFlags):
 
             set_graph_width(wide=not self.training.recompute)
         group = join()
-        console = Console(quiet=not is_main(group), highlight=False)
+        console = make_console(quiet=not is_main(group), highlight=False, markup=False)
         with report_lost_peers(group), ExitStack() as stack:
             if self.revision and self.init == SCRATCH:
                 raise UsageError("--revision is of the model that --init names: give --init too")
@@ -121,7 +121,7 @@ class Train(TrainFlags):
 
         def sample(step: int, done: float) -> None:
             text = "".join(generate(model, dataset.tokenizer, self.prompt, max_tokens=60))
-            console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan", markup=False)
+            console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan")
 
         on_eval, settings = sample if is_main(group) else None, self.settings()
         loss = run(model, dataset, self.training, self.out, console, on_eval, settings, start, group, self.report_to)
