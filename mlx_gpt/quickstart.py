@@ -29,6 +29,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.tinyworld import stories as world
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.run import PLOT, lock_first_vacant, new_model, run
+from mlx_gpt.train.signals import interruptible
 from mlx_gpt.train.speed import measure_training_speed
 
 PROMPT = "One sunny morning, Lily went to the garden."
@@ -84,7 +85,7 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
     if not 0 <= seed < 2**64:
         raise UsageError(f"--seed must be 0 or above and below 2^64, not {seed}")
     console = make_console(highlight=False)
-    with ExitStack() as stack:
+    with interruptible(), ExitStack() as stack:
         _quickstart(minutes, lock_first_vacant(stack, out, console), seed, console)
 
 

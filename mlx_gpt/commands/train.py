@@ -39,6 +39,7 @@ from mlx_gpt.train.distributed import check_in_main, is_main, join, main_first, 
 from mlx_gpt.train.machine import Machine
 from mlx_gpt.train.report.trackers import check_tracker
 from mlx_gpt.train.run import PLOT, last_checkpoint, lock_first_vacant, lock_new, lock_run, new_model, run
+from mlx_gpt.train.signals import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +62,7 @@ class Train(TrainFlags):
             set_graph_width(wide=not self.training.recompute)
         group = join()
         console = make_console(quiet=not is_main(group), highlight=False, markup=False)
-        with report_lost_peers(group), ExitStack() as stack:
+        with interruptible(), report_lost_peers(group), ExitStack() as stack:
             if self.revision and self.init == SCRATCH:
                 raise UsageError("--revision is of the model that --init names: give --init too")
             if self.report_to:

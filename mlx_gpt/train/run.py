@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.errors import FolderInUseError, MLXGPTError, UsageError
+from mlx_gpt.errors import FolderInUseError, MLXGPTError, Stopped, UsageError
 from mlx_gpt.files import LOCK, is_vacant, numbered
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint, CheckpointManager, load_checkpoint, newest_checkpoint
@@ -29,6 +30,7 @@ from mlx_gpt.train.memory import check_memory
 from mlx_gpt.train.report.metrics import Report, truncate_metrics
 from mlx_gpt.train.report.plot import plot_loss
 from mlx_gpt.train.report.trackers import open_tracker
+from mlx_gpt.train.signals import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +64,7 @@ def run(
     writes. ``report_to`` names a tracker of the metrics.
     """
     main = is_main(group)
-    with ExitStack() as stack:
+    with interruptible(), ExitStack() as stack:
         if main:
             (lock_run if start else lock_new)(stack, out, console)
         if start and start.progress.data != dataset.hash:
@@ -81,16 +83,18 @@ def run(
                 if checkpoints and settings and not start:
                     write_run_file(out, settings)
                 val_loss = trainer.run()
+            if main:
+                if checkpoints is None:
+                    save(model, dataset.tokenizer, out)
+                title = f"{dataset.name}: {model.n_parameters:,} parameters"
+                plot_loss(report.rows, dataset.baselines, out / PLOT, title)
         except OSError as error:
             raise _write_error(error, out, checkpoints) from error
         except KeyboardInterrupt as stop:
-            if stop.args or not checkpoints or not checkpoints.newest():
+            if str(stop) or not checkpoints or not checkpoints.newest():
                 raise
-            raise KeyboardInterrupt(f"stopped at once; {_how_to_resume(checkpoints)}") from None
-        if main:
-            if checkpoints is None:
-                save(model, dataset.tokenizer, out)
-            plot_loss(report.rows, dataset.baselines, out / PLOT, f"{dataset.name}: {model.n_parameters:,} parameters")
+            signum = getattr(stop, "signum", signal.SIGINT)
+            raise Stopped(signum, f"stopped at once; {_how_to_resume(checkpoints)}") from None
         return val_loss
 
 

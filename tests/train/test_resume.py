@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shlex
@@ -20,7 +21,9 @@ import pytest
 from helpers.command_line import environment, everything, in_a_process, the_line
 
 from mlx_gpt.cli import main
+from mlx_gpt.commands import train as train_module
 from mlx_gpt.device import on_cpu
+from mlx_gpt.store import checkpoint as checkpoint_module
 from mlx_gpt.store import folder
 from mlx_gpt.store.checkpoint import CheckpointManager, list_checkpoints
 from mlx_gpt.store.folder import load
@@ -29,6 +32,7 @@ from mlx_gpt.text.windows import Windows
 from mlx_gpt.train import clock as clock_module
 from mlx_gpt.train import loop
 from mlx_gpt.train import run as run_module
+from mlx_gpt.train.auto import plan as plan_module
 from mlx_gpt.train.step import make_eval_step
 from mlx_gpt.train.validation import evaluate
 
@@ -60,13 +64,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-def interrupt_during(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Press Ctrl-C during a step."""
+def interrupt_during(monkeypatch: pytest.MonkeyPatch, step: int, *signals: int) -> None:
+    """Send signals, or press Ctrl-C, during a step."""
     done = clock_module.Clock.done
+    left = [*(signals or (signal.SIGINT,))]
 
-    def watched(clock: clock_module.Clock, n: int) -> float:
-        if n == step and signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            signal.raise_signal(signal.SIGINT)  # called before each step
+    def watched(clock: clock_module.Clock, n: int) -> float:  # called before each step
+        while n == step and left and signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            signal.raise_signal(left.pop())
         return done(clock, n)
 
     monkeypatch.setattr(clock_module.Clock, "done", watched)
@@ -124,6 +129,110 @@ def test_a_second_ctrl_c_stops_at_once(
     assert the_line(capsys.readouterr().err.lstrip("\n")) == message
     assert newest(here / "run") == "step-4"  # not 5, whose evaluation was interrupted
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_end_a_run_as_ctrl_c_does(
+    signum: int, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*RUN, "--steps", "24", "--out", "run"]
+    with monkeypatch.context() as patch:
+        interrupt_during(patch, 6, signum, *([signum] * (signum == signal.SIGHUP)))  # a terminal sends several
+        assert main(arguments) == 128 + signum
+    message = the_line(capsys.readouterr().err)
+    assert message == "stopped after step 6; resume with: mlx-gpt train --resume run"
+    assert signal.getsignal(signum) is signal.SIG_DFL
+    assert main(["train", "--resume", "run"]) == 0
+    assert main([*RUN, "--steps", "24", "--out", "whole"]) == 0
+    assert_same_run(here / "run", here / "whole")
+
+
+@pytest.mark.parametrize("phase", ["read", "measure", "step", "save", "evaluate", "sample", "finish", "plot"])
+def test_sigterm_ends_a_run_in_every_phase_with_a_folder_that_resumes_or_none(
+    phase: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, name, call = {
+        "read": (train_module, "load_dataset", 1),
+        "measure": (plan_module, "measure_training_speed", 1),
+        "step": (loop, "make_train_step", 1),
+        "save": (CheckpointManager, "save", 3),
+        "evaluate": (loop, "evaluate", 2),
+        "sample": (train_module, "generate", 2),
+        "finish": (loop, "evaluate", 3),
+        "plot": (run_module, "plot_loss", 1),
+    }[phase]
+    arguments = ["train", "--data", "text.txt", *shlex.split(SIZE), *shlex.split(HOW), "--steps", "12"]
+    if phase == "measure":
+        arguments = ["train", "--data", "text.txt", "--minutes", "0.05"]
+    original, calls = getattr(module, name), count(1)
+
+    def interrupted(*rest: Any, **options: Any) -> Any:
+        result = original(*rest, **options)
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupted)
+        assert main([*arguments, "--out", "run"]) == 128 + signal.SIGTERM
+    message = the_line(capsys.readouterr().err)
+    if phase in ("read", "measure", "step"):
+        assert message == "stopped"
+        assert not (here / "run").exists()
+        return
+    assert message.endswith("mlx-gpt train --resume run")
+    assert main(["train", "--resume", "run"]) == 0
+    assert main([*arguments, "--out", "whole"]) == 0
+    assert_same_run(here / "run", here / "whole")
+
+
+def test_a_second_signal_during_a_save_leaves_the_earlier_checkpoints(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = folder.save
+    calls = count(1)
+
+    def interrupted(*rest: Any) -> None:
+        save(*rest)
+        if next(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "save", interrupted)
+        assert main([*RUN, "--steps", "24", "--out", "run"]) == 128 + signal.SIGTERM
+    message = "stopped at once; resume from run/checkpoints/step-4 with: mlx-gpt train --resume run"
+    assert the_line(capsys.readouterr().err) == message
+    assert not list((here / "run").rglob(".*"))
+    assert main(["train", "--resume", "run"]) == 0
+
+
+def test_a_signal_that_is_ignored_stays_ignored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        interrupt_during(monkeypatch, 6, signal.SIGHUP)
+        assert main([*RUN, "--steps", "12", "--out", "run"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_whose_terminal_is_closed_ends_with_a_checkpoint(here: Path) -> None:
+    terminal, side = os.openpty()
+    command = [sys.executable, "-m", "mlx_gpt", *RUN, "--steps", "1000000", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, os, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+         "os.execv(sys.argv[1], sys.argv[1:])", *command],
+        cwd=here, env=environment(), stdin=side, stdout=side, stderr=side, start_new_session=True,
+    )  # fmt: skip
+    os.close(side)
+    patience = time.monotonic() + 60
+    while size_of(here / "run/metrics.jsonl") < 2000 and time.monotonic() < patience:
+        time.sleep(0.02)
+        os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert newest(here / "run") == f"step-{rows(here / 'run')[-1]['step']}"
 
 
 # kill -9
