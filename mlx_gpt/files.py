@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 LOCK = ".lock"  # in a folder that one process at a time writes to
 LEFTOVER = re.compile(r"\.(saving|removed)-[a-z0-9_]{8}")  # a folder of tempfile.mkdtemp, if its process was killed
@@ -24,14 +24,19 @@ LEFTOVER = re.compile(r"\.(saving|removed)-[a-z0-9_]{8}")  # a folder of tempfil
 
 def read_small(file: Path, limit: int) -> bytes:
     """Read a file of at most ``limit`` bytes. Raises ``OSError``, also for a longer file, a device or a pipe."""
-    mode = os.stat(file).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "not a file but a device or a pipe")
-    with open(file, "rb") as stream:
+    with open_file(file) as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"more than {limit:,} bytes")
     return content
+
+
+def open_file(file: Path) -> BinaryIO:
+    """Open a file to read bytes. Raises ``OSError``, also for a device or a pipe, which could be endless or wait."""
+    mode = os.stat(file).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "not a file but a device or a pipe", str(file))
+    return open(file, "rb")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -134,9 +139,9 @@ def fsync(path: Path) -> None:
 
 
 def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex. Raises ``OSError``, as ``open_file`` does."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

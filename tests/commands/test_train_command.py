@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -60,9 +61,15 @@ def settings(text: str) -> Callable[[Path], None]:
     return settings
 
 
+def pipe(here: Path) -> None:
+    os.mkfifo(here / "my.toml")
+
+
 SIZE = TINY[2:]  # without the tokenizer
 NO_DATA = ["train", "--data", "no.txt", "--out", "run"]
 FROM_FILE = [*TRAIN, "--config", "my.toml"]
+
+OTHER_FLAGS = [*FROM_FILE[:-4], "--config", "my.toml"]  # without --steps
 
 WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     # Exit code 1
@@ -104,7 +111,26 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     (nothing, FROM_FILE, 2, "my.toml: expected the settings of a run, but it cannot be read (No such file"),
     (settings("steps ="), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
     (settings("step = 3"), FROM_FILE, 2, "my.toml: unknown setting step; mlx-gpt train --help lists the names"),
-    (settings("steps = [3]"), [*FROM_FILE[:-4], "--config", "my.toml"], 2, "my.toml: steps must be one value, not [3]"),
+    (settings("steps = " + 20_000 * "["), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
+    (
+        settings(" " * (1 << 20) + "steps = 1"),
+        FROM_FILE,
+        2,
+        "my.toml: expected the settings of a run, but it cannot be",
+    ),
+    (pipe, FROM_FILE, 2, "it cannot be read (not a file but a device or a pipe)"),
+    (settings("steps = [3]"), OTHER_FLAGS, 2, "my.toml: steps must be one value (int), not [3]"),
+    (settings("steps = true"), OTHER_FLAGS, 2, "my.toml: steps must be one value (int), not True"),
+    (settings('learning_rate = "0.1"'), OTHER_FLAGS, 2, "my.toml: learning_rate must be one value (int or float), not"),
+    (settings("recompute = 1"), OTHER_FLAGS, 2, "my.toml: recompute must be one value (bool), not 1"),
+    (settings("prompt = 1979-05-27"), OTHER_FLAGS, 2, "my.toml: prompt must be one value (str), not datetime.date"),
+    (settings('prompt = "\\u0000"'), OTHER_FLAGS, 2, "my.toml: prompt must be one value (str), not '\\x00'"),
+    (
+        settings("steps." + 9_000 * "a." + "b = 1"),
+        OTHER_FLAGS,
+        2,
+        "my.toml: steps must be one value (int), not {'a': {",
+    ),
     (
         nothing,
         ["train", "--resume", "nowhere"],
