@@ -13,7 +13,7 @@ from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import atomic_path
 from mlx_gpt.model.mlp import ACTIVATION
 from mlx_gpt.store.folder import PathLike
-from mlx_gpt.store.gguf import write_gguf
+from mlx_gpt.store.gguf_write import write_gguf
 from mlx_gpt.store.llmc import write_llmc
 from mlx_gpt.store.nanogpt import write_nanogpt
 from mlx_gpt.store.source import ModelSource

@@ -49,7 +49,7 @@ def load(name: PathLike, revision: str | None = None, dtype: mx.Dtype = mx.float
     its weights are in memory as ``dtype``. Raises ``ModelFolderError`` or ``TokenizerError``.
     """
     source = find_source(name, revision)
-    return build(source, dtype), read_tokenizer(source.folder, source.config)
+    return build(source, dtype), tokenizer_of(source)
 
 
 def read_model(folder: PathLike, dtype: mx.Dtype = mx.float32) -> GPT:
@@ -94,6 +94,13 @@ def is_finite(x: mx.array) -> bool:
     return bool(np.isfinite(np.array(x, copy=False)).all())
 
 
+def tokenizer_of(source: ModelSource) -> Tokenizer:
+    """Return the tokenizer in the weights' file, or else that of its folder. Raises ``ModelFolderError``."""
+    if source.tokenizer is None:
+        return read_tokenizer(source.folder, source.config)
+    return check_vocab_size(source.tokenizer, source.config, source.folder)
+
+
 def read_tokenizer(folder: PathLike, config: GPTConfig) -> Tokenizer:
     """Return the tokenizer of a folder, or GPT-2's if it has none and the model has GPT-2's vocabulary.
 
@@ -108,6 +115,11 @@ def read_tokenizer(folder: PathLike, config: GPTConfig) -> Tokenizer:
             f"{folder}: expected vocab.json and merges.txt, or tokenizer.json, found none of them, and "
             f"{config.vocab_size} ids are not GPT-2's 50257; copy the files from where the model was trained"
         )
+    return check_vocab_size(tokenizer, config, folder)
+
+
+def check_vocab_size(tokenizer: Tokenizer, config: GPTConfig, folder: PathLike) -> Tokenizer:
+    """Return a tokenizer. Raises ``ModelFolderError`` if it has more ids than the model."""
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelFolderError(
             f"{folder}: expected a tokenizer of at most {config.vocab_size} ids, the model's vocabulary, found "
@@ -139,7 +151,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: mx.Dtype | None = None
     layout. Raises ``ModelFolderError``, and ``UsageError`` if the widths cannot be quantized.
     """
     folder = check_new(folder)
-    tokenizer = read_tokenizer(source.folder, source.config)
+    tokenizer = tokenizer_of(source)
     if source.quantization:
         raise ModelFolderError(f"{source.folder}: is quantized already; convert the float model that it was made from")
     quantization = None if bits is None else Quantization(64, bits)
