@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_gpt.errors import UsageError
+from mlx_gpt.errors import MLXGPTError, ModelFolderError, UsageError
 from mlx_gpt.generate import sampling
 from mlx_gpt.generate.decoder import NO_TOKEN, Inputs
 from mlx_gpt.generate.history import History
@@ -117,7 +117,7 @@ class Sampler:
         return inputs
 
     def choose(self, logits: mx.array, inputs: Inputs, history: History | None = None) -> mx.array:
-        """Return the next id of each row, ``NO_TOKEN`` where all are forbidden: (B, V) -> (B,), int32.
+        """Return the next id of each row, (B, V) -> (B,), int32; ``NO_TOKEN`` if all are forbidden or a logit is NaN.
 
         A pure function of arrays, unless ``needs_history``.
         """
@@ -125,8 +125,6 @@ class Sampler:
         ids = sampling.draw(logits, inputs["keys"]) if self._is_drawn.any() else sampling.greedy(logits)
         if self._is_drawn.any() and not self._is_drawn.all():
             ids = mx.where(mx.array(self._is_drawn), ids, sampling.greedy(logits))
-        if not self._forbidding():
-            return ids.astype(mx.int32)
         return mx.where(mx.max(logits, axis=-1) > -mx.inf, ids.astype(mx.int32), NO_TOKEN)
 
     def apply_rules(self, logits: mx.array, inputs: Inputs, history: History | None = None) -> mx.array:
@@ -162,14 +160,6 @@ class Sampler:
             return self.vocabulary.banned(value)
         return {"sequences": self.vocabulary.forced(value), "end_ids": self.end_ids} if name == "force" else value
 
-    def all_masked(self) -> UsageError:
-        """Return the error to raise where every id is forbidden; it names the rules that forbid."""
-        return UsageError(f"all tokens are masked by {' and '.join(self._forbidding())}; relax one of them")
-
-    def _forbidding(self) -> list[str]:
-        names = ("logit_bias", "no_repeat_ngram", "ban", "min_tokens", "force")
-        return [f"--{name.replace('_', '-')}" for name in names if any(getattr(row, name) for row in self.settings)]
-
     def _refuse_contradictions(self, settings: GenerationSettings) -> None:
         forced = self.vocabulary.forced(settings.force)
         forbidden = self.vocabulary.banned(settings.ban)
@@ -182,6 +172,15 @@ class Sampler:
             raise UsageError(
                 f"--force asks for words of {needed} tokens, --max-tokens allows {settings.max_tokens}; raise it"
             )
+
+
+def no_token_error(settings: Iterable[GenerationSettings]) -> MLXGPTError:
+    """Return the error of rows for which no id can be chosen: ``UsageError`` if their settings forbid all."""
+    names = ("logit_bias", "no_repeat_ngram", "ban", "min_tokens", "force")
+    forbidding = [f"--{name.replace('_', '-')}" for name in names if any(getattr(row, name) for row in settings)]
+    if not forbidding:
+        return ModelFolderError("the logits are not numbers (NaN): the weights are damaged, or overflow their dtype")
+    return UsageError(f"all tokens are masked by {' and '.join(forbidding)}; relax one of them")
 
 
 def _is_number(name: str) -> bool:
