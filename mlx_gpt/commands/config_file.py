@@ -35,8 +35,10 @@ def with_file(argv: Sequence[str]) -> list[str]:
     file that cannot be used.
     """
     run, config, given = option(argv, "resume"), option(argv, "config"), given_settings(argv)
-    if run and (config or "out" in given):
-        raise UsageError("--resume continues a run in its own folder, with its own settings: remove --out, --config")
+    if run and (excluded := [f"--{name}" for name in ("config", "out", "preset") if name in given]):
+        raise UsageError(
+            f"--resume continues a run in its own folder, with its own settings: remove {', '.join(excluded)}"
+        )
     if not (run or config):
         return list(argv)
     file = Path(run) / RUN_FILE if run else Path(config or "")

@@ -13,7 +13,7 @@ from tyro.conf import Suppress, arg
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.text.corpora import CORPORA
-from mlx_gpt.train.config import LENGTHS, TrainConfig
+from mlx_gpt.train.config import LENGTHS, LIMITS, TrainConfig
 
 if TYPE_CHECKING:
     from mlx_gpt.text.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ TRAINING = tuple(field.name for field in fields(TrainConfig))
 OTHERS = ("data", "out", "init", "revision", "tokenizer", "preset", "prompt", "report_to")
 FILE_MAY_SET = {*OTHERS, *ARCHITECTURE, *TRAINING}
 # The settings of a file that a flag replaces.
-REPLACES = dict.fromkeys((*LENGTHS, "minutes"), (*LENGTHS, "minutes")) | {"preset": ("preset", *ARCHITECTURE)}
+REPLACES = dict.fromkeys(LIMITS, LIMITS) | {"preset": ("preset", *ARCHITECTURE)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class TrainFlags:
     out: Path
     """a new folder for the model, metrics.jsonl and loss.png; runs/NAME-OF-THE-DATA unless given"""
     resume: Path | None = None
-    """the folder of a run to resume; needs no other flags"""
+    """the folder of a run to resume, without other flags; only --steps, --tokens, --epochs or --minutes may be given: a
+    new total, counted from the beginning of the run, which extends it with its optimizer"""
     config: Path | None = None
     """a file of settings, such as the run.toml of a run; other flags override it"""
     init: str = SCRATCH

@@ -49,15 +49,18 @@ class RunProgress:
     rows: int = 0  # of metrics.jsonl
     data: str = ""  # hash of the tokenized text
     random: list[list[int]] = field(default_factory=list)  # MLX's random state, of each process
+    length: dict[str, float] = field(default_factory=dict)  # the settings of the run's length: steps -> 100
+    extended: list[float] = field(default_factory=list)  # of ``Schedule``, if the length was changed
 
     def __post_init__(self) -> None:
         counts = [self.step, self.tokens, self.position, self.best_step, self.stale, self.rows]
         counts += [word for high, low in self.random for word in (high, low)]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError(f"expected counts, found {counts}")
-        losses = [] if self.best_val_loss is None else [self.best_val_loss]
-        if not all(isinstance(value, (int, float)) for value in [self.seconds, *losses]) or self.seconds < 0:
-            raise ValueError(f"expected numbers, found {[self.seconds, *losses]}")
+        numbers = [self.seconds, *self.length.values(), *self.extended]
+        numbers += [] if self.best_val_loss is None else [self.best_val_loss]
+        if not all(isinstance(value, (int, float)) for value in numbers) or len(self.extended) not in (0, 2):
+            raise ValueError(f"expected numbers, found {numbers}")
 
 
 class Checkpoint(NamedTuple):
@@ -172,7 +175,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     assert isinstance(state, dict)  # as a safetensors file always is
     try:
         progress = RunProgress(**parse_json(read_small(folder / PROGRESS, MAX_SMALL)))
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: saved by another version of mlx-gpt ({error}); resume with it") from error
     return Checkpoint(model, read_tokenizer(folder, model.config), state, progress)
 

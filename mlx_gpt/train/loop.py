@@ -26,6 +26,7 @@ from mlx_gpt.text.windows import TokenStream, Windows
 from mlx_gpt.train.clock import Clock
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import rank, size
+from mlx_gpt.train.extension import extend
 from mlx_gpt.train.gradient import largest_gradient
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.report.metrics import Report
@@ -76,12 +77,18 @@ class Trainer:
         self.windows = Windows.over(val_stream, min(T, val_stream.n_tokens))
         self.batches = Batches(train_stream, T, B, config.seed, self.progress.position, rank(group), size(group))
         self.tokens_per_step = size(group) * config.accumulate * B * T
-        n_steps = config.n_steps(self.tokens_per_step, train_stream.n_tokens)
         if config.minutes is not None and group:
             raise UsageError("--minutes is for one process, since each has its own clock; give --steps")
-        self.clock = Clock(n_steps, config.minutes, self.progress.seconds)
+
+        def clock(config: TrainConfig) -> Clock:
+            n_steps = config.n_steps(self.tokens_per_step, train_stream.n_tokens)
+            return Clock(n_steps, config.minutes, self.progress.seconds)
+
+        self.clock = clock(config)
         self.optimizer = make_optimizer(config, model.config.n_head)
-        self.schedule = Schedule(self.optimizer, config.schedule, config.warmup, config.final_learning_rate)
+        settings = config.schedule, config.warmup, config.final_learning_rate, self.progress.extended
+        self.schedule = Schedule(self.optimizer, *settings)
+        self.extension = extend(self.progress, config, clock, self.schedule)
         self._restore_state(start)
         self.step, self.state = make_train_step(model, self.optimizer, config, group)
         self.eval_step = make_eval_step(model)

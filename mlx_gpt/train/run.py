@@ -22,7 +22,7 @@ from mlx_gpt.store.folder import save
 from mlx_gpt.store.run_file import RUN_FILE, RunSettings, differences, read_run_file, write_run_file
 from mlx_gpt.store.run_lock import locked
 from mlx_gpt.text.dataset import Dataset
-from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.config import LIMITS, TrainConfig
 from mlx_gpt.train.distributed import is_main
 from mlx_gpt.train.loop import OnEval, Trainer
 from mlx_gpt.train.machine import matrix_speed, memory_size, training_flops
@@ -80,7 +80,9 @@ def run(
                 trainer.progress.data = dataset.hash
                 if report_to and main:  # before anything is written, since it may raise
                     report.trackers = [open_tracker(report_to, out, settings or {})]
-                if checkpoints and settings and not start:
+                if trainer.extension:
+                    console.print(trainer.extension)
+                if checkpoints and settings and (trainer.extension or not start):
                     write_run_file(out, settings)
                 val_loss = trainer.run()
             if main:
@@ -108,9 +110,13 @@ def _how_to_resume(checkpoints: CheckpointManager) -> str:
 
 
 def last_checkpoint(run: Path, settings: RunSettings, given: Collection[str], console: Console) -> Checkpoint:
-    """Load the checkpoint to resume a run from. Raises ``UsageError`` if a ``given`` setting differs from the run's."""
-    requested = {name: value for name, value in settings.items() if name in given}
-    if found := differences(read_run_file(run / RUN_FILE), requested):
+    """Load the checkpoint to resume a run from.
+
+    Raises ``UsageError`` if a ``given`` setting differs from the run's, except for its length.
+    """
+    own = {name: value for name, value in read_run_file(run / RUN_FILE).items() if name not in LIMITS}
+    names = {name for name in given if name not in LIMITS and (name in own or name in settings)}
+    if found := differences(own, {name: settings.get(name) for name in names}):
         raise UsageError(
             f"--resume {run} continues with its own settings, but: {'; '.join(found)}; remove the flags, or start a "
             f"new run from its model with --init {run}"

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,12 +28,15 @@ from mlx_gpt.store import checkpoint as checkpoint_module
 from mlx_gpt.store import folder
 from mlx_gpt.store.checkpoint import CheckpointManager, list_checkpoints
 from mlx_gpt.store.folder import load
+from mlx_gpt.store.run_file import read_run_file
 from mlx_gpt.text.dataset import load_dataset
 from mlx_gpt.text.windows import Windows
 from mlx_gpt.train import clock as clock_module
 from mlx_gpt.train import loop
 from mlx_gpt.train import run as run_module
 from mlx_gpt.train.auto import plan as plan_module
+from mlx_gpt.train.config import LIMITS
+from mlx_gpt.train.schedule import cosine
 from mlx_gpt.train.step import make_eval_step
 from mlx_gpt.train.validation import evaluate
 
@@ -402,8 +406,13 @@ def test_rows_after_the_checkpoint_and_a_partial_row_are_rewritten(stopped: Path
     ("flags", "message"),
     [
         ("--learning-rate 0.5", "learning_rate = 0.5 (the run has 0.001)"),
-        ("--steps 30 --n-layer 2", "n_layer = 2 (the run has 1); steps = 30 (the run has 24)"),
-        ("--tokens 99", "steps = not set (the run has 24); tokens = 99 (the run has none)"),
+        ("--steps 30 --n-layer 2", "n_layer = 2 (the run has 1); remove"),
+        ("--preset gpt2", "in its own folder, with its own settings: remove --preset"),
+        ("--prompt the", "prompt = the (the run has "),
+        ("--tokens 99", "--tokens 99 has passed: the run has had 10 steps, 320 tokens, "),
+        ("--steps 10", "--steps 10 has passed: the run has had 10 steps"),
+        ("--epochs 0.01", "--epochs 0.01 has passed: the run has had 10 steps"),
+        ("--minutes 1e-9", "--minutes 1e-09 has passed: the run has had 10 steps"),
         ("--data model", "data = "),
         ("--recompute", "recompute = True (the run has False)"),
     ],
@@ -433,6 +442,81 @@ def test_another_text_is_refused(stopped: Path, capsys: pytest.CaptureFixture[st
 def test_flags_that_equal_the_settings_of_the_run_are_accepted(stopped: Path) -> None:
     assert main(["train", "--resume", "run", "--steps", "24", "--n-layer", "1", "--data", "text.txt"]) == 0
     assert_same_run(stopped, stopped.parent / "whole")
+
+
+# Another length
+
+
+def learning_rates(run: Path) -> list[float]:
+    return [row["learning_rate"] for row in rows(run) if "learning_rate" in row]
+
+
+@pytest.mark.parametrize("flags", ["--steps 48", f"--tokens {48 * 32}", "--minutes 1000"])
+def test_a_completed_run_is_extended_with_its_optimizer_and_its_learning_rate_rises_again(
+    flags: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "minutes" in flags:
+        monkeypatch.setattr(clock_module.Clock, "done", lambda clock, n: n / (48 if clock.minutes else 24))
+    whole = [*RUN, "--steps", "24", "--warmup", "0.25", "--out", "whole"]
+    assert main(whole) == 0
+    before = rows(here / "whole")[:-1]  # the last is the validation loss at the end
+    state = (here / "whole/checkpoints/step-24/optimizer.safetensors").read_bytes()
+    assert main(["train", "--resume", "whole", *shlex.split(flags)]) == 0
+    assert f"the length of the run is {flags} in all, no longer --steps 24\n" in capsys.readouterr().out
+    assert rows(here / "whole")[: len(before)] == before
+    assert [row["step"] for row in rows(here / "whole") if "loss" in row] == [*range(1, 49)]
+    assert (here / "whole/checkpoints/step-48/optimizer.safetensors").read_bytes() != state
+    settings = read_run_file(here / "whole/run.toml")
+    assert {f"--{name} {settings[name]}" for name in LIMITS if name in settings} <= {flags, f"{flags}.0"}
+    rates = learning_rates(here / "whole")[23:]
+    assert rates[0] == pytest.approx(1e-4)  # a tenth of the peak
+    rise = [1e-4 + 9e-4 * (n - 24) / 6 for n in range(24, 49)]  # over a quarter of the 24 steps
+    planned = [1e-4 + 9e-4 * cosine(n / 48, 0.25) for n in range(24, 49)]
+    assert rates == pytest.approx([min(pair) for pair in zip(rise, planned, strict=True)])
+    assert max(rates) > 4e-4
+
+
+def test_an_extension_that_is_stopped_or_killed_at_once_equals_an_uninterrupted_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*RUN, "--steps", "12", "--out", "run"]) == 0
+    shutil.copytree("run", "whole")
+    for steps, stops in (("24", (13, 14, 20)), ("36", (25,))):  # twice
+        assert main(["train", "--resume", "whole", "--steps", steps]) == 0
+        arguments = ["train", "--resume", "run", "--steps", steps]
+        for step in stops:
+            with monkeypatch.context() as patch:
+                interrupt_during(patch, step)
+                assert main(arguments) == 130
+            arguments = ["train", "--resume", "run"]
+            if step == stops[0]:  # as if killed before the first checkpoint of the extension
+                shutil.rmtree(list_checkpoints(here / "run")[0])
+        assert main(arguments) == 0
+        assert_same_run(here / "run", here / "whole")
+
+
+def test_an_interrupted_run_that_is_extended_equals_an_uninterrupted_one_of_that_length_where_the_schedules_agree(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*RUN, "--schedule", "wsd", "--warmup", "0"]
+    assert main([*arguments, "--steps", "48", "--out", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_during(patch, 10)
+        assert main([*arguments, "--steps", "24", "--out", "run"]) == 130
+    assert main(["train", "--resume", "run", "--steps", "48"]) == 0
+    assert_same_run(here / "run", here / "whole")
+
+
+def test_a_run_that_patience_ended_can_be_extended(here: Path) -> None:
+    noise(here)
+    assert main([*OVERFIT, "--steps", "100", "--patience", "3", "--out", "run"]) == 0
+    end = rows(here / "run")[-1]["step"]
+    assert end < 100
+    assert main(["train", "--resume", "run", "--steps", "101"]) == 0
+    assert end < rows(here / "run")[-1]["step"] <= 101
+
+
+# Repeating
 
 
 def test_a_run_is_repeated_from_its_own_folder(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
