@@ -28,7 +28,7 @@ def find_task(name: str) -> Task:
 
 
 def evaluate(
-    model: GPT, tokenizer: Tokenizer, name: str, data: Path, on_scored: OnScored | None = None, **settings: int | None
+    model: GPT, tokenizer: Tokenizer, name: str, data: Path, on_scored: OnScored | None = None, **settings: Any
 ) -> dict[str, Any]:
     """Return the metrics of a task on a file, with standard errors and every setting, as ``mlx-gpt eval --json`` does.
 
@@ -46,6 +46,7 @@ def evaluate(
         "data_sha256": sha256_of(data),
         "tokenizer_sha256": tokenizer.hash,
         "settings": {"n_positions": model.config.n_positions, "dtype": str(model.wte.weight.dtype)} | result.settings,
+        "changes": result.changes,
         "mlx": version("mlx"),
     }
 

@@ -10,36 +10,48 @@ from pathlib import Path
 import numpy as np
 
 from mlx_gpt.check.scoring import OnScored, ScoredText, perplexity_and_error, score
-from mlx_gpt.check.task import Evaluation, Task, read_text
+from mlx_gpt.check.task import Evaluation, Task
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.text.records import TEXT
+from mlx_gpt.text.sources import encode_text, read_text
 from mlx_gpt.text.tokenizer import Tokenizer
 
 
 def perplexity(
-    model: GPT, tokenizer: Tokenizer, data: Path, on_scored: OnScored | None = None, stride: int | None = None
+    model: GPT,
+    tokenizer: Tokenizer,
+    data: Path,
+    on_scored: OnScored | None = None,
+    stride: int | None = None,
+    field: str = TEXT,
 ) -> Evaluation:
     """Measure the perplexity per token and the bits per byte of a text.
 
     ``stride``: tokens by which the window moves, by default half the model's context. Bits per byte count the scored
-    tokens' bytes only. Standard errors assume independent tokens, so they are too small for a text. Raises
-    ``DataError`` for fewer than two tokens, ``UsageError`` for the stride.
+    tokens' bytes only, and none for ``<|endoftext|>``.
+    Records are joined by empty lines, as rows are in the recipe. Standard errors assume independent tokens, so they are
+    too small for a text. Raises ``DataError`` for fewer than two tokens, ``UsageError`` for the stride.
     """
     window = model.config.n_positions
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride <= window:
         raise UsageError(f"--stride must be between 1 and {window}, the model's context, not {stride}")
-    ids = tokenizer.encode(read_text(data))
+    text, changes = read_text(data, field)
+    if not text:
+        raise DataError(f"{data}: expected a text, found an empty file")
+    ids = encode_text(tokenizer, text)
     if len(ids) < 2:
         raise DataError(f"{data}: expected at least 2 tokens, of which the second is scored, found {len(ids)}")
     scored = list(windows(ids, window, stride))
     logprobs = np.concatenate([one.logprobs for one in score(model, scored, on_scored)])
     tokens = chain.from_iterable(one.ids[one.first :] for one in scored)
-    n_bytes = sum(len(tokenizer.token_bytes(i)) for i in tokens)
+    n_bytes = sum(len(tokenizer.token_bytes(i)) for i in tokens if i != tokenizer.eot_id)
     value, error = perplexity_and_error(logprobs)
-    scale = len(logprobs) / n_bytes / log(2)  # from nats per token
+    scale = len(logprobs) / max(1, n_bytes) / log(2)  # from nats per token
     bits = -float(logprobs.mean()) * scale, None if error is None else error / value * scale
-    return Evaluation({"perplexity": (value, error), "bits_per_byte": bits}, len(logprobs), {"stride": stride})
+    metrics = {"perplexity": (value, error), "bits_per_byte": bits}
+    return Evaluation(metrics, len(logprobs), {"stride": stride}, str(changes))
 
 
 def windows(ids: list[int], window: int, stride: int) -> Iterator[ScoredText]:
@@ -58,4 +70,4 @@ def windows(ids: list[int], window: int, stride: int) -> Iterator[ScoredText]:
             break
 
 
-TASK = Task("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", perplexity, ("stride",))
+TASK = Task("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", perplexity, ("stride", "field"))

@@ -1,4 +1,4 @@
-"""The parts of an evaluation task: its definition and result, and readers of data files (text, .jsonl, .parquet)."""
+"""The parts of an evaluation task: its definition and result, and the rows of its data file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from mlx_gpt import hub
 from mlx_gpt.errors import DataError, HubError
+from mlx_gpt.text.decoding import Changes, decode_lines
+from mlx_gpt.text.records import arrow_records, reader_of, table_rows
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Evaluation:
     metrics: dict[str, tuple[float, float | None]]  # name: value, standard error
     n: int
     settings: dict[str, Any] = field(default_factory=dict)
+    changes: str = ""  # by the reading of the data
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,10 @@ class Task:
             raise DataError(f"{self.repository}: {error}; or give --data FILE") from error
 
 
-def read_text(file: Path) -> str:
-    """Read a text file, or the rows of a .parquet joined by empty lines, as in transformers' documentation."""
-    if file.suffix == ".parquet":
-        return "\n\n".join(text_field(row, "text", where) for where, row in read_rows(file))
-    text = _decode(file)
-    if not text:
-        raise DataError(f"{file}: expected a text, found an empty file")
-    return text
-
-
 def read_rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the place (file and line) and content of each row of a .jsonl or .parquet. ``DataError`` if none."""
-    rows = list(_parquet(file) if file.suffix == ".parquet" else _jsonl(file))
+    is_table = reader_of(file) is arrow_records
+    rows = [(f"{file}, row {n}", row) for n, row in enumerate(table_rows(file), 1)] if is_table else list(_jsonl(file))
     if not rows:
         raise DataError(f"{file}: expected a JSON object a line, found none")
     return rows
@@ -65,7 +59,7 @@ def text_field(row: dict[str, Any], field: str, where: str) -> str:
 
 
 def _jsonl(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for n, line in enumerate(_decode(file).split("\n"), start=1):
+    for n, line in enumerate(decode_lines(file, Changes()), start=1):
         if not line.strip():
             continue
         try:
@@ -75,25 +69,3 @@ def _jsonl(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {n}: expected a JSON object, found {line[:40]!r}")
         yield f"{file}, line {n}", row
-
-
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"{file}: reading .parquet needs pyarrow; pip install 'mlx-gpt[parquet]'") from error
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: expected a parquet file ({str(error).splitlines()[0]})") from error
-    for n, row in enumerate(table.to_pylist(), start=1):
-        yield f"{file}, row {n}", row
-
-
-def _decode(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: expected UTF-8 text, found other bytes at {error.start}") from error
-    except OSError as error:
-        raise DataError(f"{file}: expected a file to read ({error.strerror})") from error

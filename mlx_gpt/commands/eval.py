@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from mlx_gpt.terminal import make_console
+from mlx_gpt.commands.generation_flags import note
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +27,9 @@ class Eval:
     revision: str | None = None
     """a branch, tag or commit on the hub"""
     data: str | None = None
-    """a text file for perplexity, else a .jsonl with the fields of the public data set, which is the default"""
+    """a file of text for perplexity (- for stdin), else records with the fields of the public data set, the default"""
+    text_field: Annotated[str | None, arg(name="field")] = None
+    """perplexity: the field of a JSON record, or the column of a table, that has the text; default text"""
     stride: int | None = None
     """perplexity: tokens by which the window moves; default half the model's context"""
     json: bool = False
@@ -39,38 +41,39 @@ class Eval:
         os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
 
         import json
-        from pathlib import Path
 
+        from rich.console import Console
         from rich.progress import Progress
 
         from mlx_gpt.check.evaluate import evaluate, find_task, published
-        from mlx_gpt.errors import DataError
         from mlx_gpt.store.folder import load
         from mlx_gpt.store.locate import find_folder
+        from mlx_gpt.text.find import one_file
 
         task = find_task(self.task)
-        if self.data is not None and not Path(self.data).expanduser().is_file():
-            raise DataError(f"{self.data}: expected a file for --data, found none")
+        given = None if self.data is None else one_file(self.data)
         folder = find_folder(self.model, self.revision)
         model, tokenizer = load(folder)
-        data = task.fetch() if self.data is None else Path(self.data).expanduser()
-        with Progress(console=make_console(stderr=True), transient=True) as bar:
+        data = given or task.fetch()
+        with Progress(console=Console(stderr=True), transient=True) as bar:
             row = bar.add_task(self.task, total=None)
 
             def on_scored(done: int, total: int) -> None:
                 bar.update(row, completed=done, total=total)
 
-            result = evaluate(model, tokenizer, self.task, data, on_scored, stride=self.stride)
+            result = evaluate(model, tokenizer, self.task, data, on_scored, stride=self.stride, field=self.text_field)
         result |= {
             "model": self.model,
             "revision": self.revision,
             "data": self.data or f"{task.repository}/{task.file}",
             "published": published(self.task, self.model, folder, model.n_parameters),
         }
+        if result["changes"]:
+            note(result["changes"])
         if self.json:
             print(json.dumps(result, indent=2))
         else:
-            make_console(highlight=False).print(as_table(result))
+            Console(highlight=False).print(as_table(result))
 
 
 def as_table(result: dict[str, Any]) -> Table:

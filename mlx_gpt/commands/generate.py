@@ -17,13 +17,16 @@ from mlx_gpt.commands.generation_flags import (
     SpeedFlags,
     as_json,
     as_row,
+    coloured,
     legend,
     note,
-    surprise_style,
     write,
 )
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.generate.settings import SLIDE, BeamSearch, GenerationSettings, Number
+from mlx_gpt.text.pipes import STDIN
+from mlx_gpt.text.sources import encode_text, read_text
+from mlx_gpt.text.vocab_files import EOT
 
 if TYPE_CHECKING:
     from mlx_gpt.generate.generation import Generation
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
     from mlx_gpt.text.tokenizer import Tokenizer
 
 File = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")]
-STDIN = "-"
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,12 @@ class Generate(GenerationFlags):
 
     def _ids(self, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of the prompt."""
-        text = prompt_text(self.prompt, self.prompt_file)
+        text, is_read = prompt_text(self.prompt, self.prompt_file)
         specials = [special for special in tokenizer.specials if special in text]
+        if is_read and not self.special:
+            if EOT in text:
+                note(f"{EOT} in the prompt separates documents, as in training")
+            return encode_text(tokenizer, text)
         if specials and not self.special:
             note(f"{specials[0]} in the prompt is read as text; --special makes it the special token")
         return tokenizer.encode(text, allow_special=self.special)
@@ -140,8 +146,7 @@ class Generate(GenerationFlags):
                 if out.json:
                     write(json.dumps({"sample": row} | as_json(piece, tokenizer)) + "\n")
                 else:
-                    style = surprise_style(piece) if out.colour else ""
-                    write(as_row(piece, tokenizer) if rows else piece.text, style)
+                    write(as_row(piece, tokenizer) if rows else coloured(piece) if out.colour else piece.text)
             else:
                 if out.json:
                     write(json.dumps({"sample": row, "end": run.reasons[row], "text": text}) + "\n")
@@ -169,30 +174,21 @@ def in_order(run: Generation, n: int) -> Iterator[tuple[int, Piece | None]]:
         yield row, None
 
 
-def prompt_text(prompt: str | None, file: str | None) -> str:
-    """Return the prompt of the flags, or of a pipe, or "".
+def prompt_text(prompt: str | None, file: str | None) -> tuple[str, bool]:
+    """Return the prompt of the flags, or of a pipe, or "", and True if it was read from a file or a pipe.
 
-    One newline at the end is removed, which editors and ``echo`` add. Raises ``DataError`` for a file that cannot be
-    read and for text that is not UTF-8.
+    One newline at the end of a file is removed, which editors and ``echo`` add. Raises ``DataError`` for a file that
+    cannot be read, and for a flag that is not UTF-8.
     """
     if prompt is not None:
         try:
             prompt.encode()
         except UnicodeEncodeError:  # Python's surrogates for bytes that are not UTF-8
             raise DataError("--prompt: expected text in UTF-8, found other bytes; convert it, as with iconv") from None
-        return prompt
+        return prompt, False
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
-        return ""
-    try:
-        content = sys.stdin.buffer.read() if file in (None, STDIN) else Path(file or "").expanduser().read_bytes()
-    except OSError as error:
-        raise DataError(f"--prompt-file {file}: cannot be read ({error.strerror or error})") from error
-    name = "stdin" if file in (None, STDIN) else file
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}: expected text in UTF-8, found byte 0x{content[error.start]:02x} at {error.start}; convert it, "
-            f"as with iconv"
-        ) from None
-    return text.removesuffix("\n").removesuffix("\r")
+        return "", False
+    text, changes = read_text(STDIN if file is None else file, as_text=True)
+    if str(changes):
+        note(str(changes))
+    return text.removesuffix("\n"), True

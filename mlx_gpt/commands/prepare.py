@@ -8,8 +8,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from mlx_gpt.terminal import make_console
+from mlx_gpt.commands.generation_flags import note
 from mlx_gpt.text.corpora import CORPORA, FileCorpus
+from mlx_gpt.text.records import SUFFIXES, TEXT
 
 NAMES = ", ".join(name for name, corpus in CORPORA.items() if isinstance(corpus, FileCorpus))
 
@@ -20,7 +21,10 @@ class Prepare:
 
     sources: Annotated[
         Positional[tuple[str, ...]],
-        arg(metavar="SOURCE", help=f"files, folders and globs of .txt, .md, .jsonl and .parquet; or {NAMES}"),
+        arg(
+            metavar="SOURCE",
+            help=f"files, folders and globs of {', '.join(SUFFIXES)}, compressed or not; - for stdin; or {NAMES}",
+        ),
     ]
     out: Path
     """the new folder of ids, for train --data"""
@@ -30,8 +34,13 @@ class Prepare:
     """the share of the text for validation, in whole documents if possible"""
     seed: int = 0
     """seed of the random choice of these documents"""
+    val_data: str | None = None
+    """a file, folder or glob of text for validation, instead of a share"""
+    text_field: Annotated[str, arg(name="field")] = TEXT
+    """the field of a JSON record, or the column of a table, that has the text"""
 
     def __call__(self) -> None:
+        from rich.console import Console
         from rich.progress import Progress
 
         from mlx_gpt.errors import UsageError
@@ -42,14 +51,14 @@ class Prepare:
             raise UsageError("expected at least one SOURCE: a file, a folder, a glob, or a named corpus")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UsageError(f"--out {self.out} exists already; choose a new folder, or remove it")
-        console = make_console(stderr=True, highlight=False)
-        sources = find_sources(self.sources, self.val_fraction, self.seed)
+        console = Console(stderr=True, highlight=False)
+        sources = find_sources(self.sources, self.val_fraction, self.seed, self.val_data, self.text_field)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("encoding", total=sources.n_bytes)
             prepared = prepare_text(sources, self.tokenizer, self.out, lambda n: bar.update(task, completed=n))
         for part in ("train", "val"):
             counts = prepared.metadata[part]
             console.print(f"{part}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
-        if sources.replaced:
-            console.print(f"{sources.replaced:,} bytes were not UTF-8 and were replaced")
+        if sources.changes:
+            note(sources.changes)
         console.print(f"next: mlx-gpt train --data {self.out} --out runs/mine")

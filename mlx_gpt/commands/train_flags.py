@@ -13,7 +13,8 @@ from tyro.conf import Suppress, arg
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.text.corpora import CORPORA
-from mlx_gpt.train.config import LENGTHS, LIMITS, TrainConfig
+from mlx_gpt.text.records import SUFFIXES, TEXT
+from mlx_gpt.train.config import LENGTHS, TrainConfig
 
 if TYPE_CHECKING:
     from mlx_gpt.text.tokenizer import Tokenizer
@@ -23,10 +24,10 @@ SCRATCH = "scratch"
 ARCHITECTURE = tuple(field.name for field in fields(GPTConfig) if field.name != "vocab_size")
 DROPOUT = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # may differ from the model to start from
 TRAINING = tuple(field.name for field in fields(TrainConfig))
-OTHERS = ("data", "out", "init", "revision", "tokenizer", "preset", "prompt", "report_to")
+OTHERS = ("data", "val_data", "field", "out", "init", "revision", "tokenizer", "preset", "prompt", "report_to")
 FILE_MAY_SET = {*OTHERS, *ARCHITECTURE, *TRAINING}
 # The settings of a file that a flag replaces.
-REPLACES = dict.fromkeys(LIMITS, LIMITS) | {"preset": ("preset", *ARCHITECTURE)}
+REPLACES = dict.fromkeys((*LENGTHS, "minutes"), (*LENGTHS, "minutes")) | {"preset": ("preset", *ARCHITECTURE)}
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,15 @@ class TrainFlags:
 
     data: Annotated[
         str,
-        arg(help=f"a file, folder or glob of .txt, .md, .jsonl, .parquet; a prepared folder; or {', '.join(CORPORA)}"),
+        arg(
+            help=f"a file, folder or glob of {', '.join(SUFFIXES)}, compressed or not; - for stdin; a prepared folder; "
+            f"or {', '.join(CORPORA)}"
+        ),
     ]
     out: Path
     """a new folder for the model, metrics.jsonl and loss.png; runs/NAME-OF-THE-DATA unless given"""
     resume: Path | None = None
-    """the folder of a run to resume, without other flags; only --steps, --tokens, --epochs or --minutes may be given: a
-    new total, counted from the beginning of the run, which extends it with its optimizer"""
+    """the folder of a run to resume; needs no other flags"""
     config: Path | None = None
     """a file of settings, such as the run.toml of a run; other flags override it"""
     init: str = SCRATCH
@@ -69,6 +72,10 @@ class TrainFlags:
     tokenizer: str | None = None
     """gpt2, bytes, or bpe:N: N ids learned from the text; chosen automatically if neither data nor model has one"""
     preset: Annotated[str, arg(help=f"a model size, instead of an automatic choice: {', '.join(PRESETS)}")] = PRESET
+    val_data: str | None = None
+    """a file, folder or glob of text for validation, instead of a tenth of the data"""
+    text_field: Annotated[str, arg(name="field")] = TEXT
+    """the field of a JSON record, or the column of a table, that has the text"""
     prompt: str = ""
     """the beginning of the samples during training"""
     report_to: str = ""
@@ -80,7 +87,13 @@ class TrainFlags:
     def settings(self) -> dict[str, Any]:
         """Return all settings that repeat the run, by the names of the flags."""
         settings = {"data": _absolute(self.data), "init": _absolute(self.init), "tokenizer": self.tokenizer}
-        settings |= {"revision": self.revision, "prompt": self.prompt, "report_to": self.report_to or None}
+        settings |= {"val_data": self.val_data and _absolute(self.val_data)}
+        settings |= {
+            "field": self.text_field if self.text_field != TEXT else None,
+            "revision": self.revision,
+            "prompt": self.prompt,
+            "report_to": self.report_to or None,
+        }
         settings |= {name: getattr(self.model, name) for name in ARCHITECTURE} | asdict(self.training)
         return {name: value for name, value in settings.items() if value is not None}
 
@@ -128,9 +141,9 @@ def _absolute(name: str) -> str:
     return str(path.absolute()) if path.exists() or glob.has_magic(name) else name
 
 
-def default_out(data: str) -> Path:
-    """Return the folder of a run on this data: ``runs`` and the name of the file, without its suffix, or folder."""
+def run_name(data: str) -> str:
+    """The name of a run on this data: of the file, without its suffix, or of the folder."""
     path = Path(data).expanduser().absolute()
     named = (part for part in (path, *path.parents) if part.name and not glob.has_magic(part.name))
     part = next(named, Path("mine"))
-    return Path("runs", part.name if part.is_dir() else part.stem)
+    return part.name if part.is_dir() else part.stem

@@ -12,7 +12,17 @@ import numpy as np
 
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.text.corpora import CORPORA, GeneratedCorpus
-from mlx_gpt.text.prepare import OnProgress, Prepared, check_tokenizer, is_prepared, open_prepared, prepare_cached
+from mlx_gpt.text.find import check_name
+from mlx_gpt.text.prepare import (
+    CHANGES,
+    OnProgress,
+    Prepared,
+    check_tokenizer,
+    is_prepared,
+    open_prepared,
+    prepare_cached,
+)
+from mlx_gpt.text.records import TEXT
 from mlx_gpt.text.sources import find_sources
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 from mlx_gpt.text.windows import TokenStream
@@ -31,15 +41,25 @@ class Dataset:
     baselines: dict[str, float]  # name -> loss in nats per token, from the highest to the lowest
     tokens_per_byte: float  # of the validation text
     hash: str  # of text and tokenizer: a resumed run needs the same
+    changes: str = ""  # by the reading of the text
 
 
-def load_dataset(data: str, tokenizer: str | Tokenizer | None, on_progress: OnProgress | None = None) -> Dataset:
+def load_dataset(
+    data: str,
+    tokenizer: str | Tokenizer | None,
+    on_progress: OnProgress | None = None,
+    val_data: str | None = None,
+    text_field: str = TEXT,
+) -> Dataset:
     """Load the text that ``data`` names: a corpus, a prepared folder, a file, a folder or a glob.
 
     A prepared folder has its own tokenizer; ``tokenizer`` must match it (``DataError``) or be None. Any other text
     needs one (``UsageError``). Files are encoded once and kept in the user's cache.
     """
-    folder = Path(data).expanduser()
+    check_name(data)
+    folder, is_generated = Path(data).expanduser(), isinstance(CORPORA.get(data), GeneratedCorpus)
+    if val_data is not None and (is_generated or is_prepared(folder)):
+        raise UsageError(f"--val-data {val_data}: {data} has its own validation text; leave it out")
     if is_prepared(folder):
         prepared = open_prepared(folder)
         if tokenizer:
@@ -49,7 +69,8 @@ def load_dataset(data: str, tokenizer: str | Tokenizer | None, on_progress: OnPr
         raise UsageError(f"--data {data} needs a --tokenizer: gpt2, bytes, or bpe:N")
     if isinstance(corpus := CORPORA.get(data), GeneratedCorpus):
         return dataset_from_texts(data, *corpus.open(), tokenizer)
-    return _from_prepared(data, prepare_cached(find_sources([data]), tokenizer, on_progress))
+    sources = find_sources([data], val_data=val_data, text_field=text_field)
+    return _from_prepared(data, prepare_cached(sources, tokenizer, on_progress))
 
 
 def dataset_from_texts(name: str, train: list[str], val: list[str], tokenizer: str | Tokenizer) -> Dataset:
@@ -79,9 +100,11 @@ def unigram_and_bigram_entropy(stream: TokenStream, vocab_size: int) -> tuple[fl
 
 def _from_prepared(name: str, prepared: Prepared) -> Dataset:
     metadata = {**prepared.metadata, "sources": list(prepared.metadata["sources"].values())}  # contents, not paths
+    changes = metadata.pop(CHANGES, "")
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
     baselines = _baselines(prepared.train, prepared.tokenizer)
-    return Dataset(name, prepared.tokenizer, prepared.train, prepared.val, baselines, prepared.tokens_per_byte, digest)
+    per_byte = prepared.tokens_per_byte
+    return Dataset(name, prepared.tokenizer, prepared.train, prepared.val, baselines, per_byte, digest, changes)
 
 
 def _check_tokenizer(prepared: Prepared, tokenizer: str | Tokenizer) -> None:

@@ -16,14 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from mlx_gpt.errors import DataError
+from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.files import atomic_path, cache_folder
-from mlx_gpt.text.sources import Sources, TextPiece
+from mlx_gpt.text.cutting import TextPiece
+from mlx_gpt.text.sources import Sources
 from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
 from mlx_gpt.text.windows import TokenStream
 
 METADATA = "data.json"
 FORMAT = 1
+READER = 2  # of the rules of reading, which a cached folder depends on
+CHANGES = "changes"  # by the reading of the text
 PARTS = ("train", "val")
 BATCH = 1 << 22  # characters encoded at once
 OnProgress = Callable[[int], None]  # called with the number of bytes encoded so far
@@ -54,18 +57,24 @@ def prepare_text(
     cannot be read or is too short, and for a full disk.
     """
     if isinstance(tokenizer, str):
-        tokenizer = make_tokenizer(tokenizer, (piece.text for piece in sources.pieces() if not piece.val))
+        try:
+            tokenizer = make_tokenizer(tokenizer, (piece.text for piece in sources.pieces() if not piece.val))
+        except UsageError as error:
+            raise UsageError(f"{sources.names}: {error}") from error
+    metadata: dict[str, Any] = {}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(out) as staging:
             staging.mkdir()
-            metadata = {"format": FORMAT, "tokenizer_sha256": tokenizer.hash, "vocab_size": tokenizer.vocab_size}
+            metadata |= {"format": FORMAT, "tokenizer_sha256": tokenizer.hash, "vocab_size": tokenizer.vocab_size}
             metadata |= {"dtype": _dtype(tokenizer).name, "val_fraction": sources.val_fraction, "seed": sources.seed}
             metadata |= _write_parts(sources, tokenizer, staging, on_progress)
-            metadata |= {"sources": sources.hashes, "bytes_replaced": sources.replaced}
+            metadata |= {"sources": sources.hashes, "bytes_replaced": sources.replaced, CHANGES: sources.changes}
             tokenizer.save(staging)
             (staging / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
+        if _is_same(out, metadata):  # another process prepared it meanwhile
+            return open_prepared(out)
         raise DataError(f"{out}: cannot be written ({error.strerror}); make room, or choose another folder") from error
     return open_prepared(out)
 
@@ -104,11 +113,7 @@ def check_tokenizer(metadata: dict[str, Any], tokenizer: Tokenizer, folder: Path
 def prepare_cached(sources: Sources, tokenizer: str | Tokenizer, on_progress: OnProgress | None = None) -> Prepared:
     """Call ``prepare_text`` for a folder in the user's cache, or open it if files, tokenizer and split are the same."""
     spec = tokenizer if isinstance(tokenizer, str) else tokenizer.hash
-    try:
-        stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sources.files]
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); leave it out") from error
-    key = json.dumps([FORMAT, stamps, spec, sources.val_fraction, sources.seed])
+    key = json.dumps([FORMAT, READER, sources.stamps, sources.text_field, spec, sources.val_fraction, sources.seed])
     folder = cache_folder() / "prepared" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if is_prepared(folder):
         try:
@@ -116,6 +121,13 @@ def prepare_cached(sources: Sources, tokenizer: str | Tokenizer, on_progress: On
         except DataError:
             shutil.rmtree(folder, ignore_errors=True)  # damaged: prepare it again
     return prepare_text(sources, tokenizer, folder, on_progress)
+
+
+def _is_same(folder: Path, metadata: dict[str, Any]) -> bool:
+    try:
+        return open_prepared(folder).metadata == metadata
+    except DataError:
+        return False
 
 
 def _write_parts(
@@ -134,8 +146,8 @@ def _write_parts(
     for part, writer in writers.items():
         if not writer.counts["bytes"]:
             raise DataError(
-                f"expected text for training and for validation, found none for {part}; use more text, or another "
-                f"validation fraction"
+                f"{sources.names}: expected text for training and for validation, found none for {part}; "
+                f"use more text, or another validation fraction"
             )
     return {part: writer.counts for part, writer in writers.items()}
 

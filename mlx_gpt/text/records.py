@@ -1,178 +1,160 @@
-"""Records of ``.jsonl`` (field ``text``) and ``.parquet`` (column ``text``) files.
+"""Records of every kind of file: a text file is one record; a line of JSON, a row of a table is one.
 
-Each record is an iterable of pieces of its text. A line of JSON may be longer than memory: from ``LONG`` bytes on it
-is parsed incrementally, with the result of ``json.loads``.
+A record is an iterable of pieces of its text, to be consumed before the next.
 """
 
 from __future__ import annotations
 
-import codecs
+import csv
+import io
 import re
-from collections.abc import Iterable, Iterator
-from functools import reduce
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlx_gpt.errors import DataError
-from mlx_gpt.files import parse_json
+from mlx_gpt.text.decoding import COMPRESSED, REPLACED, Changes, decode, decode_lines, open_bytes
+from mlx_gpt.text.json_records import json_records, missing
 
 TEXT = "text"  # the field, and the column
-LONG = 1 << 21  # bytes of a line that are parsed at once
-AHEAD = 1 << 16  # characters of a longer line that are buffered; a number must be shorter
-SPACE = re.compile(r"[ \t\r\n]*")
-SCALAR = re.compile(r"[-+.\w]*")  # a number, true, false, null
-CHARACTERS = re.compile(r'(?:[^"\\]+|\\(?:[^u]|u[0-9a-fA-F]{4}))*')  # of a JSON string
+ROWS = 1024  # of a table, in memory at once
+JSON_BEGINS = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*"')
+Records = Iterator[Iterable[str]]
+Reader = Callable[[Path, str, Changes], Records]  # (path, field, changes)
 
 
-def json_records(path: Path) -> Iterator[Iterable[str]]:
-    """Yield the records of a ``.jsonl`` file; each must be consumed. Raises ``DataError`` for a line without a text."""
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(LONG):
-            number += 1
-            if line.strip():
-                yield _record(file, line, f"{path}, line {number}")
+def text_file(path: Path, field: str, changes: Changes) -> Records:
+    """Yield a whole text file as one record."""
+    yield decode(path, changes)
 
 
-def parquet_records(path: Path) -> Iterator[Iterable[str]]:
-    """Yield the records of a ``.parquet`` file. Raises ``DataError`` for another file, and without pyarrow."""
+def csv_records(path: Path, field: str, changes: Changes) -> Records:
+    """Yield the column ``field`` of a ``.csv`` or ``.tsv`` file with a header. Raises ``DataError``."""
+    csv.field_size_limit(sys.maxsize)
+    rows = csv.reader(decode_lines(path, changes), delimiter="\t" if suffix(path) == ".tsv" else ",", strict=True)
     try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise DataError(f"{path}: reading .parquet needs pyarrow: pip install 'mlx-gpt[parquet]'") from error
-    try:
-        for batch in ParquetFile(path).iter_batches(batch_size=1024, columns=[TEXT]):
-            yield from ([text or ""] for text in batch.column(0).to_pylist())
-    except (ArrowException, ValueError, IndexError) as error:
-        raise DataError(f"{path}: expected a parquet file with a column text ({error}); leave it out") from error
-
-
-def _record(file: BinaryIO, line: bytes, place: str) -> Iterator[str]:
-    """Yield the text of a record, given the beginning of its line; the file is positioned after that."""
-    try:
-        if len(line) < LONG or line.endswith(b"\n"):
-            yield _text(parse_json(line.removeprefix(codecs.BOM_UTF8))[TEXT])
-        else:
-            yield from LongLine(codecs.iterdecode(_rest_of_line(file, line), "utf-8-sig")).text()
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        why = f"no {error}" if isinstance(error, KeyError) else error
+        header = next(rows, [])
+        if header.count(field) != 1:
+            raise DataError(missing(str(path), field, header))
+        column = header.index(field)
+        for row in rows:
+            if row and len(row) <= column:
+                raise DataError(f"{path}, line {rows.line_num}: expected {len(header)} columns, found {len(row)}")
+            if row:
+                yield [row[column]]
+    except csv.Error as error:
         raise DataError(
-            f'{place}: expected {{"text": "..."}}, found {line[:40]!r} ({why}); repair or remove the line'
+            f"{path}, line {rows.line_num}: expected a table ({error}); repair it, or leave it out"
         ) from error
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, (str, type(None))):
-        raise TypeError(f"its text is {value!r:.40}")
-    return value or ""
+def arrow_records(path: Path, field: str, changes: Changes) -> Records:
+    """Yield the column ``field`` of an Arrow or Parquet file. Raises ``DataError``, also without pyarrow."""
+    for batch in _batches(path, field):
+        for value in batch.column(0).cast("large_binary").to_pylist():
+            text = (value or b"").decode("utf-8", "replace")
+            if "\ufffd" in text:
+                changes.add(REPLACED, path, text.count("\ufffd") - value.count("\ufffd".encode()))
+            yield [text]
 
 
-def _rest_of_line(file: BinaryIO, line: bytes) -> Iterator[bytes]:
-    while line:
-        yield line
-        line = b"" if line.endswith(b"\n") else file.readline(AHEAD)
+def table_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield each row of an Arrow or Parquet file, by the names of its columns. Raises ``DataError``."""
+    for batch in _batches(path):
+        yield from batch.to_pylist()
 
 
-class LongLine:
-    """Incremental parser of a JSON object. Raises ``ValueError`` for invalid JSON, ``KeyError`` without a text."""
+def _batches(path: Path, field: str | None = None) -> Iterator[Any]:
+    """Yield batches of rows, with all columns or with one of text."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise DataError(f"{path}: reading {suffix(path)} needs pyarrow: pip install 'mlx-gpt[parquet]'") from error
+    try:
+        with _open_seekable(path) as stream:
+            if stream.read(4) == b"PAR1":
+                from pyarrow.parquet import ParquetFile
 
-    def __init__(self, pieces: Iterator[str]):
-        self._pieces = pieces
-        self._buffer, self._at = "", 0  # the buffer, and the position in it
-
-    def text(self) -> Iterator[str]:
-        """Yield the value of the field ``text`` in pieces."""
-        found = 0
-        for name in self._fields():
-            if name != TEXT:
-                self._skip()
-                continue
-            found += 1
-            if found > 1:
-                raise ValueError("duplicate field 'text'")
-            if self._next() == '"':
-                yield from self._string()
+                table = ParquetFile(stream)
+                schema, batches = table.schema_arrow, table.iter_batches(ROWS, columns=field and [field])
             else:
-                _text(self._scalar())
-        if self._next():
-            raise ValueError("text after the object")
-        if not found:
-            raise KeyError(TEXT)
+                schema, batches = _open_arrow(stream)
+            if field is not None:
+                _check_column(path, schema, field)
+            for batch in batches:
+                yield batch if field is None else batch.select([field])
+    except (pyarrow.ArrowException, OSError, ValueError, IndexError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: expected a parquet or Arrow file ({reason}); leave it out") from error
 
-    def _fields(self) -> Iterator[str]:
-        """Yield the name of each field, or its beginning. The caller must consume the value before the next name."""
-        for _ in self._items("{", "}"):
-            name = reduce(lambda name, piece: (name + piece)[: len(TEXT) + 1], self._string(), "")
-            self._expect(":")
-            yield name
 
-    def _items(self, begin: str, end: str) -> Iterator[None]:
-        """Yield before each item between brackets."""
-        self._expect(begin)
-        if self._next() != end:
-            yield
-            while self._next() != end:
-                self._expect(",")
-                yield
-        self._expect(end)
+def _open_arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:
+    """Return the schema and the batches of Arrow's two formats: a file, or a stream."""
+    from pyarrow import ipc
 
-    def _skip(self) -> None:
-        """Skip a value."""
-        first = self._next()
-        if first == '"':
-            for _ in self._string():
-                pass
-        elif first == "{":
-            for _ in self._fields():
-                self._skip()
-        elif first == "[":
-            for _ in self._items("[", "]"):
-                self._skip()
-        else:
-            self._scalar()
+    stream.seek(0)
+    if stream.read(6) == b"ARROW1":
+        table = ipc.open_file(stream)
+        return table.schema, map(table.get_batch, range(table.num_record_batches))
+    stream.seek(0)
+    table = ipc.open_stream(stream)
+    return table.schema, table
 
-    def _string(self) -> Iterator[str]:
-        self._expect('"')
-        while True:
-            self._fill()
-            end = self._match(CHARACTERS)
-            text, is_last = parse_json(f'"{self._buffer[self._at : end]}"'), self._buffer[end : end + 1] == '"'
-            if "\ud800" <= text[-1:] <= "\udbff" and not is_last:  # half of a surrogate pair: wait for the other
-                text, end = text[:-1], end - len(r"\ud800")
-            if not (text or is_last):
-                raise ValueError("unterminated string")
-            self._at = end + is_last
-            yield text
-            if is_last:
-                return
 
-    def _scalar(self) -> Any:
-        self._fill()
-        start, self._at = self._at, self._match(SCALAR)
-        return parse_json(self._buffer[start : self._at])
+def _open_seekable(path: Path) -> BinaryIO:
+    stream = open_bytes(path)
+    if isinstance(stream, io.BufferedReader):
+        return stream
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    shutil.copyfileobj(stream, copy)
+    copy.seek(0)
+    return copy
 
-    def _expect(self, character: str) -> None:
-        if self._next() != character:
-            raise ValueError(f"expected {character}")
-        self._at += 1
 
-    def _next(self) -> str:
-        """Skip white space and return the next character; "" at the end."""
-        while self._fill():
-            self._at = self._match(SPACE)
-            if self._at < len(self._buffer):
-                return self._buffer[self._at]
-        return ""
+def _check_column(path: Path, schema: Any, field: str) -> None:
+    from pyarrow import types
 
-    def _match(self, pattern: re.Pattern[str]) -> int:
-        """Return the end of a match within the buffer."""
-        found = pattern.match(self._buffer, self._at, self._at + AHEAD)
-        assert found
-        return found.end()
+    def is_text(kind: Any) -> bool:
+        kind = getattr(kind, "value_type", kind) if types.is_dictionary(kind) else kind
+        tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
+        return types.is_null(kind) or types.is_binary_view(kind) or any(test(kind) for test in tests)
 
-    def _fill(self) -> bool:
-        """Fill the buffer to ``AHEAD`` characters; return False at the end of the line."""
-        while len(self._buffer) - self._at < AHEAD and (piece := next(self._pieces, "")):
-            self._buffer, self._at = self._buffer[self._at :] + piece, 0
-        return self._at < len(self._buffer)
+    if schema.names.count(field) != 1:
+        raise DataError(missing(str(path), field, schema.names))
+    if not is_text(kind := schema.field(field).type):
+        others = ", ".join(column.name for column in schema if is_text(column.type)) or "none"
+        raise DataError(f"{path}: expected text in the column {field!r}, found {kind}; columns of text: {others}")
+
+
+READERS: dict[str, Reader] = {
+    ".txt": text_file,
+    ".md": text_file,
+    ".jsonl": json_records,
+    ".ndjson": json_records,
+    ".json": json_records,
+    ".csv": csv_records,
+    ".tsv": csv_records,
+    ".parquet": arrow_records,
+    ".arrow": arrow_records,
+}
+SUFFIXES = tuple(READERS)
+
+
+def suffix(path: Path) -> str:
+    """Return the lower-case suffix of a file without that of a compression: ``.jsonl`` for ``A.JSONL.gz``."""
+    last = path.suffix.lower()
+    return path.with_suffix("").suffix.lower() if last in COMPRESSED else last
+
+
+def reader_of(path: Path) -> Reader:
+    """Return the reader for a suffix; without one, for what the file begins with. Any other file is plain text."""
+    if suffix(path):
+        return READERS.get(suffix(path), text_file)
+    with open_bytes(path) as stream:
+        head = stream.peek(4096)
+    if head.startswith((b"PAR1", b"ARROW1")):
+        return arrow_records
+    return json_records if JSON_BEGINS.match(head) else text_file

@@ -1,191 +1,224 @@
-"""Stream text from files, folders, globs and named corpora, in pieces that fit in memory.
+"""Read text: the one reader of ``prepare``, ``train``, ``eval``, and of prompts from files and pipes.
 
-A document is a ``.txt`` or ``.md`` file, or a part of it between two ``<|endoftext|>``; a line of ``.jsonl`` (field
-``text``); or a row of ``.parquet`` (column ``text``).
+Names
+    A file, a folder (its files and those of its subfolders, without hidden ones), a glob, a named corpus, standard
+    input (``-``) or a process substitution. A file that several names mean counts once. Named pipes, devices, model
+    folders and prepared folders are refused.
+Formats, by suffix in upper or lower case
+    ``.txt``, ``.md`` and unknown suffixes: text. ``.json``, ``.jsonl``, ``.ndjson``: objects, one after another or in
+    an array, or an object of columns. ``.csv``, ``.tsv``: a table with a header. ``.parquet``, ``.arrow``: a table.
+    Without a suffix, or from a pipe: JSON, Parquet or Arrow if it begins like that. Compressed by gzip, bzip2, xz or
+    zstd: decompressed; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` follow the other suffix.
+Encoding
+    UTF-8, or that of the byte order mark: UTF-8, UTF-16 or UTF-32. The mark is dropped. Bytes that do not decode become
+    U+FFFD; if these are more than a tenth, or there are zero bytes, the file is refused. The line ends ``\\r\\n`` and
+    ``\\r`` become ``\\n``, in records too.
+Documents
+    A text file is a document; so is a record: its field or column ``text``, or ``--field``. ``<|endoftext|>`` separates
+    documents, and line ends after it are dropped. Empty documents are left out.
+Parts of a data set
+    Files named ``train``, ``val``, ``valid``, ``validation``, ``dev`` or ``test`` side by side (``train.jsonl``,
+    ``corpus-train.txt``, ``train-00000-of-00002.parquet``, or in folders ``train/`` and ``test/``) are for training,
+    for validation, and left out. Other files in the same folder or glob are left out too. ``--val-data`` names the
+    validation text instead. Without either, ``split`` takes a share.
+
+``Changes`` has what was changed or left out; every command prints it.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.files import sha256_of
-from mlx_gpt.text.corpora import CORPORA, FileCorpus
-from mlx_gpt.text.records import json_records, parquet_records
+from mlx_gpt.text.cutting import Cutter, TextPiece
+from mlx_gpt.text.decoding import REPLACED, Changes, decoded_size
+from mlx_gpt.text.find import TRAIN, VAL, TextFile, find_files, one_file
+from mlx_gpt.text.pipes import is_copy
+from mlx_gpt.text.records import TEXT, Records, arrow_records, reader_of, text_file
 from mlx_gpt.text.split import VAL_FRACTION, is_val_record, split_files
+from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.vocab_files import EOT
 
-RECORD_FILES = {".jsonl": json_records, ".parquet": parquet_records}
-SUFFIXES = (".txt", ".md", *RECORD_FILES)
-PIECE = 1 << 18  # bytes read at a time
-MAX_INVALID = 0.1  # share of bytes that are not UTF-8; above it a file is not text
-# A text may be cut here without changing its tokens: before a single white space that a character follows. GPT-2's
-# pattern joins such a space to that character, or to nothing, never to the text before it. Unicode's other white
-# space, of two and three bytes, is not such a character.
-SEAM = re.compile(
-    rb"(?<=[^\0- \x7f])[ \n](?=[^\0- \x7f])"
-    rb"(?!\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)"
-)
-
-
-@dataclass(frozen=True)
-class TextPiece:
-    """A piece of text; ``starts`` if it begins a document, ``val`` if it is for validation."""
-
-    text: str
-    starts: bool
-    val: bool
+IN_BOTH = "for validation too, left out of training"
+OTHER_VAL = "left out, --val-data names another validation text"
 
 
 @dataclass
 class Sources:
     """Files to read, and results of reading them. ``pieces`` may be called more than once."""
 
-    files: list[Path]
+    files: list[TextFile]
     val_fraction: float
     seed: int  # of the split
+    text_field: str = TEXT  # of a record
+    found: Changes = field(default_factory=Changes)  # in finding the files
+    read: Changes = field(default_factory=Changes)  # in the last call of ``pieces``
     hashes: dict[str, str] = field(default_factory=dict)  # file -> sha256, of those read to the end
-    replaced: int = 0  # bytes that are not UTF-8, replaced by U+FFFD
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
             raise UsageError(f"the validation fraction must be between 0 and 1, not {self.val_fraction:g}")
 
     @property
+    def changes(self) -> str:
+        """All changes in one line, "" without any."""
+        return "; ".join(filter(None, (str(self.found), str(self.read))))
+
+    @property
+    def replaced(self) -> int:
+        """The number of bytes that are not UTF-8."""
+        return self.read.count(REPLACED)
+
+    @property
+    def names(self) -> str:
+        """The files, for an error."""
+        names = [str(file.path) for file in self.files]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more files" if len(names) > 3 else "")
+
+    @property
     def n_bytes(self) -> int:
-        """The size of all files in bytes; a missing file counts 0."""
-        return sum(file.stat().st_size for file in self.files if file.exists())
+        """The size of all files in bytes, decompressed; a missing file counts 0."""
+        return sum(_size(file.path) for file in self.files if file.path.exists())
+
+    @property
+    def stamps(self) -> list[list[str | int | None]]:
+        """Values of each file that change when it does. Raises ``DataError`` for a missing file."""
+        stamps: list[list[str | int | None]] = []
+        for file in self.files:
+            with _readable(file.path):
+                copy = [sha256_of(file.path)] if is_copy(file.path) else [str(file.path.resolve()), *_stamp(file.path)]
+                stamps.append([file.part, *copy, *([] if is_copy(file.path) else [file.path.stat().st_ctime_ns])])
+        return stamps
 
     def pieces(self) -> Iterator[TextPiece]:
         """Yield all the text, file by file. Raises ``DataError`` for a file that is not text, missing, or changing."""
-        self.replaced = 0
-        val_starts = self._split()
-        for number, path in enumerate(self.files):
-            try:
-                before = _stamp(path)
-                if read := RECORD_FILES.get(_suffix(path)):
-                    yield from self._records(number, read(path), path)
-                else:
-                    yield from self._text(path, val_starts.get(number))
-                if _stamp(path) != before:
-                    raise DataError(f"{path}: changed while it was read; try again when no program writes to it")
-            except OSError as error:
-                raise DataError(
-                    f"{path}: cannot be read ({error.strerror or error}); restore it, or leave it out"
-                ) from error
+        self.read = Changes()
+        for number, file in enumerate(self.files):
+            with _readable(file.path):
+                before = _stamp(file.path)
+                yield from self._file(number, file)
+                if _stamp(file.path) != before:
+                    raise DataError(f"{file.path}: changed while it was read; try again when no program writes to it")
+                self.hashes[str(file.path)] = sha256_of(file.path)
 
-    def _split(self) -> dict[int, int]:
-        try:
-            sizes = {i: path.stat().st_size for i, path in enumerate(self.files) if _suffix(path) not in RECORD_FILES}
-        except OSError as error:
-            raise DataError(f"{error.filename}: cannot be read ({error.strerror}); leave it out") from error
-        return split_files(sizes, self.val_fraction, self.seed)
+    def _file(self, number: int, file: TextFile) -> Iterator[TextPiece]:
+        cutter = Cutter(file.path, self.read, self._train_bytes.get(number))
+        for i, record in enumerate(self._records(file.path, self.read)):
+            if file.part:
+                cutter.val = file.part == VAL
+            elif number not in self._train_bytes:
+                cutter.val = is_val_record(number, i, self.val_fraction, self.seed)
+            yield from cutter.document(record)
 
-    def _text(self, path: Path, val_start: int | None) -> Iterator[TextPiece]:
-        """Yield the pieces of a text file; validation begins at the last seam before byte ``val_start``."""
-        sha, rest, position, replaced_before = hashlib.sha256(), b"", 0, self.replaced
-        starts, val = True, val_start == 0
-        with path.open("rb") as file:
-            while data := file.read(PIECE):
-                sha.update(data)
-                if not position and b"\0" in data[:8192]:
-                    raise DataError(f"{path}: expected text, found a binary file (it has zero bytes); leave it out")
-                position += len(data)
-                rest += data
-                if val_start and not val and position >= val_start:
-                    train, rest = _cut(rest, len(rest) - (position - val_start), force=True)
-                    yield from self._documents(train, starts, val)
-                    starts, val = True, True
-                text, rest = _cut(rest, len(rest) - 256)  # the last bytes may be part of a character or word
-                starts = yield from self._documents(text, starts, val)
-        yield from self._documents(rest, starts, val)
-        invalid = self.replaced - replaced_before
-        if invalid > MAX_INVALID * max(position, 1):
-            raise DataError(f"{path}: expected UTF-8 text, but {invalid} of {position} bytes are not; leave it out")
-        self.hashes[str(path)] = sha.hexdigest()
+    def _records(self, path: Path, changes: Changes) -> Records:
+        return reader_of(path)(path, self.text_field, changes)
 
-    def _documents(self, data: bytes, starts: bool, val: bool) -> Generator[TextPiece, None, bool]:
-        """Yield the documents in a section of a file; return True if the next section starts another one."""
-        text = data.decode("utf-8", errors="replace")
-        self.replaced += text.count("\ufffd") - data.count("\ufffd".encode())
-        if starts:
-            text = text.removeprefix("\ufeff")
-        for i, part in enumerate(text.replace("\r\n", "\n").split(EOT)):
-            starts = starts or i > 0
-            part = part.lstrip("\n") if i else part
-            if part:
-                yield TextPiece(part, starts, val)
-                starts = False
-        return starts
+    @cached_property
+    def _train_bytes(self) -> dict[int, int | None]:
+        """The bytes of text for training, of each file that is split by bytes, not by records. None: all."""
+        texts: dict[int, Path] = {}
+        records: dict[int, Path] = {}
+        for i, file in enumerate(self.files):
+            if not file.part:
+                with _readable(file.path):
+                    (texts if reader_of(file.path) is text_file else records)[i] = file.path
+        sizes = {i: decoded_size(path) for i, path in texts.items()}
+        if self._is_one_sided(records):
+            sizes |= {i: sum(n for _, n in self._lengths(path)) for i, path in records.items()}
+        return {**dict.fromkeys(sizes), **split_files(sizes, self.val_fraction, self.seed)}
 
-    def _records(self, number: int, records: Iterator[Iterable[str]], path: Path) -> Iterator[TextPiece]:
-        for i, pieces in enumerate(records):
-            val = is_val_record(number, i, self.val_fraction, self.seed)
-            for j, part in enumerate(_repack(pieces)):
-                yield TextPiece(part, j == 0, val)
-        self.hashes[str(path)] = sha256_of(path)
+    def _is_one_sided(self, files: dict[int, Path]) -> bool:
+        """Return True if all records are for training, or all for validation, as one record is."""
+        found = set()
+        for number, path in files.items():
+            for i, n in self._lengths(path):
+                if n:
+                    found.add(is_val_record(number, i, self.val_fraction, self.seed))
+                if len(found) == 2:
+                    return False
+        return True
+
+    def _lengths(self, path: Path) -> Iterator[tuple[int, int]]:
+        """Yield the number of each record and its bytes in UTF-8."""
+        with _readable(path):
+            for i, record in enumerate(self._records(path, Changes())):
+                yield i, sum(len(text.encode("utf-8", "surrogatepass")) for text in record)
 
 
-def find_sources(names: Sequence[str], val_fraction: float = VAL_FRACTION, seed: int = 0) -> Sources:
-    """Find the files of each name: a file, a folder, a glob or a named corpus. Raises ``DataError`` for no files."""
-    return Sources([file for name in names for file in _files(name)], val_fraction, seed)
+def find_sources(
+    names: Sequence[str],
+    val_fraction: float = VAL_FRACTION,
+    seed: int = 0,
+    val_data: str | None = None,
+    text_field: str = TEXT,
+) -> Sources:
+    """Find the files of each name, and those of ``val_data``. Raises ``DataError`` for no files."""
+    if not text_field:
+        raise UsageError("--field '': expected the name of a field or column; leave it out for 'text'")
+    sources = Sources([], val_fraction, seed, text_field)
+    with _readable(Path(", ".join(names))):
+        files = find_files(names, text_field, sources.found)
+        if val_data is not None:
+            val = find_files([val_data], text_field, Changes())
+            files = _with_validation(files, val, sources.found, val_data)
+    has_val = any(file.part == VAL for file in files)
+    sources.files = [TextFile(file.path, (file.part or TRAIN) if has_val else None) for file in files]
+    return sources
 
 
-def _files(name: str) -> list[Path]:
-    corpus = CORPORA.get(name)
-    if isinstance(corpus, FileCorpus):
-        return [corpus.open()]
-    path = Path(name).expanduser()
-    if path.is_dir():
-        below = sorted(file.relative_to(path) for file in path.rglob("*"))
-        visible = [file for file in below if not any(part.startswith(".") for part in file.parts)]
-        found = [path / file for file in visible if _suffix(file) in SUFFIXES and (path / file).is_file()]
-    else:
-        found = [path] if path.exists() else [Path(file) for file in sorted(glob.glob(str(path), recursive=True))]
-    if not found and corpus:
-        raise DataError(f"{name}: generated in memory, it needs no preparation: mlx-gpt train --data {name}")
-    if not found:
-        raise DataError(
-            f"{name}: expected text, found no such file, folder or glob, or no {', '.join(SUFFIXES)} files in it; "
-            f"named corpora are {', '.join(CORPORA)}"
-        )
-    return found
+def _with_validation(files: list[TextFile], val: list[TextFile], changes: Changes, name: str) -> list[TextFile]:
+    """Return the training files and those of ``--val-data``, which are for validation only."""
+    val = [file for file in val if file.part == VAL] or val
+    kept = []
+    for file in files:
+        in_both = any(file.path.samefile(other.path) for other in val)
+        if in_both or file.part == VAL:
+            changes.add(IN_BOTH if in_both else OTHER_VAL, file.path, file.part != VAL or not in_both)
+        else:
+            kept.append(file)
+    if not kept:
+        raise UsageError(f"--val-data {name}: is the training text too; name another text, or leave it out")
+    return [*kept, *(TextFile(file.path, VAL) for file in val)]
 
 
-def _suffix(path: Path) -> str:
-    return path.suffix.lower()
+def read_text(name: str | Path, text_field: str = TEXT, as_text: bool = False) -> tuple[str, Changes]:
+    """Read a file or pipe whole: its text, or its records joined by empty lines. Raises ``DataError``.
+
+    ``as_text``: a name without a suffix is a text file. ``<|endoftext|>`` is in the text: ``encode_text`` reads it.
+    """
+    changes = Changes()
+    path = one_file(str(name))
+    with _readable(path):
+        reader = text_file if as_text and not path.suffix else reader_of(path)
+        cutter = Cutter(path, changes)
+        return "\n\n".join("".join(cutter.clean(record)) for record in reader(path, text_field, changes)), changes
 
 
-def _cut(data: bytes, target: int, force: bool = False) -> tuple[bytes, bytes]:
-    """Cut at the last seam before ``target``. Without a seam cut nothing off, or at a character if ``force``."""
-    first = max(0, target - 4096)
-    found = (seam.start() for seam in SEAM.finditer(data, first, max(0, target + 4)))  # SEAM looks 4 bytes ahead
-    seams = [start for start in found if start <= target]
-    at = seams[-1] if seams else 0
-    if not seams and (force or len(data) > 8 * PIECE):
-        at = target
-        while target - 3 < at < len(data) and data[at] & 0xC0 == 0x80:  # inside a character
-            at -= 1
-        at -= data[max(0, at - 1) : at + 1] == b"\r\n"
-    return data[:at], data[at:]
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text, with that of ``<|endoftext|>`` between its documents."""
+    first, *others = text.split(EOT)
+    return tokenizer.encode(first) + [
+        i for part in others for i in [tokenizer.eot_id, *tokenizer.encode(part.lstrip("\n"))]
+    ]
 
 
-def _repack(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield a text in pieces of bounded size that does not depend on the size of the given ones."""
-    rest = b""
-    for piece in pieces:
-        for start in range(0, len(piece), PIECE):
-            rest += piece[start : start + PIECE].encode("utf-8", "surrogatepass")
-            while len(rest) > 8 * PIECE:
-                part, rest = _cut(rest, 8 * PIECE - 8, force=True)
-                yield part.decode("utf-8", "surrogatepass")
-    if rest:
-        yield rest.decode("utf-8", "surrogatepass")
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise ``DataError`` for an ``OSError``."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename or path
+        raise DataError(f"{name}: cannot be read ({error.strerror or error}); restore it, or leave it out") from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if reader_of(path) is arrow_records else decoded_size(path)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -274,7 +274,8 @@ GOOD = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"]
 WRONG = [
     ("perplexity", "", "expected a text, found an empty file"),
     ("perplexity", "L", "expected at least 2 tokens, of which the second is scored, found 1"),
-    ("perplexity", b"\xff\xfe", "expected UTF-8 text"),
+    ("perplexity", b"\xff\xfe", "expected a text, found an empty file"),
+    ("perplexity", b"\xff" * 99, "expected UTF-8 text"),
     ("lambada", "", "expected a JSON object a line, found none"),
     ("lambada", '{"text": "a b"}\n{"text": "a', "line 2: expected a JSON object"),
     ("lambada", '{"text": "a b"}\n\n[1]\n', "line 3: expected a JSON object"),
@@ -324,7 +325,7 @@ def test_the_help_names_every_task(capsys: Any) -> None:
         ("--task perplexity --data text.txt --stride 65", 2, "--stride must be between 1 and 64, the model's context"),
         ("--task lambada --data lambada.jsonl --stride 8", 2, "--stride is a setting of perplexity, not of lambada"),
         ("--task arc --data text.txt", 2, "--task must be one of perplexity, lambada, hellaswag, not 'arc'"),
-        ("--task lambada --data nothing.jsonl", 1, "nothing.jsonl: expected a file for --data, found none"),
+        ("--task lambada --data nothing.jsonl", 1, "nothing.jsonl: expected a file, found none"),
     ],
 )
 def test_wrong_flags_are_reported_in_one_line(

@@ -18,7 +18,7 @@ from helpers.command_line import SMALL, everything, in_a_process, the_line
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.generate import Generate
-from mlx_gpt.commands.generation_flags import as_row, legend, surprise_style, write
+from mlx_gpt.commands.generation_flags import as_row, coloured, legend
 from mlx_gpt.generate.generation import Generation, generate, generate_many
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.writer import Piece, Token
@@ -216,8 +216,7 @@ def test_a_row_shows_spaces_bytes_and_unknown_ids() -> None:
 
 def test_colours_show_the_surprise(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def of(bits: float, text: str = "x") -> str:
-        write(text, surprise_style(Piece(text, Token(0, -bits * log(2)))))
-        return capsys.readouterr().out
+        return coloured(Piece(text, Token(0, -bits * log(2))))
 
     assert of(1.9) == "x"
     assert len({of(bits) for bits in (1, 3, 5, 8, 12, 100)}) == 5
@@ -227,20 +226,6 @@ def test_colours_show_the_surprise(here: Path, capsys: pytest.CaptureFixture[str
     assert re.sub(r"\x1b\[[\d;]*m", "", text) == expected("ab")
     assert "\x1b[" in text
     assert "2 to 4" in legend()
-
-
-@pytest.mark.parametrize("flags", [[], ["--colour"], ["--samples", "2"], ["--logprobs", "2"], ["--json"]], ids=" ".join)
-def test_control_characters_reach_a_pipe_but_no_terminal(
-    flags: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    biases = [("--logit-bias", str(TOKENIZER.ranks[byte]), "1000") for byte in (b"\x1b", b"\x7f")]
-    flags = [*flags, "--prompt", "a", *biases[0], *biases[1], "--no-figures"]
-    piped = shown(capsys, *flags)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    seen = re.sub(r"\x1b\[[\d;]*m", "", shown(capsys, *flags))  # without the colours
-    assert not {"\x1b", "\x7f"} & set(seen)
-    if not {"--json", "--colour"} & set(flags):
-        assert seen == piped.replace("\x1b", r"\x1b").replace("\x7f", r"\x7f") != piped
 
 
 def test_figures_end_the_run_on_stderr(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -381,23 +366,36 @@ def test_invalid_flags_are_refused_in_one_line(
     assert everything(here) == before
 
 
-@pytest.mark.parametrize("source", ["pipe", "file", "flag"])
-def test_a_prompt_not_in_utf8_is_refused_with_the_position(
-    source: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("content", "text", "change"),
+    [
+        (b"caf\xe9!", "caf\ufffd!", "1 bytes were not UTF-8 and were replaced by U+FFFD"),  # Latin-1
+        (b"\xef\xbb\xbfone\r\ntwo\r\n", "one\ntwo", "byte order mark"),
+        ("naïve".encode("utf-16"), "naïve", "byte order mark"),
+        (b"a<|endoftext|>\nb", "a<|endoftext|>b", "<|endoftext|> in the prompt separates documents"),
+    ],
+)
+@pytest.mark.parametrize("source", ["pipe", "file"])
+def test_a_prompt_from_a_file_or_a_pipe_is_read_like_the_text_of_training(
+    source: str, content: bytes, text: str, change: str, here: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    content = b"caf\xe9!"  # Latin-1
-    flags = {"pipe": [], "file": ["--prompt-file", "latin.txt"], "flag": ["--prompt", "caf\udce9!"]}[source]
     piped(monkeypatch, content)
-    Path("latin.txt").write_bytes(content)
-    assert main([*FEW, *flags]) == 1
-    line = the_line(capsys.readouterr().err)
-    assert "expected text in UTF-8" in line
-    assert source == "flag" or "found byte 0xe9 at 3" in line
+    Path("prompt").write_bytes(content)
+    assert main([*FEW, "--no-figures", *(["--prompt-file", "prompt"] if source == "file" else [])]) == 0
+    of_file = capsys.readouterr()
+    assert change in of_file.err
+    assert main([*FEW, "--no-figures", "--prompt", text, "--special"]) == 0
+    assert capsys.readouterr().out == of_file.out
+
+
+def test_a_prompt_flag_that_is_not_utf8_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FEW, "--prompt", "caf\udce9!"]) == 1
+    assert "expected text in UTF-8" in the_line(capsys.readouterr().err)
 
 
 def test_a_missing_prompt_file_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FEW, "--prompt-file", "nowhere.txt"]) == 1
-    assert the_line(capsys.readouterr().err) == "--prompt-file nowhere.txt: cannot be read (No such file or directory)"
+    assert the_line(capsys.readouterr().err) == "nowhere.txt: expected a file, found none"
 
 
 def test_rules_that_forbid_all_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

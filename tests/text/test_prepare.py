@@ -19,9 +19,8 @@ import pytest
 
 from mlx_gpt.cli import main
 from mlx_gpt.errors import DataError
+from mlx_gpt.text import cutting, decoding
 from mlx_gpt.text import prepare as prepare_module
-from mlx_gpt.text import records as records_module
-from mlx_gpt.text import sources as sources_module
 from mlx_gpt.text.prepare import Prepared, open_prepared, prepare_cached, prepare_text
 from mlx_gpt.text.sources import find_sources
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -39,6 +38,11 @@ def prepared(
     tmp_path: Path, *names: Path | str, tokenizer: str = "bytes", val: float = 0.2, out: str = "out"
 ) -> Prepared:
     return prepare_text(find_sources([str(name) for name in names], val, seed=0), tokenizer, tmp_path / out)
+
+
+def read_in_pieces_of(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "PIECE", n)
+    monkeypatch.setattr(cutting, "LONGEST", 8 * n)
 
 
 def documents(stream: TokenStream, tokenizer: Tokenizer) -> list[str]:
@@ -101,7 +105,7 @@ def test_a_text_read_in_pieces_has_the_ids_of_the_whole(
     text = words[0] + "".join(rng.choice(SPACES) + word for word in words[1:])
     (tmp_path / "t.txt").write_text(text, encoding="utf-8")
     jsonl(tmp_path / "t.jsonl", [text[i : i + 3000] for i in range(0, len(text), 3000)])
-    monkeypatch.setattr(sources_module, "PIECE", piece)
+    read_in_pieces_of(piece, monkeypatch)
     done = prepared(tmp_path, tmp_path / f"t.{kind}", tokenizer="bpe:500", val=0.4)
     train, val = documents(done.train, done.tokenizer), documents(done.val, done.tokenizer)
     parts = {train[0], text.removeprefix(train[0])} if kind == "txt" else {*re.findall(r"(?s).{1,3000}", text)}
@@ -115,7 +119,7 @@ def test_a_text_read_in_pieces_has_the_ids_of_the_whole(
 def test_a_text_without_a_single_space_is_cut_between_characters(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources_module, "PIECE", 100)
+    read_in_pieces_of(100, monkeypatch)
     (tmp_path / "t.txt").write_text("漢字" * 3000, encoding="utf-8")
     jsonl(tmp_path / "t.jsonl", ["漢字" * 3000])
     sources = find_sources([str(tmp_path / f"t.{kind}")], 0.1, 0)
@@ -123,73 +127,6 @@ def test_a_text_without_a_single_space_is_cut_between_characters(
     assert len(pieces) > 5
     assert "".join(piece.text for piece in pieces) == "漢字" * 3000
     assert sources.replaced == 0
-
-
-LONG_LINES = [
-    {"text": "plain " * 20},
-    {"id": 7, "meta": {"a": [1, -2.5e-3, {}, [], [[]], None, True], "text": "no"}, "text": "the one", "z": "}]"},
-    {
-        "texts": "no",
-        "te": "no",
-        "": "",
-        "x" * 200: ["\ud83d\ude00" * 90],
-        "text": 'quotes " \\ \\" and / \b\f\n\r\t \u2028',
-    },
-    {"text": "🙂漢é\0" * 60},
-    {"text": "half a pair \ud83d and \ude00, turned \ude00\ud83d" * 5},
-    {"text": "\\" * 99 + '"' + "\\ud83d" * 9},
-    {"text": ""},
-    {"text": None},
-]
-
-
-@pytest.mark.parametrize("ahead", [13, 64, 1000])
-@pytest.mark.parametrize("escaped", [True, False])
-@pytest.mark.parametrize("indent", [None, 0])
-def test_a_long_line_parsed_incrementally_has_the_text_of_json_loads(
-    ahead: int, escaped: bool, indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records_module, "LONG", 16)
-    monkeypatch.setattr(records_module, "AHEAD", ahead)
-    lines = [json.dumps(record, indent=indent).replace("\n", " \t\r") for record in LONG_LINES]
-    if not escaped:
-        lines = [json.dumps(json.loads(line), ensure_ascii="half" in line) for line in lines]
-    (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    found = ["".join(pieces) for pieces in records_module.json_records(tmp_path / "t.jsonl")]
-    assert found == [json.loads(line)["text"] or "" for line in lines]
-
-
-@pytest.mark.parametrize(
-    ("line", "why"),
-    [
-        ('{"text": "cut short, in the middle', "(?i)invalid|unterminated"),
-        ('{"text": "cut short, in an escape \\u12', "(?i)invalid|unterminated"),
-        ('{"text": "and not closed, but for the string"', "expected"),
-        ('{"text": "an escape that is none: \\q"}', "Invalid"),
-        ('{"text": "a tab that is none:\t, as it is raw"}', "Invalid"),
-        ('{"text": "more follows it in the line"} {}', "text after"),
-        ('{"text": "a field too many", "text": "there"}', "duplicate"),
-        ('{"text": "a comma and nothing after it", }', 'expected "'),
-        ('{"other": [1, 2, 3, 4, 5, ], "text": "a comma"}', "Expecting value"),
-        ('{"other": tru, "text": "no word of JSON\'s"}', "Expecting value"),
-        ('{"other": 1 "text": "no comma between these"}', "expected ,"),
-        ('{"a long name": "and no text at all in it"}', "no 'text'"),
-        ('{"text": 12345678901234567890123456789}', "its text is 123456"),
-        ('["text", "a list of some texts, in one line"]', "expected {"),
-        ('{"other": ' + "[" * 100_000, "(?s)recursion|deep"),
-        (b'{"text": "bytes that are no UTF-8: \xff, in it"}', "decode"),
-    ],
-)
-def test_an_invalid_long_line_is_refused_like_a_short_one(
-    line: str | bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = b'{"text": "a"}\n' + (line if isinstance(line, bytes) else line.encode()) + b"\n"
-    (tmp_path / "t.jsonl").write_bytes(data)
-    for long in (1 << 21, 32):
-        monkeypatch.setattr(records_module, "LONG", long)
-        with pytest.raises(DataError, match=r't.jsonl, line 2: expected {"text": "..."}, found b') as refused:
-            [list(pieces) for pieces in records_module.json_records(tmp_path / "t.jsonl")]
-    assert re.search(why, str(refused.value))
 
 
 def test_batches_from_disk_equal_those_from_memory(tmp_path: Path) -> None:
@@ -222,7 +159,7 @@ def test_parquet_is_read_with_pyarrow(tmp_path: Path) -> None:
     found = documents(done.train, done.tokenizer) + documents(done.val, done.tokenizer)
     assert sorted(found) == sorted(stories)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(DataError, match=r"bad.parquet: expected a parquet file"):
+    with pytest.raises(DataError, match=r"bad.parquet: expected a parquet or Arrow file"):
         prepared(tmp_path, tmp_path / "bad.parquet", out="bad")
 
 
@@ -249,7 +186,7 @@ def test_a_file_from_windows_reads_like_any_other(tmp_path: Path) -> None:
 def test_a_name_without_text_files_is_refused_with_the_names_of_the_corpora(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "picture.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match=r"no \.txt, \.md, \.jsonl, \.parquet files in it; named corpora are tinyworld"):
+    with pytest.raises(DataError, match=r"no \.txt, \.md, .*\.arrow files in it; named corpora are tinyworld"):
         find_sources([str(tmp_path / name)])
 
 
@@ -346,7 +283,7 @@ def test_a_file_that_vanishes_or_changes_while_it_is_read_is_refused_and_leaves_
     kind: str, what: Callable[[Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_module, "BATCH", 1 << 10)
-    monkeypatch.setattr(sources_module, "PIECE", 1 << 10)
+    read_in_pieces_of(1 << 10, monkeypatch)
     file = tmp_path / f"t.{kind}"
     if kind == "parquet":
         pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -419,8 +356,10 @@ def test_a_killed_process_leaves_no_prepared_folder(tmp_path: Path) -> None:
 def test_memory_stays_flat_however_long_the_text(kind: str, tmp_path: Path) -> None:
     """For a text file, and for a record in one line with another field of the same length."""
     measure = (
-        "import re, sys, mlx_gpt.text.prepare as p, mlx_gpt.text.sources as s, mlx_gpt.text.records as r; "
-        "from mlx_gpt.cli import main; p.BATCH, s.PIECE, r.LONG = 1 << 18, 1 << 15, 1 << 18; main(sys.argv[1:]); "
+        "import re, sys, mlx_gpt.text.prepare as p, mlx_gpt.text.decoding as d, mlx_gpt.text.json_records as r, "
+        "mlx_gpt.text.cutting as c; "
+        "from mlx_gpt.cli import main; "
+        "p.BATCH, d.PIECE, r.LONG, c.LONGEST = 1 << 18, 1 << 15, 1 << 18, 1 << 18; main(sys.argv[1:]); "
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
     text = " ".join(generate_stories(1000, seed=0)) + "\n"

@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from mlx_gpt.text.corpora import CORPORA, GeneratedCorpus
 from mlx_gpt.text.dataset import Dataset
+from mlx_gpt.text.records import TEXT
 from mlx_gpt.text.sources import find_sources
 from mlx_gpt.train.auto.defaults import choose, choose_learning_rate
 from mlx_gpt.train.auto.model_size import (
@@ -38,11 +39,11 @@ def measure_slowest(group: mx.distributed.Group | None) -> Machine:
     return Machine(matrix_speed, element_speed, int(memory))
 
 
-def tokenizer_for(data: str, machine: Machine, seconds: float) -> Choice:
+def tokenizer_for(data: str, machine: Machine, seconds: float, text_field: str = TEXT) -> Choice:
     """Choose the vocabulary for a text that has not been read yet."""
     if isinstance(corpus := CORPORA.get(data), GeneratedCorpus):
         return Choice({"tokenizer": corpus.tokenizer}, f"the default for {data}")
-    return choose_tokenizer(find_sources([data]).n_bytes, machine, seconds)
+    return choose_tokenizer(find_sources([data], text_field=text_field).n_bytes, machine, seconds)
 
 
 def plan(

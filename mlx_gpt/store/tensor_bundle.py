@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,18 @@ import numpy as np
 
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.files import read_small
-from mlx_gpt.store.crc32c import crc32c
 
 FOOTER, MAGIC = 48, 0xDB4775248B80FB57
 LIMIT = 3_000_000  # bytes of an index; GPT-2 XL's 580 variables take a hundredth of it
-MASK_DELTA = 0xA282EAD8  # LevelDB's offset for stored checksums
+CRC32C, MASK_DELTA = 0x82F63B78, 0xA282EAD8  # the reversed polynomial; LevelDB's offset for stored checksums
 DTYPES = {1: "<f4", 14: "<u2", 19: "<f2"}  # DT_FLOAT, DT_BFLOAT16, DT_HALF (tensorflow, core/framework/types.proto)
-CHECKSUM = 6  # the field of a BundleEntryProto; 3, 4, 5 are its place
 Message = dict[int, list[Any]]  # a protobuf message: field number -> its values
 
 
 def read_bundle(index: Path) -> dict[str, np.ndarray]:
-    """Return the floating-point variables of a checkpoint, mapped into memory, their checksums compared.
-
-    Raises ``ModelFolderError``.
-    """
+    """Return the floating-point variables of a checkpoint, mapped into memory. Raises ``ModelFolderError``."""
     try:
-        entries = {key.decode(): protobuf(value) for key, value in entries_of(read_small(index, LIMIT))}
+        entries = {key.decode(): read_message(value) for key, value in read_table(read_small(index, LIMIT))}
         n_shards = entries.pop("")[1][0]  # BundleHeaderProto: 1 number of shards
         shards = (f"{index.stem}.data-{i:05}-of-{n_shards:05}" for i in range(n_shards))
         data = [_map_file(index.with_name(shard)) for shard in shards]
@@ -64,38 +60,35 @@ def _map_file(file: Path) -> np.ndarray:
 def _check_ends(entries: dict[str, Message], data: Sequence[np.ndarray]) -> None:
     """Raise ``ValueError`` unless the last variable of a shard ends with it: inserted bytes would shift the others."""
     ends = [0] * len(data)
-    for shard, offset, size in map(place, entries.values()):
+    for shard, offset, size in map(_location, entries.values()):
         ends[shard] = max(ends[shard], offset + size)
     for shard, (end, values) in enumerate(zip(ends, data, strict=True)):
         if len(values) > end:
             raise ValueError(f"{len(values)} bytes in shard {shard}, of which {end} are used")
 
 
-def place(entry: Message) -> list[int]:
+def _location(entry: Message) -> list[int]:
     """Return shard (3), offset (4) and size (5) of a BundleEntryProto, which omits zeros."""
     return [entry.get(field, [0])[0] for field in (3, 4, 5)]
 
 
 def _read_variable(name: str, entry: Message, data: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the values of a BundleEntryProto: 1 dtype, 2 shape, its place and checksum."""
-    shard, offset, size = place(entry)
-    dims = [protobuf(dim) for dim in protobuf(entry[2][0]).get(2, [])]
+    """Return the values of a BundleEntryProto: 1 dtype, 2 shape, and its location."""
+    shard, offset, size = _location(entry)
+    dims = [read_message(dim) for dim in read_message(entry[2][0]).get(2, [])]
     shape = tuple(dim.get(1, [0])[0] for dim in dims)
     dtype = np.dtype(DTYPES[entry[1][0]])
     if max(shape, default=0) >= 2**31:  # MLX's dimensions have 32 bits
         raise ValueError(f"{name} of shape {shape}")
     if offset + size > len(data[shard]) or size != prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} of shape {shape} at bytes {offset} to {offset + size} of {len(data[shard])}")
-    values = data[shard][offset : offset + size]
-    if CHECKSUM in entry and masked(crc32c(values)) != entry[CHECKSUM][0]:
-        raise ValueError(f"{name} with a wrong checksum")
-    return values.view(dtype).reshape(shape)
+    return data[shard][offset : offset + size].view(dtype).reshape(shape)
 
 
 # LevelDB tables and protobuf messages, as far as a checkpoint needs them ----------------------------------------------
 
 
-def entries_of(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of a LevelDB table."""
     if len(table) < FOOTER or int.from_bytes(table[-8:], "little") != MAGIC:
         raise ValueError("found no such table")
@@ -129,12 +122,29 @@ def read_block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, by
         at += n_key + n_value
 
 
+def crc32c(data: bytes) -> int:
+    """Return the Castagnoli checksum (github.com/google/leveldb, ``util/crc32c.cc``)."""
+    crc, table = 0xFFFFFFFF, _crc_table()
+    for byte in data:
+        crc = table[(crc ^ byte) & 255] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
+
+
+@lru_cache(1)
+def _crc_table() -> list[int]:
+    """Return the remainder of each of the 256 bytes."""
+    table = list(range(256))
+    for _ in range(8):
+        table = [crc >> 1 ^ (CRC32C if crc & 1 else 0) for crc in table]
+    return table
+
+
 def masked(crc: int) -> int:
     """Return a checksum as LevelDB stores it: rotated right by 15 bits, plus a constant (``util/crc32c.h``)."""
     return ((crc >> 15 | crc << 17) + MASK_DELTA) & 0xFFFFFFFF
 
 
-def protobuf(message: bytes) -> Message:
+def read_message(message: bytes) -> Message:
     """Return the fields of a protobuf message by number, as integers or bytes."""
     fields: Message = {}
     at = 0
