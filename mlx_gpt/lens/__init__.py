@@ -1,0 +1,16 @@
+"""Every activation of a forward pass by name, to read and to edit; and readings made from them.
+
+Begin with ``trace``, the forward pass spelled out. ``attribution`` and ``heads`` read one trace, ``circuits`` the
+weights, ``patching`` runs with edits.
+"""
+
+from mlx_gpt.lens.hooks import Activations, Edit
+from mlx_gpt.lens.names import activation_names
+from mlx_gpt.lens.trace import trace
+
+__all__ = [
+    "Activations",
+    "Edit",
+    "activation_names",
+    "trace",
+]
