@@ -4,6 +4,8 @@ Begin with ``trace``, the forward pass spelled out. ``attribution`` and ``heads`
 weights, ``patching`` runs with edits.
 """
 
+from mlx_gpt.lens.generation import generate
+from mlx_gpt.lens.gradients import gradients, logit_difference
 from mlx_gpt.lens.hooks import Activations, Edit
 from mlx_gpt.lens.names import activation_names
 from mlx_gpt.lens.trace import trace
@@ -12,5 +14,8 @@ __all__ = [
     "Activations",
     "Edit",
     "activation_names",
+    "generate",
+    "gradients",
+    "logit_difference",
     "trace",
 ]
