@@ -4,8 +4,16 @@ Begin with ``trace``, the forward pass spelled out. ``attribution`` and ``heads`
 weights, ``patching`` runs with edits.
 """
 
+from mlx_gpt.lens.attribution import (
+    decompose_resid,
+    logit_attribution,
+    logit_direction,
+    logit_lens,
+    logit_lens_top,
+)
 from mlx_gpt.lens.generation import generate
 from mlx_gpt.lens.gradients import gradients, logit_difference
+from mlx_gpt.lens.heads import attention_entropy, detect_heads, first_token_mass, head_scores, repeated_tokens
 from mlx_gpt.lens.hooks import Activations, Edit
 from mlx_gpt.lens.names import activation_names
 from mlx_gpt.lens.trace import trace
@@ -14,8 +22,18 @@ __all__ = [
     "Activations",
     "Edit",
     "activation_names",
+    "attention_entropy",
+    "decompose_resid",
+    "detect_heads",
+    "first_token_mass",
     "generate",
     "gradients",
+    "head_scores",
+    "logit_attribution",
     "logit_difference",
+    "logit_direction",
+    "logit_lens",
+    "logit_lens_top",
+    "repeated_tokens",
     "trace",
 ]
