@@ -11,6 +11,7 @@ from mlx_gpt.lens.attribution import (
     logit_lens,
     logit_lens_top,
 )
+from mlx_gpt.lens.circuits import FactoredMatrix, composition_scores, ov_circuit, qk_circuit, singular_tokens
 from mlx_gpt.lens.generation import generate
 from mlx_gpt.lens.gradients import gradients, logit_difference
 from mlx_gpt.lens.heads import attention_entropy, detect_heads, first_token_mass, head_scores, repeated_tokens
@@ -21,8 +22,10 @@ from mlx_gpt.lens.trace import trace
 __all__ = [
     "Activations",
     "Edit",
+    "FactoredMatrix",
     "activation_names",
     "attention_entropy",
+    "composition_scores",
     "decompose_resid",
     "detect_heads",
     "first_token_mass",
@@ -34,6 +37,9 @@ __all__ = [
     "logit_direction",
     "logit_lens",
     "logit_lens_top",
+    "ov_circuit",
+    "qk_circuit",
     "repeated_tokens",
+    "singular_tokens",
     "trace",
 ]
