@@ -17,14 +17,18 @@ from mlx_gpt.lens.gradients import gradients, logit_difference
 from mlx_gpt.lens.heads import attention_entropy, detect_heads, first_token_mass, head_scores, repeated_tokens
 from mlx_gpt.lens.hooks import Activations, Edit
 from mlx_gpt.lens.names import activation_names
+from mlx_gpt.lens.patching import ablate_heads, activation_patching, attribution_patching, path_patching
 from mlx_gpt.lens.trace import trace
 
 __all__ = [
     "Activations",
     "Edit",
     "FactoredMatrix",
+    "ablate_heads",
     "activation_names",
+    "activation_patching",
     "attention_entropy",
+    "attribution_patching",
     "composition_scores",
     "decompose_resid",
     "detect_heads",
@@ -38,6 +42,7 @@ __all__ = [
     "logit_lens",
     "logit_lens_top",
     "ov_circuit",
+    "path_patching",
     "qk_circuit",
     "repeated_tokens",
     "singular_tokens",
