@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -49,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # such as a full disk or a read-only folder
         return _fail(f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
     except KeyboardInterrupt as stop:
-        print(file=sys.stderr)  # after the ^C
-        return _fail(str(stop) or "stopped", 128 + 2)
+        signum = getattr(stop, "signum", signal.SIGINT)
+        if signum == signal.SIGINT:
+            print(file=sys.stderr)  # after the ^C
+        return _fail(str(stop) or "stopped", 128 + signum)
     return 0
 
 

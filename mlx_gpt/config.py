@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from mlx_gpt.activations import GELU_NEW, OTHERS
 from mlx_gpt.errors import UsageError
 
-ACTIVATIONS = ("gelu_new", "gelu")
+ACTIVATIONS = (*GELU_NEW, *OTHERS)
 FLOAT32_MAX = 3.4e38
 INT32_MAX = 2**31 - 1  # MLX's dimensions have 32 bits
 
@@ -28,7 +29,7 @@ class GPTConfig:
     n_layer: int = 12  # transformer blocks
     n_head: int = 12  # H, attention heads per block
     n_inner: int | None = None  # width inside the MLP; None means 4 * n_embd
-    activation_function: str = "gelu_new"  # "gelu_new" (tanh form, GPT-2's own) or "gelu" (exact)
+    activation_function: str = "gelu_new"  # GPT-2's own, or another of ACTIVATIONS
     embd_pdrop: float = 0.0  # dropout on the embeddings
     attn_pdrop: float = 0.0  # dropout on the attention weights
     resid_pdrop: float = 0.0  # dropout on the outputs of attention and MLP

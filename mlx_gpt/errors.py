@@ -20,6 +20,14 @@ def one_line(text: str) -> str:
     return "".join(" " if c == "\n" else c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal has ended the command: Ctrl-C, SIGTERM or SIGHUP. Exit code 128 + ``signum``, as in a shell."""
+
+    def __init__(self, signum: int, message: str = ""):
+        super().__init__(message)
+        self.signum = signum
+
+
 class ModelFolderError(MLXGPTError):
     """A model folder or hub repository is not a readable GPT-2."""
 
@@ -30,6 +38,10 @@ class HubError(MLXGPTError):
 
 class CheckpointError(MLXGPTError):
     """A checkpoint cannot be written, or is damaged."""
+
+
+class FolderInUseError(MLXGPTError):
+    """Another process trains in a folder."""
 
 
 class DataError(MLXGPTError):

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -15,19 +16,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+LOCK = ".lock"  # in a folder that one process at a time writes to
+LEFTOVER = re.compile(r"\.(saving|removed)-[a-z0-9_]{8}")  # a folder of tempfile.mkdtemp, if its process was killed
 
 
 def read_small(file: Path, limit: int) -> bytes:
     """Read a file of at most ``limit`` bytes. Raises ``OSError``, also for a longer file, a device or a pipe."""
-    mode = os.stat(file).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "not a file but a device or a pipe")
-    with open(file, "rb") as stream:
+    with open_file(file) as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"more than {limit:,} bytes")
     return content
+
+
+def open_file(file: Path) -> BinaryIO:
+    """Open a file to read bytes. Raises ``OSError``, also for a device or a pipe, which could be endless or wait."""
+    mode = os.stat(file).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "not a file but a device or a pipe", str(file))
+    return open(file, "rb")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -44,16 +53,70 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     On any error ``path`` is as it was and nothing is left beside it. The parent of ``path`` must exist.
     """
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=path.parent))
-    try:
+    with hidden_folder(path.parent) as staging:
         hidden = staging / path.name
         yield hidden
         for written in (*hidden.rglob("*"), hidden):
             fsync(written)
         os.replace(hidden, path)
         fsync(path.parent)
+
+
+@contextmanager
+def hidden_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new hidden folder in ``parent``, removed at the end; first remove those that killed processes left.
+
+    A process holds a lock on its own, so that no other removes it.
+    """
+    remove_leftovers(parent)
+    folder, lock = _locked_folder(parent)
+    try:
+        yield folder
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=".saving-", dir=parent))
+        with suppress(FileNotFoundError):  # removed before it was locked, as a leftover
+            descriptor = os.open(folder, os.O_RDONLY)
+            if try_lock(descriptor) is not False and folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the hidden folders of killed processes, where a lock shows that the process has ended."""
+    for folder in parent.glob(".*"):
+        if LEFTOVER.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+            with suppress(OSError):  # another user's, or removed meanwhile
+                descriptor = os.open(folder, os.O_RDONLY)
+                if try_lock(descriptor):
+                    shutil.rmtree(folder, ignore_errors=True)
+                os.close(descriptor)
+
+
+def is_vacant(folder: Path) -> bool:
+    """Return True if a folder does not exist, or holds nothing but what a killed process left."""
+    if not folder.is_dir():
+        return not os.path.lexists(folder)
+    return all(path.name == LOCK or LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder: True, False if another has locked it, None if the file system has no locks.
+
+    The system releases the lock when the descriptor is closed or the process ends, however it ends.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # also a folder on NFS, where Linux locks only what is open for writing
+        return None
+    return True
 
 
 def atomic_write(file: Path, content: str | bytes) -> None:
@@ -76,9 +139,9 @@ def fsync(path: Path) -> None:
 
 
 def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex. Raises ``OSError``, as ``open_file`` does."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -90,10 +153,14 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "mlx_gpt"  # the XDG rule: ignore relative paths
 
 
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield ``mine``, ``mine-2``, ``mine-3``, ..."""
+    return chain([path], (path.with_name(f"{path.name}-{n}") for n in count(2)))
+
+
 def unused(path: Path) -> Path:
-    """Return the path if nothing exists there, else with the first free number from 2 on: ``mine-2``."""
-    numbered = (path.with_name(f"{path.name}-{n}") for n in count(2))
-    return next(free for free in chain([path], numbered) if not free.exists())
+    """Return the first of the ``numbered`` paths where nothing exists."""
+    return next(free for free in numbered(path) if not free.exists())
 
 
 def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

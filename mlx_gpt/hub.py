@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.errors import HubError
-from mlx_gpt.files import sha256_of
+from mlx_gpt.files import fsync, sha256_of
 
 TIMEOUT = 10  # seconds for the hub's first answer
 
@@ -146,4 +146,5 @@ def _download(place: dict[str, str], commit: str, name: str, size: int, sha256: 
         if (found := sha256_of(part)) != sha256:
             part.unlink()
             raise HubError(f"{name} is damaged: expected sha256 {sha256[:12]}…, found {found[:12]}…; try again")
+        fsync(part)  # or a loss of power could leave an empty file with the name that means it is whole
         os.replace(part, blob)

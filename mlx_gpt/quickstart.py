@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +20,16 @@ from rich.table import Table
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import cores
 from mlx_gpt.errors import UsageError
-from mlx_gpt.files import unused
 from mlx_gpt.generate.generation import generate, generate_many
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.terminal import make_console
 from mlx_gpt.text.corpora import TINYWORLD_TOKENIZER, tinyworld
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.tinyworld import stories as world
 from mlx_gpt.train.config import TrainConfig
-from mlx_gpt.train.run import PLOT, new_model, run
+from mlx_gpt.train.run import PLOT, lock_first_vacant, new_model, run
+from mlx_gpt.train.signals import interruptible
 from mlx_gpt.train.speed import measure_training_speed
 
 PROMPT = "One sunny morning, Lily went to the garden."
@@ -77,14 +79,18 @@ WIDE = Preset(12_000_000, GPTConfig(n_positions=144, n_embd=128, n_layer=6, n_he
 
 
 def quickstart(minutes: float, out: Path, seed: int) -> None:
-    """Train for ``minutes`` of wall time in all. Writes a model folder, a plot and samples to ``out``."""
+    """Train for ``minutes`` of wall time in all. Writes a model folder, a plot and samples to ``out``, or ``out-2``."""
     if not 0.2 <= minutes <= 24 * 60:
         raise UsageError(f"--minutes must be between 0.2 and {24 * 60}, not {minutes:g}")
     if not 0 <= seed < 2**64:
         raise UsageError(f"--seed must be 0 or above and below 2^64, not {seed}")
+    console = make_console(highlight=False)
+    with interruptible(), ExitStack() as stack:
+        _quickstart(minutes, lock_first_vacant(stack, out, console), seed, console)
+
+
+def _quickstart(minutes: float, out: Path, seed: int, console: Console) -> None:
     deadline = time.perf_counter() + 60 * minutes
-    out = unused(out)
-    console = Console(highlight=False)
     console.print("[bold]tinyworld[/bold]: generating stories, learning their vocabulary, measuring the speed ...")
     dataset = dataset_from_texts("tinyworld", *tinyworld(FIRST_STORIES, N_VAL_STORIES, seed), TINYWORLD_TOKENIZER)
     preset, speed = choose_preset(

@@ -26,6 +26,7 @@ NOT_ON_A_GPU = {
 }
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, which tests press
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup ignores this one
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -42,7 +42,7 @@ def test_every_preset_has_the_parameters_of_its_shape(preset: str) -> None:
         ("n_head", None),
         ("n_head", 7),  # 768 / 7 is not an integer
         ("n_inner", 0),
-        ("activation_function", "relu"),
+        ("activation_function", "prelu"),
         ("embd_pdrop", 1.0),
         ("attn_pdrop", -0.1),
         ("resid_pdrop", float("nan")),

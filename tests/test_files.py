@@ -7,15 +7,20 @@ import fcntl
 import hashlib
 import os
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.command_line import environment
+from helpers.small_training import new_small
 
 from mlx_gpt import files
-from mlx_gpt.files import atomic_path, atomic_write, fsync, sha256_of, unused
+from mlx_gpt.files import atomic_path, atomic_write, fsync, is_vacant, sha256_of, unused
+from mlx_gpt.store import folder
+from mlx_gpt.text.tokenizer import Tokenizer
 
 
 def test_text_and_bytes_replace_the_whole_file(tmp_path: Path) -> None:
@@ -28,14 +33,14 @@ def test_text_and_bytes_replace_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
-    folder, ordinary = tmp_path / "made", tmp_path / "ordinary"
+    made, ordinary = tmp_path / "made", tmp_path / "ordinary"
     ordinary.mkdir()
-    with atomic_path(folder) as hidden:
+    with atomic_path(made) as hidden:
         (hidden / "sub").mkdir(parents=True)
         (hidden / "sub" / "file").write_text("x")
-        assert not folder.exists()
-    assert (folder / "sub" / "file").read_text() == "x"
-    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
+        assert not made.exists()
+    assert (made / "sub" / "file").read_text() == "x"
+    assert stat.S_IMODE(made.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace", "interrupt"])
@@ -93,6 +98,66 @@ def test_on_macos_the_drives_cache_is_flushed_where_the_file_system_can(
     monkeypatch.setattr(os, "fsync", lambda _: calls.append("fsync"))
     fsync(tmp_path)
     assert calls == (["F_FULLFSYNC"] if is_supported else ["F_FULLFSYNC", "fsync"])
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mlx_gpt.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as hidden:
+    hidden.write_text("half")
+    print(hidden.parent.name, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("save", ["file", "model"])
+def test_a_save_removes_what_killed_saves_left_and_nothing_of_a_living_process(tmp_path: Path, save: str) -> None:
+    mine = (".saving-notes", ".saving-ABCDEFGH", "saving-abcdefgh")  # not names of ours
+    for name in mine:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".saving-a_file00").write_text("a file")
+    (tmp_path / ".saving-abcdefgh").mkdir()
+    (tmp_path / ".saving-abcdefgh/model.safetensors").write_bytes(bytes(100))
+    (tmp_path / ".saving-link0000").symlink_to(tmp_path / "saving-abcdefgh")
+
+    def saved() -> None:
+        if save == "model":
+            folder.save(new_small(), Tokenizer.bytes(), tmp_path)
+        else:
+            atomic_write(tmp_path / "b.txt", "whole")
+
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "a.txt")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout
+        theirs = process.stdout.readline().strip()
+        saved()
+        kept = {path.name for path in tmp_path.iterdir() if "saving" in path.name}
+        assert kept == {*mine, ".saving-a_file00", ".saving-link0000", theirs}
+        process.kill()
+    saved()
+    assert {path.name for path in tmp_path.iterdir() if "saving" in path.name} == kept - {theirs}
+
+
+def test_leftovers_are_kept_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    (tmp_path / ".saving-abcdefgh").mkdir()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    atomic_write(tmp_path / "a.txt", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {".saving-abcdefgh", "a.txt"}
+
+
+def test_a_folder_with_only_leftovers_is_vacant(tmp_path: Path) -> None:
+    assert is_vacant(tmp_path / "new")
+    assert is_vacant(tmp_path)
+    (tmp_path / ".saving-abcdefgh").mkdir()
+    (tmp_path / ".lock").touch()
+    assert is_vacant(tmp_path)
+    (tmp_path / ".hidden").touch()
+    assert not is_vacant(tmp_path)
+    assert not is_vacant(tmp_path / ".hidden")
 
 
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ The same functions compute in float32 on request. Their error is the yardstick f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import erf, pi, sqrt
 from typing import Any
 
@@ -51,8 +51,7 @@ def block(x: Array, w: Mapping[str, Array], settings: Mapping[str, Any], layer: 
 
     t["ln_2"] = norm(t["resid_mid"], w["ln_2.weight"], w["ln_2.bias"], eps)  # (..., T, C)
     t["mlp.c_fc"] = t["ln_2"] @ w["mlp.c_fc.weight"] + w["mlp.c_fc.bias"]  # (..., T, 4C)
-    activation = gelu_new if settings["activation_function"] == "gelu_new" else gelu
-    t["mlp.activation"] = activation(t["mlp.c_fc"])
+    t["mlp.activation"] = ACTIVATIONS[settings["activation_function"]](t["mlp.c_fc"])
     t["mlp.c_proj"] = t["mlp.activation"] @ w["mlp.c_proj.weight"] + w["mlp.c_proj.bias"]  # (..., T, C)
     t["resid_post"] = t["resid_mid"] + t["mlp.c_proj"]
     return t
@@ -101,4 +100,40 @@ def gelu_new(x: Array) -> Array:
 
 def gelu(x: Array) -> Array:
     """The exact GELU: x times the standard normal cumulative distribution function (same paper)."""
-    return 0.5 * x * (1 + np.asarray(np.frompyfunc(erf, 1, 1)(x / sqrt(2)), x.dtype))
+    return x * normal_cdf(x)
+
+
+def normal_cdf(x: Array) -> Array:
+    """The standard normal cumulative distribution function."""
+    return np.asarray(0.5 * (1 + np.frompyfunc(erf, 1, 1)(x / sqrt(2))), x.dtype)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x), for large |x| too."""
+    return 0.5 * (1 + np.tanh(x / 2))
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + e^x)."""
+    return np.logaddexp(x, 0)
+
+
+# By the names of transformers (activations.py), those of one formula as one entry.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), gelu_new),
+    **dict.fromkeys(("gelu", "gelu_python"), gelu),
+    "gelu_10": lambda x: np.clip(gelu(x), -10, 10),
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x),
+    "relu": lambda x: x.clip(0),
+    "relu2": lambda x: x.clip(0) ** 2,
+    "relu6": lambda x: x.clip(0, 6),
+    "leaky_relu": lambda x: np.where(x < 0, 0.01 * x, x),
+    **dict.fromkeys(("silu", "swish"), lambda x: x * sigmoid(x)),
+    "hardswish": lambda x: x * (x + 3).clip(0, 6) / 6,
+    "mish": lambda x: x * np.tanh(softplus(x)),
+    "sqrtsoftplus": lambda x: np.sqrt(softplus(x)),
+    "sigmoid": sigmoid,
+    "tanh": np.tanh,
+    "laplace": lambda x: normal_cdf((x - 0.707107) / 0.282095),
+    "linear": lambda x: x,
+}

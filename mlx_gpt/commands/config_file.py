@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-from mlx_gpt.commands.train_flags import FILE_MAY_SET, REPLACES
+from mlx_gpt.commands.train_flags import FILE_MAY_SET, REPLACES, Architecture, TrainFlags
 from mlx_gpt.errors import UsageError
 from mlx_gpt.store.run_file import RUN_FILE, read_run_file
+from mlx_gpt.train.config import TrainConfig
 
 
 def option(argv: Sequence[str], name: str) -> str | None:
@@ -32,8 +35,10 @@ def with_file(argv: Sequence[str]) -> list[str]:
     file that cannot be used.
     """
     run, config, given = option(argv, "resume"), option(argv, "config"), given_settings(argv)
-    if run and (config or "out" in given):
-        raise UsageError("--resume continues a run in its own folder, with its own settings: remove --out, --config")
+    if run and (excluded := [f"--{name}" for name in ("config", "out", "preset") if name in given]):
+        raise UsageError(
+            f"--resume continues a run in its own folder, with its own settings: remove {', '.join(excluded)}"
+        )
     if not (run or config):
         return list(argv)
     file = Path(run) / RUN_FILE if run else Path(config or "")
@@ -47,10 +52,19 @@ def with_file(argv: Sequence[str]) -> list[str]:
     return [*flags, *([f"--out={run}"] if run else []), *argv]
 
 
+def _kinds(name: str) -> list[type]:
+    """Return the types that a setting may have in a file."""
+    hint = {**get_type_hints(TrainFlags), **get_type_hints(Architecture), **get_type_hints(TrainConfig)}[name]
+    kinds = [kind for kind in get_args(hint) or [hint] if kind is not NoneType]
+    return [int, float] if kinds == [float] else [str] if kinds == [Path] else kinds
+
+
 def _as_flag(name: str, value: Any, file: Path) -> str:
     flag = name.replace("_", "-")
+    kinds = _kinds(name)
+    if type(value) not in kinds or "\0" in str(value):  # a command line has no zero byte either
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise UsageError(f"{file}: {name} must be one value ({expected}), not {reprlib.repr(value)}")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
-    if not isinstance(value, (str, int, float)):
-        raise UsageError(f"{file}: {name} must be one value, not {value!r}")
     return f"--{flag}={value}"

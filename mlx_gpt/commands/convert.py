@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from mlx_gpt.terminal import make_console
+
 
 @dataclass(frozen=True)
 class Convert:
@@ -27,13 +29,12 @@ class Convert:
 
     def __call__(self) -> None:
         import mlx.core as mx
-        from rich.console import Console
 
         from mlx_gpt.store.folder import check_new, convert
         from mlx_gpt.store.layouts import find_source
 
         check_new(self.dest)  # before a download
-        console = Console(stderr=True, highlight=False)
+        console = make_console(stderr=True, highlight=False)
         source = find_source(self.source, self.revision, pickles=True)
         with console.status(f"converting from {source.kind}"):
             convert(source, self.dest, getattr(mx, self.dtype) if self.dtype else None, self.quantize)

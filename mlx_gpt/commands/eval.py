@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from mlx_gpt.commands.generation_flags import note
+from mlx_gpt.terminal import make_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +43,6 @@ class Eval:
 
         import json
 
-        from rich.console import Console
         from rich.progress import Progress
 
         from mlx_gpt.check.evaluate import evaluate, find_task, published
@@ -55,7 +55,7 @@ class Eval:
         folder = find_folder(self.model, self.revision)
         model, tokenizer = load(folder)
         data = given or task.fetch()
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with Progress(console=make_console(stderr=True), transient=True) as bar:
             row = bar.add_task(self.task, total=None)
 
             def on_scored(done: int, total: int) -> None:
@@ -73,7 +73,7 @@ class Eval:
         if self.json:
             print(json.dumps(result, indent=2))
         else:
-            Console(highlight=False).print(as_table(result))
+            make_console(highlight=False).print(as_table(result))
 
 
 def as_table(result: dict[str, Any]) -> Table:

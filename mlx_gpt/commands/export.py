@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from mlx_gpt.terminal import make_console
+
 
 @dataclass(frozen=True)
 class Export:
@@ -24,12 +26,11 @@ class Export:
 
     def __call__(self) -> None:
         import mlx.core as mx
-        from rich.console import Console
 
         from mlx_gpt.store.export import export
         from mlx_gpt.store.layouts import find_source
 
-        console = Console(stderr=True, highlight=False)
+        console = make_console(stderr=True, highlight=False)
         source = find_source(self.model, pickles=True)
         with console.status(f"writing for {self.to}"):
             remark = export(source, self.dest, self.to, getattr(mx, self.dtype) if self.dtype else None)

@@ -17,9 +17,9 @@ from mlx_gpt.commands.generation_flags import (
     SpeedFlags,
     as_json,
     as_row,
-    coloured,
     legend,
     note,
+    surprise_style,
     write,
 )
 from mlx_gpt.errors import DataError, UsageError
@@ -146,7 +146,8 @@ class Generate(GenerationFlags):
                 if out.json:
                     write(json.dumps({"sample": row} | as_json(piece, tokenizer)) + "\n")
                 else:
-                    write(as_row(piece, tokenizer) if rows else coloured(piece) if out.colour else piece.text)
+                    style = surprise_style(piece) if out.colour else ""
+                    write(as_row(piece, tokenizer) if rows else piece.text, style)
             else:
                 if out.json:
                     write(json.dumps({"sample": row, "end": run.reasons[row], "text": text}) + "\n")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from mlx_gpt.errors import UsageError
+from mlx_gpt.errors import UsageError, one_line
 from mlx_gpt.generate.settings import Constraints, Drawing, Length, Number, Speed
+from mlx_gpt.terminal import shown
 
 if TYPE_CHECKING:
     from mlx_gpt.generate.writer import Piece
@@ -78,8 +79,13 @@ def load_quantized(name: str, revision: str | None = None, bits: int | None = No
     return model if bits is None else quantize(model, bits), tokenizer
 
 
-def write(text: str) -> None:
-    """Print to stdout at once, without a newline; characters outside the encoding become ``?``."""
+def write(text: str, style: str = "") -> None:
+    """Print to stdout at once, without a newline, in a style of the terminal.
+
+    On a terminal control characters are escaped; characters outside the encoding become ``?``.
+    """
+    text = shown(text, sys.stdout)
+    text = "\n".join(_styled(line, style) for line in text.split("\n"))  # a style must not reach the margin
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text, end="", flush=True)
@@ -89,16 +95,15 @@ def write(text: str) -> None:
 
 def note(text: str) -> None:
     """Print a line for the user to stderr."""
-    print(f"mlx-gpt: {text}", file=sys.stderr, flush=True)
+    print(f"mlx-gpt: {one_line(text)}", file=sys.stderr, flush=True)
 
 
-def coloured(piece: Piece) -> str:
-    """Return the text of a piece on a background that shows its surprise."""
+def surprise_style(piece: Piece) -> str:
+    """Return the terminal's style that shows the surprise of a piece."""
     if piece.token is None or piece.token.logprob is None:
-        return piece.text
+        return ""
     bits = -piece.token.logprob / log(2)  # from nats
-    style = next(style for limit, style in SURPRISES if bits <= limit)
-    return "\n".join(_styled(line, style) for line in piece.text.split("\n"))  # a style must not reach the margin
+    return next(style for limit, style in SURPRISES if bits <= limit)
 
 
 def _styled(text: str, style: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from mlx_gpt.commands.generation_flags import note
+from mlx_gpt.terminal import make_console
 from mlx_gpt.text.corpora import CORPORA, FileCorpus
 from mlx_gpt.text.records import SUFFIXES, TEXT
 
@@ -40,7 +41,6 @@ class Prepare:
     """the field of a JSON record, or the column of a table, that has the text"""
 
     def __call__(self) -> None:
-        from rich.console import Console
         from rich.progress import Progress
 
         from mlx_gpt.errors import UsageError
@@ -51,7 +51,7 @@ class Prepare:
             raise UsageError("expected at least one SOURCE: a file, a folder, a glob, or a named corpus")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UsageError(f"--out {self.out} exists already; choose a new folder, or remove it")
-        console = Console(stderr=True, highlight=False)
+        console = make_console(stderr=True, highlight=False)
         sources = find_sources(self.sources, self.val_fraction, self.seed, self.val_data, self.text_field)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("encoding", total=sources.n_bytes)

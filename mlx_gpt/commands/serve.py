@@ -9,21 +9,22 @@ from tyro.conf import Positional, arg
 
 from mlx_gpt.commands.generation_flags import Name, load_quantized
 from mlx_gpt.generate.settings import Number
+from mlx_gpt.serve.access import Access
 from mlx_gpt.serve.limits import Limits
 
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a model over HTTP with OpenAI's completions API: /v1/completions, /v1/models, /health.
+    """Serve a model over HTTP with OpenAI's completions API: /v1/completions, /v1/models.
 
-    Concurrent requests are computed in one batch. Ctrl-C or SIGTERM stops the server after it has answered the requests
-    in progress.
+    Also vLLM's /tokenize and /detokenize, and /health. Concurrent requests are computed in one batch. Ctrl-C or SIGTERM
+    stops the server after it has answered the requests in progress; a second one answers them 503.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """a folder, or a hub id such as openai-community/gpt2"""
     host: str = "127.0.0.1"
-    """the address to listen on; any other lets other machines use the model, without a password"""
+    """the address to listen on; any other lets other machines use the model: set --api-key then"""
     port: int = 8000
     """the port to listen on; 0 is any free port"""
     revision: Name = None
@@ -32,6 +33,7 @@ class Serve:
     """quantize the weights to 8 or 4 bits"""
     cache_bits: Number = None
     """store the cache in half precision (16) or quantized (8, 4)"""
+    access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
 
     def __call__(self) -> None:
@@ -41,6 +43,7 @@ class Serve:
         from mlx_gpt.generate.decoder import check_cache
 
         try:
+            from mlx_gpt.serve.guard import Guard
             from mlx_gpt.serve.server import listen, serve
             from mlx_gpt.serve.service import Service
         except ModuleNotFoundError as missing:
@@ -49,9 +52,10 @@ class Serve:
             ) from missing
 
         self.limits.check()
+        guard = Guard(self.access, self.host)
         with listen(self.host, self.port) as sock:  # first, so that a wrong address is reported at once
             folder = Path(self.model).expanduser()
             name = folder.resolve().name if folder.is_dir() else self.model
             model, tokenizer = load_quantized(self.model, self.revision, self.quantize)
             check_cache(model.config, self.cache_bits)
-            serve(Service(model, tokenizer, name, self.limits, self.cache_bits), sock)
+            serve(Service(model, tokenizer, name, self.limits, self.cache_bits), guard, sock)

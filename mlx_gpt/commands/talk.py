@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gpt.commands.generation_flags import Flag, GenerationFlags, coloured, legend, note, write
+from mlx_gpt.commands.generation_flags import Flag, GenerationFlags, legend, note, surprise_style, write
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.settings import GenerationSettings
 
@@ -90,7 +90,7 @@ class Talk(GenerationFlags):
 
         with closing(pieces), suppress(KeyboardInterrupt):  # the text so far stays
             for piece in pieces:
-                write(coloured(piece) if self.colour else piece.text)
+                write(piece.text, surprise_style(piece) if self.colour else "")
         write("\n")
         if session.reason == CONTEXT:
             note("the model's context is full; :context slide continues, :undo removes a turn, :new starts a new text")

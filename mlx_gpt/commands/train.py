@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from mlx_gpt.commands.train_flags import (
     SCRATCH,
     Architecture,
     TrainFlags,
-    run_name,
+    default_out,
 )
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
@@ -29,6 +30,7 @@ from mlx_gpt.generate.generation import generate
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint
 from mlx_gpt.store.folder import load
+from mlx_gpt.terminal import make_console
 from mlx_gpt.text.dataset import Dataset, load_dataset
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.auto.defaults import MINUTES, needs_measurement
@@ -37,7 +39,8 @@ from mlx_gpt.train.auto.plan import measure_slowest, plan, print_choices, settin
 from mlx_gpt.train.distributed import check_in_main, is_main, join, main_first, report_lost_peers
 from mlx_gpt.train.machine import Machine
 from mlx_gpt.train.report.trackers import check_tracker
-from mlx_gpt.train.run import PLOT, check_new, last_checkpoint, new_model, run
+from mlx_gpt.train.run import PLOT, last_checkpoint, lock_first_vacant, lock_new, lock_run, new_model, run
+from mlx_gpt.train.signals import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +55,6 @@ class Train(TrainFlags):
     """
 
     def __call__(self) -> None:
-        from rich.console import Console
 
         started = time.perf_counter()
         if sys.platform.startswith("linux"):
@@ -60,16 +62,24 @@ class Train(TrainFlags):
 
             set_graph_width(wide=not self.training.recompute)
         group = join()
-        console = Console(quiet=not is_main(group), highlight=False)
-        with report_lost_peers(group):
+        console = make_console(quiet=not is_main(group), highlight=False, markup=False)
+        with interruptible(), report_lost_peers(group), ExitStack() as stack:
             if self.revision and self.init == SCRATCH:
                 raise UsageError("--revision is of the model that --init names: give --init too")
             if self.report_to:
                 check_tracker(self.report_to)
+            out = check_in_main(group, lambda: self._lock(stack, console))
             if self.resume:
                 self._resume(self.resume, group, console)
             else:
-                self._start(started, group, console)
+                replace(self, out=out or self.out)._start(started, group, console)
+
+    def _lock(self, stack: ExitStack, console: Console) -> Path:
+        """Lock the folder of the run before the text is read, which can take long, and return it."""
+        if not (self.resume or "out" in self.given):
+            return lock_first_vacant(stack, default_out(self.data), console)
+        (lock_run if self.resume else lock_new)(stack, self.out, console)
+        return self.out
 
     def _resume(self, run: Path, group: mx.distributed.Group | None, console: Console) -> None:
         start = last_checkpoint(run, self.settings(), self.given, console)
@@ -78,7 +88,6 @@ class Train(TrainFlags):
         self._run(start.model, dataset, group, console, start)
 
     def _start(self, started: float, group: mx.distributed.Group | None, console: Console) -> None:
-        check_in_main(group, lambda: check_new(self.out))
         whole = "preset" in self.given or self.init != SCRATCH
         names = {*self.given, *(ARCHITECTURE if whole else ())}  # of settings that are not chosen
         measured = not self.has_tokenizer() or needs_measurement(names)
@@ -116,7 +125,7 @@ class Train(TrainFlags):
 
         def sample(step: int, done: float) -> None:
             text = "".join(generate(model, dataset.tokenizer, self.prompt, max_tokens=60))
-            console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan", markup=False)
+            console.print("    " + (self.prompt + text).replace("\n", "\n    "), style="cyan")
 
         on_eval, settings = sample if is_main(group) else None, self.settings()
         loss = run(model, dataset, self.training, self.out, console, on_eval, settings, start, group, self.report_to)
@@ -164,5 +173,5 @@ def command_line(argv: Sequence[str]) -> tuple[list[str], Train]:
     argv = with_file(argv)
     preset = option(argv, "preset") or PRESET
     model = Architecture.of(GPTConfig.preset(preset))
-    out = unused(Path("runs") / run_name(option(argv, "data") or "mine"))
+    out = unused(default_out(option(argv, "data") or "mine"))
     return argv, Train(data=tyro.MISSING, out=out, preset=preset, model=model, given=given_settings(argv))

@@ -14,7 +14,7 @@ from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.text.corpora import CORPORA
 from mlx_gpt.text.records import SUFFIXES, TEXT
-from mlx_gpt.train.config import LENGTHS, TrainConfig
+from mlx_gpt.train.config import LENGTHS, LIMITS, TrainConfig
 
 if TYPE_CHECKING:
     from mlx_gpt.text.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ TRAINING = tuple(field.name for field in fields(TrainConfig))
 OTHERS = ("data", "val_data", "field", "out", "init", "revision", "tokenizer", "preset", "prompt", "report_to")
 FILE_MAY_SET = {*OTHERS, *ARCHITECTURE, *TRAINING}
 # The settings of a file that a flag replaces.
-REPLACES = dict.fromkeys((*LENGTHS, "minutes"), (*LENGTHS, "minutes")) | {"preset": ("preset", *ARCHITECTURE)}
+REPLACES = dict.fromkeys(LIMITS, LIMITS) | {"preset": ("preset", *ARCHITECTURE)}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class TrainFlags:
     out: Path
     """a new folder for the model, metrics.jsonl and loss.png; runs/NAME-OF-THE-DATA unless given"""
     resume: Path | None = None
-    """the folder of a run to resume; needs no other flags"""
+    """the folder of a run to resume, without other flags; only --steps, --tokens, --epochs or --minutes may be given: a
+    new total, counted from the beginning of the run, which extends it with its optimizer"""
     config: Path | None = None
     """a file of settings, such as the run.toml of a run; other flags override it"""
     init: str = SCRATCH
@@ -141,9 +142,9 @@ def _absolute(name: str) -> str:
     return str(path.absolute()) if path.exists() or glob.has_magic(name) else name
 
 
-def run_name(data: str) -> str:
-    """The name of a run on this data: of the file, without its suffix, or of the folder."""
+def default_out(data: str) -> Path:
+    """Return the folder of a run on this data: ``runs`` and the name of the file, without its suffix, or folder."""
     path = Path(data).expanduser().absolute()
     named = (part for part in (path, *path.parents) if part.name and not glob.has_magic(part.name))
     part = next(named, Path("mine"))
-    return part.name if part.is_dir() else part.stem
+    return Path("runs", part.name if part.is_dir() else part.stem)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from mlx_gpt.terminal import make_console
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -38,8 +40,6 @@ class Verify:
 
         os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
 
-        from rich.console import Console
-
         from mlx_gpt.check.published import check_name, known_models
         from mlx_gpt.check.verify import as_json, verify
         from mlx_gpt.errors import UsageError, VerificationError
@@ -53,7 +53,7 @@ class Verify:
         folder = find_folder(self.model, self.revision)
         model, tokenizer = load(folder)
         checks = []
-        with Console(stderr=True).status("verifying") as status:
+        with make_console(stderr=True).status("verifying") as status:
             for check in verify(model, tokenizer, folder, name, self.tokens, models):
                 checks.append(check)
                 status.update(f"verifying; done: {check.what}")
@@ -61,7 +61,7 @@ class Verify:
             print(as_json(checks))
         else:
             width = None if sys.stdout.isatty() else 150  # keep lines whole in a file
-            Console(highlight=False, width=width).print(as_table(self.model, checks))
+            make_console(highlight=False, width=width).print(as_table(self.model, checks))
         if wrong := [check for check in checks if check.holds is False]:
             raise VerificationError(f"{self.model}: {len(wrong)} of {len(checks)} checks fail, first: {wrong[0]}")
 

@@ -18,7 +18,7 @@ from mlx_gpt.generate.history import History
 from mlx_gpt.generate.memory import metal_limits
 from mlx_gpt.generate.prompt_cache import PromptCache
 from mlx_gpt.generate.rng import row_keys
-from mlx_gpt.generate.sampler import Sampler, Vocabulary
+from mlx_gpt.generate.sampler import Sampler, Vocabulary, no_token_error
 from mlx_gpt.generate.settings import SLIDE, GenerationSettings
 from mlx_gpt.generate.speculative import Draft, DraftModel, PromptLookup, speculate
 from mlx_gpt.generate.stats import GenerationStats
@@ -134,7 +134,7 @@ class Generation:
                 for row, tokens in enumerate(rows):
                     for token in tokens:
                         if token.id == NO_TOKEN and not self.writers[row].reason:
-                            raise self.sampler.all_masked()
+                            raise no_token_error([self.settings])
                         yield from ((row, piece) for piece in self.writers[row].push(token))
 
     def read_prompt(self) -> mx.array:

@@ -5,7 +5,7 @@ A new rule is a function in ``sampling.py``, a setting in ``settings.py`` and a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from math import inf
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_gpt.errors import UsageError
+from mlx_gpt.errors import MLXGPTError, ModelFolderError, UsageError
 from mlx_gpt.generate import sampling
 from mlx_gpt.generate.decoder import NO_TOKEN, Inputs
 from mlx_gpt.generate.history import History
@@ -58,13 +58,17 @@ class Vocabulary:
 
     def bias(self, logit_bias: Mapping[int, float]) -> np.ndarray:
         """Return the number to add to each logit, (V,): -inf for an unknown id. ``UsageError`` for a bias on one."""
+        self.check_ids("--logit-bias", logit_bias)
         bias = np.where(self.known, np.float32(0), np.float32(-inf))
-        for token_id, value in logit_bias.items():
+        bias[list(logit_bias)] = list(logit_bias.values())
+        return bias
+
+    def check_ids(self, name: str, ids: Iterable[int]) -> None:
+        """Raise ``UsageError`` for an id that no token has."""
+        for token_id in ids:
             if not (0 <= token_id < self.known.size and self.known[token_id]):
                 last = self.known.nonzero()[0].max()
-                raise UsageError(f"--logit-bias: no token has id {token_id}; the vocabulary's ids are 0 to {last}")
-            bias[token_id] = value
-        return bias
+                raise UsageError(f"{name}: no token has id {token_id}; the vocabulary's ids are 0 to {last}")
 
     def banned(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids of each word, without and with a space before it."""
@@ -88,6 +92,11 @@ class Sampler:
         for row in settings:
             self._refuse_contradictions(row)
         self._min_tokens = np.array([row.min_tokens for row in settings])
+        if self._min_tokens.any():
+            self._ends = np.zeros((len(settings), vocabulary.known.size), bool)  # ids that end a row's text
+            for i, row in enumerate(settings):
+                vocabulary.check_ids("stop_token_ids", row.stop_token_ids)
+                self._ends[i, [*self.end_ids, *row.stop_token_ids]] = True
         self._bias: mx.array | None = None  # (B, V)
         if not vocabulary.known.all() or any(row.logit_bias or row.min_tokens for row in settings):
             self._bias = mx.array(np.stack([vocabulary.bias(row.logit_bias) for row in settings]))
@@ -104,11 +113,11 @@ class Sampler:
             too_short = history.n_new[: len(self.settings)] < self._min_tokens
             inputs["bias"] = self._bias
             if too_short.any():
-                inputs["bias"] = mx.where(_column(too_short), sampling.forbid(self._bias, self.end_ids), self._bias)
+                inputs["bias"] = mx.where(mx.array(too_short[:, None] & self._ends), -mx.inf, self._bias)
         return inputs
 
     def choose(self, logits: mx.array, inputs: Inputs, history: History | None = None) -> mx.array:
-        """Return the next id of each row, ``NO_TOKEN`` where all are forbidden: (B, V) -> (B,), int32.
+        """Return the next id of each row, (B, V) -> (B,), int32; ``NO_TOKEN`` if all are forbidden or a logit is NaN.
 
         A pure function of arrays, unless ``needs_history``.
         """
@@ -116,8 +125,6 @@ class Sampler:
         ids = sampling.draw(logits, inputs["keys"]) if self._is_drawn.any() else sampling.greedy(logits)
         if self._is_drawn.any() and not self._is_drawn.all():
             ids = mx.where(mx.array(self._is_drawn), ids, sampling.greedy(logits))
-        if not self._forbidding():
-            return ids.astype(mx.int32)
         return mx.where(mx.max(logits, axis=-1) > -mx.inf, ids.astype(mx.int32), NO_TOKEN)
 
     def apply_rules(self, logits: mx.array, inputs: Inputs, history: History | None = None) -> mx.array:
@@ -153,14 +160,6 @@ class Sampler:
             return self.vocabulary.banned(value)
         return {"sequences": self.vocabulary.forced(value), "end_ids": self.end_ids} if name == "force" else value
 
-    def all_masked(self) -> UsageError:
-        """Return the error to raise where every id is forbidden; it names the rules that forbid."""
-        return UsageError(f"all tokens are masked by {' and '.join(self._forbidding())}; relax one of them")
-
-    def _forbidding(self) -> list[str]:
-        names = ("logit_bias", "no_repeat_ngram", "ban", "min_tokens", "force")
-        return [f"--{name.replace('_', '-')}" for name in names if any(getattr(row, name) for row in self.settings)]
-
     def _refuse_contradictions(self, settings: GenerationSettings) -> None:
         forced = self.vocabulary.forced(settings.force)
         forbidden = self.vocabulary.banned(settings.ban)
@@ -173,6 +172,15 @@ class Sampler:
             raise UsageError(
                 f"--force asks for words of {needed} tokens, --max-tokens allows {settings.max_tokens}; raise it"
             )
+
+
+def no_token_error(settings: Iterable[GenerationSettings]) -> MLXGPTError:
+    """Return the error of rows for which no id can be chosen: ``UsageError`` if their settings forbid all."""
+    names = ("logit_bias", "no_repeat_ngram", "ban", "min_tokens", "force")
+    forbidding = [f"--{name.replace('_', '-')}" for name in names if any(getattr(row, name) for row in settings)]
+    if not forbidding:
+        return ModelFolderError("the logits are not numbers (NaN): the weights are damaged, or overflow their dtype")
+    return UsageError(f"all tokens are masked by {' and '.join(forbidding)}; relax one of them")
 
 
 def _is_number(name: str) -> bool:

@@ -97,6 +97,10 @@ class GenerationSettings(Speed, BeamSearch, Drawing, Constraints, Length):
 
     logprobs: Number = None
     """return each token's log-probability and those of the N most probable"""
+    stop_token_ids: tuple[int, ...] = ()
+    """end the text before any of these tokens too"""
+    ignore_eos: bool = False
+    """do not end the text where the model ends it; its end tokens have no text"""
 
     @classmethod
     def of(cls, *groups: Any, **more: Any) -> GenerationSettings:

@@ -9,7 +9,7 @@ from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.text.tokenizer import Tokenizer
 
 END = "end"  # the model generated an end token
-STOP = "stop"  # the text contains a stop string
+STOP = "stop"  # the text contains a stop string, or one of stop_token_ids was generated
 LENGTH = "length"  # max_tokens
 CONTEXT = "context"  # the model's context is full
 
@@ -42,7 +42,9 @@ class Writer:
     """
 
     def __init__(self, tokenizer: Tokenizer, settings: GenerationSettings, limit: int):
-        self._end_ids = tokenizer.end_ids
+        self._end_ids = frozenset(() if settings.ignore_eos else tokenizer.end_ids)
+        self._ignored_ids = frozenset(tokenizer.end_ids) - self._end_ids
+        self._stop_ids = frozenset(settings.stop_token_ids)
         self._stops = settings.stop
         self.limit = limit
         self._at_limit = LENGTH if limit == settings.max_tokens else CONTEXT
@@ -55,10 +57,10 @@ class Writer:
         """Add a token and return the pieces that are now certain; none after the end."""
         if self.reason:
             return []
-        if token.id in self._end_ids:
-            return self._finish(END)
+        if token.id in self._stop_ids or token.id in self._end_ids:
+            return self._finish(STOP if token.id in self._stop_ids else END)
         self.n_tokens += 1
-        self._held.append(Piece(self._characters.push(token.id), token))
+        self._held.append(Piece("" if token.id in self._ignored_ids else self._characters.push(token.id), token))
         n_certain, has_stopped = before_stop("".join(piece.text for piece in self._held), self._stops)
         if has_stopped:
             self.reason = STOP

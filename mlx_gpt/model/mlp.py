@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from math import sqrt
-
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_gpt.activations import GELU_NEW, OTHERS
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.dropout import Dropout
 from mlx_gpt.model.ops import gelu_new
 
-
-def gelu(x: mx.array) -> mx.array:
-    """Return the exact GELU, x Phi(x), with Phi the normal distribution function, as in Cerebras-GPT."""
-    return x * (0.5 + 0.5 * mx.erf(x * sqrt(0.5)))
-
-
-ACTIVATION = {"gelu_new": gelu_new, "gelu": gelu}
+ACTIVATION = dict.fromkeys(GELU_NEW, gelu_new) | OTHERS
 
 
 class MLP(nn.Module):
-    """Up-project (``c_fc``: C -> ``inner_dim``, usually 4C), GELU, down-project (``c_proj``)."""
+    """Up-project (``c_fc``: C -> ``inner_dim``, usually 4C), activation, down-project (``c_proj``)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()

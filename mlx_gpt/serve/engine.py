@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
+from mlx_gpt.errors import UsageError
+from mlx_gpt.generate.decoder import NO_TOKEN
+from mlx_gpt.generate.sampler import no_token_error
 from mlx_gpt.generate.writer import Piece, Token
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.serve.batch import Batch
+from mlx_gpt.serve.fields import APIError
+from mlx_gpt.serve.log import LOG
 from mlx_gpt.serve.row import Row
 from mlx_gpt.text.tokenizer import Tokenizer
 
 
 class Event(NamedTuple):
-    """New pieces of a row's text, the reason if it ended, or an error."""
+    """New pieces of a row's text, the reason if it ended, or an error to answer."""
 
     row: Row
     pieces: list[Piece]
     reason: str | None = None
-    error: str | None = None
+    error: APIError | None = None
 
 
 class Engine:
@@ -69,10 +73,12 @@ class Engine:
             try:
                 self._deliver(list(self._turn(batch, newcomers)))
             except Exception as error:  # such as too little memory: the next request is served
-                print(f"mlx-gpt: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                LOG.error(f"{type(error).__name__}: {error}")
                 lost = dict.fromkeys([*batch.rows, *newcomers])
                 batch = self._new_batch()
-                self._deliver([Event(row, [], error="the model failed; see the server's log") for row in lost])
+                self._deliver(
+                    [Event(row, [], error=APIError(500, "the model failed; see the server's log")) for row in lost]
+                )
 
     def _next(self, batch: Batch) -> list[Row] | None:
         """Return the rows that join at the next turn, waiting for some if the batch is empty; None to stop."""
@@ -93,9 +99,16 @@ class Engine:
             batch.add(beginning)
         if batch.rows:
             for row, token in batch.turn():
-                if not row.reason:
-                    yield Event(row, row.push(token), row.reason)
+                if not row.reason and not row.cancelled:
+                    yield self._event(row, token)
             batch.keep([row for row in batch.rows if not row.reason])
+
+    def _event(self, row: Row, token: Token) -> Event:
+        if token.id != NO_TOKEN:
+            return Event(row, row.push(token), row.reason)
+        row.cancelled = True  # the other rows go on
+        error = no_token_error([row.settings])
+        return Event(row, [], error=APIError(400 if isinstance(error, UsageError) else 500, str(error)))
 
     def _echo(self, tokens: list[Token]) -> list[Piece]:
         characters = self._tokenizer.stream()

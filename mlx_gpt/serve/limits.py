@@ -21,6 +21,10 @@ class Limits:
     """the largest max_tokens of a request"""
     max_body: int = 1 << 20
     """bytes per request; longer ones are answered 413"""
+    max_connections: int = 1024
+    """open connections; for one more, the one is closed that has been idle longest"""
+    receive_timeout: float = 10.0
+    """seconds for the head of a request to arrive, and for its body; then it is answered 408"""
     timeout: float = 300.0
     """seconds per request, waiting included; then it is answered 504"""
     grace: float = 10.0
@@ -28,10 +32,11 @@ class Limits:
 
     def check(self) -> None:
         """Raise ``UsageError`` for invalid values."""
-        for name in ("rows", "max_requests", "max_choices", "max_tokens", "max_body"):
+        for name in ("rows", "max_requests", "max_choices", "max_tokens", "max_body", "max_connections"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be 1 or above, not {getattr(self, name)}")
-        if not self.timeout > 0:
-            raise UsageError(f"--timeout must be above 0 seconds, not {self.timeout}")
+        for name in ("timeout", "receive_timeout"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name.replace('_', '-')} must be above 0 seconds, not {getattr(self, name)}")
         if not self.grace >= 0:
             raise UsageError(f"--grace must be 0 seconds or above, not {self.grace}")

@@ -1,19 +1,20 @@
 """Requests to OpenAI's completions API, with every field checked.
 
 Names, defaults and ranges are those of OpenAI's "Create completion"
-(platform.openai.com/docs/api-reference/completions/create). An unknown field is refused by name, as OpenAI does.
+(platform.openai.com/docs/api-reference/completions/create), and for the fields that OpenAI does not have those of
+vLLM's ``SamplingParams``. An unknown field is refused by name, as OpenAI does.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 from mlx_gpt.generate.settings import GenerationSettings
+from mlx_gpt.serve.fields import APIError, boolean, fields, integer, is_id, number, refuse, shown, stops, valid_text
 from mlx_gpt.serve.limits import Limits
 from mlx_gpt.serve.row import MAX_LOGPROBS
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -21,20 +22,9 @@ from mlx_gpt.text.tokenizer import Tokenizer
 FIELDS = (
     *("model", "prompt", "suffix", "max_tokens", "stop", "stream", "stream_options", "n", "best_of", "echo", "seed"),
     *("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"),
+    *("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos"),  # vLLM's
     "user",  # for OpenAI's accounting; ignored
 )
-
-
-class APIError(Exception):
-    """An error to answer a request with: an HTTP status and a body in OpenAI's format."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status = status
-        self.headers = {"retry-after": "1"} if status == 429 else {}
-        kinds = {429: "rate_limit_error"}
-        kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class RequestReader:
 
     def read(self, body: bytes) -> CompletionRequest:
         """Read a request from its JSON body."""
-        given = fields(body)
+        given = fields(body, FIELDS, "/v1/completions")
         self.check_name(given.get("model", self.name))
         if "suffix" in given:
             refuse("suffix", "is not supported: GPT-2 was not trained to fill a gap; it continues prompt")
@@ -106,6 +96,11 @@ class RequestReader:
             presence_penalty=number(given, "presence_penalty", 0.0, -2, 2),
             temperature=number(given, "temperature", 1.0, 0, 2),
             top_p=top_p,
+            top_k=max(0, integer(given, "top_k", 0, -1, 2**31 - 1)),  # in vLLM both -1 and 0 are off
+            min_p=number(given, "min_p", 0.0, 0, 1),
+            repetition_penalty=number(given, "repetition_penalty", 1.0, 0.01, 100),
+            stop_token_ids=self._stop_ids(given.get("stop_token_ids", [])),
+            ignore_eos=boolean(given, "ignore_eos"),
         )
 
     def _prompts(self, prompt: Any, max_tokens: int) -> list[list[int]]:
@@ -128,16 +123,21 @@ class RequestReader:
 
     def _ids(self, prompt: str | list[Any]) -> list[int]:
         if isinstance(prompt, str):
-            try:
-                prompt.encode()
-            except UnicodeEncodeError:
-                refuse("prompt", "contains a lone surrogate (half a character); send valid Unicode")
-            return self.tokenizer.encode(prompt)
+            return self.tokenizer.encode(valid_text("prompt", prompt))
         if not prompt:
             refuse("prompt", 'is an empty list of ids; "" starts a new text')
-        for token_id in prompt:
-            self._check_id("prompt", token_id, is_id(token_id))
-        return prompt
+        return self.ids("prompt", prompt)
+
+    def ids(self, param: str, ids: Any) -> list[int]:
+        """Return a list of ids of the vocabulary."""
+        if not isinstance(ids, list):
+            refuse(param, f"must be a list of ids, not {shown(ids)}")
+        for token_id in ids:
+            self._check_id(param, token_id, is_id(token_id))
+        return ids
+
+    def _stop_ids(self, ids: Any) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(self.ids("stop_token_ids", ids)))
 
     def _bias(self, bias: Any) -> dict[int, float]:
         if not isinstance(bias, dict):
@@ -164,68 +164,3 @@ class RequestReader:
         if unknown := options.keys() - {"include_usage", "include_obfuscation"}:  # the second is ignored
             refuse("stream_options", f"has no field {shown(min(unknown))}")
         return boolean(options, "include_usage")
-
-
-def fields(body: bytes) -> dict[str, Any]:
-    """Return the fields of a JSON object, except those that are null."""
-    try:
-        given = json.loads(body.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise APIError(400, f"the body must be JSON in UTF-8: {error}") from None
-    if not isinstance(given, dict):
-        raise APIError(400, f"the body must be a JSON object, not {shown(given)}")
-    if unknown := given.keys() - set(FIELDS):
-        refuse(min(unknown)[:60], f"is not a field of /v1/completions, which are {', '.join(FIELDS)}")
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def integer(given: Mapping[str, Any], name: str, default: Any, low: int, high: int) -> Any:
-    """Return an integer field or its default."""
-    value = given.get(name, default)
-    if value is not default and not (is_id(value) and low <= value <= high):
-        refuse(name, f"must be a whole number from {low} to {high}, not {shown(value)}")
-    return value
-
-
-def number(given: Mapping[str, Any], name: str, default: float, low: float, high: float, of: str = "") -> float:
-    """Return a number field or its default; ``of`` names the object it is in."""
-    value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        within = f"of {name} " if of else ""
-        refuse(of or name, f"{within}must be a number from {low} to {high}, not {shown(value)}")
-    return float(value)
-
-
-def boolean(given: Mapping[str, Any], name: str) -> bool:
-    value = given.get(name, False)
-    if not isinstance(value, bool):
-        refuse(name, f"must be true or false, not {shown(value)}")
-    return value
-
-
-def stops(stop: Any) -> tuple[str, ...]:
-    """Return the stop strings: one, or a list of at most four."""
-    texts = [stop] if isinstance(stop, str) else stop
-    if not (isinstance(texts, (list, tuple)) and all(isinstance(text, str) and text for text in texts)):
-        refuse("stop", f"must be a text of at least one character or a list of such, not {shown(stop)}")
-    if len(texts) > 4:
-        refuse("stop", f"must be at most 4 texts, not {len(texts)}")
-    return tuple(texts)
-
-
-def is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def shown(value: Any) -> str:
-    """Return a value of the client for a message: in JSON, at most 60 characters."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def refuse(param: str, message: str) -> NoReturn:
-    raise APIError(400, f"{param} {message}", param)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")

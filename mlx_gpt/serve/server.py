@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import signal
 import socket
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -15,33 +17,47 @@ import uvicorn
 
 from mlx_gpt.errors import UsageError
 from mlx_gpt.serve.app import make_app
+from mlx_gpt.serve.connection import Connection
+from mlx_gpt.serve.guard import Guard
+from mlx_gpt.serve.log import log_to_stderr
 from mlx_gpt.serve.service import Service
 
-FILES = 4096  # open files, one per connection; the default of macOS is 256
+BACKLOG = 2048  # connections that the system holds until they are accepted
+FAREWELL = 2.0  # seconds for interrupted clients to read that they are
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ACCEPTED = 32  # at a time, before their number is compared with the limit
+OTHER_FILES = ACCEPTED + 64  # open files that are not connections
 
 
 class Server(uvicorn.Server):
     """Uvicorn's server, which prints its address when it is ready and stops its service on a signal."""
 
-    def __init__(self, service: Service, sock: socket.socket):
-        seconds = int(service.limits.grace) + 5  # for clients that do not read the service's answer
+    def __init__(self, service: Service, guard: Guard, sock: socket.socket):
+        limits = service.limits
+        n = min(limits.max_connections, allow_files(limits.max_connections + OTHER_FILES) - OTHER_FILES)
         super().__init__(
             uvicorn.Config(
-                make_app(service),
+                make_app(service, guard),
                 loop="asyncio",
-                http="h11",
+                http=partial(Connection, max(n, ACCEPTED), limits.receive_timeout),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
+                backlog=ACCEPTED,
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=seconds,
+                timeout_graceful_shutdown=int(limits.grace) + 5,  # for clients that do not read the service's answer
             )
         )
         self._service, self._socket = service, sock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_interrupted = False
 
     async def startup(self, sockets: Any = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._socket.listen(BACKLOG)  # uvicorn has set it to the number accepted at a time
         host, port = self._socket.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
         print(f"mlx-gpt: {self._service.name} at {url}; Ctrl-C stops it", file=sys.stderr, flush=True)
@@ -53,18 +69,38 @@ class Server(uvicorn.Server):
             self._service.engine.stop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        self._service.stop()
+        """Let requests in progress finish within the grace period; at a second signal interrupt them at once."""
+        is_second, self.should_exit = self.should_exit, True
+        self._service.is_closing = True
+        if self._loop:
+            grace = 0.0 if is_second else self._service.limits.grace
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._loop.call_later, grace, self._interrupt)
+
+    def _interrupt(self) -> None:
+        """Cancel the requests in progress, which are then answered 503."""
+        if self._loop and not self._is_interrupted:
+            self._is_interrupted = True
+            for task in self.server_state.tasks:
+                task.cancel()
+            self._loop.call_later(FAREWELL, self._abort)
+
+    def _abort(self) -> None:
+        for connection in self.server_state.connections:
+            connection.transport.abort()
 
 
-def serve(service: Service, sock: socket.socket) -> None:
-    """Answer requests until SIGINT or SIGTERM, then finish those in progress. Call it in the main thread.
+def serve(service: Service, guard: Guard, sock: socket.socket) -> None:
+    """Answer requests until SIGINT, SIGTERM or SIGHUP, then finish those in progress.
 
     The main thread computes and a second one serves HTTP: a thread that has used MLX should end with its process.
+    Call it last: the signals keep their handlers, so that one more does not interrupt the end of the process.
     """
-    allow_files(FILES)
-    server = Server(service, sock)
-    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    log_to_stderr()
+    server = Server(service, guard, sock)
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, server.handle_exit)
     thread = threading.Thread(target=server.run_until_stopped, name="http")
     thread.start()
     try:
@@ -72,8 +108,6 @@ def serve(service: Service, sock: socket.socket) -> None:
     finally:
         server.should_exit = True
         thread.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -82,15 +116,18 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"--port must be from 0 (any free port) to 65535, not {port}")
     try:
         family, _, _, _, location = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(location[:2], family=family, backlog=2048)
+        return socket.create_server(location[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"cannot serve at {host} port {port}: {error}; choose another --host or --port") from error
 
 
-def allow_files(n: int) -> None:
-    """Raise the limit of open files to n, or as far as the system allows."""
+def allow_files(n: int) -> int:
+    """Raise the limit of open files to n if it is lower, as far as the system allows, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = n if hard == resource.RLIM_INFINITY else min(n, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if soft == resource.RLIM_INFINITY or soft >= n:
+        return n
+    with suppress(ValueError, OSError):
+        limit = n if hard == resource.RLIM_INFINITY else min(n, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        return limit
+    return soft

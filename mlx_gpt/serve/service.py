@@ -11,10 +11,13 @@ from typing import Any
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.serve.answer import CompletionChoice
 from mlx_gpt.serve.engine import Engine, Event
+from mlx_gpt.serve.fields import APIError
 from mlx_gpt.serve.limits import Limits
-from mlx_gpt.serve.request import APIError, CompletionRequest, RequestReader
+from mlx_gpt.serve.request import CompletionRequest, RequestReader
 from mlx_gpt.serve.row import Row
 from mlx_gpt.text.tokenizer import Tokenizer
+
+STOPPING = "the server is stopping"
 
 
 class Job:
@@ -37,7 +40,7 @@ class Job:
             if isinstance(event, Exception):
                 raise event
             if event.error:
-                raise APIError(500, event.error)
+                raise event.error
             choice = self.choices[event.row.index]
             choice.add(event.pieces, event.reason)
             yield choice
@@ -67,7 +70,8 @@ class Service:
         self.engine = Engine(model, tokenizer, limits.rows, self._deliver, cache_bits)
         self.created = int(time.time())
         self.n_requests = 0
-        self.is_closing = False
+        self.n_receiving = 0  # bytes of bodies that are arriving
+        self.is_closing = False  # set when the server is to stop
         self._jobs: set[Job] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -75,15 +79,19 @@ class Service:
         """Deliver the engine's events to the running event loop from now on."""
         self._loop = asyncio.get_running_loop()
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a request in progress; ``APIError`` if there are too many."""
+    def check_room(self) -> None:
+        """Raise ``APIError`` if no request can be admitted now."""
         if self.is_closing:
-            raise APIError(503, "the server is stopping")
+            raise APIError(503, STOPPING)
         if self.n_requests >= self.limits.max_requests:
             raise APIError(
                 429, f"{self.n_requests} requests are waiting; try again in a second", None, "rate_limit_exceeded"
             )
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a request in progress, whose body has arrived; ``APIError`` if there are too many."""
+        self.check_room()
         self.n_requests += 1
         try:
             yield
@@ -101,16 +109,6 @@ class Service:
         finally:
             self._jobs.discard(job)
             self.engine.cancel(job.rows)
-
-    def stop(self) -> None:
-        """Admit no more requests; end those in progress after the grace period. Safe in a signal handler."""
-        if self._loop and not self.is_closing:
-            self.is_closing = True
-            self._loop.call_soon_threadsafe(self._loop.call_later, self.limits.grace, self._end_all)
-
-    def _end_all(self) -> None:
-        for job in self._jobs:
-            job.events.put_nowait(APIError(503, "the server is stopping"))
 
     def _deliver(self, events: list[Event]) -> None:
         assert self._loop

@@ -21,7 +21,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt.errors import CheckpointError, ModelFolderError
-from mlx_gpt.files import atomic_path, fsync, sha256_of
+from mlx_gpt.files import atomic_path, fsync, parse_json, read_small, sha256_of
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import read_model, read_tokenizer, save
 from mlx_gpt.store.huggingface import WEIGHTS
@@ -31,6 +31,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 
 CHECKPOINTS = "checkpoints"  # a folder in the run's
 METRICS = "metrics.jsonl"
+MAX_SMALL = 1 << 20  # bytes of a file without arrays
 OPTIMIZER, PROGRESS, SUMS = "optimizer.safetensors", "progress.json", "SHA256SUMS"
 
 
@@ -48,6 +49,18 @@ class RunProgress:
     rows: int = 0  # of metrics.jsonl
     data: str = ""  # hash of the tokenized text
     random: list[list[int]] = field(default_factory=list)  # MLX's random state, of each process
+    length: dict[str, float] = field(default_factory=dict)  # the settings of the run's length: steps -> 100
+    extended: list[float] = field(default_factory=list)  # of ``Schedule``, if the length was changed
+
+    def __post_init__(self) -> None:
+        counts = [self.step, self.tokens, self.position, self.best_step, self.stale, self.rows]
+        counts += [word for high, low in self.random for word in (high, low)]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"expected counts, found {counts}")
+        numbers = [self.seconds, *self.length.values(), *self.extended]
+        numbers += [] if self.best_val_loss is None else [self.best_val_loss]
+        if not all(isinstance(value, (int, float)) for value in numbers) or len(self.extended) not in (0, 2):
+            raise ValueError(f"expected numbers, found {numbers}")
 
 
 class Checkpoint(NamedTuple):
@@ -100,8 +113,6 @@ def save_checkpoint(
     place = folder / f"step-{progress.step}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):  # of a process that was killed while it wrote or removed one
-            shutil.rmtree(leftover, ignore_errors=True)
         with atomic_path(place) as hidden:
             _write(hidden, model, tokenizer, optimizer, progress)
             _remove(place)  # only a damaged one can exist
@@ -140,7 +151,7 @@ def newest_checkpoint(run: Path, report: Callable[[str], None]) -> Path:
 def check_checkpoint(folder: Path) -> None:
     """Raise ``CheckpointError`` unless every file has the checksum it was written with."""
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = read_small(folder / SUMS, MAX_SMALL).decode("utf-8").removesuffix("\n").split("\n")
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: expected {SUMS}, which cannot be read ({_reason(error)})") from error
@@ -156,12 +167,15 @@ def check_checkpoint(folder: Path) -> None:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Load a checkpoint that has been checked."""
     model = read_model(folder)
-    state = mx.load(str(folder / OPTIMIZER))
-    assert isinstance(state, dict)  # as a safetensors file always is
-    mx.eval(state)  # its file may be removed later
     try:
-        progress = RunProgress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
-    except TypeError as error:
+        state = mx.load(str(folder / OPTIMIZER))
+        mx.eval(state)  # its file may be removed later
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / OPTIMIZER}: cannot be read ({error})") from error
+    assert isinstance(state, dict)  # as a safetensors file always is
+    try:
+        progress = RunProgress(**parse_json(read_small(folder / PROGRESS, MAX_SMALL)))
+    except (OSError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: saved by another version of mlx-gpt ({error}); resume with it") from error
     return Checkpoint(model, read_tokenizer(folder, model.config), state, progress)
 
@@ -169,8 +183,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 def restore_optimizer(optimizer: optim.Optimizer, model: GPT, state: dict[str, mx.array]) -> None:
     """Set an optimizer to the state of a checkpoint, before the step is compiled: later it would not be seen."""
     optimizer.init(model.trainable_parameters())
-    expected = {name: value.shape for name, value in dict(tree_flatten(optimizer.state)).items()}
-    if expected != {name: value.shape for name, value in state.items()}:
+    expected = {name: (value.shape, value.dtype) for name, value in dict(tree_flatten(optimizer.state)).items()}
+    if expected != {name: (value.shape, value.dtype) for name, value in state.items()}:
         raise CheckpointError("the checkpoint's optimizer state is of another optimizer or model; start a new run")
     optimizer.state = tree_unflatten(list(state.items()))
 

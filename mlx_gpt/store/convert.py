@@ -8,7 +8,7 @@ shape cannot reveal a missing transpose; ``tests/check/test_parity.py`` compares
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -19,9 +19,15 @@ from mlx_gpt.errors import ModelFolderError
 Weights = dict[str, mx.array]
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+HUB = "transformer."  # the prefix of most of the hub's names
 MLX_LM = "model."  # the prefix of mlx-lm's names, whose matrices are (out, in)
 QUANTIZED = ("weight", "scales", "biases")  # the parts of a quantized matrix
-MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which older files contain
+BUFFER = re.compile(r"(^|.*\.)h\.\d+\.attn\.(bias|masked_bias)|n_averaged")  # the causal mask, in older files
+# Prefixes, anywhere in a name, of torch.compile, FSDP, activation checkpoints, Lightning's strategies and DDP.
+WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|module)\."
+)
+ANCHOR = "wpe.weight"  # a tensor that every GPT-2 has once
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -39,7 +45,7 @@ def from_hub(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = mx.fl
 
 
 def checked(weights: Weights, config: GPTConfig, dtype: mx.Dtype | None = None) -> Weights:
-    """Return the hub's tensors, with or without the prefix ``transformer.``, checked and without it.
+    """Return the hub's tensors, checked and under their bare names.
 
     Drops the mask buffers, and an ``lm_head.weight`` that repeats a tied ``wte.weight``. Casts to ``dtype``; None
     leaves each tensor as it is. Raises ``ModelFolderError`` for a tensor that is missing, unexpected, not of floats, or
@@ -128,23 +134,52 @@ def quantized_shapes(shapes: Shapes, quantized: Set[str], quantization: Quantiza
     return found
 
 
+def bare_names(names: Iterable[str]) -> dict[str, str]:
+    """Return for each name that of GPT-2's parameter: without what ``WRAPPERS`` add, nor the prefix all have in common.
+
+    ``_orig_mod.model.transformer.h.0._fsdp_wrapped_module.ln_1.weight`` -> ``h.0.ln_1.weight``; the head,
+    ``model.lm_head.weight``, has a part of that prefix. Raises ``ModelFolderError`` for two models in one dict.
+    """
+    short = {name: WRAPPERS.sub("", name) for name in names}
+    prefixes = sorted({name.removesuffix(ANCHOR) for name in short.values() if re.fullmatch(rf"(.*\.)?{ANCHOR}", name)})
+    if len(prefixes) > 1:
+        raise ModelFolderError(
+            f"{ANCHOR}: expected once, found with the prefixes {', '.join(map(repr, prefixes))}; this file mixes two "
+            f"models: save the one you want alone"
+        )
+    prefix = prefixes[0] if prefixes else ""
+    bare = {}
+    for name, rest in short.items():
+        head = re.fullmatch(r"((?:.*\.)?)(lm_head\.\w+)", rest)
+        bare[name] = head[2] if head and prefix.startswith(head[1]) else rest.removeprefix(prefix).removeprefix(HUB)
+    return bare
+
+
 def is_buffer(name: str) -> bool:
-    """Return True for the name of a causal mask, which is not a parameter."""
-    return bool(MASK_BUFFER.fullmatch(name.removeprefix("transformer.")))
+    """Return True for the name of what is no parameter: a causal mask, or a counter of averaged models."""
+    return bool(BUFFER.fullmatch(WRAPPERS.sub("", name)))
+
+
+def is_linear(weights: Weights) -> bool:
+    """Return True if the matrices are (out, in): ``c_attn``, from C to 3C, is square in no GPT-2."""
+    shape = next((w.shape for name, w in weights.items() if name.endswith("h.0.attn.c_attn.weight")), ())
+    return len(shape) == 2 and shape[0] == 3 * shape[1]
 
 
 def parameters_of(weights: Weights, config: GPTConfig) -> Weights:
-    """Return the tensors under their unprefixed names, without mask buffers and without the copy of a tied head."""
+    """Return the tensors under their bare names, without buffers and without the copy of a tied head.
+
+    Where only the head of a tied pair was kept, as ``safetensors.torch.save_model`` does, it is the embedding.
+    """
     bare: Weights = {}
-    for name, weight in weights.items():
-        short = name.removeprefix("transformer.").removeprefix(MLX_LM)
+    for name, short in bare_names(weights).items():
         if short in bare:
             raise ModelFolderError(
-                f"{short}: expected once, found with and without the prefix 'transformer.'; "
+                f"{short}: expected once, found with and without a prefix, as {name}; "
                 f"this file mixes two models, fetch it again"
             )
-        if not MASK_BUFFER.fullmatch(short):
-            bare[short] = weight
+        if not is_buffer(short):
+            bare[short] = weights[name]
     if config.n_layer > max(len(bare), 1000):  # before the names of a billion layers are listed
         raise ModelFolderError(
             f"config.json: n_layer is {config.n_layer}, but there are {len(bare)} tensors in all; the weights and "
@@ -152,7 +187,7 @@ def parameters_of(weights: Weights, config: GPTConfig) -> Weights:
         )
     if config.tie_word_embeddings and "lm_head.weight" in bare:
         head = bare.pop("lm_head.weight")
-        wte = bare.get("wte.weight", head)  # check_weights reports a missing wte
+        wte = bare.setdefault("wte.weight", head)
         if not mx.array_equal(head, wte):
             raise ModelFolderError(
                 "lm_head.weight: expected a copy of wte.weight, as config.json says the head is tied, found other "

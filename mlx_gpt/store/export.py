@@ -11,27 +11,29 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError, UsageError
 from mlx_gpt.files import atomic_path
+from mlx_gpt.model.mlp import ACTIVATION
 from mlx_gpt.store.folder import PathLike
-from mlx_gpt.store.gguf import write_gguf
+from mlx_gpt.store.gguf_write import write_gguf
 from mlx_gpt.store.llmc import write_llmc
 from mlx_gpt.store.nanogpt import write_nanogpt
 from mlx_gpt.store.source import ModelSource
 
 
 class LayoutWriter(NamedTuple):
-    """A format: its function, its dtypes (the first is the default), the settings its program fixes to GPT-2's."""
+    """A format: its function, its dtypes (the first is the default), and what its program computes."""
 
     write: Callable[[Path, ModelSource, mx.Dtype], None]
     dtypes: tuple[mx.Dtype, ...]
-    fixed: tuple[str, ...]  # fields of GPTConfig
+    activations: tuple[str, ...]
+    fixed: tuple[str, ...]  # fields of GPTConfig that must be GPT-2's
 
 
 SCALING = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
 SHAPE = ("layer_norm_epsilon", "tie_word_embeddings", "n_inner", *SCALING)
 WRITERS = {
-    "llm.c": LayoutWriter(write_llmc, (mx.float32, mx.bfloat16), ("activation_function", *SHAPE)),
-    "nanogpt": LayoutWriter(write_nanogpt, (mx.float32,), SHAPE),
-    "gguf": LayoutWriter(write_gguf, (mx.float32, mx.float16), ("activation_function", *SCALING)),
+    "llm.c": LayoutWriter(write_llmc, (mx.float32, mx.bfloat16), ("gelu_new",), SHAPE),
+    "nanogpt": LayoutWriter(write_nanogpt, (mx.float32,), ("gelu", "gelu_new"), SHAPE),
+    "gguf": LayoutWriter(write_gguf, (mx.float32, mx.float16), ("gelu_new",), SCALING),
 }
 
 
@@ -59,13 +61,19 @@ def export(source: ModelSource, file: PathLike, to: str, dtype: mx.Dtype | None 
             writer.write(hidden, source, dtype)
     except (OSError, RuntimeError) as error:
         raise ModelFolderError(f"{file}: could not be written ({error}); make room or choose another place") from error
-    if to == "nanogpt" and source.config.activation_function != "gelu":
+    if to == "nanogpt" and ACTIVATION[source.config.activation_function] is not ACTIVATION["gelu"]:
         return "nanoGPT computes the exact GELU, this model its tanh form: nanoGPT's logits will differ a little"
     return ""
 
 
 def check_exportable(config: GPTConfig, to: str) -> None:
     """Raise ``ModelFolderError`` unless the other program computes what this model computes."""
+    names = WRITERS[to].activations
+    if all(ACTIVATION[config.activation_function] is not ACTIVATION[name] for name in names):
+        raise ModelFolderError(
+            f"{to} computes activation_function = {' or '.join(names)} only, this model has "
+            f"{config.activation_function}: it cannot be exported"
+        )
     for name in WRITERS[to].fixed:
         expected, found = getattr(GPTConfig(), name), getattr(config, name)
         if name == "n_inner" and config.inner_dim == 4 * config.n_embd:

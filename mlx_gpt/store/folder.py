@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import ModelFolderError, UsageError
-from mlx_gpt.files import fsync
+from mlx_gpt.files import fsync, hidden_folder, is_vacant
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import check_quantizable
 from mlx_gpt.store.convert import Quantization, Weights, check_weights, hub_shapes, quantize_weights, to_hub
@@ -50,7 +49,7 @@ def load(name: PathLike, revision: str | None = None, dtype: mx.Dtype = mx.float
     its weights are in memory as ``dtype``. Raises ``ModelFolderError`` or ``TokenizerError``.
     """
     source = find_source(name, revision)
-    return build(source, dtype), read_tokenizer(source.folder, source.config)
+    return build(source, dtype), tokenizer_of(source)
 
 
 def read_model(folder: PathLike, dtype: mx.Dtype = mx.float32) -> GPT:
@@ -95,6 +94,13 @@ def is_finite(x: mx.array) -> bool:
     return bool(np.isfinite(np.array(x, copy=False)).all())
 
 
+def tokenizer_of(source: ModelSource) -> Tokenizer:
+    """Return the tokenizer in the weights' file, or else that of its folder. Raises ``ModelFolderError``."""
+    if source.tokenizer is None:
+        return read_tokenizer(source.folder, source.config)
+    return check_vocab_size(source.tokenizer, source.config, source.folder)
+
+
 def read_tokenizer(folder: PathLike, config: GPTConfig) -> Tokenizer:
     """Return the tokenizer of a folder, or GPT-2's if it has none and the model has GPT-2's vocabulary.
 
@@ -109,6 +115,11 @@ def read_tokenizer(folder: PathLike, config: GPTConfig) -> Tokenizer:
             f"{folder}: expected vocab.json and merges.txt, or tokenizer.json, found none of them, and "
             f"{config.vocab_size} ids are not GPT-2's 50257; copy the files from where the model was trained"
         )
+    return check_vocab_size(tokenizer, config, folder)
+
+
+def check_vocab_size(tokenizer: Tokenizer, config: GPTConfig, folder: PathLike) -> Tokenizer:
+    """Return a tokenizer. Raises ``ModelFolderError`` if it has more ids than the model."""
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelFolderError(
             f"{folder}: expected a tokenizer of at most {config.vocab_size} ids, the model's vocabulary, found "
@@ -140,7 +151,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: mx.Dtype | None = None
     layout. Raises ``ModelFolderError``, and ``UsageError`` if the widths cannot be quantized.
     """
     folder = check_new(folder)
-    tokenizer = read_tokenizer(source.folder, source.config)
+    tokenizer = tokenizer_of(source)
     if source.quantization:
         raise ModelFolderError(f"{source.folder}: is quantized already; convert the float model that it was made from")
     quantization = None if bits is None else Quantization(64, bits)
@@ -155,7 +166,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: mx.Dtype | None = None
 def check_new(folder: PathLike) -> Path:
     """Return a folder that does not exist or is empty, so that no model is overwritten. Raises ``UsageError``."""
     folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_vacant(folder):
         raise UsageError(f"{folder} exists already; choose a new folder, or remove it")
     return folder
 
@@ -189,11 +200,10 @@ def _staging(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder inside ``folder``. Removes it at the end, and ``folder`` too if created here and empty."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
-        yield staging
+        with hidden_folder(folder) as staging:
+            yield staging
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.errors import ModelFolderError
-from mlx_gpt.store.convert import MLX_LM, Weights
+from mlx_gpt.store.convert import MLX_LM, Weights, is_buffer, is_linear
 from mlx_gpt.store.model_config import read_config, read_json, read_quantization
 from mlx_gpt.store.safetensors import read_safetensors
 from mlx_gpt.store.source import ModelSource
@@ -25,9 +25,9 @@ def has_safetensors(folder: Path) -> bool:
 def read_huggingface(folder: Path) -> ModelSource:
     """Read a folder in the layout of transformers, or of mlx-lm, perhaps quantized."""
     config, weights = read_config(folder), read_weights(folder)
-    if any(name.startswith(MLX_LM) for name in weights):
-        return ModelSource("mlx-lm", folder, config, weights, True, read_quantization(folder))
-    return ModelSource("Hugging Face", folder, config, weights)
+    quantization = read_quantization(folder)
+    kind = "mlx-lm" if any(name.startswith(MLX_LM) for name in weights) else "Hugging Face"
+    return ModelSource(kind, folder, config, weights, bool(quantization) or is_linear(weights), quantization)
 
 
 def read_weights(folder: Path) -> Weights:
@@ -51,7 +51,7 @@ def read_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
     weights: Weights = {}
     for shard in sorted(set(weight_map.values())):  # only these: the folder may have shards of an earlier model
         tensors = read(index.parent / shard)
-        for name in (name for name, home in weight_map.items() if home == shard):
+        for name in (name for name, home in weight_map.items() if home == shard and not is_buffer(name)):
             if name not in tensors:
                 raise ModelFolderError(f"{index.parent / shard}: expected {name}, found no such tensor; fetch it again")
             weights[name] = tensors[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_gpt.errors import ModelFolderError
+from mlx_gpt.store.gguf import find_gguf, read_gguf
 from mlx_gpt.store.huggingface import read_huggingface
 from mlx_gpt.store.llmc import is_llmc, read_llmc
 from mlx_gpt.store.locate import find_folder
@@ -24,6 +25,7 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = (  # the first that matches is read
+    Layout(find_gguf, read_gguf),  # llama.cpp's .gguf, or a folder with one
     Layout(is_llmc, read_llmc),  # llm.c's .bin
     Layout(is_tensorflow, read_tensorflow),  # OpenAI's release: a folder with hparams.json
     Layout(find_pickle, read_pytorch),  # pytorch_model.bin, whole or in shards; nanoGPT's ckpt.pt

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.errors import UsageError
-from mlx_gpt.files import atomic_write
+from mlx_gpt.files import atomic_write, read_small
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -16,6 +16,7 @@ else:
 
 RUN_FILE = "run.toml"
 
+MAX_SIZE = 1 << 20  # bytes
 RunSettings = dict[str, Any]  # n_layer -> 4; without those that are None
 
 
@@ -30,10 +31,10 @@ def write_run_file(run: Path, settings: RunSettings) -> None:
 def read_run_file(file: Path) -> RunSettings:
     """Return the settings in a file. Raises ``UsageError``."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_small(file, MAX_SIZE).decode("utf-8"))
     except OSError as error:
         raise UsageError(f"{file}: expected the settings of a run, but it cannot be read ({error.strerror})") from error
-    except ValueError as error:  # not TOML, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested too deeply
         raise UsageError(f"{file}: expected settings as TOML, found something else ({error})") from error
 
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.store.convert import Quantization, Weights, checked, from_hub, from_linear, to_hub
+from mlx_gpt.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ModelSource:
     weights: Weights
     is_linear: bool = False  # matrices are (out, in), not (in, out) as on the hub
     quantization: Quantization | None = None
+    tokenizer: Tokenizer | None = None  # where the weights' file has one
 
     def parameters(self, dtype: mx.Dtype | None = mx.float32) -> Weights:
         """Return the parameters of ``GPT(config)`` as ``dtype``; None leaves each in its own."""

@@ -10,7 +10,7 @@ from mlx_gpt.files import read_small
 from mlx_gpt.store.mapped import mapped_arrays
 from mlx_gpt.store.model_config import CONFIG, config_of, read_json
 from mlx_gpt.store.source import ModelSource
-from mlx_gpt.store.tensor_bundle import LIMIT, read_bundle
+from mlx_gpt.store.tf_bundle import LIMIT, read_bundle
 
 HPARAMS = "hparams.json"
 # OpenAI's names of GPTConfig's fields.

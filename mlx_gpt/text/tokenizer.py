@@ -21,8 +21,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 from mlx_gpt.errors import TokenizerError, UsageError
@@ -31,7 +32,9 @@ from mlx_gpt.text.vocab_files import BYTES, EOT, Token, pairs, read_name, read_v
 # GPT-2's words: contractions, letters, digits, punctuation (each with at most one leading space), and white space.
 # The possessive `++` and the `\s++$` are tiktoken's: the same words, without backtracking over long runs.
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-LONG_WORD = re.compile(r"\S{1000}")  # training is quadratic in a word's length: longer words are split
+LONG_WORD = re.compile(r"\S{1000}|\s{1000}")  # training is quadratic in a word's length: longer words are split
+SPACE, NO_SPACE = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"  # tiktoken's, that is Unicode's: Python's \s has four more
+MANY_SPACES = 500_000  # tiktoken goes back over a run of white space, a million characters at most
 TRAINING_TEXT = 5_000_000  # characters that ``make_tokenizer`` learns a vocabulary from
 
 
@@ -92,7 +95,8 @@ class Tokenizer:
             show_progress=False,
         )
         texts = [texts] if isinstance(texts, str) else texts
-        trainee.train_from_iterator((LONG_WORD.sub(r"\g<0> ", text) for text in texts), trainer)
+        with _panics_reported():
+            trainee.train_from_iterator(_with_short_words(texts), trainer)
         tokenizer = cls._from_merges(pairs(json.loads(trainee.to_str())["model"]["merges"]))
         if tokenizer.vocab_size < vocab_size:
             raise UsageError(
@@ -136,13 +140,18 @@ class Tokenizer:
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Encode a text. ``<|endoftext|>`` in it is plain text, or with ``allow_special`` the special token."""
-        if allow_special:
-            return self._encoding.encode(text, allowed_special="all")
-        return self._encoding.encode_ordinary(text)
+        with _panics_reported():
+            if allow_special:
+                return self._encoding.encode(text, allowed_special="all")
+            return [i for piece in _pieces(text) for i in self._encoding.encode_ordinary(piece)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode each text like ``encode``, on all cores."""
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+        pieces = [_pieces(text) for text in texts]
+        with _panics_reported():
+            ids = self._encoding.encode_ordinary_batch([*chain(*pieces)], num_threads=os.cpu_count() or 1)
+        found = iter(ids)
+        return [next(found) if len(part) == 1 else [*chain(*islice(found, len(part)))] for part in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text; invalid UTF-8 becomes U+FFFD. Raises ``ValueError`` for an unknown id."""
@@ -221,6 +230,31 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
     if re.fullmatch(r"bpe:[0-9]{1,7}", spec):
         return Tokenizer.train(_beginning(texts, TRAINING_TEXT), int(spec.removeprefix("bpe:")))
     raise UsageError(f"unknown tokenizer {spec!r}; choose gpt2, bytes, or bpe:N with N ids, such as bpe:4096")
+
+
+def _pieces(text: str, many: int = MANY_SPACES) -> list[str]:
+    """Cut a text inside runs of ``many`` white spaces: before the last one, as ``SPLIT`` does."""
+    runs = re.finditer(rf"(?<!{SPACE}){SPACE}{{{many},}}(?={NO_SPACE})", text) if len(text) > many else ()
+    ends = [run.end() - 1 for run in runs]
+    return [text[start:end] for start, end in pairwise([0, *ends, len(text)])]
+
+
+def _with_short_words(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts in pieces that end inside each long word."""
+    for text in texts:
+        ends = [word.end() for word in LONG_WORD.finditer(text)]
+        yield from (text[start:end] for start, end in pairwise([0, *ends, len(text)]))
+
+
+@contextmanager
+def _panics_reported() -> Iterator[None]:
+    """Raise ``TokenizerError`` for a panic of tiktoken or tokenizers, which is no ``Exception``."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"the text cannot be tokenized ({error}); cut it into smaller files") from error
 
 
 def _beginning(texts: Iterable[str], length: int) -> Iterator[str]:

@@ -62,6 +62,11 @@ def read_vocabulary(folder: str | os.PathLike[str]) -> tuple[dict[Token, int], d
             f"{folder}: expected vocab.json and merges.txt, or tokenizer.json, found {found}; "
             f"copy them from the model this folder was made from"
         )
+    return build_vocabulary(parts, file)
+
+
+def build_vocabulary(parts: Parts, file: Path) -> tuple[dict[Token, int], dict[str, int]]:
+    """Return the ids of tokens and of special tokens that a file means. Raises ``TokenizerError``."""
     _check_ids(parts, file)
     ranks = _ranks(parts, file)
     return ranks, _specials(parts, ranks, file)

@@ -1,11 +1,9 @@
-"""The progress of a run, by steps or by time, and Ctrl-C between its steps."""
+"""The progress of a run, by steps or by time."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 RESERVE = 0.1  # share of a time limit that a number of steps does not plan to use
@@ -47,26 +45,3 @@ class Clock:
         """Return the estimated seconds left, without evaluations and checkpoints."""
         done = self.done(n)
         return self.seconds() * (1 - done) / done if done else 0.0
-
-
-@contextmanager
-def deferred_ctrl_c(wanted: bool = True) -> Iterator[Callable[[], bool]]:
-    """Defer the first Ctrl-C: the yielded function returns True after it. The second raises ``KeyboardInterrupt``.
-
-    Does nothing unless ``wanted``, in another thread than the main one, or if another handler is installed.
-    """
-    requested = False
-
-    def request(*_: object) -> None:
-        nonlocal requested
-        requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    replaceable = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if wanted and replaceable and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, request)
-    try:
-        yield lambda: requested
-    finally:
-        if signal.getsignal(signal.SIGINT) is request:
-            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,6 +13,7 @@ from mlx_gpt.train.schedule import SCHEDULES
 
 DTYPES = ("float32", "bfloat16", "float16")
 LENGTHS = ("steps", "tokens", "epochs")
+LIMITS = (*LENGTHS, "minutes")
 DEFAULT_STEPS = 2000
 
 
@@ -73,6 +74,11 @@ class TrainConfig(OptimizerConfig):
     def of(cls, settings: Mapping[str, Any]) -> TrainConfig:
         """Return the training settings among the settings of a run."""
         return cls(**{field.name: settings[field.name] for field in fields(cls) if field.name in settings})
+
+    @property
+    def length(self) -> dict[str, float]:
+        """Return those settings that set the length of the run."""
+        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
 
     def n_steps(self, tokens_per_step: int, tokens_per_epoch: int) -> int | None:
         """Return the number of steps, at least 1, or None if only ``minutes`` sets the length."""

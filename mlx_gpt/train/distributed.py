@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +17,7 @@ from mlx_gpt.errors import MLXGPTError
 
 # Set in each process by mlx.launch and by mpirun of Open MPI and MPICH.
 RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+T = TypeVar("T")
 
 
 def join() -> mx.distributed.Group | None:
@@ -70,12 +72,13 @@ def report_lost_peers(group: mx.distributed.Group | None) -> Iterator[None]:
         raise MLXGPTError(f"this process lost the other processes of its group ({error}); see their output") from error
 
 
-def check_in_main(group: mx.distributed.Group | None, check: Callable[[], None]) -> None:
-    """Run ``check`` in the main process. If it raises ``MLXGPTError``, all processes raise one."""
+def check_in_main(group: mx.distributed.Group | None, check: Callable[[], T]) -> T | None:
+    """Return ``check()`` of the main process, None in the others. If it raises ``MLXGPTError``, all processes do."""
     failure: MLXGPTError | None = None
+    result: T | None = None
     if is_main(group):
         try:
-            check()
+            result = check()
         except MLXGPTError as error:
             failure = error
     failed = group is not None and mx.distributed.all_sum(mx.array(int(failure is not None)), group=group).item()
@@ -83,6 +86,7 @@ def check_in_main(group: mx.distributed.Group | None, check: Callable[[], None])
         raise failure
     if failed:
         raise MLXGPTError("the first process cannot start; see its output")
+    return result
 
 
 @contextmanager

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from math import isfinite
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_gpt.errors import MLXGPTError, UsageError
+from mlx_gpt.errors import MLXGPTError, Stopped, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import (
     Checkpoint,
@@ -20,15 +20,18 @@ from mlx_gpt.store.checkpoint import (
     restore_optimizer,
     restore_random_key,
 )
+from mlx_gpt.store.run_lock import locked
 from mlx_gpt.text.batches import Batches
 from mlx_gpt.text.windows import TokenStream, Windows
-from mlx_gpt.train.clock import Clock, deferred_ctrl_c
+from mlx_gpt.train.clock import Clock
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.distributed import rank, size
+from mlx_gpt.train.extension import extend
 from mlx_gpt.train.gradient import largest_gradient
 from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.report.metrics import Report
 from mlx_gpt.train.schedule import Schedule
+from mlx_gpt.train.signals import deferred
 from mlx_gpt.train.step import make_eval_step, make_train_step
 from mlx_gpt.train.validation import evaluate
 
@@ -50,8 +53,8 @@ class Trainer:
     """A training run. Invalid settings are refused before anything is written.
 
     ``on_eval(step, share of the run)`` is called after each evaluation, with the model in evaluation mode.
-    ``checkpoints`` saves checkpoints and the best model; with it Ctrl-C ends the run after the current step and a
-    checkpoint, and the model ends as the better of the best and the last one. ``start`` is the checkpoint to resume
+    ``checkpoints`` saves checkpoints and the best model; with it a signal ends the run after the current step and
+    a checkpoint, and the model ends as the better of the best and the last one. ``start`` is the checkpoint to resume
     from, with this model. In a ``group`` each process computes its own rows of a batch.
     """
 
@@ -74,18 +77,24 @@ class Trainer:
         self.windows = Windows.over(val_stream, min(T, val_stream.n_tokens))
         self.batches = Batches(train_stream, T, B, config.seed, self.progress.position, rank(group), size(group))
         self.tokens_per_step = size(group) * config.accumulate * B * T
-        n_steps = config.n_steps(self.tokens_per_step, train_stream.n_tokens)
         if config.minutes is not None and group:
             raise UsageError("--minutes is for one process, since each has its own clock; give --steps")
-        self.clock = Clock(n_steps, config.minutes, self.progress.seconds)
+
+        def clock(config: TrainConfig) -> Clock:
+            n_steps = config.n_steps(self.tokens_per_step, train_stream.n_tokens)
+            return Clock(n_steps, config.minutes, self.progress.seconds)
+
+        self.clock = clock(config)
         self.optimizer = make_optimizer(config, model.config.n_head)
-        self.schedule = Schedule(self.optimizer, config.schedule, config.warmup, config.final_learning_rate)
+        settings = config.schedule, config.warmup, config.final_learning_rate, self.progress.extended
+        self.schedule = Schedule(self.optimizer, *settings)
+        self.extension = extend(self.progress, config, clock, self.schedule)
         self._restore_state(start)
         self.step, self.state = make_train_step(model, self.optimizer, config, group)
         self.eval_step = make_eval_step(model)
         self.pending: Pending | None = None
-        self.interrupted: Callable[[], bool] = lambda: False  # whether Ctrl-C was pressed in this process
-        self.stop = False  # whether it was pressed in any process of the group
+        self.interrupted: Callable[[], int] = lambda: 0  # the signal that this process received, or 0
+        self.stop = 0  # that any process of the group received
 
     def _restore_state(self, start: Checkpoint | None) -> None:
         """Set optimizer and random state, before the step is compiled."""
@@ -104,22 +113,30 @@ class Trainer:
     def run(self) -> float:
         """Train to the end of the run and return the validation loss of the final model.
 
-        Raises ``MLXGPTError`` if the loss is not finite, ``KeyboardInterrupt`` after Ctrl-C.
+        Raises ``MLXGPTError`` if the loss is not finite, ``Stopped`` after a signal (``signals.py``), and
+        ``FolderInUseError`` if another process or thread trains in the run's folder.
         """
-        with closing(self.batches), deferred_ctrl_c(bool(self.checkpoints or self.group)) as self.interrupted:
-            if self.config.checkpoint_every and not self.progress.step:
+        wanted = bool(self.checkpoints or self.group)
+        with ExitStack() as stack:
+            for folder in filter(None, (self.report.folder, self.checkpoints.run if self.checkpoints else None)):
+                stack.enter_context(locked(folder))
+            with closing(self.batches), deferred(wanted) as self.interrupted:
+                self._train()
+            self.synchronize()
+            return self._finish()
+
+    def _train(self) -> None:
+        if self.config.checkpoint_every and not self.progress.step:
+            self.save_checkpoint()
+        while not self._finished():
+            self.advance()
+            if self._is_due(self.config.eval_every) and not self._finished():
+                self.evaluate()
+            stop, last = self._stopped(), self._finished() and self.config.checkpoint_every
+            if stop or last or self._is_due(self.config.checkpoint_every):
                 self.save_checkpoint()
-            while not self._finished():
-                self.advance()
-                if self._is_due(self.config.eval_every) and not self._finished():
-                    self.evaluate()
-                stop, last = self._stopped(), self._finished() and self.config.checkpoint_every
-                if stop or last or self._is_due(self.config.checkpoint_every):
-                    self.save_checkpoint()
-                if stop:
-                    raise KeyboardInterrupt(self._stopped_message())
-        self.synchronize()
-        return self._finish()
+            if stop:
+                raise Stopped(stop, self._stopped_message())
 
     def _finished(self) -> bool:
         stopped_early = 0 < self.config.patience <= self.progress.stale
@@ -133,7 +150,7 @@ class Trainer:
         learning_rate = self.schedule.set(self.clock.done(self.progress.step + 1))
         x, y = map(mx.array, self.batches.for_step(self.config.accumulate))
         loss, norm = self.step(x, y)
-        stop = mx.distributed.all_sum(mx.array(int(self.interrupted())), group=self.group) if self.group else None
+        stop = mx.distributed.all_max(mx.array(self.interrupted()), group=self.group) if self.group else None
         mx.async_eval(loss, norm, stop, self.state)
         self.synchronize()
         self.progress.step += 1
@@ -150,7 +167,7 @@ class Trainer:
         loss, norm = (float(np.array(value)) for value in results)
         if not (isfinite(loss) and isfinite(norm)):
             raise MLXGPTError(self._divergence_message(step, loss, norm, batch))
-        self.stop = stop is not None and bool(stop.item())
+        self.stop = 0 if stop is None else int(np.array(stop))
         tokens = step * self.tokens_per_step
         self.report.row(
             step=step,
@@ -163,8 +180,8 @@ class Trainer:
         )
         self.report.progress(self.clock.done(step), self.clock.left(step))
 
-    def _stopped(self) -> bool:
-        """Return whether Ctrl-C was pressed; in a group all processes stop after the same step."""
+    def _stopped(self) -> int:
+        """Return the signal that ends the run, or 0; in a group all processes stop after the same step."""
         return self.stop if self.group else self.interrupted()
 
     def evaluate(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import cos, pi
 
 import mlx.optimizers as optim
@@ -26,19 +27,31 @@ class Schedule:
     """Scale every learning rate of an optimizer: linear warmup, then a decay to ``final`` times the peak.
 
     The learning rates are set as a function of the share of the run that is done (0 to 1), so that a run may last a
-    number of steps or of minutes.
+    number of steps or of minutes. ``extended`` is the share that was done when the run was extended, and the factor
+    then: from there the factor rises to 1 over the share ``warmup`` of what was left, unless the schedule is lower.
     """
 
-    def __init__(self, optimizer: optim.Optimizer, kind: str = "cosine", warmup: float = 0.02, final: float = 0.1):
-        self.decay, self.warmup, self.final = SCHEDULES[kind], warmup, final
+    def __init__(
+        self,
+        optimizer: optim.Optimizer,
+        kind: str = "cosine",
+        warmup: float = 0.02,
+        final: float = 0.1,
+        extended: Sequence[float] = (),
+    ):
+        self.decay, self.warmup, self.final, self.extended = SCHEDULES[kind], warmup, final, extended
         self.optimizers = getattr(optimizer, "optimizers", [optimizer])
         self.peaks = [float(one.learning_rate.item()) for one in self.optimizers]
 
     def factor(self, done: float) -> float:
         """Return the learning rate as a share of its peak."""
+        planned = self.final + (1 - self.final) * self.decay(done, self.warmup)
         if done < self.warmup:
-            return done / self.warmup
-        return self.final + (1 - self.final) * self.decay(done, self.warmup)
+            planned = done / self.warmup
+        if not (self.extended and self.warmup):
+            return planned
+        start, low = self.extended
+        return min(planned, low + (1 - low) * (done - start) / (self.warmup * (1 - start)))
 
     def set(self, done: float) -> float:
         """Set the learning rates; return that of the last optimizer, which is AdamW."""

@@ -152,6 +152,8 @@ def test_half_precision_files_are_computed_in_float32(config: GPTConfig) -> None
     [
         {},
         {"activation_function": "gelu"},
+        {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "relu"},
         {"n_inner": 48},
         {"scale_attn_by_inverse_layer_idx": True},
         {"scale_attn_weights": False},

@@ -16,6 +16,7 @@ import pytest
 from helpers.make_fixture import FOLDER
 from mlx.utils import tree_flatten
 
+from mlx_gpt.activations import gelu
 from mlx_gpt.check import against_transformers
 from mlx_gpt.check.hub_folder import HubFolder
 from mlx_gpt.check.layers import ULP, compare
@@ -30,7 +31,6 @@ from mlx_gpt.model.attention import MultiHeadAttention, attend, merge_heads, spl
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.model.mlp import gelu
 from mlx_gpt.store.folder import load, read_model, save
 from mlx_gpt.text.tokenizer import Tokenizer
 

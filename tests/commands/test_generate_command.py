@@ -18,7 +18,7 @@ from helpers.command_line import SMALL, everything, in_a_process, the_line
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.generate import Generate
-from mlx_gpt.commands.generation_flags import as_row, coloured, legend
+from mlx_gpt.commands.generation_flags import as_row, legend, surprise_style, write
 from mlx_gpt.generate.generation import Generation, generate, generate_many
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.writer import Piece, Token
@@ -216,7 +216,8 @@ def test_a_row_shows_spaces_bytes_and_unknown_ids() -> None:
 
 def test_colours_show_the_surprise(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def of(bits: float, text: str = "x") -> str:
-        return coloured(Piece(text, Token(0, -bits * log(2))))
+        write(text, surprise_style(Piece(text, Token(0, -bits * log(2)))))
+        return capsys.readouterr().out
 
     assert of(1.9) == "x"
     assert len({of(bits) for bits in (1, 3, 5, 8, 12, 100)}) == 5
@@ -226,6 +227,20 @@ def test_colours_show_the_surprise(here: Path, capsys: pytest.CaptureFixture[str
     assert re.sub(r"\x1b\[[\d;]*m", "", text) == expected("ab")
     assert "\x1b[" in text
     assert "2 to 4" in legend()
+
+
+@pytest.mark.parametrize("flags", [[], ["--colour"], ["--samples", "2"], ["--logprobs", "2"], ["--json"]], ids=" ".join)
+def test_control_characters_reach_a_pipe_but_no_terminal(
+    flags: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    biases = [("--logit-bias", str(TOKENIZER.ranks[byte]), "1000") for byte in (b"\x1b", b"\x7f")]
+    flags = [*flags, "--prompt", "a", *biases[0], *biases[1], "--no-figures"]
+    piped = shown(capsys, *flags)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    seen = re.sub(r"\x1b\[[\d;]*m", "", shown(capsys, *flags))  # without the colours
+    assert not {"\x1b", "\x7f"} & set(seen)
+    if not {"--json", "--colour"} & set(flags):
+        assert seen == piped.replace("\x1b", r"\x1b").replace("\x7f", r"\x7f") != piped
 
 
 def test_figures_end_the_run_on_stderr(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

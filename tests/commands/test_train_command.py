@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
-from contextlib import redirect_stderr
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
+from threading import Event
 
 import mlx.core as mx
 import pytest
-from helpers.command_line import SMALL, TINY, TRAIN, check_error, everything, the_line
+from helpers.command_line import SMALL, TINY, TRAIN, check_error, environment, everything, the_line
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.train import Train
@@ -19,6 +24,7 @@ from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
 from mlx_gpt.store.run_file import read_run_file
+from mlx_gpt.store.run_lock import locked
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
 
@@ -55,9 +61,15 @@ def settings(text: str) -> Callable[[Path], None]:
     return settings
 
 
+def pipe(here: Path) -> None:
+    os.mkfifo(here / "my.toml")
+
+
 SIZE = TINY[2:]  # without the tokenizer
 NO_DATA = ["train", "--data", "no.txt", "--out", "run"]
 FROM_FILE = [*TRAIN, "--config", "my.toml"]
+
+OTHER_FLAGS = [*FROM_FILE[:-4], "--config", "my.toml"]  # without --steps
 
 WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     # Exit code 1
@@ -99,7 +111,26 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     (nothing, FROM_FILE, 2, "my.toml: expected the settings of a run, but it cannot be read (No such file"),
     (settings("steps ="), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
     (settings("step = 3"), FROM_FILE, 2, "my.toml: unknown setting step; mlx-gpt train --help lists the names"),
-    (settings("steps = [3]"), [*FROM_FILE[:-4], "--config", "my.toml"], 2, "my.toml: steps must be one value, not [3]"),
+    (settings("steps = " + 20_000 * "["), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
+    (
+        settings(" " * (1 << 20) + "steps = 1"),
+        FROM_FILE,
+        2,
+        "my.toml: expected the settings of a run, but it cannot be",
+    ),
+    (pipe, FROM_FILE, 2, "it cannot be read (not a file but a device or a pipe)"),
+    (settings("steps = [3]"), OTHER_FLAGS, 2, "my.toml: steps must be one value (int), not [3]"),
+    (settings("steps = true"), OTHER_FLAGS, 2, "my.toml: steps must be one value (int), not True"),
+    (settings('learning_rate = "0.1"'), OTHER_FLAGS, 2, "my.toml: learning_rate must be one value (int or float), not"),
+    (settings("recompute = 1"), OTHER_FLAGS, 2, "my.toml: recompute must be one value (bool), not 1"),
+    (settings("prompt = 1979-05-27"), OTHER_FLAGS, 2, "my.toml: prompt must be one value (str), not datetime.date"),
+    (settings('prompt = "\\u0000"'), OTHER_FLAGS, 2, "my.toml: prompt must be one value (str), not '\\x00'"),
+    (
+        settings("steps." + 9_000 * "a." + "b = 1"),
+        OTHER_FLAGS,
+        2,
+        "my.toml: steps must be one value (int), not {'a': {",
+    ),
     (
         nothing,
         ["train", "--resume", "nowhere"],
@@ -243,6 +274,48 @@ def test_a_run_without_out_is_named_after_its_data(here: Path, data: str, out: s
         assert verb.out == Path(name)
         (here / name).mkdir(parents=True)
     assert parse(["train", "--data", data, "--out", "mine"]).out == Path("mine")
+
+
+def test_runs_without_out_that_start_at_once_get_different_folders(here: Path) -> None:
+    command = [sys.executable, "-m", "mlx_gpt", "train", "--data", "text.txt", *TINY, "--steps", "2"]
+    pair = [subprocess.Popen(command, cwd=here, env=environment()) for _ in range(2)]
+    assert [process.wait(timeout=100) for process in pair] == [0, 0]
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["text", "text-2"]
+    for run in (here / "runs").iterdir():
+        assert load(run)
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_can_be_used(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(TRAIN) == 0
+    with locked_in_a_thread(here / "run"), locked_in_a_thread(here / "new"):
+        check_error(TRAIN, 1, "run: another run writes to it (pid ", here, capsys)
+        check_error(["train", "--resume", "run"], 1, "run: another run writes to it (pid ", here, capsys)
+        check_error([*TRAIN, "--out", "new"], 1, "new: another run writes to it (pid ", here, capsys)
+        assert main(["generate", "run", "--prompt", "a", "--max-tokens", "2"]) == 0
+        assert main(["export", "run", "run.bin", "--to", "llm.c"]) == 0
+
+
+@contextmanager
+def locked_in_a_thread(run: Path) -> Iterator[None]:
+    """Lock a run's folder as another process would."""
+    begun, end = Event(), Event()
+
+    def hold() -> None:
+        with locked(run):
+            begun.set()
+            end.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(hold)
+        begun.wait()
+        try:
+            yield
+        finally:
+            end.set()
+            future.result()
 
 
 def test_flags_reach_the_settings() -> None:

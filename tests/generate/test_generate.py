@@ -334,3 +334,15 @@ def test_rules_that_mask_all_tokens_are_named() -> None:
     with pytest.raises(UsageError, match="all tokens are masked by --no-repeat-ngram and --min-tokens;"):
         generated.extend(generate_tokens(new_model(), TOKENIZER, [65], **forever))
     assert sorted(generated) == [i for i in range(256) if i != 65]  # every other id
+
+
+def test_min_tokens_forbids_stop_token_ids_too() -> None:
+    model = new_model()
+    ids = generated(model, [65], 12)
+    stop = {"stop_token_ids": (ids[2],)}
+    assert generated(model, [65], 12, **stop) == ids[: ids.index(ids[2])]
+    longer = generated(model, [65], 12, **stop, min_tokens=8)
+    assert len(longer) >= 8
+    assert ids[2] not in longer
+    with pytest.raises(UsageError, match="stop_token_ids: no token has id 300"):
+        generated(model, [65], 12, stop_token_ids=(300,), min_tokens=8)

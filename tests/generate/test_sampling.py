@@ -18,7 +18,7 @@ from mlx_gpt.generate import sampling
 from mlx_gpt.generate.decoder import NO_TOKEN
 from mlx_gpt.generate.history import History
 from mlx_gpt.generate.rng import key_at, row_keys
-from mlx_gpt.generate.sampler import Sampler, Vocabulary
+from mlx_gpt.generate.sampler import Sampler, Vocabulary, no_token_error
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -163,7 +163,7 @@ def forced(sequences: list[list[int]], n: int, wish: Callable[[list[int]], int])
     text: list[int] = []
     for left in range(n, 0, -1):
         new = mx.zeros((1, 0), mx.int32) if not text else ids_of(text)
-        found = sampling.force_sequences(mx.zeros((1, 10)), new, sequences, 9, mx.array([[left]]))
+        found = sampling.force_sequences(mx.zeros((1, 10)), new, sequences, [9], mx.array([[left]]))
         (allowed,) = kept(found)
         text.append(wish(text) if wish(text) in allowed else min(allowed))
         if text[-1] == 9:
@@ -297,7 +297,17 @@ def test_rules_that_forbid_every_id_draw_nothing_and_are_named(
     choice = GenerationSettings(temperature=temperature, top_p=0.9, min_p=0.1, typical_p=0.9, top_k=5, **given)
     sampler = sampler_of(choice)
     assert chosen(sampler, mx.zeros((1, 257)), history_of([0])).item() == NO_TOKEN
-    assert f"all tokens are masked by {names};" in str(sampler.all_masked())
+    error = no_token_error([choice])
+    assert isinstance(error, UsageError)
+    assert f"all tokens are masked by {names};" in str(error)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_id_is_drawn_from_logits_that_are_not_numbers(temperature: float) -> None:
+    settings = GenerationSettings(temperature=temperature, top_k=5)
+    logits = mx.array(np.full((1, 257), np.nan, np.float32))
+    assert chosen(sampler_of(settings), logits, history_of([0])).item() == NO_TOKEN
+    assert "not numbers" in str(no_token_error([settings]))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ TRAIN = ["train", "--data", "text.txt", "--out", "run", *TINY, "--steps", "2"]
 def everything(folder: Path) -> dict[str, bytes]:
     """Return the files and folders below a folder with their contents, except the cache."""
     paths = [path for path in folder.rglob("*") if path.relative_to(folder).parts[0] != "cache"]
-    return {str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes() for path in paths}
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in paths}
 
 
 def in_a_process(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:

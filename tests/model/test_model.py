@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_gpt.activations import gelu
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.attention import MultiHeadAttention
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.gpt import GPT, checked_ids
-from mlx_gpt.model.mlp import gelu, gelu_new
+from mlx_gpt.model.mlp import gelu_new
 
 V, POSITIONS, C, LAYERS = 61, 12, 32, 3
 CONFIG = GPTConfig(vocab_size=V, n_positions=POSITIONS, n_embd=C, n_layer=LAYERS, n_head=4)

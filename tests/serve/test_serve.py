@@ -84,7 +84,15 @@ def test_health_and_models(server: Client) -> None:
 
 def test_a_completion_is_the_text_of_generate(server: Client, model: GPT) -> None:
     for seed, settings in enumerate(
-        [{"temperature": 0}, {"temperature": 1.1}, {"top_p": 0.7}, {"presence_penalty": 1}]
+        [
+            {"temperature": 0},
+            {"temperature": 1.1},
+            {"top_p": 0.7},
+            {"presence_penalty": 1},
+            {"top_k": 3},
+            {"top_k": 40, "min_p": 0.1, "repetition_penalty": 1.3},
+            {"temperature": 0, "repetition_penalty": 1.5},
+        ]
     ):
         answer = server.complete("Once", seed=seed, max_tokens=20, **settings)
         assert answer.status == 200
@@ -133,6 +141,33 @@ def test_stop_strings_end_a_text_and_are_not_shown(server: Client) -> None:
     for stops in (stop, [stop, "\n"], ["xyz", stop]):
         (choice,) = server.complete(**request_fields, stop=stops).body["choices"]
         assert (choice["text"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
+
+
+def test_top_k_of_minus_one_or_zero_is_off(server: Client) -> None:
+    texts = [server.complete(seed=4, max_tokens=30, **fields).texts for fields in ({}, {"top_k": -1}, {"top_k": 0})]
+    assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_stop_token_ids_end_a_text_and_are_not_shown(server: Client, stream: bool) -> None:
+    request_fields: dict[str, Any] = {"seed": 7, "max_tokens": 60, "logit_bias": bias("ABC")}
+    text = server.complete(**request_fields).texts[0]
+    answer = server.complete(**request_fields, stop_token_ids=[IDS[b"C"], IDS[b"z"]], stream=stream)
+    choices = [event["choices"][0] for event in answer.events] if stream else answer.body["choices"]
+    assert "".join(choice["text"] for choice in choices) == text[: text.index("C")]
+    assert choices[-1]["finish_reason"] == "stop"
+
+
+def test_ignore_eos_continues_after_the_end_token_which_has_no_text(server: Client) -> None:
+    request_fields: dict[str, Any] = {"max_tokens": 12, "logit_bias": bias("A") | {"256": 100}, "seed": 1}
+    assert server.complete(**request_fields).body["usage"]["completion_tokens"] < 12
+    answer = server.complete(**request_fields, ignore_eos=True, logprobs=0)
+    (choice,) = answer.body["choices"]
+    assert (choice["finish_reason"], answer.body["usage"]["completion_tokens"]) == ("length", 12)
+    assert choice["text"] == "A" * choice["logprobs"]["tokens"].count("A")
+    assert set(choice["logprobs"]["tokens"]) == {"A", "<|endoftext|>"}
+    (stopped,) = server.complete(**request_fields, ignore_eos=True, stop_token_ids=[256]).body["choices"]
+    assert stopped["finish_reason"] == "stop"  # as in vLLM, stop_token_ids are not ignored
 
 
 def test_a_stream_is_the_same_text_in_pieces(server: Client) -> None:
@@ -262,7 +297,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ('{"temperature": 1e999}', "temperature must be a number from 0 to 2, not Infinity", "infinity"),
     ('{"prompt": "\\ud800"}', "prompt contains a lone surrogate", "half a character"),
     ('{"\\ud800": 1}', "is not a field of /v1/completions", "half a field"),
-    ('{"top_k": 5}', "top_k is not a field of /v1/completions", "top_k"),
+    ('{"typical_p": 0.5}', "typical_p is not a field of /v1/completions", "typical_p"),
     ('{"suffix": "x"}', "suffix is not supported", "suffix"),
     ('{"model": 3}', "model must be a string, not 3", "model"),
     ('{"prompt": 3}', "prompt must be a text, a list of texts, ids or a list of lists of ids, not 3", "prompt"),
@@ -299,6 +334,14 @@ REFUSED: list[tuple[str, str, str]] = [
     ('{"logit_bias": {"a": 1}}', '"a" is not the id of a token', "bias key"),
     ('{"logit_bias": {"5": 101}}', "logit_bias of 5 must be a number from -100 to 100, not 101", "bias value"),
     ('{"logit_bias": {"5": null}}', "logit_bias of 5 must be a number from -100 to 100, not null", "bias null"),
+    ('{"top_k": -2}', "top_k must be a whole number from -1 to 2147483647, not -2", "top_k"),
+    ('{"top_k": 1.5}', "top_k must be a whole number", "top_k of 1.5"),
+    ('{"min_p": 1.1}', "min_p must be a number from 0 to 1, not 1.1", "min_p"),
+    ('{"repetition_penalty": 0}', "repetition_penalty must be a number from 0.01 to 100, not 0", "repetition_penalty"),
+    ('{"stop_token_ids": 256}', "stop_token_ids must be a list of ids, not 256", "stop_token_ids"),
+    ('{"stop_token_ids": [257]}', "stop_token_ids 257 is not the id of a token", "an unknown stop id"),
+    ('{"stop_token_ids": [true]}', "stop_token_ids true is not the id of a token", "a stop id of true"),
+    ('{"ignore_eos": 1}', "ignore_eos must be true or false, not 1", "ignore_eos"),
     ('{"logprobs": 6}', "logprobs must be a whole number from 0 to 5, not 6", "logprobs"),
     ('{"logprobs": true}', "logprobs must be a whole number from 0 to 5, not true", "logprobs of true"),
     ('{"stop": ""}', "stop must be a text of at least one character or a list of such", "stop of nothing"),
@@ -380,7 +423,7 @@ def test_a_client_that_expects_100_continue_is_refused_at_once(server: Client) -
 
 def head(length: int, *headers: str) -> bytes:
     """Return the head of a request."""
-    more = ("host: x", "content-type: application/json", f"content-length: {length}", *headers)
+    more = ("host: 127.0.0.1", "content-type: application/json", f"content-length: {length}", *headers)
     return "\r\n".join(["POST /v1/completions HTTP/1.1", *more, "", ""]).encode()
 
 
@@ -390,10 +433,7 @@ def test_a_disconnected_client_frees_its_rows(server: Client, stream: bool) -> N
     for _ in range(4):  # as many as there are rows
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         body = json.dumps({"prompt": "ab", "stream": stream} | ENDLESS).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        )
-        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        connection.sendall(head(len(body)) + body)
         connections.append(connection)
     while server.get("/health").body["requests"] < 4:
         time.sleep(0.01)
@@ -408,15 +448,14 @@ def test_a_disconnected_client_frees_its_rows(server: Client, stream: bool) -> N
 def test_a_client_may_disconnect_before_its_body_is_complete(server: Client) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(head(100) + b"{")
-        while server.get("/health").body["requests"] < 1:
-            time.sleep(0.01)
+        time.sleep(0.05)
     server.wait_until_idle()
     assert server.complete(max_tokens=3).status == 200
 
 
 def test_a_thousand_concurrent_requests_are_all_answered(server: Client) -> None:
     body = json.dumps({"prompt": "ab", "max_tokens": 3}).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: application/json\r\n"
     request = head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body
 
     async def one() -> tuple[int, Any]:
@@ -498,7 +537,7 @@ def test_an_address_in_use_is_refused(folder: Path) -> None:
         (["--port", "0", "--cache-bits", "7"], "cache-bits must be 16 (half precision), 8 or 4 (quantized), not 7"),
         (
             ["--port", "0", "--cache-bits", "8"],
-            "cache-bits 8 needs heads whose width is a multiple of 32, and this model's is 16",
+            "--cache-bits 8 needs heads whose width is a multiple of 32, and this model's is 16",
         ),
     ],
 )

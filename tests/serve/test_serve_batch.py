@@ -220,7 +220,7 @@ def test_zero_tokens_and_echo(model: GPT) -> None:
 
 
 def test_a_failure_is_reported_and_the_next_rows_are_served(
-    model: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: GPT, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
     turn = Batch.turn
@@ -238,7 +238,7 @@ def test_a_failure_is_reported_and_the_next_rows_are_served(
     recorder.engine.run()
     assert [event.row for event in recorder.events if event.error] == rows[:2]
     assert rows[2].reason == "length"
-    assert capsys.readouterr().err == "mlx-gpt: RuntimeError: [metal::malloc] no memory\n"
+    assert caplog.messages == ["RuntimeError: [metal::malloc] no memory"]
 
 
 def test_a_waiting_engine_stops(model: GPT) -> None:

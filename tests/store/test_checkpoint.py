@@ -182,6 +182,34 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     assert name in line or name == "SHA256SUMS"
 
 
+@pytest.mark.parametrize("name", ["SHA256SUMS", "model.safetensors", "step-4"])
+def test_a_pipe_or_a_file_in_place_of_a_checkpoint_does_not_hang(run: Path, name: str) -> None:
+    folder = run / "checkpoints/step-4"
+    reports: list[str] = []
+    if name == "step-4":
+        shutil.rmtree(folder)
+        folder.touch()
+    else:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    assert newest_checkpoint(run, reports.append) == run / "checkpoints/step-3"
+    assert len(reports) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{", '{"step": "4"}', '{"steps": 4}', '{"seconds": null}', '{"rows": -1}', '{"random": [[1]]}', "[" * 9_000],
+)
+def test_a_state_of_another_form_is_refused_in_one_line(run: Path, content: str) -> None:
+    folder = run / "checkpoints/step-4"
+    (folder / "progress.json").write_text(content)
+    with pytest.raises(CheckpointError, match="saved by another version of mlx-gpt"):
+        load_checkpoint(folder)
+    (folder / "optimizer.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: cannot be read"):
+        load_checkpoint(folder)
+
+
 def test_a_whole_checkpoint_is_used_without_a_message(run: Path) -> None:
     assert newest_checkpoint(run, never) == run / "checkpoints/step-4"
 
@@ -198,7 +226,8 @@ def test_if_all_are_damaged_the_error_says_how_to_start_again(run: Path) -> None
 
 
 def test_the_leftovers_of_a_killed_process_are_removed(run: Path) -> None:
-    shutil.copytree(run / "checkpoints/step-4", run / "checkpoints/.step-5-abc")
+    for hidden in (".saving-abcdefgh/step-5", ".removed-12345678"):
+        shutil.copytree(run / "checkpoints/step-4", run / "checkpoints" / hidden)
     assert newest_checkpoint(run, never) == run / "checkpoints/step-4"
     model, optimizer, _ = trained(1)
     save_checkpoint(run, model, Tokenizer.bytes(), optimizer, RunProgress(step=6))

@@ -121,6 +121,12 @@ def test_a_gguf_requires_merges(tmp_path: Path) -> None:
             {"activation_function": "gelu"},
             "llm.c computes activation_function = gelu_new only, this model has",
         ),
+        (
+            "nanogpt",
+            {"activation_function": "relu"},
+            "activation_function = gelu or gelu_new only, this model has relu",
+        ),
+        ("gguf", {"activation_function": "silu"}, "activation_function = gelu_new only, this model has silu"),
         ("llm.c", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon = 1e-05 only, this model has 1e-06"),
         ("nanogpt", {"scale_attn_weights": False}, "scale_attn_weights = True only, this model has False"),
         ("gguf", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = False only"),
@@ -133,6 +139,12 @@ def test_a_setting_that_the_other_program_ignores_is_refused_by_name(
     with pytest.raises(ModelFolderError) as refusal:
         export(source, tmp_path / "x", to)
     assert message in str(refusal.value)
+
+
+def test_another_name_of_gpt2s_activation_is_exported(tmp_path: Path) -> None:
+    hub = write_hub(tmp_path / "hub", PLAIN, activation_function="gelu_pytorch_tanh")
+    export(find_source(hub), tmp_path / "x.bin", "llm.c")
+    assert find_source(tmp_path / "x.bin").config.activation_function == "gelu_new"
 
 
 def test_another_inner_width_is_not_exported_to_llmc(tmp_path: Path) -> None:

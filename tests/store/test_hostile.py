@@ -375,9 +375,9 @@ def test_a_pickled_tensor_that_is_larger_than_its_file_is_refused(
     torch = pytest.importorskip("torch")
     (folder / WEIGHTS).unlink()
     view = torch.zeros(1).expand(10**13)
-    torch.save({"wte.weight": view}, folder / "pytorch_model.bin")
+    torch.save({"wpe.weight": view}, folder / "pytorch_model.bin")
     assert main(["convert", str(folder), str(tmp_path / "dest")]) == 1
-    assert "wte.weight: 40000000000000 bytes in a file of" in the_line(capsys.readouterr().err)
+    assert "wpe.weight: 40000000000000 bytes in a file of" in the_line(capsys.readouterr().err)
 
 
 def test_the_command_prints_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,10 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +160,58 @@ def test_text_is_split_into_words_as_in_gpt2(text: str) -> None:
     assert regex.findall(SPLIT, text) == regex.findall(published, text)
 
 
+RUNS = " \t\n\r\xa0\u2003\x1c\x85" + "abé日12٣-!'"
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(runs=st.lists(st.tuples(st.sampled_from(RUNS), st.integers(1, 12)), max_size=12))
+def test_a_text_cut_inside_long_runs_of_white_space_has_the_ids_of_tiktoken(
+    trained: Tokenizer, runs: list[tuple[str, int]]
+) -> None:
+    text = "".join(character * n for character, n in runs)
+    pieces = tokenizer_module._pieces(text, many=3)
+    assert "".join(pieces) == text
+    for tokenizer in (trained, Tokenizer.bytes()):
+        whole = tokenizer._encoding.encode_ordinary(text)
+        assert [i for piece in pieces for i in tokenizer._encoding.encode_ordinary(piece)] == whole
+
+
+@pytest.mark.parametrize("run", [" ", "\t\n ", "\xa0", "a", "1", "-"])
+def test_a_run_of_millions_of_characters_is_encoded_in_linear_time(trained: Tokenizer, run: str) -> None:
+    text = "a" + run * (1_200_000 // len(run)) + "b "
+    started = time.perf_counter()
+    ids = trained.encode(text)
+    assert trained.decode(ids) == text
+    assert trained.encode_batch(["x", text]) == [trained.encode("x"), ids]
+    assert time.perf_counter() - started < 30  # quadratic: hours
+
+
+def test_a_panic_of_a_library_is_an_error_in_one_line() -> None:
+    class PanicException(BaseException):  # as pyo3 makes it
+        pass
+
+    class Panicking:
+        def __getattr__(self, name: str) -> Any:
+            raise PanicException("called `Result::unwrap()`\non an `Err` value: StackOverflow")
+
+    tokenizer = Tokenizer.bytes()
+    tokenizer._encoding = Panicking()
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(TokenizerError, match=r"cannot be tokenized .*StackOverflow") as e:
+            encode("a")
+        one_line(e)
+
+
 # Training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [" ", "\n \t", "\xa0", "a", "ab1-"])
+def test_a_vocabulary_is_learned_from_long_runs_in_linear_time(run: str) -> None:
+    text = "hello world and the sea\n" * 200
+    started = time.perf_counter()
+    tokenizer = Tokenizer.train([text + "a" + run * (600_000 // len(run)) + "b\n" + text], 265)
+    assert tokenizer.vocab_size == 265
+    assert time.perf_counter() - started < 15  # quadratic: seven minutes
 
 
 def test_training_again_gives_the_same_vocabulary_also_in_another_process_on_one_core(trained: Tokenizer) -> None:

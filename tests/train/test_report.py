@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from mlx_gpt import files
 from mlx_gpt.cli import main
-from mlx_gpt.errors import UsageError
+from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.train.report import metrics as report_module
 from mlx_gpt.train.report.metrics import Report, bits_per_byte, truncate_metrics
 from mlx_gpt.train.report.panel import REFRESH_RATE, Curve, LivePanel, sparkline
@@ -115,13 +116,17 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
 def write_rows(folder: Path, n: int) -> None:
     report = Report(folder, quiet())
     for step in range(1, n + 1):
-        report.row(step=step, loss=1 / step)
+        report.row(step=step, tokens=8 * step, loss=1 / step)
     report.close()
+
+
+def never(text: str) -> None:
+    raise AssertionError(text)
 
 
 def test_a_resumed_run_drops_rows_after_its_checkpoint_and_appends(tmp_path: Path) -> None:
     write_rows(tmp_path, 5)
-    report = Report(tmp_path, quiet(), truncate_metrics(tmp_path, 3))
+    report = Report(tmp_path, quiet(), truncate_metrics(tmp_path, 3, never))
     report.row(step=4, loss=0.25)
     report.close()
     assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4] == [row["step"] for row in report.rows]
@@ -131,8 +136,66 @@ def test_a_partial_line_of_a_killed_run_is_dropped(tmp_path: Path) -> None:
     write_rows(tmp_path, 3)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "lo')
-    assert [row["step"] for row in truncate_metrics(tmp_path, 3)] == [1, 2, 3]
+    assert [row["step"] for row in truncate_metrics(tmp_path, 3, never)] == [1, 2, 3]
     assert len(lines(tmp_path)) == 3
+
+
+def row(step: int, **values: Any) -> str:
+    return json.dumps({"step": step, "tokens": 8 * step, **values})
+
+
+@pytest.mark.parametrize(
+    ("n", "content"),
+    [
+        (1, b"\xff\xfe\x00"),
+        (1, b"[1]"),
+        (1, b"{garbage"),
+        (1, b'{"step": 1, "loss": 2.0}'),
+        (1, b'{"step": true, "tokens": 8}'),
+        (1, b'{"step": 1, "step": 2, "tokens": 8}'),
+        (1, row(1, loss="x").encode()),
+        (1, row(1, loss=nan).encode()),
+        (1, row(1, loss=10**400).encode()),
+        (1, b"9" * 5000),
+        (1, b"[" * 20_000),
+        (1, b" " * 70_000 + row(1).encode()),
+        (1, b" " * 70_000),
+        (2, f"{row(1)}\n\n{row(2)}".encode()),
+        (2, f"{row(1, loss=2.0)}\n{row(1, loss=2.0)}".encode()),
+        (3, f"{row(1)}\n{row(3)}\n{row(2)}".encode()),
+        (2, f"{row(1)}\r\n{row(-2)}".encode()),
+    ],
+    ids=lambda part: repr(part)[:40],
+)
+def test_anything_but_rows_of_metrics_is_refused_with_its_line_and_unchanged(
+    n: int, content: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(content + b"\n" + row(9).encode() + b"\n")
+    with pytest.raises(
+        MLXGPTError, match=rf"jsonl: line {n}: expected a row of metrics, found .*; restore the file, or"
+    ):
+        truncate_metrics(tmp_path, 9, never)
+    assert file.read_bytes().startswith(content)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_metrics_that_are_no_file_are_refused(kind: str, tmp_path: Path) -> None:
+    (os.mkdir if kind == "folder" else os.mkfifo)(tmp_path / "metrics.jsonl")
+    with pytest.raises(MLXGPTError, match=r"jsonl: expected the metrics of the run, but it cannot be read \("):
+        truncate_metrics(tmp_path, 1, never)
+
+
+@pytest.mark.parametrize(("n", "content"), [(0, None), (0, ""), (2, f"{row(1)}\n{row(2)}\n" + row(3)[:-4])])
+def test_a_file_that_ends_early_is_reported_and_its_whole_rows_kept(
+    n: int, content: str | None, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    reports: list[str] = []
+    assert [found["step"] for found in truncate_metrics(tmp_path, 3, reports.append)] == list(range(1, n + 1))
+    assert reports == [f"{tmp_path}/metrics.jsonl: expected 3 rows, found {n}: those of earlier steps are lost"]
+    assert len(lines(tmp_path)) == n
 
 
 def test_a_failure_while_truncating_keeps_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +206,7 @@ def test_a_failure_while_truncating_keeps_all_rows(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(files, "fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        truncate_metrics(tmp_path, 3)
+        truncate_metrics(tmp_path, 3, never)
     assert len(lines(tmp_path)) == 5
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,15 +22,21 @@ import pytest
 from helpers.command_line import environment, everything, in_a_process, the_line
 
 from mlx_gpt.cli import main
+from mlx_gpt.commands import train as train_module
 from mlx_gpt.device import on_cpu
+from mlx_gpt.store import checkpoint as checkpoint_module
 from mlx_gpt.store import folder
 from mlx_gpt.store.checkpoint import CheckpointManager, list_checkpoints
 from mlx_gpt.store.folder import load
+from mlx_gpt.store.run_file import read_run_file
 from mlx_gpt.text.dataset import load_dataset
 from mlx_gpt.text.windows import Windows
 from mlx_gpt.train import clock as clock_module
 from mlx_gpt.train import loop
 from mlx_gpt.train import run as run_module
+from mlx_gpt.train.auto import plan as plan_module
+from mlx_gpt.train.config import LIMITS
+from mlx_gpt.train.schedule import cosine
 from mlx_gpt.train.step import make_eval_step
 from mlx_gpt.train.validation import evaluate
 
@@ -60,13 +68,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-def interrupt_during(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Press Ctrl-C during a step."""
+def interrupt_during(monkeypatch: pytest.MonkeyPatch, step: int, *signals: int) -> None:
+    """Send signals, or press Ctrl-C, during a step."""
     done = clock_module.Clock.done
+    left = [*(signals or (signal.SIGINT,))]
 
-    def watched(clock: clock_module.Clock, n: int) -> float:
-        if n == step and signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            signal.raise_signal(signal.SIGINT)  # called before each step
+    def watched(clock: clock_module.Clock, n: int) -> float:  # called before each step
+        while n == step and left and signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            signal.raise_signal(left.pop())
         return done(clock, n)
 
     monkeypatch.setattr(clock_module.Clock, "done", watched)
@@ -124,6 +133,110 @@ def test_a_second_ctrl_c_stops_at_once(
     assert the_line(capsys.readouterr().err.lstrip("\n")) == message
     assert newest(here / "run") == "step-4"  # not 5, whose evaluation was interrupted
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_end_a_run_as_ctrl_c_does(
+    signum: int, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*RUN, "--steps", "24", "--out", "run"]
+    with monkeypatch.context() as patch:
+        interrupt_during(patch, 6, signum, *([signum] * (signum == signal.SIGHUP)))  # a terminal sends several
+        assert main(arguments) == 128 + signum
+    message = the_line(capsys.readouterr().err)
+    assert message == "stopped after step 6; resume with: mlx-gpt train --resume run"
+    assert signal.getsignal(signum) is signal.SIG_DFL
+    assert main(["train", "--resume", "run"]) == 0
+    assert main([*RUN, "--steps", "24", "--out", "whole"]) == 0
+    assert_same_run(here / "run", here / "whole")
+
+
+@pytest.mark.parametrize("phase", ["read", "measure", "step", "save", "evaluate", "sample", "finish", "plot"])
+def test_sigterm_ends_a_run_in_every_phase_with_a_folder_that_resumes_or_none(
+    phase: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, name, call = {
+        "read": (train_module, "load_dataset", 1),
+        "measure": (plan_module, "measure_training_speed", 1),
+        "step": (loop, "make_train_step", 1),
+        "save": (CheckpointManager, "save", 3),
+        "evaluate": (loop, "evaluate", 2),
+        "sample": (train_module, "generate", 2),
+        "finish": (loop, "evaluate", 3),
+        "plot": (run_module, "plot_loss", 1),
+    }[phase]
+    arguments = ["train", "--data", "text.txt", *shlex.split(SIZE), *shlex.split(HOW), "--steps", "12"]
+    if phase == "measure":
+        arguments = ["train", "--data", "text.txt", "--minutes", "0.05"]
+    original, calls = getattr(module, name), count(1)
+
+    def interrupted(*rest: Any, **options: Any) -> Any:
+        result = original(*rest, **options)
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupted)
+        assert main([*arguments, "--out", "run"]) == 128 + signal.SIGTERM
+    message = the_line(capsys.readouterr().err)
+    if phase in ("read", "measure", "step"):
+        assert message == "stopped"
+        assert not (here / "run").exists()
+        return
+    assert message.endswith("mlx-gpt train --resume run")
+    assert main(["train", "--resume", "run"]) == 0
+    assert main([*arguments, "--out", "whole"]) == 0
+    assert_same_run(here / "run", here / "whole")
+
+
+def test_a_second_signal_during_a_save_leaves_the_earlier_checkpoints(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = folder.save
+    calls = count(1)
+
+    def interrupted(*rest: Any) -> None:
+        save(*rest)
+        if next(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "save", interrupted)
+        assert main([*RUN, "--steps", "24", "--out", "run"]) == 128 + signal.SIGTERM
+    message = "stopped at once; resume from run/checkpoints/step-4 with: mlx-gpt train --resume run"
+    assert the_line(capsys.readouterr().err) == message
+    assert not list((here / "run").rglob(".*"))
+    assert main(["train", "--resume", "run"]) == 0
+
+
+def test_a_signal_that_is_ignored_stays_ignored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        interrupt_during(monkeypatch, 6, signal.SIGHUP)
+        assert main([*RUN, "--steps", "12", "--out", "run"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_whose_terminal_is_closed_ends_with_a_checkpoint(here: Path) -> None:
+    terminal, side = os.openpty()
+    command = [sys.executable, "-m", "mlx_gpt", *RUN, "--steps", "1000000", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, os, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+         "os.execv(sys.argv[1], sys.argv[1:])", *command],
+        cwd=here, env=environment(), stdin=side, stdout=side, stderr=side, start_new_session=True,
+    )  # fmt: skip
+    os.close(side)
+    patience = time.monotonic() + 60
+    while size_of(here / "run/metrics.jsonl") < 2000 and time.monotonic() < patience:
+        time.sleep(0.02)
+        os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert newest(here / "run") == f"step-{rows(here / 'run')[-1]['step']}"
 
 
 # kill -9
@@ -293,8 +406,13 @@ def test_rows_after_the_checkpoint_and_a_partial_row_are_rewritten(stopped: Path
     ("flags", "message"),
     [
         ("--learning-rate 0.5", "learning_rate = 0.5 (the run has 0.001)"),
-        ("--steps 30 --n-layer 2", "n_layer = 2 (the run has 1); steps = 30 (the run has 24)"),
-        ("--tokens 99", "steps = not set (the run has 24); tokens = 99 (the run has none)"),
+        ("--steps 30 --n-layer 2", "n_layer = 2 (the run has 1); remove"),
+        ("--preset gpt2", "in its own folder, with its own settings: remove --preset"),
+        ("--prompt the", "prompt = the (the run has "),
+        ("--tokens 99", "--tokens 99 has passed: the run has had 10 steps, 320 tokens, "),
+        ("--steps 10", "--steps 10 has passed: the run has had 10 steps"),
+        ("--epochs 0.01", "--epochs 0.01 has passed: the run has had 10 steps"),
+        ("--minutes 1e-9", "--minutes 1e-09 has passed: the run has had 10 steps"),
         ("--data model", "data = "),
         ("--recompute", "recompute = True (the run has False)"),
     ],
@@ -324,6 +442,81 @@ def test_another_text_is_refused(stopped: Path, capsys: pytest.CaptureFixture[st
 def test_flags_that_equal_the_settings_of_the_run_are_accepted(stopped: Path) -> None:
     assert main(["train", "--resume", "run", "--steps", "24", "--n-layer", "1", "--data", "text.txt"]) == 0
     assert_same_run(stopped, stopped.parent / "whole")
+
+
+# Another length
+
+
+def learning_rates(run: Path) -> list[float]:
+    return [row["learning_rate"] for row in rows(run) if "learning_rate" in row]
+
+
+@pytest.mark.parametrize("flags", ["--steps 48", f"--tokens {48 * 32}", "--minutes 1000"])
+def test_a_completed_run_is_extended_with_its_optimizer_and_its_learning_rate_rises_again(
+    flags: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "minutes" in flags:
+        monkeypatch.setattr(clock_module.Clock, "done", lambda clock, n: n / (48 if clock.minutes else 24))
+    whole = [*RUN, "--steps", "24", "--warmup", "0.25", "--out", "whole"]
+    assert main(whole) == 0
+    before = rows(here / "whole")[:-1]  # the last is the validation loss at the end
+    state = (here / "whole/checkpoints/step-24/optimizer.safetensors").read_bytes()
+    assert main(["train", "--resume", "whole", *shlex.split(flags)]) == 0
+    assert f"the length of the run is {flags} in all, no longer --steps 24\n" in capsys.readouterr().out
+    assert rows(here / "whole")[: len(before)] == before
+    assert [row["step"] for row in rows(here / "whole") if "loss" in row] == [*range(1, 49)]
+    assert (here / "whole/checkpoints/step-48/optimizer.safetensors").read_bytes() != state
+    settings = read_run_file(here / "whole/run.toml")
+    assert {f"--{name} {settings[name]}" for name in LIMITS if name in settings} <= {flags, f"{flags}.0"}
+    rates = learning_rates(here / "whole")[23:]
+    assert rates[0] == pytest.approx(1e-4)  # a tenth of the peak
+    rise = [1e-4 + 9e-4 * (n - 24) / 6 for n in range(24, 49)]  # over a quarter of the 24 steps
+    planned = [1e-4 + 9e-4 * cosine(n / 48, 0.25) for n in range(24, 49)]
+    assert rates == pytest.approx([min(pair) for pair in zip(rise, planned, strict=True)])
+    assert max(rates) > 4e-4
+
+
+def test_an_extension_that_is_stopped_or_killed_at_once_equals_an_uninterrupted_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*RUN, "--steps", "12", "--out", "run"]) == 0
+    shutil.copytree("run", "whole")
+    for steps, stops in (("24", (13, 14, 20)), ("36", (25,))):  # twice
+        assert main(["train", "--resume", "whole", "--steps", steps]) == 0
+        arguments = ["train", "--resume", "run", "--steps", steps]
+        for step in stops:
+            with monkeypatch.context() as patch:
+                interrupt_during(patch, step)
+                assert main(arguments) == 130
+            arguments = ["train", "--resume", "run"]
+            if step == stops[0]:  # as if killed before the first checkpoint of the extension
+                shutil.rmtree(list_checkpoints(here / "run")[0])
+        assert main(arguments) == 0
+        assert_same_run(here / "run", here / "whole")
+
+
+def test_an_interrupted_run_that_is_extended_equals_an_uninterrupted_one_of_that_length_where_the_schedules_agree(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*RUN, "--schedule", "wsd", "--warmup", "0"]
+    assert main([*arguments, "--steps", "48", "--out", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_during(patch, 10)
+        assert main([*arguments, "--steps", "24", "--out", "run"]) == 130
+    assert main(["train", "--resume", "run", "--steps", "48"]) == 0
+    assert_same_run(here / "run", here / "whole")
+
+
+def test_a_run_that_patience_ended_can_be_extended(here: Path) -> None:
+    noise(here)
+    assert main([*OVERFIT, "--steps", "100", "--patience", "3", "--out", "run"]) == 0
+    end = rows(here / "run")[-1]["step"]
+    assert end < 100
+    assert main(["train", "--resume", "run", "--steps", "101"]) == 0
+    assert end < rows(here / "run")[-1]["step"] <= 101
+
+
+# Repeating
 
 
 def test_a_run_is_repeated_from_its_own_folder(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,14 +90,15 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batch(here: Path, fl
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_one_process_stops_both_after_the_same_step(here: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_one_process_stops_both_after_the_same_step(signum: int, here: Path) -> None:
     pair = two(*RUN, "--steps", "300000", "--eval-every", "0", "--embd-pdrop", "0.1", "--out", "run", here=here)
     deadline = time.monotonic() + 60
     while not (here / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    pair[1].send_signal(signal.SIGINT)
+    pair[1].send_signal(signum)
     (code, _, message), (other_code, _, other_message) = wait_for(pair)
-    assert (code, other_code) == (130, 130)
+    assert (code, other_code) == (128 + signum, 128 + signum)
     step = losses(here / "run")[-1][0]
     assert the_line(message.lstrip("\n")) == f"stopped after step {step}; resume with: mlx-gpt train --resume run"
     assert the_line(other_message.lstrip("\n")) == f"stopped after step {step}"

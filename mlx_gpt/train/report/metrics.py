@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from math import isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mlx_gpt.files import atomic_write
+from mlx_gpt.errors import MLXGPTError
+from mlx_gpt.files import atomic_write, open_file, parse_json
 from mlx_gpt.train.report.trackers import Tracker
 from mlx_gpt.train.units import format_time
 
@@ -24,6 +27,7 @@ FORMATS = {
     "bits_per_byte": "{:.3f} bits/byte",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
+MAX_LINE = 1 << 16  # bytes of a row
 LINE_INTERVAL = 30.0  # seconds between lines, at most, without a panel
 
 
@@ -114,15 +118,57 @@ def bits_per_byte(val_loss: float, tokens_per_byte: float) -> float:
     return val_loss * tokens_per_byte / log(2)
 
 
-def truncate_metrics(folder: Path, n: int) -> list[dict[str, Any]]:
+def truncate_metrics(folder: Path, n: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
     """Truncate ``folder/metrics.jsonl`` to its first ``n`` rows, atomically, and return them.
 
-    Rows that a run wrote after its last checkpoint are written again when it is resumed.
+    Rows that a run wrote after its last checkpoint are written again when it is resumed. A file that ends early is
+    reported. Raises ``MLXGPTError`` if it holds anything but rows of metrics.
     """
     file = folder / METRICS
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:n] if file.exists() else []
-    atomic_write(file, "".join(lines))
-    return [json.loads(line) for line in lines]
+    try:
+        lines = _read_lines(file, n)
+    except OSError as error:
+        raise MLXGPTError(
+            f"{file}: expected the metrics of the run, but it cannot be read ({error.strerror})"
+        ) from error
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            rows.append(_parse_row(line, rows[-1] if rows else None))
+        except ValueError as error:
+            raise MLXGPTError(
+                f"{file}: line {len(rows) + 1}: expected a row of metrics, found something else ({error}); restore the "
+                f"file, or remove it to resume without the earlier rows"
+            ) from error
+    if len(rows) < n:
+        report(f"{file}: expected {n} rows, found {len(rows)}: those of earlier steps are lost")
+    atomic_write(file, b"".join(lines))
+    return rows
+
+
+def _read_lines(file: Path, n: int) -> list[bytes]:
+    """Return the first ``n`` lines, or fewer if the file is missing or ends early, perhaps in the middle of a line."""
+    if not os.path.lexists(file):
+        return []
+    with open_file(file) as stream:
+        lines = list(takewhile(bool, (stream.readline(MAX_LINE) for _ in range(n))))
+    return lines[:-1] if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < MAX_LINE else lines
+
+
+def _parse_row(line: bytes, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the row of a line. Raises ``ValueError`` unless it is one that can follow the ``previous`` one."""
+    row = parse_json(line)
+    if not isinstance(row, dict) or not all(value is None or _is_number(value) for value in row.values()):
+        raise ValueError("not an object of numbers")
+    if not all(isinstance(row.get(name), int) and row[name] >= 0 for name in ("step", "tokens")):
+        raise ValueError("without step and tokens")
+    if previous and (row["step"] < previous["step"] or ("loss" in row and row["step"] == previous["step"])):
+        raise ValueError(f"step {row['step']} after step {previous['step']}")
+    return row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _json_value(value: Any) -> Any:

@@ -1,0 +1,38 @@
+"""Text to ids and back, by vLLM's ``/tokenize`` and ``/detokenize``.
+
+Requests and answers have the names of vLLM's ``TokenizeCompletionRequest``, ``TokenizeResponse``, ``DetokenizeRequest``
+and ``DetokenizeResponse``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_gpt.serve.fields import boolean, fields, refuse, shown, valid_text
+from mlx_gpt.serve.request import RequestReader
+from mlx_gpt.text.vocab_files import write_name
+
+
+def tokenize(reader: RequestReader, body: bytes) -> dict[str, Any]:
+    """Return the ids of a text, and with ``return_token_strs`` their names in ``vocab.json``."""
+    given = fields(body, ("model", "prompt", "add_special_tokens", "return_token_strs"), "/tokenize")
+    reader.check_name(given.get("model", reader.name))
+    text = given.get("prompt")
+    if not isinstance(text, str):
+        refuse("prompt", f"must be a text, not {shown(text)}")
+    boolean(given, "add_special_tokens", True)  # GPT-2 adds none
+    ids = reader.tokenizer.encode(valid_text("prompt", text))
+    names = [write_name(reader.tokenizer.token_bytes(i)) for i in ids]
+    return {
+        "count": len(ids),
+        "max_model_len": reader.n_positions,
+        "tokens": ids,
+        "token_strs": names if boolean(given, "return_token_strs") else None,
+    }
+
+
+def detokenize(reader: RequestReader, body: bytes) -> dict[str, Any]:
+    """Return the text of some ids."""
+    given = fields(body, ("model", "tokens"), "/detokenize")
+    reader.check_name(given.get("model", reader.name))
+    return {"prompt": reader.tokenizer.decode(reader.ids("tokens", given.get("tokens")))}

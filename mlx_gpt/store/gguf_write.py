@@ -1,0 +1,77 @@
+"""Write GGUF, llama.cpp's format: the tensors under its names, the architecture and the tokenizer as metadata.
+
+Names are those of llama.cpp's ``gguf-py/gguf/constants.py``; the metadata is what its ``convert_hf_to_gguf.py`` writes
+for a GPT-2. Matrices are (out, in); GGUF lists a shape from the last axis.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_gpt.config import GPTConfig
+from mlx_gpt.errors import ModelFolderError
+from mlx_gpt.store.folder import tokenizer_of
+from mlx_gpt.store.gguf import BLOCK_NAMES, CONTROL, NAMES, NORMAL, UNUSED
+from mlx_gpt.store.source import ModelSource
+from mlx_gpt.text.tokenizer import Tokenizer, merges_of
+from mlx_gpt.text.vocab_files import write_name
+
+
+def write_gguf(file: Path, source: ModelSource, dtype: mx.Dtype) -> None:
+    """Write a model as llama.cpp reads it: matrices in float32 or float16, all other tensors in float32."""
+    config, tensors = source.config, {}
+    metadata = architecture(config, dtype) | vocabulary(tokenizer_of(source), config.vocab_size)
+    for name, weight in source.parameters(None).items():
+        is_small = weight.ndim == 1 or name == "wpe.weight"
+        tensors[gguf_name(name)] = mx.contiguous(weight.astype(mx.float32 if is_small else dtype))
+    mx.save_gguf(str(file), tensors, metadata)
+
+
+def gguf_name(name: str) -> str:
+    """Return llama.cpp's name of a parameter: ``h.3.attn.c_attn.weight`` -> ``blk.3.attn_qkv.weight``."""
+    stem, _, kind = name.rpartition(".")
+    if stem in NAMES:
+        return f"{NAMES[stem]}.{kind}"
+    _, layer, part = stem.split(".", 2)
+    return f"blk.{layer}.{BLOCK_NAMES[part]}.{kind}"
+
+
+def architecture(config: GPTConfig, dtype: mx.Dtype) -> dict[str, Any]:
+    """Return the metadata that describes the model."""
+    numbers = {
+        "general.file_type": 0 if dtype == mx.float32 else 1,
+        "gpt2.block_count": config.n_layer,
+        "gpt2.context_length": config.n_positions,
+        "gpt2.embedding_length": config.n_embd,
+        "gpt2.feed_forward_length": config.inner_dim,
+        "gpt2.attention.head_count": config.n_head,
+    }
+    return {
+        "general.architecture": "gpt2",
+        "general.name": "gpt2",
+        "gpt2.attention.layer_norm_epsilon": mx.array(config.layer_norm_epsilon, mx.float32),
+        **{name: mx.array(value, mx.uint32) for name, value in numbers.items()},
+    }
+
+
+def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """Return the metadata of the tokenizer, with an unused token for each id of the model that it lacks."""
+    merges = [f"{write_name(left)} {write_name(right)}" for left, right in merges_of(tokenizer.ranks)]
+    if not merges:  # MLX cannot write an empty list, and llama.cpp requires one
+        raise ModelFolderError("a GGUF needs a tokenizer with merges, this one has bytes only; it cannot be exported")
+    names = {i: write_name(token) for token, i in tokenizer.ranks.items()}
+    names |= {i: text for text, i in tokenizer.specials.items()}
+    types = dict.fromkeys(tokenizer.ranks.values(), NORMAL) | dict.fromkeys(tokenizer.specials.values(), CONTROL)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [names.get(i, f"[PAD{i}]") for i in range(vocab_size)],
+        "tokenizer.ggml.token_type": mx.array([types.get(i, UNUSED) for i in range(vocab_size)], mx.int32),
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": mx.array(tokenizer.eot_id, mx.uint32),
+        "tokenizer.ggml.eos_token_id": mx.array(tokenizer.eot_id, mx.uint32),
+        "tokenizer.ggml.add_bos_token": mx.array(False),
+    }
