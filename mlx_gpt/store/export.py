@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from mlx_gpt.store.folder import PathLike
 from mlx_gpt.store.gguf_write import write_gguf
 from mlx_gpt.store.llmc import write_llmc
 from mlx_gpt.store.nanogpt import write_nanogpt
+from mlx_gpt.store.pickles import import_torch
 from mlx_gpt.store.source import ModelSource
 
 
@@ -30,6 +31,11 @@ class LayoutWriter(NamedTuple):
 
 SCALING = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
 SHAPE = ("layer_norm_epsilon", "tie_word_embeddings", "n_inner", *SCALING)
+GPT2_IDS = range(50257, 50257 + 256)  # GPT-2's vocabulary, perhaps padded
+TOKENIZERS = {  # where the other programs take them from
+    "llm.c": "llm.c reads gpt2_tokenizer.bin, GPT-2's, in the folder it runs in",
+    "nanogpt": "nanoGPT's sample.py reads GPT-2's, or characters from meta.pkl",
+}
 WRITERS = {
     "llm.c": LayoutWriter(write_llmc, (mx.float32, mx.bfloat16), ("gelu_new",), SHAPE),
     "nanogpt": LayoutWriter(write_nanogpt, (mx.float32,), ("gelu", "gelu_new"), SHAPE),
@@ -56,14 +62,27 @@ def export(source: ModelSource, file: PathLike, to: str, dtype: mx.Dtype | None 
     if source.quantization:
         raise ModelFolderError(f"{source.folder}: is quantized; export the float model that it was made from")
     check_exportable(source.config, to)
+    if to == "nanogpt":
+        import_torch(file)  # which its writer takes
+    hidden = file
     try:
         with atomic_path(file) as hidden:
             writer.write(hidden, source, dtype)
     except (OSError, RuntimeError) as error:
-        raise ModelFolderError(f"{file}: could not be written ({error}); make room or choose another place") from error
+        reason = str(error).replace(str(hidden), str(file))
+        raise ModelFolderError(f"{file}: could not be written ({reason}); make room or choose another place") from error
+    return "; ".join(_remarks(source, file, to))
+
+
+def _remarks(source: ModelSource, file: Path, to: str) -> Iterator[str]:
     if to == "nanogpt" and ACTIVATION[source.config.activation_function] is not ACTIVATION["gelu"]:
-        return "nanoGPT computes the exact GELU, this model its tanh form: nanoGPT's logits will differ a little"
-    return ""
+        yield "nanoGPT computes the exact GELU, this model its tanh form: nanoGPT's logits will differ a little"
+    if to == "llm.c" or (to == "nanogpt" and source.config.vocab_size not in GPT2_IDS):
+        where = source.folder if source.tokenizer is None else "a folder that mlx-gpt convert makes"
+        yield (
+            f"the tokenizer is not in {file.name}: for mlx-gpt, copy vocab.json and merges.txt of {where} beside it; "
+            f"{TOKENIZERS[to]}"
+        )
 
 
 def check_exportable(config: GPTConfig, to: str) -> None:

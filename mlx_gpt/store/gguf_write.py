@@ -27,7 +27,9 @@ def write_gguf(file: Path, source: ModelSource, dtype: mx.Dtype) -> None:
     for name, weight in source.parameters(None).items():
         is_small = weight.ndim == 1 or name == "wpe.weight"
         tensors[gguf_name(name)] = mx.contiguous(weight.astype(mx.float32 if is_small else dtype))
-    mx.save_gguf(str(file), tensors, metadata)
+    named = file.with_name(f"{file.name}.gguf")  # or MLX would append the suffix
+    mx.save_gguf(str(named), tensors, metadata)
+    named.rename(file)
 
 
 def gguf_name(name: str) -> str:

@@ -40,7 +40,8 @@ def test_an_exported_llmc_file_is_llmcs_byte_for_byte_and_converts_back(
     tmp_path: Path, dtype: mx.Dtype, version: int
 ) -> None:
     write_hub(tmp_path / "hub", PLAIN)
-    assert export(find_source(tmp_path / "hub"), tmp_path / "hub" / "x.bin", "llm.c", dtype) == ""
+    remark = export(find_source(tmp_path / "hub"), tmp_path / "hub" / "x.bin", "llm.c", dtype)
+    assert f"not in x.bin: for mlx-gpt, copy vocab.json and merges.txt of {tmp_path / 'hub'} beside it" in remark
     assert (tmp_path / "hub" / "x.bin").read_bytes() == llmc_bytes(PLAIN, version)
     convert(find_source(tmp_path / "hub" / "x.bin"), tmp_path / "back")
     export(find_source(tmp_path / "back"), tmp_path / "y.bin", "llm.c", dtype)
@@ -105,6 +106,12 @@ def test_transformers_reads_an_exported_gguf_with_the_same_logits(with_merges: P
     with torch.no_grad():
         found = model(torch.tensor(IDS)).logits.numpy()
     assert np.abs(found - gpt2(HubWeights(WIDE, SETTINGS), IDS)).max() < TOLERANCE
+
+
+def test_a_gguf_may_have_any_name(with_merges: Path, tmp_path: Path) -> None:
+    for name in ("x.gguf", "x.bin", "x"):
+        assert export(find_source(with_merges), tmp_path / name, "gguf") == ""
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "x.bin").read_bytes() == (tmp_path / "x").read_bytes()
 
 
 def test_a_gguf_requires_merges(tmp_path: Path) -> None:
