@@ -29,14 +29,17 @@ WRITTEN = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32:
 
 
 def read_safetensors(file: Path) -> Weights:
-    """Return the tensors of a file, lazily. Raises ``ModelFolderError`` for a damaged one."""
-    check_safetensors(file)
+    """Return the tensors of a file, lazily. Raises ``ModelFolderError`` for a damaged one.
+
+    A name that the metadata give as another's, as ``safetensors.torch.save_model`` does, is that tensor as well.
+    """
+    aliases = check_safetensors(file)
     try:
         tensors = mx.load(str(file), format="safetensors")
     except RuntimeError as error:
         raise ModelFolderError(f"{file}: expected safetensors, found a file that MLX refuses ({error})") from error
     assert isinstance(tensors, dict)  # as this format always is
-    return tensors
+    return {name: tensors[kept] for name, kept in aliases.items() if kept in tensors} | tensors
 
 
 def write_safetensors(
@@ -77,8 +80,8 @@ def raw_bytes(weight: mx.array) -> memoryview:
     return memoryview(row_major)  # type: ignore[arg-type]
 
 
-def check_safetensors(file: Path) -> None:
-    """Raise ``ModelFolderError`` unless the header is valid and the tensors fill the file to its last byte."""
+def check_safetensors(file: Path) -> dict[str, str]:
+    """Raise ``ModelFolderError`` unless the header is valid and the tensors fill the file; return its metadata."""
     size, start, header = _read_header(file)
     length = int.from_bytes(start, "little")
     if start == b"version ":
@@ -88,7 +91,9 @@ def check_safetensors(file: Path) -> None:
     if len(header) < length:
         raise _damaged(file, f"a header of {length} bytes, where a thousand layers take {HEADER_LIMIT // 2}")
     try:
-        tensors = [(name, *_parse_entry(entry)) for name, entry in parse_json(header).items() if name != METADATA]
+        entries = parse_json(header)
+        metadata = dict(entries.pop(METADATA, None) or {})  # MLX writes null
+        tensors = [(name, *_parse_entry(entry)) for name, entry in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(file, "an invalid header") from error
     end = 0
@@ -103,6 +108,7 @@ def check_safetensors(file: Path) -> None:
         end = stop
     if 8 + length + end != size:
         raise _damaged(file, f"{size} bytes where its header promises {8 + length + end}")
+    return {name: text for name, text in metadata.items() if isinstance(text, str)}
 
 
 def _read_header(file: Path) -> tuple[int, bytes, bytes]:

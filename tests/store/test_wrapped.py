@@ -34,6 +34,7 @@ from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.convert import bare_names
 from mlx_gpt.store.folder import convert, load
 from mlx_gpt.store.layouts import find_source
+from mlx_gpt.store.safetensors import safetensors_header
 from mlx_gpt.text.tokenizer import Tokenizer
 
 SIZES = {"n_layer": L, "n_head": H, "n_embd": C, "block_size": T, "vocab_size": V}
@@ -86,6 +87,14 @@ def test_the_head_alone_of_a_tied_pair_is_the_embedding(tmp_path: Path, prefix: 
         for file in set(index.values()):
             write_safetensors(tmp_path / file, {name: w for name, w in weights.items() if index[name] == file})
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert error(tmp_path, PLAIN) < TOLERANCE
+
+
+def test_a_name_in_the_metadata_is_the_tensor_that_was_kept(tmp_path: Path) -> None:
+    write_hub(tmp_path, HEAD_ONLY, tie_word_embeddings=False)
+    entries = {name: ("F32", w.shape, w.nbytes) for name, w in HEAD_ONLY.items()}
+    header = safetensors_header(entries, {"format": "pt", "wte.weight": "lm_head.weight"})
+    (tmp_path / "model.safetensors").write_bytes(header + b"".join(w.tobytes() for w in HEAD_ONLY.values()))
     assert error(tmp_path, PLAIN) < TOLERANCE
 
 
