@@ -13,9 +13,9 @@
 import sys
 
 if sys.platform.startswith("linux"):
-    from mlx_gpt.linux_cpu.openblas import use_numpy_openblas
+    from mlx_gpt.linux_cpu import set_up
 
-    use_numpy_openblas()  # only possible before MLX is imported
+    set_up()  # only possible before MLX is imported
 
 from mlx_gpt.config import GPTConfig
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import tyro
@@ -21,7 +22,7 @@ from mlx_gpt.commands.serve import Serve
 from mlx_gpt.commands.talk import Talk
 from mlx_gpt.commands.train import Train, command_line
 from mlx_gpt.commands.verify import Verify
-from mlx_gpt.errors import MLXGPTError, UsageError
+from mlx_gpt.errors import MLXGPTError, UsageError, explained, one_line
 
 Command = Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval
 
@@ -39,24 +40,51 @@ def parse(argv: Sequence[str]) -> Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Return the exit code: 0, 1 for an error in files, network or data, 2 for wrong usage."""
+    _open_closed_streams()
     try:
-        parse(list(sys.argv[1:] if argv is None else argv))()
+        command = parse(list(sys.argv[1:] if argv is None else argv))
+        _check_environment()
+        command()
         sys.stdout.flush()
     except MLXGPTError as error:
         return _fail(error, 2 if isinstance(error, UsageError) else 1)
-    except BrokenPipeError:  # the reader has closed stdout, as after `| head -1`; Python would flush again on exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13  # a shell's exit code for SIGPIPE
-    except OSError as error:  # such as a full disk or a read-only folder
-        return _fail(f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
+    except BrokenPipeError:  # the reader has closed stdout, as after `| head -1`
+        return _fail(None, 128 + 13)  # a shell's exit code for SIGPIPE
     except KeyboardInterrupt as stop:
         signum = getattr(stop, "signum", signal.SIGINT)
         if signum == signal.SIGINT:
             print(file=sys.stderr)  # after the ^C
         return _fail(str(stop) or "stopped", 128 + signum)
+    except BaseException as error:
+        if (line := explained(error)) is None:
+            raise
+        return _fail(line, 1)
     return 0
 
 
+def _check_environment() -> None:
+    """Refuse wrong switches, and report where MLX cannot compile, on Linux."""
+    if sys.platform.startswith("linux"):
+        from mlx_gpt.linux_cpu import check_environment
+
+        if remark := check_environment():
+            print(f"mlx-gpt: {one_line(remark)}", file=sys.stderr)
+
+
+def _open_closed_streams() -> None:
+    """Replace standard streams that the caller has closed, as by ``>&-``, by the null device."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 def _fail(message: object, code: int) -> int:
-    print(f"mlx-gpt: {message}", file=sys.stderr)
+    """Print a line to stderr and return the exit code. What stdout no longer takes is dropped."""
+    with suppress(OSError):
+        if message is not None:
+            print(f"mlx-gpt: {one_line(str(message))}", file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would flush again on exit, and fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

@@ -1,6 +1,15 @@
-"""The project's exceptions. A message says what was expected, what was received, and the remedy."""
+"""The project's exceptions, and how a failure of another library is told from a bug.
+
+A message says what was expected, what was received, and the remedy.
+"""
+
+import os
 
 MAX_LENGTH = 2000  # characters of a message
+TRACEBACK = "MLX_GPT_TRACEBACK"  # set, every failure shows its traceback
+# Python's own classes that a program without a bug can meet: the system's errors, MLX's (RuntimeError), numbers and
+# nesting beyond a limit, and text that no encoding has. Libraries written in Rust raise a plain Exception.
+OUTSIDE = (OSError, MemoryError, RuntimeError, OverflowError, UnicodeError)
 
 
 class MLXGPTError(Exception):
@@ -26,6 +35,24 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, signum: int, message: str = ""):
         super().__init__(message)
         self.signum = signum
+
+
+def explained(error: BaseException) -> str | None:
+    """Return the line for a failure outside of this package; None for a bug in it, which shows its traceback.
+
+    Outside are the classes of ``OUTSIDE``, and all that neither Python nor this package defines: those of Arrow, of
+    safetensors, of rich, and panics of Rust, which are a ``BaseException``.
+    """
+    kind = type(error)
+    library = kind.__module__.partition(".")[0]
+    is_outside = kind is Exception or library not in ("builtins", "mlx_gpt") or isinstance(error, OUTSIDE)
+    if os.environ.get(TRACEBACK) or not is_outside or isinstance(error, NotImplementedError):
+        return None
+    if isinstance(error, OSError):
+        return f"{error.filename2 or error.filename or 'the disk'}: {error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f': {error}' if str(error) else ''}; use a smaller model, batch or context"
+    return f"{kind.__name__}: {error}; {TRACEBACK}=1 shows where"
 
 
 class ModelFolderError(MLXGPTError):

@@ -31,6 +31,7 @@ SET_THREADS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", 
 SOURCE = Path(__file__).with_suffix(".c")
 TIMEOUT = "18"  # log2 of the cycles for which an idle thread of OpenBLAS keeps its core; 28 by default
 CPU_FLAGS = ("-march=native", "-mtune=generic")  # the widest vectors; not every compiler knows the first
+DIGEST = 32  # bytes of a SHA-256
 IN_USE = "in use"
 
 outcome = "not linked: mlx_gpt has not been imported first"
@@ -44,8 +45,8 @@ def use_numpy_openblas() -> bool:
 
 
 def _link() -> str:
-    if os.environ.get(SWITCH) == "0":
-        return f"off: {SWITCH}=0"
+    if os.environ.get(SWITCH, "") not in ("", "1"):
+        return f"off: {SWITCH}={os.environ[SWITCH]}"
     if hasattr(ctypes.CDLL(None), "cblas_sgemm"):  # preloaded, or linked before
         return IN_USE
     if "mlx.core" in sys.modules:
@@ -55,14 +56,17 @@ def _link() -> str:
     if not found:
         return "not linked: NumPy is not from its own wheel"
     cached = cache_folder() / f"blas-{_fingerprint(found[0])}.so"
-    if _is_safe(cached) and _load(cached):
+    if _is_whole(cached) and _load(cached):
         return IN_USE
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = Path(folder) / "blas.so"
-        if not (_compile(compiled, *found) and _load(compiled)):
-            return "not linked: no C compiler"
-        _store(compiled, cached)
-    return IN_USE
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = Path(folder) / "blas.so"
+            if not _compile(compiled, *found):
+                return "not linked: no C compiler"
+            loaded = (_store(compiled, cached) and _load(cached)) or _load(compiled)
+    except OSError as error:
+        return f"not linked: no temporary folder ({error.strerror})"
+    return IN_USE if loaded else f"not linked: the system loads no code from {cached.parent} and {folder}"
 
 
 def _compile(output: Path, library: Path, affixes: tuple[str, str]) -> bool:
@@ -96,21 +100,28 @@ def _read(file: Path) -> bytes:
     return file.read_bytes() if file.exists() else b""
 
 
-def _is_safe(file: Path) -> bool:
-    """Return whether a library belongs to this user and no one else can write it."""
+def _is_whole(file: Path) -> bool:
+    """Return whether a library belongs to this user, no one else can write it, and it ends with its own SHA-256."""
     try:
         state = file.lstat()
+        if not stat.S_ISREG(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o022:
+            return False
+        content = file.read_bytes()
     except OSError:
         return False
-    return stat.S_ISREG(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022
+    return hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]
 
 
-def _store(compiled: Path, cached: Path) -> None:
+def _store(compiled: Path, cached: Path) -> bool:
+    """Keep a library, followed by its SHA-256, which the linker ignores."""
     with contextlib.suppress(OSError):  # without a cache it is compiled in each process
         cached.parent.mkdir(parents=True, exist_ok=True)
+        content = compiled.read_bytes()
         with atomic_path(cached) as hidden:
-            shutil.copyfile(compiled, hidden)
+            hidden.write_bytes(content + hashlib.sha256(content).digest())
             hidden.chmod(0o500)
+        return True
+    return False
 
 
 def set_threads(n: int) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.command_line import ROOT, environment
+from helpers.command_line import ROOT, environment, the_line
 
 PRODUCT = """
 import mlx.core as mx, numpy as np, ctypes, time
@@ -48,17 +50,48 @@ def test_the_cached_library_is_used_without_a_compiler_unless_others_can_write_i
     here = {"LD_PRELOAD": "", "XDG_CACHE_HOME": str(tmp_path)}
     if in_python(link, **here) == ["False"]:
         pytest.skip("no C compiler, or NumPy comes with another BLAS")
-    (kept,) = (tmp_path / "mlx_gpt").iterdir()
+    (kept,) = (tmp_path / "mlx_gpt").glob("blas-*.so")
     answer, error, _ = in_python(link + PRODUCT, PATH="", **here)
     assert answer == "True"
     assert float(error) < 1e-3
     kept.chmod(0o777)
     assert in_python(link, PATH="", **here) == ["False"]
     kept.chmod(0o700)
-    kept.write_bytes(b"no library")
-    assert in_python(link, PATH="", **here) == ["False"]
-    assert in_python(link, **here) == ["True"]  # compiled again
-    assert in_python(link, PATH="", **here) == ["True"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+def test_a_damaged_cached_library_is_compiled_again(tmp_path: Path) -> None:
+    link = "from mlx_gpt.linux_cpu.openblas import use_numpy_openblas; print(use_numpy_openblas())"
+    here = {"LD_PRELOAD": "", "XDG_CACHE_HOME": str(tmp_path)}
+    if in_python(link, **here) == ["False"]:
+        pytest.skip("no C compiler, or NumPy comes with another BLAS")
+    (kept,) = (tmp_path / "mlx_gpt").glob("blas-*.so")
+    whole = kept.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    other_code = b"no library" + hashlib.sha256(b"no library").digest()
+    for damaged in (b"", whole[:10316], bytes(changed), other_code):
+        kept.unlink()
+        kept.write_bytes(damaged)
+        kept.chmod(0o500)
+        assert in_python(link, PATH="", **here) == ["False"]  # a truncated one would end the process at its first use
+        assert in_python(link, **here) == ["True"]
+    kept.unlink()
+    for block in (kept.mkdir, lambda: (kept.rmdir(), os.mkfifo(kept))):
+        block()
+        assert in_python(link, **here) == ["True"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")
+def test_the_switch_is_0_or_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlx_gpt.cli import main
+
+    monkeypatch.setenv("MLX_GPT_OPENBLAS", "foo")
+    assert main(["generate", "nowhere"]) == 2
+    assert the_line(capsys.readouterr().err) == "MLX_GPT_OPENBLAS must be 0 (off) or 1 (on), not 'foo'"
+    for good in ("", "0", "1"):
+        monkeypatch.setenv("MLX_GPT_OPENBLAS", good)
+        assert main(["generate", "./nowhere"]) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only MLX for Linux lacks a fast BLAS")

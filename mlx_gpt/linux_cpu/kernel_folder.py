@@ -1,0 +1,102 @@
+"""A private folder for the kernels that MLX's CPU backend compiles.
+
+MLX runs g++ in ``mlx/VERSION/cpu`` of the temporary folder and loads what it finds there, whoever owns it: another user
+could place code in it, two processes write the same files, and a kernel that was cut short fails in every run
+(mlx/backend/cpu/compiled.cpp). Here each process takes a folder of its own, the first that no other one holds, in one
+that only its user can enter. At its start the kernels that are not as a process left them at its end are removed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from mlx_gpt.files import cache_folder, try_lock
+
+VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # of C++'s temp_directory_path, in its order
+ROOM = 16 << 20  # bytes; a kernel and its source take 20 KB
+MAX_PROCESSES = 200  # of this user at once
+IN_USE = "in use"
+
+outcome = "not set up: mlx_gpt has not been imported"
+
+
+def use_private_folder() -> None:
+    """Let MLX compile in a private folder, or not at all where there is none; ``outcome`` says why.
+
+    Changes one variable of the environment as MLX and compilers see it; ``os.environ`` and ``tempfile`` keep theirs.
+    The last variable has no other reader, so that it is taken where the others are not set.
+    """
+    global outcome
+    reasons = []
+    for base in _bases():
+        try:
+            folder = _take(base)
+        except OSError as error:
+            reasons.append(f"{base}: {error.strerror}")
+            continue
+        os.putenv(next((name for name in VARIABLES if name in os.environ), VARIABLES[-1]), str(folder))
+        atexit.register(_mark, folder, os.getpid())
+        outcome = IN_USE
+        return
+    os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+    outcome = f"off: no folder to compile in ({'; '.join(reasons)})"
+
+
+def _bases() -> Iterator[Path]:
+    with suppress(OSError):  # no folder is writable
+        name, folder = f"mlx_gpt-{os.geteuid()}", Path(tempfile.gettempdir())
+        yield folder.parent if folder.parent.name == name else folder / name  # the first in a child of such a process
+    yield cache_folder() / f"kernels-{os.uname().nodename}"  # of this processor, if the home is on a network
+
+
+def _take(base: Path) -> Path:
+    """Return a folder in ``base`` that no other process uses, held until this one ends. Raises ``OSError``."""
+    base.parent.mkdir(parents=True, exist_ok=True)
+    base.mkdir(mode=0o700, exist_ok=True)
+    _check(base)
+    for folder in (base / str(n) for n in range(MAX_PROCESSES)):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)  # closed, and so released, by the system
+        if try_lock(lock):
+            for kernel, _ in _unmarked(folder):
+                os.unlink(kernel)
+            return folder
+        os.close(lock)
+    raise OSError(errno.ENOLCK, "no locks")
+
+
+def _check(base: Path) -> None:
+    """Raise ``OSError`` unless code can be written to and run from a folder, by this user alone."""
+    state, space = base.lstat(), os.statvfs(base)
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
+        raise OSError(errno.EPERM, "not a folder of this user alone")
+    if space.f_flag & os.ST_NOEXEC:
+        raise OSError(errno.EACCES, "noexec: the system runs no code from it")
+    if space.f_flag & os.ST_RDONLY or not os.access(base, os.W_OK | os.X_OK):
+        raise OSError(errno.EROFS, "not writable")
+    if space.f_bavail * space.f_frsize < ROOM:
+        raise OSError(errno.ENOSPC, "no space left on its disk")
+    if set(str(base)) & set('"$`\\\n'):  # MLX passes it to a shell
+        raise OSError(errno.EINVAL, "a name that a shell reads otherwise")
+
+
+def _mark(folder: Path, process: int) -> None:
+    """Set the time of change of each kernel to its size, in seconds since 1970, which no later change keeps."""
+    if os.getpid() == process:  # not in a fork
+        for kernel, state in _unmarked(folder):
+            os.utime(kernel, (state.st_atime, state.st_size))
+
+
+def _unmarked(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    for place in folder.glob("mlx/*/cpu"):
+        for entry in os.scandir(place):
+            state = entry.stat(follow_symlinks=False)
+            if entry.name.endswith(".so") and state.st_mtime != state.st_size:
+                yield entry.path, state
