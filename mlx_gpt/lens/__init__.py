@@ -1,9 +1,10 @@
 """Every activation of a forward pass by name, to read and to edit; and readings made from them.
 
 Begin with ``trace``, the forward pass spelled out. ``attribution`` and ``heads`` read one trace, ``circuits`` the
-weights, ``patching`` runs with edits.
+weights; ``patching``, ``paths`` and ``ablation`` compare runs with edits.
 """
 
+from mlx_gpt.lens.ablation import ablate_heads
 from mlx_gpt.lens.attribution import (
     decompose_resid,
     logit_attribution,
@@ -17,7 +18,8 @@ from mlx_gpt.lens.gradients import gradients, logit_difference
 from mlx_gpt.lens.heads import attention_entropy, detect_heads, first_token_mass, head_scores, repeated_tokens
 from mlx_gpt.lens.hooks import Activations, Edit
 from mlx_gpt.lens.names import activation_names
-from mlx_gpt.lens.patching import ablate_heads, activation_patching, attribution_patching, path_patching
+from mlx_gpt.lens.patching import activation_patching, attribution_patching
+from mlx_gpt.lens.paths import path_patching
 from mlx_gpt.lens.trace import trace
 
 __all__ = [

@@ -34,8 +34,11 @@ def logit_lens_top(model: GPT, activations: Arrays, k: int = 5) -> tuple[mx.arra
     ids, logprobs = [], []
     for x in residual_streams(model, activations):
         logits = model.logits(model.ln_f(x)).astype(mx.float32)
-        top = mx.argsort(-logits, axis=-1)[..., :k]
-        logprob = mx.take_along_axis(logits, top, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
+        top = mx.argpartition(-logits, kth=min(k, logits.shape[-1]) - 1, axis=-1)[..., :k]
+        found = mx.take_along_axis(logits, top, axis=-1)
+        order = mx.argsort(-found, axis=-1)
+        top = mx.take_along_axis(top, order, axis=-1)
+        logprob = mx.take_along_axis(found, order, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
         mx.eval(top, logprob)
         ids.append(top)
         logprobs.append(logprob)

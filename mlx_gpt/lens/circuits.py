@@ -15,7 +15,7 @@ from mlx_gpt.errors import UsageError
 from mlx_gpt.lens.weights import check_head, embedding_matrix, head_matrix, input_matrices, output_matrices
 from mlx_gpt.model.gpt import GPT
 
-ROWS = 1024  # rows of a product over the vocabulary that are in memory at once
+ROWS = 256  # rows of a product over the vocabulary that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,17 @@ class FactoredMatrix:
     def top_pairs(self, k: int = 10) -> tuple[mx.array, mx.array, mx.array]:
         """Return rows, columns and values of the k largest entries, (k,) each, by decreasing value.
 
-        Computes ``ROWS`` rows of the product at a time.
+        They are in the k rows with the highest maxima, which are found with ``ROWS`` rows of the product at a time.
         """
-        n = self.right.shape[1]
-        k = min(k, self.left.shape[0] * n)
-        values, places = mx.zeros((0,)), mx.zeros((0, 2), mx.int32)
-        for start in range(0, self.left.shape[0], ROWS):
-            block = (self.left[start : start + ROWS] @ self.right).astype(mx.float32).flatten()
-            top = mx.argpartition(-block, kth=min(k, block.size) - 1)[:k].astype(mx.int32)
-            values = mx.concatenate([values, block[top]])
-            places = mx.concatenate([places, mx.stack([start + top // n, top % n], axis=1)])
-            best = mx.argsort(-values)[:k]
-            values, places = values[best], places[best]
-            mx.eval(values, places)
-        return places[:, 0], places[:, 1], values
+        left, right = self.left.astype(mx.float32), self.right.astype(mx.float32)
+        highest = []
+        for start in range(0, left.shape[0], ROWS):
+            highest.append((left[start : start + ROWS] @ right).max(axis=1))
+            mx.eval(highest[-1])
+        rows = mx.argsort(-mx.concatenate(highest))[:k]
+        values = (left[rows] @ right).flatten()
+        top = mx.argsort(-values)[:k]
+        return rows[top // right.shape[1]], top % right.shape[1], values[top]
 
     def _svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         left, right = (np.array(side.astype(mx.float32), np.float64) for side in (self.left, self.right))

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate import sampling
 from mlx_gpt.generate.rng import key_at, row_keys
+from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.lens.hooks import Edit, Hooks
 from mlx_gpt.lens.names import is_attention_map
 from mlx_gpt.lens.trace import forward, trace
@@ -37,9 +38,10 @@ def generate(
 
     Ends after ``max_tokens``, where the context is full, or where all rows have had ``end_id``. Temperature 0 takes the
     most probable id; draws are those of ``mlx_gpt.generate`` for the same settings. Raises ``UsageError`` like
-    ``trace``.
+    ``trace``, and for invalid settings.
     """
     ids = as_ids(tokens, model.config.vocab_size)
+    settings = GenerationSettings(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     (B, T), room = ids.shape, model.config.n_positions - ids.shape[1]
     if room < 1:
         raise UsageError(f"the text is {T} tokens long, which fills the model's context; shorten it")
@@ -49,7 +51,7 @@ def generate(
     new = ids
     for n in range(min(max_tokens, room + 1)):
         logits = edited(new) if edited else trace(model, ids, edits, names=())[0]
-        next_ids = choose(logits[:, -1].astype(mx.float32), temperature, top_k, top_p, key_at(keys, n))
+        next_ids = choose(logits[:, -1].astype(mx.float32), settings, key_at(keys, n))
         new = next_ids.astype(mx.int32)[:, None]
         ids = mx.concatenate([ids, new], axis=1)
         mx.eval(ids)
@@ -60,15 +62,15 @@ def generate(
     return ids[:, T:]
 
 
-def choose(logits: mx.array, temperature: float, top_k: int, top_p: float, keys: mx.array) -> mx.array:
+def choose(logits: mx.array, settings: GenerationSettings, keys: mx.array) -> mx.array:
     """Return the next id of each row: (B, V) -> (B,)."""
-    if temperature == 0:
+    if settings.temperature == 0:
         return sampling.greedy(logits)
-    logits = sampling.with_temperature(logits, temperature)
-    if top_k:
-        logits = sampling.keep_top_k(logits, top_k)
-    if top_p < 1:
-        logits = sampling.keep_top_p(logits, top_p)
+    logits = sampling.with_temperature(logits, settings.temperature)
+    if settings.top_k:
+        logits = sampling.keep_top_k(logits, settings.top_k)
+    if settings.top_p < 1:
+        logits = sampling.keep_top_p(logits, settings.top_p)
     return sampling.draw(logits, keys)
 
 

@@ -50,6 +50,10 @@ class Hooks:
         self.names = ActivationNames(config)
         self.edits: dict[str, list[tuple[str, Edit]]] = {}
         for pattern, edit in edits:
+            if not callable(edit):
+                raise UsageError(
+                    f"the edit of {pattern} must be a function of an activation and its name, not {edit!r}"
+                )
             for asked, name in self.names.find(pattern).items():
                 self.edits.setdefault(name, []).append((asked, edit))
         self.stored_as: dict[str, list[str]] = {}
@@ -69,13 +73,13 @@ class Hooks:
         """Return x after the edits of this name."""
         x = self.edit(name, x)
         for key in self.stored_as.get(name, ()):
-            self.activations[key] = copy(x)
+            self.activations[key] = copy_of(x)
         return x
 
     def edit(self, name: str, x: mx.array) -> mx.array:
         """Apply the edits of this name. ``UsageError`` for an edit that returns no array of the same shape."""
         for asked, edit in self.edits.get(name, ()):
-            edited = edit(copy(x), asked)
+            edited = edit(copy_of(x), asked)
             if not isinstance(edited, (mx.array, np.ndarray)):
                 raise UsageError(f"the edit of {asked} must return an array, not {type(edited).__name__}")
             if tuple(edited.shape) != x.shape:
@@ -104,6 +108,6 @@ def is_unusable(name: str, x: mx.array) -> mx.array:
     return mx.isnan(x).any()
 
 
-def copy(x: mx.array) -> mx.array:
+def copy_of(x: mx.array) -> mx.array:
     """Return an array that can be assigned to without changing x; no data is copied before that."""
     return x[...]

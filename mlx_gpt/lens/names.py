@@ -49,7 +49,8 @@ BY_NAME = (
     "hook_unembed",
 )
 
-# TransformerBridge's names for the same values (transformer_lens/model_bridge/generalized_components).
+# TransformerBridge's names for the same values (transformer_lens/model_bridge/generalized_components). An edit of an
+# alias is one of the name: that of ln2.hook_in changes the residual stream, as hook_resid_mid does.
 ALIASES = {
     "embed.hook_out": "hook_embed",
     "pos_embed.hook_out": "hook_pos_embed",

@@ -70,14 +70,14 @@ def forward(model: GPT, tokens: Any, hook: Hooks, cache: Sequence[KVCache] | Non
 
 
 def layer_norm(norm: LayerNorm, name: str, x: mx.array, hook: Hooks) -> mx.array:
-    """Center each token's vector and divide it by its length, so that parts read directions: (B, T, C) -> (B, T, C).
+    """Center each token's vector and divide it by its spread, so that parts read directions: (B, T, C) -> (B, T, C).
 
-    ``hook_normalized`` is before the learned weight and bias, in float32 as ``hook_scale``.
+    ``hook_normalized`` is before the learned weight and bias, as in TransformerLens 3 (after them in 2, here
+    ``hook_out``). It and ``hook_scale`` are float32.
     """
     centered = x.astype(mx.float32) - x.astype(mx.float32).mean(axis=-1, keepdims=True)
-    scale = hook(
-        f"{name}.hook_scale", mx.sqrt(mx.square(centered).mean(axis=-1, keepdims=True) + norm.eps)
-    )  # (B, T, 1)
+    variance = mx.square(centered).mean(axis=-1, keepdims=True)
+    scale = hook(f"{name}.hook_scale", mx.sqrt(variance + norm.eps))  # (B, T, 1)
     normalized = hook(f"{name}.hook_normalized", centered / scale)  # (B, T, C)
     return hook(f"{name}.hook_out", (normalized * norm.weight + norm.bias).astype(x.dtype))
 
@@ -108,18 +108,18 @@ def attention(attn: MultiHeadAttention, name: str, x: mx.array, hook: Hooks, cac
     # Values move: a token receives the average of the values, weighted by its row of the pattern.
     z = hook(f"{name}.hook_z", weighted_values(pattern, v).swapaxes(1, 2))  # (B, T, H, D)
 
-    # The heads write side by side: what each adds to the stream, or the sum of all in one product.
+    # Each head adds its own vector to the stream; their sum is one product.
     if hook.wants(f"{name}.hook_result"):
         result = hook(f"{name}.hook_result", mx.einsum("bthd,hdc->bthc", z, output_matrices(attn)))  # (B, T, H, C)
         return result.sum(axis=2) + attn.c_proj.bias
     return attn.c_proj(z.reshape(B, T, C))
 
 
-def mlp(mlp: MLP, name: str, x: mx.array, hook: Hooks) -> mx.array:
-    """Think about each token by itself, with the same neurons: (B, T, C) -> (B, T, C)."""
-    pre = hook(f"{name}.hook_pre", mlp.c_fc(x))  # how strongly each neuron's input is there   (B, T, inner)
-    post = hook(f"{name}.hook_post", mlp.activation(pre))  # the strong ones fire                (B, T, inner)
-    return mlp.c_proj(post)  # each firing neuron adds its output vector                         (B, T, C)
+def mlp(module: MLP, name: str, x: mx.array, hook: Hooks) -> mx.array:
+    """Apply the same neurons to each token by itself: (B, T, C) -> (B, T, C)."""
+    pre = hook(f"{name}.hook_pre", module.c_fc(x))  # how far each neuron's direction is in the vector  (B, T, inner)
+    post = hook(f"{name}.hook_post", module.activation(pre))  # those below zero are nearly switched off (B, T, inner)
+    return module.c_proj(post)  # each neuron adds its output vector, times that                         (B, T, C)
 
 
 def token_positions(model: GPT, T: int, cache: Sequence[KVCache] | None) -> mx.array:

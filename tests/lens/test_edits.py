@@ -131,6 +131,7 @@ def test_an_edit_keeps_the_type_of_the_weights() -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
+        (1.0, "must be a function of an activation and its name, not 1.0"),
         (lambda x, name: None, "must return an array, not NoneType"),
         (lambda x, name: 0.0, "must return an array, not float"),
         (lambda x, name: x[:, :1], r"must return the shape \(2, 9, 32\), not \(2, 1, 32\)"),

@@ -88,6 +88,12 @@ def test_it_ends_at_the_end_token_of_all_rows() -> None:
     assert generate(MODEL, TOKENS, 10, end_id=V).shape == (B, 10)
 
 
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_tokens": -1}])
+def test_invalid_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be"):
+        generate(MODEL, TOKENS, **settings)
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_bad_edit_is_refused(cache: bool) -> None:
     other = mx.zeros((B, T, MODEL.config.n_embd))
