@@ -55,7 +55,8 @@ class Eval:
         folder = find_folder(self.model, self.revision)
         model, tokenizer = load(folder)
         data = given or task.fetch()
-        with Progress(console=make_console(stderr=True), transient=True) as bar:
+        console = make_console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             row = bar.add_task(self.task, total=None)
 
             def on_scored(done: int, total: int) -> None:

@@ -53,7 +53,7 @@ class Prepare:
             raise UsageError(f"--out {self.out} exists already; choose a new folder, or remove it")
         console = make_console(stderr=True, highlight=False)
         sources = find_sources(self.sources, self.val_fraction, self.seed, self.val_data, self.text_field)
-        with Progress(console=console, transient=True) as bar:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("encoding", total=sources.n_bytes)
             prepared = prepare_text(sources, self.tokenizer, self.out, lambda n: bar.update(task, completed=n))
         for part in ("train", "val"):

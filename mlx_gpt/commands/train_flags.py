@@ -13,6 +13,7 @@ from tyro.conf import Suppress, arg
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.text.corpora import CORPORA
+from mlx_gpt.text.pipes import is_pipe
 from mlx_gpt.text.records import SUFFIXES, TEXT
 from mlx_gpt.train.config import LENGTHS, LIMITS, TrainConfig
 
@@ -144,6 +145,8 @@ def _absolute(name: str) -> str:
 
 def default_out(data: str) -> Path:
     """Return the folder of a run on this data: ``runs`` and the name of the file, without its suffix, or folder."""
+    if is_pipe(data):
+        return Path("runs", "mine")
     path = Path(data).expanduser().absolute()
     named = (part for part in (path, *path.parents) if part.name and not glob.has_magic(part.name))
     part = next(named, Path("mine"))

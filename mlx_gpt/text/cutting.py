@@ -64,7 +64,9 @@ class Cutter:
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
         for piece in pieces:
             text = newlines.decode(piece)
-            if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
                 text, n = SURROGATES.subn("\ufffd", text)
                 self._changes.add(REPLACED, self._path, n)
             yield from (text[start : start + LONGEST] for start in range(0, len(text), LONGEST))

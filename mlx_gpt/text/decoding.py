@@ -67,7 +67,7 @@ def decode(path: Path, changes: Changes) -> Iterator[str]:
     errors = f"mlx_gpt.{id(changes)}"
     codecs.register_error(errors, lambda error: _replace(error, path, changes))
     replaced_before, size = changes.count(REPLACED), 0
-    with _refuse_damage(path), open_bytes(path) as stream:
+    with open_bytes(path) as stream:
         head = stream.peek(4)[:4]
         encoding = next((name for mark, name in MARKS.items() if head.startswith(mark)), "")
         changes.add(MARK, path, bool(encoding))
@@ -105,15 +105,21 @@ def decoded_size(path: Path) -> int:
     return sum(len(text.encode()) for text in decode(path, Changes()))
 
 
-def open_bytes(path: Path) -> Any:
-    """Open a regular file, decompressed if its first bytes are those of gzip, bzip2, xz or zstd.
+@contextmanager
+def open_bytes(path: Path) -> Iterator[Any]:
+    """Open a regular file to read its bytes, decompressed. The stream has ``peek``.
 
-    The stream has ``peek``. Raises ``DataError`` for a pipe or a device, which may never end.
+    Raises ``DataError`` for a pipe or a device, which may never end, and for damaged data.
     """
+    with _refuse_damage(path), _open(path) as stream:
+        yield stream
+
+
+def _open(path: Path) -> Any:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
-        raise DataError(f"{path}: expected a file, found {kind}; leave it out, or give text by a pipe to --data -")
+        raise DataError(f"{path}: expected a file, found {kind}; give a file, or the text as standard input (-)")
     with path.open("rb") as stream:
         head = stream.read(10)
     if head.startswith(b"\x1f\x8b"):

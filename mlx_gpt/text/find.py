@@ -19,8 +19,11 @@ from mlx_gpt.text.pipes import copy_pipe, is_pipe
 from mlx_gpt.text.records import SUFFIXES, reader_of, suffix
 
 TRAIN, VAL, TEST = "train", "val", "test"
-PARTS = {"train": TRAIN, "training": TRAIN, "test": TEST} | dict.fromkeys(("val", "valid", "validation", "dev"), VAL)
-PART_NAME = re.compile(rf"(?i)(?:(.*)[-_.])?({'|'.join(PARTS)})(?:[-_.]\d.*)?")  # of a file, without its suffixes
+PARTS = {"train": TRAIN, "training": TRAIN, "test": TEST} | dict.fromkeys(
+    ("val", "valid", "validation", "dev", "eval"), VAL
+)
+PART_NAME = re.compile(rf"(?:(.*)[-_.])?({'|'.join(PARTS)})(?:[-_.](.*))?")  # of a file, without its suffixes
+SHARD = re.compile(r"[-_.]?(\d+(-of-\d+)?|[0-9a-f]{16})(?=[-_.]|$)")  # in such a name: a number, a hash
 OPTIONAL = (".json", ".csv", ".tsv")  # in a folder, these are often no text
 MODELS = (  # two files that only a folder of a model, or of its tokenizer, has
     ("vocab.json", "merges.txt"),
@@ -77,7 +80,8 @@ def one_file(name: str) -> Path:
     path = copy_pipe(name) if is_pipe(name) else Path(os.path.expanduser(name))
     if not path.exists():
         raise DataError(f"{name}: expected a file, found none")
-    open_bytes(path).close()
+    with open_bytes(path):
+        pass
     return path
 
 
@@ -165,22 +169,25 @@ def _labels(files: Sequence[Path]) -> dict[Path, str]:
     groups: dict[tuple[Path, str], dict[Path, str]] = defaultdict(dict)
     for file in files:
         if label := _label(file.absolute(), base):
-            folder, beginning, part = label
-            groups[folder, beginning][file] = part
-    sets = [parts for parts in groups.values() if TRAIN in parts.values() and {*parts.values()} != {TRAIN}]
-    return {file: part for parts in sets for file, part in parts.items()}
+            folder, name, part = label
+            groups[folder, name][file] = part
+    if not any({TRAIN} < {*parts.values()} for parts in groups.values()):
+        return {}
+    return {file: part for parts in groups.values() for file, part in parts.items()}
 
 
 def _label(file: Path, base: Path) -> tuple[Path, str, str] | None:
-    """Return what the files of one data set share, a folder and the beginning of a name, and the file's part."""
+    """Return what the files of one data set share, a folder and a name, and the file's part."""
     for parent in file.parents:
         if parent == base:
             break
         if part := PARTS.get(parent.name.lower()):
             return parent.parent, "", part
-    stem = file.name.lower()[: file.name.lower().rindex(suffix(file))] if suffix(file) else file.name
-    found = PART_NAME.fullmatch(stem)
-    return (file.parent, found[1] or "", PARTS[found[2].lower()]) if found else None
+    name = file.name.lower()
+    found = PART_NAME.fullmatch(name[: name.rindex(suffix(file))] if suffix(file) else name)
+    if not found:
+        return None
+    return file.parent, f"{found[1] or ''}*{SHARD.sub('', found[3] or '')}", PARTS[found[2]]
 
 
 def _raise(error: OSError) -> NoReturn:

@@ -23,6 +23,7 @@ AHEAD = 1 << 16  # characters of a longer record that are buffered; a number mus
 SPACE = re.compile(r"[ \t\r\n]*")
 SCALAR = re.compile(r"[-+.\w]*")  # a number, true, false, null
 CHARACTERS = re.compile(r'(?:[^"\\]+|\\(?:[^u]|u[0-9a-fA-F]{4}))*')  # of a JSON string
+CHATS = {"messages", "conversations", "conversation"}
 MAX_NAMES = 20  # that an error lists
 PARSE = json.JSONDecoder(object_pairs_hook=unique_names).raw_decode
 
@@ -225,7 +226,7 @@ class JSONRecords:
 
 def missing(place: str, field: str, names: list[str]) -> str:
     """Return the error for a record, or a table, without a text in ``field``."""
-    if "messages" in names or {"prompt", "completion"} <= {*names}:
+    if not CHATS.isdisjoint(names) or {"prompt", "completion"} <= {*names}:
         return (
             f"{place}: expected a text named {field!r}, found a chat ({', '.join(names[:MAX_NAMES])}); GPT-2 has no "
             f"chat format: write each chat as one text, or name a text with --field"

@@ -74,7 +74,7 @@ def _batches(path: Path, field: str | None = None) -> Iterator[Any]:
     except ImportError as error:
         raise DataError(f"{path}: reading {suffix(path)} needs pyarrow: pip install 'mlx-gpt[parquet]'") from error
     try:
-        with _open_seekable(path) as stream:
+        with open_bytes(path) as opened, _seekable(opened) as stream:
             if stream.read(4) == b"PAR1":
                 from pyarrow.parquet import ParquetFile
 
@@ -104,8 +104,7 @@ def _open_arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:
     return table.schema, table
 
 
-def _open_seekable(path: Path) -> BinaryIO:
-    stream = open_bytes(path)
+def _seekable(stream: BinaryIO) -> BinaryIO:
     if isinstance(stream, io.BufferedReader):
         return stream
     copy = tempfile.TemporaryFile()  # noqa: SIM115

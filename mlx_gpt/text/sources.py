@@ -17,10 +17,10 @@ Documents
     A text file is a document; so is a record: its field or column ``text``, or ``--field``. ``<|endoftext|>`` separates
     documents, and line ends after it are dropped. Empty documents are left out.
 Parts of a data set
-    Files named ``train``, ``val``, ``valid``, ``validation``, ``dev`` or ``test`` side by side (``train.jsonl``,
-    ``corpus-train.txt``, ``train-00000-of-00002.parquet``, or in folders ``train/`` and ``test/``) are for training,
-    for validation, and left out. Other files in the same folder or glob are left out too. ``--val-data`` names the
-    validation text instead. Without either, ``split`` takes a share.
+    Files named ``train``, ``val``, ``valid``, ``validation``, ``dev``, ``eval`` or ``test`` side by side
+    (``train.jsonl``, ``corpus-train.txt``, ``train-00000-of-00002.parquet``, or in folders ``train/`` and ``test/``)
+    are for training, for validation, and left out. Other files in the same folder or glob are left out too.
+    ``--val-data`` names the validation text instead. Without either, ``split`` takes a share.
 
 ``Changes`` has what was changed or left out; every command prints it.
 """

@@ -264,6 +264,8 @@ def test_every_setting_has_a_flag_with_the_preset_as_its_default(capsys: pytest.
         ("books/*.txt", "runs/books"),
         ("tinyworld", "runs/tinyworld"),
         ("/", "runs/mine"),
+        ("-", "runs/mine"),
+        ("/dev/fd/63", "runs/mine"),
     ],
 )
 def test_a_run_without_out_is_named_after_its_data(here: Path, data: str, out: str) -> None:

@@ -181,8 +181,9 @@ def test_a_compressed_text_is_split_like_the_plain_one(tmp_path: Path) -> None:
 def test_compressed_data_that_is_cut_short_is_refused(compression: str, tmp_path: Path) -> None:
     compress = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": lambda data: _zstd().compress(data)}[compression]
     file = write(tmp_path / f"a.txt{compression}", compress(os.urandom(999).hex().encode())[:-30])
-    with pytest.raises(DataError, match=r"a.txt.* damaged or cut short"):
-        documents(find_sources([str(file)]))
+    for use in (lambda: documents(find_sources([str(file)])), lambda: find_sources([str(file)]).n_bytes):
+        with pytest.raises(DataError, match=r"a.txt.* damaged or cut short"):
+            use()
 
 
 REFUSED = [
@@ -307,7 +308,11 @@ LAYOUTS = [
     {"TinyStoriesV2-GPT4-train.txt": "train", "TinyStoriesV2-GPT4-valid.txt": "val"},
     {"train/1.txt": "train", "train/2.txt": "train", "Validation/3.txt": "val", "test/4.txt": "", "notes.txt": ""},
     {"data/train.jsonl.gz": "train", "data/test.jsonl.gz": "", "dataset_info.json": ""},
+    {"train_en.jsonl": "train", "valid_en.jsonl": "val", "test_en.jsonl": ""},
+    {"train_0.csv": "train", "train_1.csv": "train", "test_0.csv": "", "eval-0011223344556677.csv": "val"},
+    {"en.train.txt": "train", "en.dev.txt": "val", "fr.train.txt": "train"},
     {"train.txt": "train", "other.txt": "train"},
+    {"night_train.txt": "train", "bus_test.txt": "train"},
     {"test.txt": "train", "other.txt": "train"},
 ]
 
