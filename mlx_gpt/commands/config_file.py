@@ -54,7 +54,8 @@ def with_file(argv: Sequence[str]) -> list[str]:
 
 def _kinds(name: str) -> list[type]:
     """Return the types that a setting may have in a file."""
-    hint = {**get_type_hints(TrainFlags), **get_type_hints(Architecture), **get_type_hints(TrainConfig)}[name]
+    hints = {**get_type_hints(TrainFlags), **get_type_hints(Architecture), **get_type_hints(TrainConfig)}
+    hint = hints["text_field" if name == "field" else name]
     kinds = [kind for kind in get_args(hint) or [hint] if kind is not NoneType]
     return [int, float] if kinds == [float] else [str] if kinds == [Path] else kinds
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from tyro.conf import Suppress, arg
 
@@ -15,6 +15,7 @@ from mlx_gpt.errors import UsageError
 from mlx_gpt.text.corpora import CORPORA
 from mlx_gpt.text.pipes import is_pipe
 from mlx_gpt.text.records import SUFFIXES, TEXT
+from mlx_gpt.train.auto.model_size import SIZE_FIELDS
 from mlx_gpt.train.config import LENGTHS, LIMITS, TrainConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ ARCHITECTURE = tuple(field.name for field in fields(GPTConfig) if field.name != 
 DROPOUT = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # may differ from the model to start from
 TRAINING = tuple(field.name for field in fields(TrainConfig))
 OTHERS = ("data", "val_data", "field", "out", "init", "revision", "tokenizer", "preset", "prompt", "report_to")
+# What is chosen automatically, which the help says instead of a default.
+CHOSEN_SIZES = (*SIZE_FIELDS, "embd_pdrop", "resid_pdrop")
+CHOSEN_TRAINING = ["optimizer", "learning_rate", "muon_iterations", "steps", "batch_size", "accumulate", "patience"]
+CHOSEN_TRAINING += ["eval_every", "eval_windows", "final_windows", "checkpoint_every"]
 FILE_MAY_SET = {*OTHERS, *ARCHITECTURE, *TRAINING}
 # The settings of a file that a flag replaces.
 REPLACES = dict.fromkeys(LIMITS, LIMITS) | {"preset": ("preset", *ARCHITECTURE)}
@@ -44,6 +49,22 @@ class Architecture(GPTConfig):
     @property
     def config(self) -> GPTConfig:
         return GPTConfig(**asdict(self))
+
+
+@dataclass(frozen=True)
+class Training(TrainConfig):
+    """The flags of the settings of a training run."""
+
+
+def _mark(flags: type, config: type, marks: Mapping[str, str | Callable[[str], str]]) -> None:
+    """Set what the help of some flags has in the place of a default."""
+    hints = get_type_hints(config)
+    flags.__annotations__ |= {name: Annotated[hints[name], arg(help_behavior_hint=marks[name])] for name in marks}
+
+
+_mark(Architecture, GPTConfig, dict.fromkeys(CHOSEN_SIZES, "(chosen for text, machine and time; preset: {})".format))
+_mark(Training, TrainConfig, dict.fromkeys(CHOSEN_TRAINING, "(chosen for text, machine and time)"))
+_mark(Training, TrainConfig, {"minutes": "(10 for the whole command if no length is given)"})
 
 
 Flags = TypeVar("Flags", bound="TrainFlags")
@@ -73,7 +94,9 @@ class TrainFlags:
     """a branch, tag or commit on the hub of the model to start from"""
     tokenizer: str | None = None
     """gpt2, bytes, or bpe:N: N ids learned from the text; chosen automatically if neither data nor model has one"""
-    preset: Annotated[str, arg(help=f"a model size, instead of an automatic choice: {', '.join(PRESETS)}")] = PRESET
+    preset: Annotated[
+        str, arg(help=f"a model size: {', '.join(PRESETS)}", help_behavior_hint="(chosen automatically)")
+    ] = PRESET
     val_data: str | None = None
     """a file, folder or glob of text for validation, instead of a tenth of the data"""
     text_field: Annotated[str, arg(name="field")] = TEXT
@@ -83,7 +106,7 @@ class TrainFlags:
     report_to: str = ""
     """tensorboard or wandb: also send the metrics there"""
     model: Annotated[Architecture, arg(name="")] = field(default_factory=lambda: Architecture.of(PRESETS[PRESET]))
-    training: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
+    training: Annotated[Training, arg(name="")] = field(default_factory=Training)
     given: Suppress[frozenset[str]] = frozenset()
 
     def settings(self) -> dict[str, Any]:

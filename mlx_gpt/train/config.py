@@ -26,7 +26,7 @@ class TrainConfig(OptimizerConfig):
     run is not reproducible to the bit. A resumed run has the time that is left of it.
     """
 
-    steps: int | None = None  # optimizer steps; 2000 if no length is given
+    steps: int | None = None  # optimizer steps
     tokens: int | None = None  # tokens to train on, instead of steps
     epochs: float | None = None  # passes over the training text, instead of steps
     minutes: float | None = None  # time to train; beside steps, tokens or epochs a limit on it

@@ -20,6 +20,7 @@ from helpers.command_line import SMALL, TINY, TRAIN, check_error, environment, e
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.train import Train
+from mlx_gpt.commands.train_flags import Training
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
@@ -243,7 +244,7 @@ def test_the_default_preset_is_tiny() -> None:
     assert architecture("--n-embd", "64", "--embd-pdrop", "0.1") == GPTConfig.preset("tiny", n_embd=64, embd_pdrop=0.1)
 
 
-def test_every_setting_has_a_flag_with_the_preset_as_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_setting_has_a_flag_with_its_default_or_that_it_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["train", "--preset", "small", "--help"])
     help_text = capsys.readouterr().out
@@ -253,7 +254,10 @@ def test_every_setting_has_a_flag_with_the_preset_as_its_default(capsys: pytest.
     assert {name for name in names if f"--{name.replace('_', '-')} " not in help_text.replace(",", " ")} == set()
     assert "--vocab-size" not in help_text
     assert "--given" not in help_text
-    assert re.search(r"--n-embd INT\s+C, width of the residual stream \(default: 256\)", help_text)
+    words = " ".join(help_text.replace("│", " ").split())
+    assert "width of the residual stream (chosen for text, machine and time; preset: 256)" in words
+    assert "optimizer steps (chosen for text, machine and time)" in words
+    assert "--keep INT newest checkpoints to keep (default: 2)" in words
 
 
 @pytest.mark.parametrize(
@@ -321,8 +325,8 @@ def locked_in_a_thread(run: Path) -> Iterator[None]:
 
 
 def test_flags_reach_the_settings() -> None:
-    assert parsed("--steps", "7", "--optimizer", "muon").training == TrainConfig(steps=7, optimizer="muon")
-    assert parsed("--minutes", "2", "--recompute").training == TrainConfig(minutes=2.0, recompute=True)
+    assert parsed("--steps", "7", "--optimizer", "muon").training == Training(steps=7, optimizer="muon")
+    assert parsed("--minutes", "2", "--recompute").training == Training(minutes=2.0, recompute=True)
 
 
 # Files of settings ------------------------------------------------------------------------------------------------
@@ -336,13 +340,13 @@ def test_flags_override_a_file_and_a_file_the_defaults(here: Path) -> None:
     assert isinstance(verb, Train)
     assert (verb.data, verb.out, verb.prompt) == ("a", Path("b"), "--steps 3")
     assert verb.model.config == GPTConfig.preset("tiny", n_layer=2)
-    assert verb.training == TrainConfig(learning_rate=1e-5, recompute=True)
+    assert verb.training == Training(learning_rate=1e-5, recompute=True)
     assert not parsed("--config", "my.toml", "--no-recompute").training.recompute
 
 
 def test_a_flag_replaces_the_equivalent_settings_of_a_file(here: Path) -> None:
     (here / "my.toml").write_text("steps = 9\nn_layer = 3\nn_embd = 64\n")
-    assert parsed("--config", "my.toml", "--tokens", "100").training == TrainConfig(tokens=100)
+    assert parsed("--config", "my.toml", "--tokens", "100").training == Training(tokens=100)
     assert parsed("--config", "my.toml", "--preset", "small").model.config == PRESETS["small"]
     assert parsed("--config", "my.toml", "--preset", "small", "--n-head", "2").model.config.n_head == 2
     assert parsed("--config", "my.toml", "--n-head", "2").model.config == GPTConfig.preset(
@@ -357,7 +361,7 @@ def test_every_setting_is_written_to_the_run_folder(here: Path) -> None:
     verb = parse(["train", "--config", "run/run.toml", "--out", "again"])
     assert isinstance(verb, Train)
     assert verb.settings() == written
-    assert verb.training == TrainConfig(steps=2, batch_size=2, optimizer="muon", eval_every=0, learning_rate=2e-3)
+    assert verb.training == Training(steps=2, batch_size=2, optimizer="muon", eval_every=0, learning_rate=2e-3)
     assert verb.model.config == GPTConfig(50257, 16, 16, 1, 2, embd_pdrop=0.1)
     assert verb.data == str(here / "text.txt")  # independent of the working directory
 

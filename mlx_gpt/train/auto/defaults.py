@@ -149,7 +149,10 @@ def _choose_length(run: _Run, seconds: float, speed: float, capped: bool, proces
     if capped:
         reason = f"{run.epochs:.0f} epochs; more would add nothing"
     limit = {"minutes": float(f"{seconds / 60 / (1 - RESERVE):.3g}")} if processes == 1 else {}  # clocks differ
-    return [Choice({"steps": run.steps}, reason), Choice(limit, "a limit, in case steps are slower than measured")]
+    return [
+        Choice({"steps": run.steps}, reason),
+        Choice(limit, "of steps at most, in case they are slower than measured"),
+    ]
 
 
 def _choose_optimizer(run: _Run, given: Mapping[str, Any]) -> Choice:
