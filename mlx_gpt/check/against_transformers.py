@@ -80,8 +80,9 @@ def check_greedy(model: GPT, tokenizer: Tokenizer, theirs: Any, ids: Array, tole
         return skipped(what, "the context has no room for a continuation")
     n = min(MAX_TOKENS, P - len(prompt))
     ours = list(generate_tokens(model, tokenizer, prompt.tolist(), temperature=0, max_tokens=n))
-    if len(ours) < n:  # it ended with <|endoftext|>, which generate_tokens leaves out
-        ours.append(tokenizer.eot_id)
+    if len(ours) < n:  # it ended with an end token, which generate_tokens leaves out
+        best = int(np.argmax(their_logits(theirs, [*prompt, *ours])[-1]))
+        ours.append(best if best in tokenizer.end_ids else tokenizer.eot_id)
     padding = list(range(tokenizer.vocab_size, model.config.vocab_size)) or None  # ids without a token
     batch = torch.tensor(prompt[None], dtype=torch.int64)
     settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": len(ours), "suppress_tokens": padding}

@@ -40,13 +40,13 @@ def perplexity(
     text, changes = read_text(data, field)
     if not text:
         raise DataError(f"{data}: expected a text, found an empty file")
-    ids = encode_text(tokenizer, text)
+    ids = [*tokenizer.settings.prefix, *encode_text(tokenizer, text)]
     if len(ids) < 2:
         raise DataError(f"{data}: expected at least 2 tokens, of which the second is scored, found {len(ids)}")
     scored = list(windows(ids, window, stride))
     logprobs = np.concatenate([one.logprobs for one in score(model, scored, on_scored)])
     tokens = chain.from_iterable(one.ids[one.first :] for one in scored)
-    n_bytes = sum(len(tokenizer.token_bytes(i)) for i in tokens if i != tokenizer.eot_id)
+    n_bytes = sum(len(tokenizer.token_bytes(i)) for i in tokens if i not in tokenizer.end_ids)
     value, error = perplexity_and_error(logprobs)
     scale = len(logprobs) / max(1, n_bytes) / log(2)  # from nats per token
     bits = -float(logprobs.mean()) * scale, None if error is None else error / value * scale

@@ -95,13 +95,13 @@ def continuation(tokenizer: Tokenizer, context: str, text: str, longest: int, wh
     """Tokenize a text after its context as lm-evaluation-harness does (``_encode_pair``, ``loglikelihood``).
 
     Both are encoded together; the text's tokens are those beyond as many as the context has alone. White space at the
-    context's end moves to the text. An empty context is ``<|endoftext|>``. Too long a context loses its beginning.
+    context's end moves to the text. An empty context is the start token. Too long a context loses its beginning.
     """
     n_spaces = len(context) - len(context.rstrip())
     if n_spaces:
         context, text = context[:-n_spaces], context[-n_spaces:] + text
-    before = tokenizer.encode(context) if context else [tokenizer.eot_id]
-    ids = tokenizer.encode(context + text) if context else [tokenizer.eot_id, *tokenizer.encode(text)]
+    before = tokenizer.encode(context) if context else [tokenizer.start_id]
+    ids = tokenizer.encode(context + text) if context else [tokenizer.start_id, *tokenizer.encode(text)]
     n = len(ids) - len(before)
     if not 0 < n <= longest:
         raise DataError(f"{where}: expected 1 to {longest} tokens to score (the model's context), found {n}")

@@ -121,15 +121,16 @@ def check_structure(model: GPT, ids: Array, tolerance: float) -> Iterator[Check]
 
 
 def check_tokenizer(tokenizer: Tokenizer, folder: HubFolder, V: int) -> Iterator[Check]:
-    """Check that the tokenizer round-trips a text, fits the vocabulary, and has config.json's end-of-text id."""
+    """Check that the tokenizer round-trips a text, fits the vocabulary, and has config.json's end-of-text ids."""
     what = "ids of the tokenizer past the vocabulary"
     yield measured(what, max(0, tokenizer.vocab_size - V), 0, f"{tokenizer.vocab_size} ids, {V} embeddings")
     same = tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     yield Check("round trip of a text through the tokenizer", None, None, same, "the same" if same else "not the same")
-    eot_id = folder.settings.get("eos_token_id")
-    if eot_id is not None:
-        remark = f"config.json: {eot_id}, tokenizer: {tokenizer.eot_id}"
-        yield Check("end-of-text id", None, None, eot_id == tokenizer.eot_id, remark)
+    found = folder.settings.get("eos_token_id")
+    if found is not None:
+        ends = {*found} if isinstance(found, list) else {found}
+        remark = f"config.json: {found}, tokenizer: {tokenizer.eot_id}"
+        yield Check("end-of-text id", None, None, ends <= {*tokenizer.specials.values()}, remark)
 
 
 def check_devices(model: GPT, ids: Array, tolerance: float) -> Check:

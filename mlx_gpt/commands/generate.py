@@ -88,6 +88,7 @@ class Generate(GenerationFlags):
 
         model, tokenizer, draft = self.load()
         ids = self._ids(tokenizer)
+        ids = ids if self.speed.prompt_cache else tokenizer.as_prompt(ids)
         file = self.speed.prompt_cache
         prefix = load_prompt_cache(Path(file).expanduser(), model, tokenizer) if file else None
         run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, prefix)

@@ -35,18 +35,18 @@ def generate(
     """Continue a prompt: yield the continuation in pieces of whole characters, without the prompt.
 
     ``settings`` are the fields of ``GenerationSettings``: ``temperature=0.7, top_p=0.9, stop=("\\n",)``. Ends at
-    ``<|endoftext|>``, at a stop string, after ``max_tokens`` or where the context (``n_positions``) is full. An empty
+    an end token, at a stop string, after ``max_tokens`` or where the context (``n_positions``) is full. An empty
     prompt starts a new text. Raises ``UsageError`` for invalid settings and for a prompt that is too long; with
     ``context="slide"`` its last ``n_positions - 1`` tokens are read instead.
     """
-    generation = Generation(model, tokenizer, [tokenizer.encode(prompt)], GenerationSettings(**settings), draft)
+    generation = Generation(model, tokenizer, [tokenizer.encode_prompt(prompt)], GenerationSettings(**settings), draft)
     return (piece.text for _, piece in generation if piece.text)
 
 
 def generate_tokens(
     model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], *, draft: GPT | str | None = None, **settings: Any
 ) -> Iterator[int]:
-    """Continue a prompt given as ids: yield the new ids, without that of ``<|endoftext|>``."""
+    """Continue a prompt given as ids: yield the new ids, without that of the end token."""
     generation = Generation(model, tokenizer, [prompt], GenerationSettings(**settings), draft)
     return (piece.token.id for _, piece in generation if piece.token)
 
@@ -55,7 +55,7 @@ def generate_many(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], **se
     """Return the continuations of several prompts, computed in one batch; each is the same as alone."""
     texts = [""] * len(prompts)
     if prompts:
-        ids = [tokenizer.encode(prompt) for prompt in prompts]
+        ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
         for row, piece in Generation(model, tokenizer, ids, GenerationSettings(**settings)):
             texts[row] += piece.text
     return texts
@@ -88,7 +88,7 @@ class Generation:
                 )
             settings = replace(settings, cache_bits=prefix.bits)
             prompts = [[*prefix.ids, *prompt] for prompt in prompts]
-        rows = [list(prompt) or [tokenizer.eot_id] for prompt in prompts]
+        rows = [list(prompt) or [tokenizer.start_id] for prompt in prompts]
         longest, most = max(map(len, rows)), model.config.n_positions - 1
         self.n_dropped = max(0, longest - most) if settings.context == SLIDE else 0
         if self.n_dropped:

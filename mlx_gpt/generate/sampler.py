@@ -72,7 +72,7 @@ class Vocabulary:
 
     def banned(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids of each word, without and with a space before it."""
-        return [ids for word in words for ids in (self.tokenizer.encode(word), self.tokenizer.encode(" " + word))]
+        return [self.tokenizer.encode(space + word, is_start=False) for word in words for space in ("", " ")]
 
     def forced(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids of each word with a space before it."""

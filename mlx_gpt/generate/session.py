@@ -41,11 +41,12 @@ class Session:
 
     @property
     def text(self) -> str:
-        return self._tokenizer.decode(self.ids)
+        return self._tokenizer.decode(self.ids[len(self._tokenizer.settings.prefix) :])
 
     def extend(self, words: str = "") -> Generator[Piece, None, None]:
         """Append words to the text and let the model continue it: yield the pieces of the continuation."""
-        ids = self.ids + self._tokenizer.encode(with_space(self.text, words))
+        new = self._tokenizer.encode(with_space(self.text, words), is_start=not self.ids)
+        ids = [*(self.ids or self._tokenizer.settings.prefix), *new]
         return self._answer(ids, [*self._turns, Turn(len(self.ids), len(ids))])
 
     def retry(self) -> Generator[Piece, None, None]:
@@ -102,8 +103,8 @@ class Session:
                 self.ids.append(piece.token.id)
             yield piece
         self.reason = run.reasons[0]
-        if self.reason == STOP and self._tokenizer.decode(ids) != text:
-            self.ids[start:] = self._tokenizer.encode(text)  # the last token is cut where the stop string begins
+        if self.reason == STOP and self._tokenizer.decode(ids) != text:  # the last token is cut at the stop string
+            self.ids[start:] = self._tokenizer.encode(text, is_start=False)
         self._cache = cache_of(run, ids)
 
 

@@ -123,7 +123,7 @@ class RequestReader:
 
     def _ids(self, prompt: str | list[Any]) -> list[int]:
         if isinstance(prompt, str):
-            return self.tokenizer.encode(valid_text("prompt", prompt))
+            return self.tokenizer.encode_prompt(valid_text("prompt", prompt))
         if not prompt:
             refuse("prompt", 'is an empty list of ids; "" starts a new text')
         return self.ids("prompt", prompt)

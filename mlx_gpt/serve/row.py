@@ -33,7 +33,7 @@ class Row(Writer):
     ):
         self.owner, self.index, self.settings, self.echo = owner, index, settings, echo
         self.prompt = list(prompt)
-        self.input = self.prompt or [tokenizer.eot_id]
+        self.input = self.prompt or [tokenizer.start_id]
         self.key = row_key(seed, index)
         self.cancelled = False
         room = n_positions - len(self.input) + 1  # the last token is not read

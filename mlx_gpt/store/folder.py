@@ -31,10 +31,9 @@ from mlx_gpt.store.model_config import CONFIG, config_json
 from mlx_gpt.store.safetensors import check_safetensors, write_safetensors
 from mlx_gpt.store.source import ModelSource
 from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.text.vocab_files import has_vocabulary
 
 PathLike = str | os.PathLike[str]
-
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "encoder.json", "vocab.bpe")
 
 # Files of an earlier model that would affect the new one: mlx-lm reads every model*.safetensors, and the last three
 # would change the tokenizer or its stop token.
@@ -106,10 +105,10 @@ def read_tokenizer(folder: PathLike, config: GPTConfig) -> Tokenizer:
 
     The model may have more ids than the tokenizer (padding), never fewer. Raises ``ModelFolderError``.
     """
-    if any((Path(folder) / name).exists() for name in TOKENIZER_FILES):
-        tokenizer = Tokenizer.from_folder(folder)
+    if has_vocabulary(Path(folder)):
+        tokenizer = Tokenizer.from_folder(folder, config.vocab_size)
     elif 50257 <= config.vocab_size < 50257 + 256:  # GPT-2's, perhaps padded
-        tokenizer = Tokenizer.gpt2()
+        tokenizer = Tokenizer.gpt2().with_settings(Path(folder), config.vocab_size)
     else:
         raise ModelFolderError(
             f"{folder}: expected vocab.json and merges.txt, or tokenizer.json, found none of them, and "
@@ -183,7 +182,8 @@ def _write(
     try:
         with _staging(folder) as staging:
             tokenizer.save(staging)
-            (staging / CONFIG).write_text(config_json(config, tokenizer.eot_id, dtype, quantization), encoding="utf-8")
+            settings = config_json(config, tokenizer.end_ids, tokenizer.start_id, dtype, quantization)
+            (staging / CONFIG).write_text(settings, encoding="utf-8")
             write_safetensors(staging / WEIGHTS, weights, {"format": "mlx" if quantization else "pt"}, check)
             check_safetensors(staging / WEIGHTS)  # a full disk may not have been reported
             small = sorted(file.name for file in staging.iterdir() if file.name != WEIGHTS)

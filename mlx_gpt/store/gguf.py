@@ -22,6 +22,7 @@ from mlx_gpt.store.convert import Weights, is_linear
 from mlx_gpt.store.mapped import mapped_arrays
 from mlx_gpt.store.model_config import CONFIG, config_of
 from mlx_gpt.store.source import ModelSource
+from mlx_gpt.text.token_settings import Files
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.vocab_files import Parts, build_vocabulary, pairs
 
@@ -34,7 +35,7 @@ BLOCK_NAMES = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # token types
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 HEADER_LIMIT = 50_000_000  # bytes; GPT-2's vocabulary takes 2 million
@@ -186,9 +187,16 @@ def _tokenizer(metadata: dict[str, Any], file: Path) -> Tokenizer | None:
     if len(set(used.values())) < len(used):
         raise _damaged(file, "a token twice")
     vocab = {name: i for i, name in used.items()}
-    added = {name: i for i, name in used.items() if types[i : i + 1] not in ([], [1])}
+    added = {i: name for i, name in used.items() if types[i : i + 1] not in ([], [NORMAL])}
     try:
-        return Tokenizer(*build_vocabulary(Parts(vocab, pairs(merges or []), added), file))
+        config: dict[str, Any] = {"add_prefix_space": metadata.get("tokenizer.ggml.add_space_prefix")}
+        for name in ("bos", "eos"):
+            config |= {f"add_{name}_token": metadata.get(f"tokenizer.ggml.add_{name}_token")}
+            config |= {f"{name}_token": used.get(metadata.get(f"tokenizer.ggml.{name}_token_id", -1))}
+        config["added_tokens_decoder"] = {
+            str(i): {"content": name, "special": types[i] != USER_DEFINED} for i, name in added.items()
+        }
+        return Tokenizer(*build_vocabulary(Parts(vocab, pairs(merges or []), file, file), Files.of(file, config)))
     except (ValueError, TypeError) as error:
         raise _damaged(file, f"an invalid merge ({error})") from error
 

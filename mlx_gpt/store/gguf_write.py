@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.folder import tokenizer_of
-from mlx_gpt.store.gguf import BLOCK_NAMES, CONTROL, NAMES, NORMAL, UNUSED
+from mlx_gpt.store.gguf import BLOCK_NAMES, CONTROL, NAMES, NORMAL, UNUSED, USER_DEFINED
 from mlx_gpt.store.source import ModelSource
 from mlx_gpt.text.tokenizer import Tokenizer, merges_of
 from mlx_gpt.text.vocab_files import write_name
@@ -67,13 +67,16 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     names = {i: write_name(token) for token, i in tokenizer.ranks.items()}
     names |= {i: text for text, i in tokenizer.specials.items()}
     types = dict.fromkeys(tokenizer.ranks.values(), NORMAL) | dict.fromkeys(tokenizer.specials.values(), CONTROL)
+    settings = tokenizer.settings
+    types |= {token.id: CONTROL if token.special else USER_DEFINED for token in settings.added}
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": [names.get(i, f"[PAD{i}]") for i in range(vocab_size)],
         "tokenizer.ggml.token_type": mx.array([types.get(i, UNUSED) for i in range(vocab_size)], mx.int32),
         "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.bos_token_id": mx.array(tokenizer.eot_id, mx.uint32),
+        "tokenizer.ggml.bos_token_id": mx.array(tokenizer.start_id, mx.uint32),
         "tokenizer.ggml.eos_token_id": mx.array(tokenizer.eot_id, mx.uint32),
-        "tokenizer.ggml.add_bos_token": mx.array(False),
+        "tokenizer.ggml.add_bos_token": mx.array(bool(settings.prefix)),
+        **({"tokenizer.ggml.add_space_prefix": mx.array(True)} if settings.add_prefix_space else {}),
     }

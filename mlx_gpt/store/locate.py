@@ -15,6 +15,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # gpt2, openai
 # The gpt2 repository also has weights for TensorFlow, Flax, Rust and ONNX, which are not downloaded.
 NEEDED = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 NEEDED += ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json"]
+NEEDED += ["special_tokens_map.json", "generation_config.json"]
+NEEDED += ["vocab.txt", "*.model"]  # of other kinds of tokenizer, to refuse them
 PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
@@ -63,15 +64,20 @@ def read_quantization(folder: str | os.PathLike[str]) -> Quantization | None:
     return _parse_quantization(read_json(file), file)
 
 
-def config_json(config: GPTConfig, eot_id: int, dtype: mx.Dtype, quantization: Quantization | None = None) -> str:
-    """Return a ``config.json`` that transformers and mlx-lm read as this model; a quantized one, mlx-lm only."""
+def config_json(
+    config: GPTConfig, end_ids: Sequence[int], start_id: int, dtype: mx.Dtype, quantization: Quantization | None = None
+) -> str:
+    """Return a ``config.json`` that transformers and mlx-lm read as this model; a quantized one, mlx-lm only.
+
+    A text ends at any of ``end_ids``; ``start_id`` begins an empty one.
+    """
     settings = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         **asdict(config),
         "n_ctx": config.n_positions,  # mlx-lm requires it, transformers 5 no longer writes it
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
+        "bos_token_id": start_id,
+        "eos_token_id": end_ids[0] if len(end_ids) == 1 else [*end_ids],
         "torch_dtype": str(dtype).removeprefix("mlx.core."),
         **(dict.fromkeys(QUANTIZED, quantization._asdict()) if quantization else {}),
     }

@@ -136,7 +136,8 @@ def _write_parts(
     writers = {part: _Writer(folder, part, tokenizer) for part in PARTS}
     try:
         for batch in _batches(sources.pieces()):
-            for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
+            texts, starts = [piece.text for piece in batch], [piece.starts for piece in batch]
+            for piece, ids in zip(batch, tokenizer.encode_batch(texts, starts), strict=True):
                 writers["val" if piece.val else "train"].write(piece, ids)
             if on_progress:
                 on_progress(sum(writer.counts["bytes"] for writer in writers.values()))
@@ -167,7 +168,7 @@ class _Writer:
     """Writes the files of one part, in the form of a ``TokenStream``."""
 
     def __init__(self, folder: Path, part: str, tokenizer: Tokenizer):
-        self.dtype, self.eot_id = _dtype(tokenizer), tokenizer.eot_id
+        self.dtype, self.eot_id, self.opening = _dtype(tokenizer), tokenizer.eot_id, tokenizer.opening
         self.ids, self.starts = (file.open("wb") for file in _files(folder, part))
         self.counts = {"documents": 0, "tokens": 0, "bytes": 0}
 
@@ -175,6 +176,7 @@ class _Writer:
         if piece.starts or not self.counts["documents"]:
             self._write_eot()
             self.counts["documents"] += 1
+            ids = [*self.opening, *ids]
         self.ids.write(np.array(ids, self.dtype).tobytes())
         self.counts["tokens"] += len(ids)
         self.counts["bytes"] += len(piece.text.encode("utf-8", "replace"))

@@ -203,7 +203,7 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the ids of a text, with that of ``<|endoftext|>`` between its documents."""
     first, *others = text.split(EOT)
     return tokenizer.encode(first) + [
-        i for part in others for i in [tokenizer.eot_id, *tokenizer.encode(part.lstrip("\n"))]
+        i for part in others for i in [tokenizer.eot_id, *tokenizer.opening, *tokenizer.encode(part.lstrip("\n"))]
     ]
 
 

@@ -24,30 +24,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice, pairwise
+from pathlib import Path
 from typing import Any
 
 from mlx_gpt.errors import TokenizerError, UsageError
-from mlx_gpt.text.vocab_files import BYTES, EOT, Token, pairs, read_name, read_vocabulary, write_name, write_vocabulary
+from mlx_gpt.text.added_tokens import NO_SPACE, SPACE, split_at_tokens
+from mlx_gpt.text.token_settings import EOT, Files, TokenSettings, settings_of
+from mlx_gpt.text.vocab_files import BYTES, Token, pairs, read_name, read_vocabulary, write_name, write_vocabulary
 
 # GPT-2's words: contractions, letters, digits, punctuation (each with at most one leading space), and white space.
 # The possessive `++` and the `\s++$` are tiktoken's: the same words, without backtracking over long runs.
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 LONG_WORD = re.compile(r"\S{1000}|\s{1000}")  # training is quadratic in a word's length: longer words are split
-SPACE, NO_SPACE = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"  # tiktoken's, that is Unicode's: Python's \s has four more
 MANY_SPACES = 500_000  # tiktoken goes back over a run of white space, a million characters at most
 TRAINING_TEXT = 5_000_000  # characters that ``make_tokenizer`` learns a vocabulary from
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer: ``ranks`` maps a token's bytes to its id, ``specials`` a special token's text.
+    """A byte-level BPE tokenizer: ``ranks`` maps a token's bytes to its id, ``specials`` any other token's text.
 
     Usually created by a class method: ``gpt2``, ``bytes``, ``train``, ``from_folder``. Ids must increase in the order
-    of the merges (tiktoken uses them as the merges' ranks).
+    of the merges (tiktoken uses them as the merges' ranks). ``settings`` are those of a model folder; by default all
+    ``specials`` are special tokens, and ``<|endoftext|>`` is the end token.
     """
 
-    def __init__(self, ranks: dict[Token, int], specials: dict[str, int]):
+    def __init__(self, ranks: dict[Token, int], specials: dict[str, int], settings: TokenSettings | None = None):
         self.ranks = ranks
         self.specials = dict(sorted(specials.items(), key=lambda item: item[1]))
+        self.settings = settings or TokenSettings.of(specials)
 
     @classmethod
     def gpt2(cls) -> Tokenizer:
@@ -106,17 +110,23 @@ class Tokenizer:
         return tokenizer
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Load the tokenizer of a model folder: ``vocab.json`` and ``merges.txt``, or else ``tokenizer.json``.
+    def from_folder(cls, folder: str | os.PathLike[str], limit: int | None = None) -> Tokenizer:
+        """Load the tokenizer of a model folder: ``tokenizer.json``, or else ``vocab.json`` and ``merges.txt``.
 
-        Added tokens keep their ids and decode to their text. Raises ``TokenizerError`` for files that are missing,
-        damaged, inconsistent, or of another kind of tokenizer.
+        Its settings are applied as transformers does (``token_settings.py``); ``limit`` is the number of the model's
+        ids. Raises ``TokenizerError`` for files that are missing, damaged, inconsistent, or of another kind.
         """
-        return cls(*read_vocabulary(folder))
+        return cls(*read_vocabulary(folder, limit))
+
+    def with_settings(self, folder: Path, limit: int | None = None) -> Tokenizer:
+        """The same vocabulary with the settings of a folder that has none of its own."""
+        settings = settings_of(Files.read(folder), self._vocab, None, limit)
+        added = {token.text: token.id for token in settings.added}
+        return self if settings == self.settings else Tokenizer(self.ranks, self.specials | added, settings)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the four files that transformers, mlx-lm and ``from_folder`` read. Creates the folder."""
-        write_vocabulary(folder, self._vocab, merges_of(self.ranks), self.specials)
+        write_vocabulary(folder, self._vocab, merges_of(self.ranks), self.settings)
 
     @property
     def vocab_size(self) -> int:
@@ -125,28 +135,62 @@ class Tokenizer:
 
     @property
     def eot_id(self) -> int:
-        """The id of ``<|endoftext|>``."""
-        return self.specials[EOT]
+        """The id of the end token, such as ``<|endoftext|>``: the first of ``end_ids``. It separates documents."""
+        return self.settings.ends[0]
 
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The ids at which a generated text ends."""
-        return (self.eot_id,)
+        return self.settings.ends
+
+    @property
+    def start_id(self) -> int:
+        """The id that begins an empty text; for GPT-2 that of ``<|endoftext|>``."""
+        return self.settings.start
 
     @cached_property
     def hash(self) -> str:
-        """The sha256, in hex, of its ``vocab.json`` (for GPT-2 that of OpenAI's file)."""
-        return hashlib.sha256(json.dumps(self._vocab).encode()).hexdigest()
+        """The sha256, in hex, of its ``vocab.json`` (for GPT-2 that of OpenAI's file) and of settings unlike GPT-2's.
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Encode a text. ``<|endoftext|>`` in it is plain text, or with ``allow_special`` the special token."""
-        with _panics_reported():
-            if allow_special:
-                return self._encoding.encode(text, allowed_special="all")
-            return [i for piece in _pieces(text) for i in self._encoding.encode_ordinary(piece)]
+        Equal hashes mean equal ids of every text.
+        """
+        return hashlib.sha256((json.dumps(self._vocab) + self.settings.of_text).encode()).hexdigest()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode each text like ``encode``, on all cores."""
+    def encode(self, text: str, *, allow_special: bool = False, is_start: bool = True) -> list[int]:
+        """Encode a text. ``<|endoftext|>`` in it is plain text, or with ``allow_special`` the special token.
+
+        The text continues another, so that no space is put before it, unless ``is_start``.
+        """
+        ids: list[int] = []
+        for part in split_at_tokens(text, self.settings.added, allow_special):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                space = (
+                    " " if self.settings.add_prefix_space and (is_start or ids) and part[:1] not in ("", " ") else ""
+                )
+                with _panics_reported():
+                    ids += chain(*map(self._encoding.encode_ordinary, _pieces(space + part)))
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Encode a text and add the tokens that the model expects around it, such as one at its beginning."""
+        return self.as_prompt(self.encode(text))
+
+    def as_prompt(self, ids: Iterable[int]) -> list[int]:
+        """Add the tokens that the model expects around a text."""
+        return [*self.settings.prefix, *ids, *self.settings.suffix]
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """The ids between ``eot_id`` and a document in training: those before a prompt, unless they are ``eot_id``."""
+        return () if self.settings.prefix == (self.eot_id,) else self.settings.prefix
+
+    def encode_batch(self, texts: Sequence[str], starts: Sequence[bool] | None = None) -> list[list[int]]:
+        """Encode each text like ``encode``, on all cores. ``starts`` are the ``is_start`` of each."""
+        if self.settings.of_text:
+            starts = [True] * len(texts) if starts is None else starts
+            return [self.encode(text, is_start=start) for text, start in zip(texts, starts, strict=True)]
         pieces = [_pieces(text) for text in texts]
         with _panics_reported():
             ids = self._encoding.encode_ordinary_batch([*chain(*pieces)], num_threads=os.cpu_count() or 1)
@@ -189,7 +233,7 @@ class Tokenizer:
     def _encoding(self) -> Any:
         import tiktoken
 
-        return tiktoken.Encoding("mlx_gpt", pat_str=SPLIT, mergeable_ranks=self.ranks, special_tokens=self.specials)
+        return tiktoken.Encoding("mlx_gpt", pat_str=SPLIT, mergeable_ranks=self.ranks, special_tokens={})
 
     @cached_property
     def _tokens(self) -> dict[int, Token]:

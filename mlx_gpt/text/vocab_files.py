@@ -13,11 +13,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gpt.errors import TokenizerError
-from mlx_gpt.files import parse_json, read_small
+from mlx_gpt.text.token_settings import (
+    CONFIG,
+    FAST,
+    Files,
+    TokenSettings,
+    damaged,
+    is_text,
+    read_object,
+    read_text,
+    settings_of,
+)
+from mlx_gpt.text.token_settings import EOT as EOT
 
 Token = bytes  # the bytes of one id
-EOT = "<|endoftext|>"
-LIMIT = 20_000_000  # bytes; GPT-2's tokenizer.json has 1.4 million
+VOCAB, MERGES = "vocab.json", "merges.txt"
+OPENAI = {"encoder.json": VOCAB, "vocab.bpe": MERGES}  # OpenAI's own names for the two
+FOREIGN = ("vocab.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json")  # WordPiece, SentencePiece and others
 
 # In GPT-2's files each byte is one visible character: itself if printable, else the next of chr(256), chr(257), ...
 # The bytes' ids follow that order: byte BYTES[i] has id i and is written CHARACTERS[i].
@@ -25,63 +37,78 @@ PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = [*PRINTABLE, *(b for b in range(256) if b not in PRINTABLE)]
 CHARACTERS = [chr(b) for b in PRINTABLE] + [chr(256 + i) for i in range(256 - len(PRINTABLE))]
 WRITE = dict(zip(BYTES, CHARACTERS, strict=True))
+SPECIAL = re.compile(r"<\S+>|\[[A-Z]+\]")  # the form of a token that no merge makes
 READ = str.maketrans(dict(zip(CHARACTERS, map(chr, BYTES), strict=True)))
 
 
 class Parts(NamedTuple):
-    """The contents of a folder's files: each name's id, the merges in order, and the ids of added tokens."""
+    """The contents of a vocabulary's files: each name's id, and the merges in order; and the two files."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
-    added: dict[str, int]
+    vocab_file: Path
+    merges_file: Path
 
 
-def read_vocabulary(folder: str | os.PathLike[str]) -> tuple[dict[Token, int], dict[str, int]]:
-    """Read the ids of tokens and of special tokens from ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``.
-
-    Raises ``TokenizerError`` for files that are missing, damaged, inconsistent, or of another kind of tokenizer.
-    """
-    vocab_file, merges_file, fast_file, added_file = (
-        Path(folder) / name for name in ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json")
-    )
-    if not vocab_file.exists() and not merges_file.exists():  # OpenAI's own names for the two
-        vocab_file, merges_file = (
-            there if (there := Path(folder) / name).exists() else file
-            for name, file in (("encoder.json", vocab_file), ("vocab.bpe", merges_file))
-        )
-    fast = _read_fast(fast_file) if fast_file.exists() else None
-    added = fast.added if fast else {}
-    if vocab_file.exists() and merges_file.exists():
-        added = added | (_read_object(added_file) if added_file.exists() else {})
-        parts, file = Parts(_read_object(vocab_file), _read_merges(merges_file), added), merges_file
-    elif fast:
-        parts, file = fast, fast_file
-    else:
-        found = next((f"only {file.name}" for file in (vocab_file, merges_file) if file.exists()), "neither")
+def has_vocabulary(folder: Path) -> bool:
+    """Return True for a folder with files of a GPT-2 vocabulary. ``TokenizerError`` if it has another kind's only."""
+    if any((folder / name).exists() for name in (VOCAB, MERGES, FAST, *OPENAI)):
+        return True
+    Files.read(folder).check_class()
+    if foreign := sorted(file for pattern in FOREIGN for file in folder.glob(pattern)):
         raise TokenizerError(
-            f"{folder}: expected vocab.json and merges.txt, or tokenizer.json, found {found}; "
-            f"copy them from the model this folder was made from"
+            f"{foreign[0]}: expected a tokenizer of GPT-2's kind (vocab.json and merges.txt, or tokenizer.json), found "
+            f"one of another kind (WordPiece, SentencePiece, ...); this folder belongs to another kind of model"
         )
-    return build_vocabulary(parts, file)
+    return False
 
 
-def build_vocabulary(parts: Parts, file: Path) -> tuple[dict[Token, int], dict[str, int]]:
-    """Return the ids of tokens and of special tokens that a file means. Raises ``TokenizerError``."""
-    _check_ids(parts, file)
-    ranks = _ranks(parts, file)
-    return ranks, _specials(parts, ranks, file)
+def read_vocabulary(
+    path: str | os.PathLike[str], limit: int | None = None
+) -> tuple[dict[Token, int], dict[str, int], TokenSettings]:
+    """Read the ids of tokens, those of the tokens that no merge makes, and the settings.
+
+    ``path`` is a folder, or a file like ``tokenizer.json``, which precedes ``vocab.json`` and ``merges.txt`` as in
+    transformers. For ``limit``, see ``read_settings``. Raises ``TokenizerError`` for files that are missing, damaged,
+    inconsistent, or of another kind of tokenizer.
+    """
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    fast_file = path if path.is_file() and path.name not in (VOCAB, MERGES, *OPENAI) else folder / FAST
+    files = Files.read(folder if fast_file == folder / FAST else None)
+    if not fast_file.exists():
+        return build_vocabulary(_of_two_files(folder), files, None, limit)
+    fast = read_object(fast_file)
+    parts = _of_fast(fast_file, fast)
+    ranks, specials, settings = build_vocabulary(parts, files, fast, limit)
+    if (folder / VOCAB).exists() and (folder / MERGES).exists():
+        other = _of_two_files(folder)
+        if other[:2] != parts[:2]:  # not used, but a damaged folder is reported
+            _check_ids(other)
+            _specials(other, _ranks(other), settings)
+    return ranks, specials, settings
+
+
+def build_vocabulary(
+    parts: Parts, files: Files, fast: dict[str, Any] | None = None, limit: int | None = None
+) -> tuple[dict[Token, int], dict[str, int], TokenSettings]:
+    """Return what ``read_vocabulary`` does from the contents of the files. Raises ``TokenizerError``."""
+    _check_ids(parts)
+    settings = settings_of(files, parts.vocab, fast, limit)
+    ranks = _ranks(parts)
+    return ranks, _specials(parts, ranks, settings), settings
 
 
 def write_vocabulary(
-    folder: str | os.PathLike[str], vocab: dict[str, int], merges: list[tuple[Token, Token]], specials: dict[str, int]
+    folder: str | os.PathLike[str], vocab: dict[str, int], merges: list[tuple[Token, Token]], settings: TokenSettings
 ) -> None:
     """Write the four files that transformers and mlx-lm read. Creates the folder."""
     lines = [f"{write_name(left)} {write_name(right)}" for left, right in merges]
     files = {
-        "vocab.json": json.dumps(vocab),  # for GPT-2, byte for byte OpenAI's encoder.json
-        "merges.txt": "\n".join(["#version: 0.2", *lines, ""]),  # and its vocab.bpe
-        "tokenizer.json": json.dumps(_fast_tokenizer(vocab, lines, specials), ensure_ascii=False),
-        "tokenizer_config.json": json.dumps(_tokenizer_config(specials), indent=2),
+        VOCAB: json.dumps(vocab),  # for GPT-2, byte for byte OpenAI's encoder.json
+        MERGES: "\n".join(["#version: 0.2", *lines, ""]),  # and its vocab.bpe
+        FAST: json.dumps(_fast_tokenizer(vocab, lines, settings), ensure_ascii=False),
+        CONFIG: json.dumps(_tokenizer_config(settings), indent=2),
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
@@ -107,136 +134,154 @@ def pairs(merges: Iterable[Any]) -> list[tuple[str, str]]:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def _damaged(file: Path, expected: str, found: str) -> TokenizerError:
-    return TokenizerError(f"{file}: expected {expected}, found {found}; download the file again")
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return read_small(file, LIMIT).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise _damaged(file, "UTF-8 text", f"the byte {error.object[error.start]:#04x} at {error.start}") from error
-    except OSError as error:
-        raise TokenizerError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(_read_text(file))
-    except json.JSONDecodeError as error:
-        raise _damaged(file, "JSON", f"{error.msg} in line {error.lineno}, column {error.colno}") from error
-    except ValueError as error:
-        raise _damaged(file, "JSON", f"invalid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise _damaged(file, "a JSON object", type(value).__name__)
-    return value
+def _of_two_files(folder: Path) -> Parts:
+    names = (VOCAB, MERGES) if (folder / VOCAB).exists() or (folder / MERGES).exists() else tuple(OPENAI)
+    vocab_file, merges_file = (folder / name for name in names)
+    if not vocab_file.exists() or not merges_file.exists():
+        found = next((f"only {file.name}" for file in (vocab_file, merges_file) if file.exists()), "neither")
+        raise TokenizerError(
+            f"{folder}: expected vocab.json and merges.txt, or tokenizer.json, found {found}; "
+            f"copy them from the model this folder was made from"
+        )
+    return Parts(read_object(vocab_file), _read_merges(merges_file), vocab_file, merges_file)
 
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:
-    lines = _read_text(file).rstrip("\n").split("\n")
+    lines = read_text(file).rstrip("\n").split("\n")
     merges = []
     for number, line in enumerate(lines, 1):
         if number == 1 and (line.startswith("#version") or not line):
             continue
         halves = line.split(" ")
         if len(halves) != 2 or not all(halves):
-            raise _damaged(file, f"two tokens and a space between them in line {number}", repr(line))
+            raise damaged(file, f"two tokens and a space between them in line {number}", repr(line))
         merges.append((halves[0], halves[1]))
     return merges
 
 
-def _read_fast(file: Path) -> Parts:
-    fast = _read_object(file)
+def _of_fast(file: Path, fast: dict[str, Any]) -> Parts:
+    """Return the vocabulary of a tokenizer.json. What would give other ids than GPT-2's algorithm is refused."""
     try:
         model, words = fast["model"], fast.get("pre_tokenizer") or {}
-        kind = (model["type"], words.get("type"), words.get("add_prefix_space"), words.get("use_regex", True))
-        # Another split or a normalizer would silently give other ids, so only GPT-2's own kind is accepted.
-        if kind != ("BPE", "ByteLevel", False, True) or fast.get("normalizer"):
+        if words.get("type") == "Sequence" and len(words["pretokenizers"]) == 1:
+            words = fast["pre_tokenizer"] = words["pretokenizers"][0]
+        normalizer = fast.get("normalizer") or {}
+        if (model["type"], words.get("type"), words.get("use_regex", True)) != ("BPE", "ByteLevel", True):
             raise TokenizerError(
-                f"{file}: expected GPT-2's kind (BPE on the words of ByteLevel, no prefix space, no normalizer), "
-                f"found {kind[0]} on {kind[1]}, or other settings; this folder belongs to another kind of model"
+                f"{file}: expected GPT-2's kind, BPE on the words of ByteLevel, found {model['type']} on "
+                f"{words.get('type')}, or with another regex; this folder belongs to another kind of model"
             )
-        added = {token["content"]: token["id"] for token in fast.get("added_tokens") or []}
-        return Parts(dict(model["vocab"]), pairs(model["merges"]), added)
+        others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+        wrong = [f"{key} {model[key]!r:.40}" for key in others if model.get(key)]
+        if normalizer.get("normalizers", normalizer):  # an empty sequence changes nothing
+            wrong.append(f"the normalizer {normalizer.get('type')}")
+        if wrong:
+            raise TokenizerError(
+                f"{file}: expected GPT-2's kind, without {wrong[0]}; this folder belongs to another kind of model"
+            )
+        return Parts(dict(model["vocab"]), pairs(model["merges"]), file, file)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(file, "the format of the tokenizers library", f"{type(error).__name__}: {error}") from error
+        raise damaged(file, "the format of the tokenizers library", f"{type(error).__name__}: {error}") from error
 
 
-def _check_ids(parts: Parts, file: Path) -> None:
-    ids = parts.vocab | parts.added
+def _check_ids(parts: Parts) -> None:
+    file, ids = parts.vocab_file, parts.vocab
     if wrong := [name for name, i in ids.items() if type(i) is not int or not 0 <= i < 2**31]:
-        raise _damaged(file, "whole numbers as ids", f"{wrong[0]!r} with id {ids[wrong[0]]!r}")
-    if wrong := [name for name in ids if not _is_text(name)]:
-        raise _damaged(file, "text as tokens", repr(wrong[0]))
+        raise damaged(file, "whole numbers as ids", f"{wrong[0]!r} with id {ids[wrong[0]]!r}")
+    if wrong := [name for name in ids if not is_text(name)]:
+        raise damaged(file, "text as tokens", repr(wrong[0]))
     if len(set(ids.values())) < len(ids):
-        raise _damaged(file, "a different id for each token", f"{len(ids)} tokens with {len(set(ids.values()))} ids")
+        raise damaged(file, "a different id for each token", f"{len(ids)} tokens with {len(set(ids.values()))} ids")
 
 
-def _is_text(name: Any) -> bool:
-    """Return True for a non-empty name that UTF-8 can encode: JSON may contain lone surrogates."""
-    try:
-        return isinstance(name, str) and bool(name.encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def _ranks(parts: Parts, file: Path) -> dict[Token, int]:
+def _ranks(parts: Parts) -> dict[Token, int]:
     """Return the mergeable tokens: all bytes, then the result of each merge: new, in the vocabulary, ids increasing."""
     if lacking := [c for c in CHARACTERS if c not in parts.vocab]:
-        raise _damaged(file, "all 256 bytes in the vocabulary", f"{256 - len(lacking)}, without {lacking[0]!r}")
+        found = f"{256 - len(lacking)}, without {lacking[0]!r}"
+        raise damaged(parts.vocab_file, "all 256 bytes in the vocabulary", found)
     known = dict.fromkeys(CHARACTERS)
     last = -1
     for left, right in parts.merges:
         token = left + right
         if left not in known or right not in known or token not in parts.vocab:
-            raise _damaged(file, "merges of two earlier tokens into one of the vocabulary", f"{left!r} {right!r}")
-        if parts.vocab[token] <= last:
-            raise _damaged(
-                file, "ids that increase in the order of the merges", f"{token!r} with id {parts.vocab[token]}"
+            raise damaged(
+                _suspect(parts), "merges of two earlier tokens into one of the vocabulary", f"{left!r} {right!r}"
             )
+        if parts.vocab[token] <= last:
+            found = f"{token!r} with id {parts.vocab[token]}"
+            raise damaged(_suspect(parts), "ids that increase in the order of the merges", found)
         known[token], last = None, parts.vocab[token]
     return {read_name(name): parts.vocab[name] for name in known}
 
 
-def _specials(parts: Parts, ranks: dict[Token, int], file: Path) -> dict[str, int]:
+def _suspect(parts: Parts) -> str:
+    """Return the file to blame for a merge that does not fit its token: both, where either may be damaged."""
+    vocab, merged = parts.vocab, [left + right for left, right in parts.merges]
+    if len(set(merged)) < len(merged):
+        return str(parts.merges_file)
+    strays = [name for name in vocab.keys() - {*merged, *CHARACTERS} if not SPECIAL.fullmatch(name)]
+    lacking = [token for token in merged if token not in vocab]
+    if max(vocab.values()) >= len(vocab):  # an id is missing
+        return str(parts.vocab_file)
+    if strays == lacking == [] or (strays and lacking):
+        return str(parts.merges_file) if parts.vocab_file == parts.merges_file else f"{parts.vocab_file} or merges.txt"
+    return str(parts.merges_file)
+
+
+def _specials(parts: Parts, ranks: dict[Token, int], settings: TokenSettings) -> dict[str, int]:
     """Return the tokens that no merge makes, such as ``<|endoftext|>``. Any other one means that merges are missing."""
-    merged = set(ranks.values())
-    specials = {name: i for name, i in (parts.vocab | parts.added).items() if i not in merged}
-    special = re.compile(r"<\S+>|\[[A-Z]+\]")
-    if strays := [name for name in specials if name not in parts.added and not special.fullmatch(name)]:
-        raise _damaged(file, "a merge for each token", f"none for {len(strays)}, the first {strays[0]!r}")
-    if EOT not in specials:
-        raise _damaged(file, f"{EOT} among the tokens", "none")
+    merged, added = set(ranks.values()), {token.text: token.id for token in settings.added}
+    specials = {name: i for name, i in (parts.vocab | added).items() if i not in merged}
+    if strays := [name for name in specials if name not in added and not SPECIAL.fullmatch(name)]:
+        found = f"none for {len(strays)}, the first {strays[0]!r}"
+        raise damaged(parts.merges_file, "a merge for each token", found)
     return specials
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-def _added_token(text: str) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"content": text, **flags, "special": True}
-
-
-def _fast_tokenizer(vocab: dict[str, int], merges: list[str], specials: dict[str, int]) -> dict[str, Any]:
+def _fast_tokenizer(vocab: dict[str, int], merges: list[str], settings: TokenSettings) -> dict[str, Any]:
     # The format of the tokenizers library, with merges as "a b", which its old and new versions read.
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    words = {"type": "ByteLevel", "add_prefix_space": settings.add_prefix_space, "trim_offsets": False}
+    words |= {"use_regex": True}
     return {
         "version": "1.0",
-        "added_tokens": [{"id": i, **_added_token(text)} for text, i in specials.items()],
+        "added_tokens": [{"id": token.id, "content": token.text, **token.flags} for token in settings.added],
         "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": byte_level,
-        "decoder": byte_level,
+        "pre_tokenizer": words,
+        "post_processor": _post_processor(vocab, settings) or words,
+        "decoder": words,
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }
 
 
-def _tokenizer_config(specials: dict[str, int]) -> dict[str, Any]:
+def _post_processor(vocab: dict[str, int], settings: TokenSettings) -> dict[str, Any] | None:
+    """Return the template that puts ids around a text, or None."""
+    if not settings.prefix and not settings.suffix:
+        return None
+    names = {i: name for name, i in vocab.items()}
+    before, after = ([_piece("SpecialToken", names[i]) for i in ids] for ids in (settings.prefix, settings.suffix))
+    around = {names[i]: {"id": names[i], "ids": [i], "tokens": [names[i]]} for i in settings.prefix + settings.suffix}
+    text, other = ([*before, _piece("Sequence", text, i), *after] for i, text in enumerate("AB"))
+    return {"type": "TemplateProcessing", "single": text, "pair": text + other, "special_tokens": around}
+
+
+def _piece(kind: str, name: str, type_id: int = 0) -> dict[str, Any]:
+    return {kind: {"id": name, "type_id": type_id}}
+
+
+def _tokenizer_config(settings: TokenSettings) -> dict[str, Any]:
+    named = [text for text in settings.named.values() if text]
+    extra = [token.text for token in settings.added if token.special and token.text not in named]
     return {
         "tokenizer_class": "GPT2Tokenizer",
-        "add_prefix_space": False,
+        "add_prefix_space": settings.add_prefix_space,
+        "add_bos_token": bool(settings.prefix),  # read where tokenizer.json is not
+        "add_eos_token": bool(settings.suffix),
         "clean_up_tokenization_spaces": False,
-        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT),
-        "added_tokens_decoder": {str(i): _added_token(text) for text, i in specials.items()},
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token")),
+        **settings.named,
+        **({"additional_special_tokens": extra} if extra else {}),
+        "added_tokens_decoder": {str(token.id): {"content": token.text, **token.flags} for token in settings.added},
     }

@@ -35,8 +35,8 @@ class TokenStream:
         for first in range(0, len(documents), ENCODED_AT_ONCE):
             for document in tokenizer.encode_batch(documents[first : first + ENCODED_AT_ONCE]):
                 starts.append(position)
-                pieces.append(np.array([tokenizer.eot_id, *document], np.int32))
-                position += len(document) + 1
+                pieces.append(np.array([tokenizer.eot_id, *tokenizer.opening, *document], np.int32))
+                position += len(pieces[-1])
         pieces.append(np.array([tokenizer.eot_id], np.int32))
         return cls(np.concatenate(pieces), np.array([*starts, position]))
 

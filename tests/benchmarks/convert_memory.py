@@ -41,7 +41,7 @@ def make_model(folder: Path, preset: str) -> None:
     tokenizer = Tokenizer.bytes()
     tokenizer.save(folder)
     tokenizer.save(folder.parent)  # next to the llm.c file
-    (folder / "config.json").write_text(config_json(config, tokenizer.eot_id, mx.float32))
+    (folder / "config.json").write_text(config_json(config, tokenizer.end_ids, tokenizer.start_id, mx.float32))
     write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
 
 

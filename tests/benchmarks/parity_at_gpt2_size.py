@@ -39,7 +39,7 @@ def write_random_weights(folder: Path, config: GPTConfig, std: float, rng: np.ra
         mean = 1 if len(shape) == 1 and name.endswith("weight") else 0
         weights[name] = mx.array(rng.standard_normal(shape, np.float32) * np.float32(std) + np.float32(mean))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
-    (folder / "config.json").write_text(config_json(config, 50256, mx.float32))
+    (folder / "config.json").write_text(config_json(config, [50256], 50256, mx.float32))
 
 
 def our_logits(folder: Path, ids: np.ndarray) -> np.ndarray:

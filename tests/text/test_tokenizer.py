@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from mlx_gpt.errors import TokenizerError, UsageError
 from mlx_gpt.text import tokenizer as tokenizer_module
+from mlx_gpt.text.token_settings import EOT
 from mlx_gpt.text.tokenizer import SPLIT, Tokenizer, make_tokenizer, merge_bytes, merges_of
-from mlx_gpt.text.vocab_files import BYTES, CHARACTERS, EOT
+from mlx_gpt.text.vocab_files import BYTES, CHARACTERS
 
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2-tokenizer"
 needs_gpt2 = pytest.mark.skipif(not GPT2.exists(), reason="needs ../shared/data/gpt2-tokenizer")
@@ -413,7 +414,8 @@ def test_a_folder_with_a_file_missing_is_refused(trained: Tokenizer, tmp_path: P
         ("vocab.json", '"!": 0', '"!": "zero"', r"expected whole numbers as ids, found '!' with id 'zero'"),
         ("vocab.json", '"!": 0', '"!": 1', r"expected a different id for each token, found 400 tokens with 399 ids"),
         ("vocab.json", '"!": 0, ', "", r"expected all 256 bytes in the vocabulary, found 255, without '!'"),
-        ("vocab.json", f'"{EOT}"', '"</s>"', r"expected <\|endoftext\|> among the tokens, found none"),
+        ("vocab.json", '"wa"', '"wz"', r"vocab\.json or merges\.txt: expected merges of two earlier tokens"),
+        ("vocab.json", '"wa": 2', '"w a": 2', r"vocab\.json or merges\.txt: expected merges of two earlier tokens"),
         ("vocab.json", ": 256", ": 999", r"expected ids that increase in the order of the merges"),
         ("merges.txt", "\n", "\nĠ x\n", r"into one of the vocabulary, found 'Ġ' 'x'"),
         ("merges.txt", "\n", "\nthree tokens here\n", r"a space between them in line 2, found 'three tokens here'"),
@@ -422,9 +424,11 @@ def test_a_folder_with_a_file_missing_is_refused(trained: Tokenizer, tmp_path: P
             "tokenizer.json",
             '"type": "BPE"',
             '"type": "Unigram"',
-            r"expected GPT-2's kind .*, found Unigram on ByteLevel",
+            r"expected GPT-2's kind, .*, found Unigram on ByteLevel",
         ),
-        ("tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true', "belongs to another kind of model"),
+        ("tokenizer.json", '"use_regex": true', '"use_regex": false', "belongs to another kind of model"),
+        ("tokenizer.json", '"model": {', '"model": {"dropout": 0.1, ', "without dropout 0.1; this folder belongs"),
+        ("tokenizer.json", '"model": {', '"model": {"ignore_merges": true, ', "without ignore_merges True; this"),
         ("tokenizer.json", '"normalizer": null', '"normalizer": {"type": "NFC"}', "belongs to another kind of model"),
         ("tokenizer.json", '"model"', '"modell"', r"the format of the tokenizers library, found KeyError: 'model'"),
         ("tokenizer.json", '"merges": [', '"merges": [3, ', r"the format of the tokenizers library, found TypeError"),
@@ -434,12 +438,15 @@ def test_a_damaged_file_is_reported_with_what_was_expected_and_found(
     trained: Tokenizer, tmp_path: Path, name: str, old: str, new: str, message: str
 ) -> None:
     trained.save(tmp_path)
-    if name != "tokenizer.json":
-        (tmp_path / "tokenizer.json").unlink()
     damage(tmp_path, name, old, new)
     with pytest.raises(TokenizerError, match=message) as e:
         Tokenizer.from_folder(tmp_path)
-    assert str(tmp_path) in one_line(e)
+    assert one_line(e).startswith(str(tmp_path / name)), "the file to blame"
+    if name != "tokenizer.json":
+        (tmp_path / "tokenizer.json").unlink()
+        with pytest.raises(TokenizerError, match=message) as e:
+            Tokenizer.from_folder(tmp_path)
+        assert one_line(e).startswith(str(tmp_path / name))
 
 
 def test_truncated_merges_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
