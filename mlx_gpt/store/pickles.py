@@ -22,7 +22,7 @@ from mlx_gpt.store.zip_check import check_zip, is_zip
 
 SAFE = (2, 6)
 STYLE = re.compile(r"\x1b\[[0-9;]*m")  # torch prints parts of its errors in bold
-REASON = re.compile(r"WeightsUnpickler error: (.*?)(?:\. Please|\n|$)", re.DOTALL)
+REASON = re.compile(r"WeightsUnpickler error:\s*(.*?)(?:\. Please|\n|$)", re.DOTALL)
 REFUSED = re.compile(r"(?:GLOBAL|class|global|function) ([\w.]+\.\w+)")
 
 
@@ -46,8 +46,7 @@ def read_pickle(file: Path) -> Any:
     torch = import_torch(file)
     try:
         zipped = is_zip(file)
-        if zipped:
-            check_zip(file)
+        check_zip(file) if zipped else _check_pickle(file)
     except (OSError, ValueError) as error:
         raise ModelFolderError(
             f"{file}: expected a whole PyTorch file, found damage or something else ({error}); copy or save it again"
@@ -63,12 +62,24 @@ def read_pickle(file: Path) -> Any:
     except Exception as error:  # torch has no base class: UnpicklingError, RuntimeError, EOFError, ...
         text = STYLE.sub("", str(error))
         reason = found[1] if (found := REASON.search(text)) else (text.splitlines() or [""])[0].rstrip(".")
+        if reason.startswith("Unsupported operand"):
+            reason = "a pickle that torch.save did not write, or a damaged one"
         if name := REFUSED.search(found[1] if found else ""):
             raise _foreign(file, [name[1]]) from error
         raise ModelFolderError(
             f"{file}: expected tensors, but torch does not open it ({type(error).__name__}: {reason}); no code in it "
             f"was run; get the weights as safetensors, or copy the file again"
         ) from error
+
+
+def _check_pickle(file: Path) -> None:
+    """Raise ``ValueError`` unless a file begins as a pickle does; one of before torch 1.6 has no checksums."""
+    with file.open("rb") as stream:
+        start = stream.read(24)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError("a git-lfs pointer to it: run git lfs pull")
+    if start[:1] != b"\x80":
+        raise ValueError(f"a file that begins with {start[:12]!r}" if start else "an empty file")
 
 
 def arrays_of(tensors: Mapping[Any, Any], file: Path) -> Weights:
@@ -123,8 +134,10 @@ def _data_classes() -> list[Any]:
 
 
 def _foreign(file: Path, names: list[str]) -> ModelFolderError:
+    remedy = 'torch.save({"model": model.state_dict(), "model_args": vars(model.config)}, "ckpt.pt")'
+    if any(name.startswith("transformers.") for name in names):
+        remedy = 'model.save_pretrained("FOLDER")'
     return ModelFolderError(
         f"{file}: holds objects of {', '.join(sorted(names))}, whose code would run when opened; no code in it was "
-        f"run; in the program that wrote the file, save tensors and plain values only: "
-        f'torch.save({{"model": model.state_dict(), "model_args": vars(model.config)}}, "ckpt.pt")'
+        f"run; in the program that wrote the file, save tensors and plain values only: {remedy}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from mlx_gpt.store.model_config import CONFIG, config_of, read_config
 from mlx_gpt.store.nanogpt import CHECKPOINT, add_biases, read_model_args
 from mlx_gpt.store.pickles import arrays_of, read_pickle
 from mlx_gpt.store.source import ModelSource
-from mlx_gpt.store.state_dict import FIELDS, find_settings, find_state_dict
+from mlx_gpt.store.state_dict import FIELDS, find_settings, find_state_dict, short_name
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".distcp")
 MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")  # torch.save's zip, and before 1.6
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # of a hub model, whole or in shards
 DEEPSPEED = "mp_rank_00_model_states.pt"  # in the folder that the file ``latest`` names
+DISTRIBUTED = "*.distcp"
 ZERO3 = "zero_pp_rank_*_model_states.pt"  # each a process's part of every tensor
 
 
@@ -35,7 +37,8 @@ def find_pickle(path: Path) -> Path | None:
     if has_safetensors(path):
         return None
     names = PICKLES if (path / CONFIG).exists() else (CHECKPOINT,)
-    return next((path / name for name in names if (path / name).exists()), None) or _find_deepspeed(path)
+    found = next((path / name for name in names if (path / name).exists()), None) or _find_deepspeed(path)
+    return found or next(chain(path.glob(DISTRIBUTED), path.glob(f"*/{DISTRIBUTED}")), None)
 
 
 def read_pytorch(path: Path) -> ModelSource:
@@ -61,7 +64,7 @@ def _tensors(tensors: Mapping[Any, Any], file: Path) -> Weights:
     """Return the parameters among torch tensors."""
     if wrong := [name for name in tensors if not isinstance(name, str)]:
         raise ModelFolderError(
-            f"{file}: expected the names of tensors, found {wrong[0]!r:.80}; save a model's state_dict()"
+            f"{file}: expected the names of tensors, found {short_name(wrong[0])}; save a model's state_dict()"
         )
     return arrays_of({name: tensor for name, tensor in tensors.items() if not is_buffer(name)}, file)
 
@@ -129,6 +132,11 @@ def _home(path: Path, file: Path) -> Path:
 
 
 def _check_not_partitioned(file: Path) -> None:
+    if file.match(DISTRIBUTED):
+        raise ModelFolderError(
+            f"{file}: holds a part of a checkpoint of torch.distributed; merge the parts: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {file.parent} model.pt"
+        )
     if file.match(ZERO3):
         raise ModelFolderError(
             f"{file}: holds one process's part of each tensor (DeepSpeed's ZeRO-3); run the zero_to_fp32.py beside "

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def find_state_dict(content: Any, file: Path) -> Mapping[Any, Any]:
     """Return the only dict of a GPT-2's tensors in the content of a checkpoint. Raises ``ModelFolderError``."""
     found = [(path, tensors) for path, tensors in _dicts(content) if _holds_gpt2(tensors)]
     if not found:
-        keys = ", ".join(f"{key!r:.40}" for key in list(content)[:8]) if isinstance(content, Mapping) else "no dict"
+        keys = ", ".join(map(short_name, list(content)[:8])) if isinstance(content, Mapping) else "no dict"
         raise ModelFolderError(
             f"{file}: expected a dict with the tensors of a GPT-2, among them {ANCHOR}, found {keys}; "
             f"save model.state_dict()"
@@ -44,15 +44,28 @@ def find_settings(content: Any) -> dict[str, Any]:
     return dict(next((found[path] for path in sorted(found, key=lambda path: path != "model_args")), {}))
 
 
-def _dicts(content: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Yield the dicts in a checkpoint, each with the keys that lead to it, but not the optimizer's."""
-    content = vars(content) if isinstance(content, argparse.Namespace) else content
-    if not isinstance(content, Mapping) or depth > DEPTH:
-        return
-    yield path, content
-    for key, value in content.items():
-        if isinstance(key, str) and not key.startswith("optim"):
-            yield from _dicts(value, f"{path}.{key}".removeprefix("."), depth + 1)
+def short_name(key: Any) -> str:
+    """Return a key of a dict for a message: any object may be one, and show itself at any length."""
+    return f"{key!r:.40}" if isinstance(key, (str, int)) else f"a key of type {type(key).__name__}"
+
+
+def _dicts(content: Any) -> list[tuple[str, Mapping[Any, Any]]]:
+    """Return the dicts in a checkpoint, each once, with the keys that lead to it; not the optimizer's."""
+    found: dict[int, tuple[str, Mapping[Any, Any]]] = {}
+    waiting = [("", content)]
+    for depth in range(DEPTH + 1):
+        inside = []
+        for path, value in waiting:
+            value = vars(value) if isinstance(value, argparse.Namespace) else value
+            if isinstance(value, Mapping) and id(value) not in found:
+                found[id(value)] = path, value
+                inside += [
+                    (f"{path}.{key}".removeprefix("."), item)
+                    for key, item in value.items()
+                    if isinstance(key, str) and not key.startswith("optim") and depth < DEPTH
+                ]
+        waiting = inside
+    return list(found.values())
 
 
 def _holds_gpt2(tensors: Mapping[Any, Any]) -> bool:

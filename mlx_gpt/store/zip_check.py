@@ -66,7 +66,9 @@ def _check_extents(members: list[zipfile.ZipInfo], size: int) -> None:
     end = 0
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-            raise ValueError(f"{member.filename} is compressed or encrypted, which torch.save never does")
+            raise ValueError(
+                f"{member.filename} is compressed or encrypted, which torch.save never does (torch.jit.save does)"
+            )
         if member.header_offset < end or member.file_size != member.compress_size:
             raise ValueError(f"{member.filename} at byte {member.header_offset}, inside the member before it")
         end = member.header_offset + MEMBER + member.file_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,12 @@ def refused(content: Callable[[Any], Any], file: Path, **options: Any) -> str:
     return str(refusal.value)
 
 
+def within_itself() -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    content.update({str(i): content for i in range(200)})
+    return content
+
+
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "FSDP": (lambda t: {"model": {"_fsdp_wrapped_module._flat_param": t.zeros(9)}}, "FULL_STATE_DICT"),
     "ZeRO-3": (lambda t: {"module": {"wpe.weight": t.zeros(0)}}, "run the zero_to_fp32.py"),
@@ -231,11 +238,44 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "integers": (lambda t: {"wpe.weight": t.zeros(3, 3, dtype=t.int64)}, "found int64"),
     "quantized": (lambda t: {"wpe.weight": t.quantize_per_tensor(t.ones(3, 3), 0.1, 0, t.qint8)}, "found qint8"),
     "no tensor": (lambda t: {"wpe.weight": t.zeros(3, 3), "x": 5}, "x: expected a dense tensor"),
+    "a dict inside itself": (lambda t: within_itself(), "found '0', '1', '2'"),
+    "a tensor as a key": (lambda t: {t.zeros(1): 1}, "found a key of type Tensor"),
+    "float64": (lambda t: {"wpe.weight": t.zeros(3, 3).double()}, "found float64"),
     "many views": (
         lambda t: {"wpe.weight": t.zeros(1), **{str(i): t.zeros(1).expand(400) for i in range(100)}},
         "damaged or malicious",
     ),
 }
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html>", "a file that begins with b'<!DOCTYPE ht'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "run git lfs pull"),
+        (pickle.dumps({"wpe.weight": np.zeros((3, 3))}), "a pickle that torch.save did not write"),
+        (b"PK\x03\x04 cut", "no directory at its end"),
+    ],
+)
+def test_a_file_that_torch_did_not_write_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ModelFolderError) as refusal:
+        find_source(tmp_path / "x.pt", pickles=True)
+    assert message in str(refusal.value)
+    assert str(refusal.value).isprintable()
+
+
+def test_a_checkpoint_of_torch_distributed_is_refused_with_the_command_that_merges_it(tmp_path: Path) -> None:
+    write_hub(tmp_path, PLAIN)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model_fsdp_0").mkdir()
+    (tmp_path / "pytorch_model_fsdp_0" / "__0_0.distcp").write_bytes(b"PK\x03\x04")
+    for path in (tmp_path, tmp_path / "pytorch_model_fsdp_0"):
+        with pytest.raises(ModelFolderError, match=r"dcp_to_torch .*pytorch_model_fsdp_0 model\.pt"):
+            find_source(path, pickles=True)
 
 
 @pytest.mark.parity
