@@ -174,10 +174,12 @@ class Sampler:
             )
 
 
-def no_token_error(settings: Iterable[GenerationSettings]) -> MLXGPTError:
+def no_token_error(settings: Sequence[GenerationSettings]) -> MLXGPTError:
     """Return the error of rows for which no id can be chosen: ``UsageError`` if their settings forbid all."""
-    names = ("logit_bias", "no_repeat_ngram", "ban", "min_tokens", "force")
+    names = ("no_repeat_ngram", "ban", "min_tokens", "force")
     forbidding = [f"--{name.replace('_', '-')}" for name in names if any(getattr(row, name) for row in settings)]
+    if any(-inf in row.logit_bias.values() for row in settings):
+        forbidding.insert(0, "--logit-bias")
     if not forbidding:
         return ModelFolderError("the logits are not numbers (NaN): the weights are damaged, or overflow their dtype")
     return UsageError(f"all tokens are masked by {' and '.join(forbidding)}; relax one of them")

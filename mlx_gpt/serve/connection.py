@@ -50,6 +50,10 @@ class Connection(H11Protocol):
             super().data_received(data)
             self._watch()
 
+    def eof_received(self) -> None:
+        if self._idle_since is not None and self._is_receiving():
+            self._refuse(400, "the client closed the connection in the middle of its request")
+
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
         super().on_response_complete()  # may begin the next request, if it has been sent already
@@ -59,7 +63,8 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse an invalid request; uvicorn calls this where it catches h11's error."""
         error = sys.exc_info()[1]
-        self._refuse(getattr(error, "error_status_hint", 400), f"invalid HTTP request: {error or msg}")
+        reason = str(error or msg).partition(": bytearray")[0]  # without what the client sent
+        self._refuse(getattr(error, "error_status_hint", 400), f"invalid HTTP request: {reason}")
 
     def shutdown(self) -> None:
         if self.transport.is_closing():
@@ -67,12 +72,15 @@ class Connection(H11Protocol):
         else:
             super().shutdown()
 
+    def _should_upgrade(self) -> bool:
+        return False  # there is no WebSocket here; uvicorn would log advice to install one
+
     def _has_head(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _is_receiving(self) -> bool:
         """Return True if the client may still be sending a request."""
-        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.conn.trailing_data[0])
 
     def _watch(self) -> None:
         """Limit the time until the head of a request is complete."""
@@ -108,7 +116,7 @@ class Connection(H11Protocol):
         """Answer in the API's format, unless an answer has begun, and close the connection."""
         self._stop_timer()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = as_json(APIError(status, message[:300]).body)
+            body = as_json(APIError(status, message).body)
             headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
             head = h11.Response(status_code=status, headers=[*headers.items()], reason=STATUS_PHRASES[status])
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):

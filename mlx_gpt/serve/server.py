@@ -94,7 +94,7 @@ def serve(service: Service, guard: Guard, sock: socket.socket) -> None:
     """Answer requests until SIGINT, SIGTERM or SIGHUP, then finish those in progress.
 
     The main thread computes and a second one serves HTTP: a thread that has used MLX should end with its process.
-    Call it last: the signals keep their handlers, so that one more does not interrupt the end of the process.
+    Call it last: afterwards the signals are ignored.
     """
     log_to_stderr()
     server = Server(service, guard, sock)
@@ -108,6 +108,8 @@ def serve(service: Service, guard: Guard, sock: socket.socket) -> None:
     finally:
         server.should_exit = True
         thread.join()
+        for number in SIGNALS:  # the process ends: one more signal is not to interrupt that
+            signal.signal(number, signal.SIG_IGN)
 
 
 def listen(host: str, port: int) -> socket.socket:

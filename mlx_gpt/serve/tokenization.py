@@ -20,14 +20,14 @@ def tokenize(reader: RequestReader, body: bytes) -> dict[str, Any]:
     text = given.get("prompt")
     if not isinstance(text, str):
         refuse("prompt", f"must be a text, not {shown(text)}")
-    boolean(given, "add_special_tokens", True)  # GPT-2 adds none
+    boolean(given, "add_special_tokens", True)  # GPT-2 has none to add
+    wants_names = boolean(given, "return_token_strs")
     ids = reader.tokenizer.encode(valid_text("prompt", text))
-    names = [write_name(reader.tokenizer.token_bytes(i)) for i in ids]
     return {
         "count": len(ids),
         "max_model_len": reader.n_positions,
         "tokens": ids,
-        "token_strs": names if boolean(given, "return_token_strs") else None,
+        "token_strs": [write_name(reader.tokenizer.token_bytes(i)) for i in ids] if wants_names else None,
     }
 
 

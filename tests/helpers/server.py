@@ -5,11 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ class Client:
         response.fp.peek(1)  # type: ignore[attr-defined]
         return response
 
+    def send(self, *parts: bytes, pause: float = 0.0) -> bytes:
+        """Send raw bytes, with a pause before each further part, and return what arrives until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(parts[0])
+            with suppress(BrokenPipeError, ConnectionResetError):  # the server may close while parts are sent
+                for part in parts[1:]:
+                    time.sleep(pause)
+                    connection.sendall(part)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
     def wait_until_idle(self) -> None:
         end = time.monotonic() + 30
         while self.get("/health").body["requests"]:
@@ -76,10 +87,21 @@ class Client:
             time.sleep(0.02)
 
 
+def head(length: int, *headers: str, path: str = "/v1/completions", host: str = "127.0.0.1") -> bytes:
+    """Return the head of a request with a body of this length."""
+    more = (f"host: {host}", "content-type: application/json", f"content-length: {length}", *headers)
+    return "\r\n".join([f"POST {path} HTTP/1.1", *more, "", ""]).encode()
+
+
+def status(answer: bytes) -> int:
+    """Return the status of the first answer in what a server sent."""
+    return int(answer.split(b" ", 2)[1])
+
+
 @contextmanager
-def serving(folder: Path, *flags: str) -> Iterator[Client]:
-    """Serve a model folder in a new process at a free port."""
-    command = [sys.executable, "-m", "mlx_gpt", "serve", str(folder), "--port", "0", *flags]
+def serving(folder: Path, *flags: str, start: Sequence[str] = (sys.executable, "-m", "mlx_gpt")) -> Iterator[Client]:
+    """Serve a model folder in a new process at a free port; ``start`` is the command mlx-gpt."""
+    command = [*start, "serve", str(folder), "--port", "0", *flags]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=folder.parent)
     try:
         assert process.stderr
@@ -89,4 +111,6 @@ def serving(folder: Path, *flags: str) -> Iterator[Client]:
         yield Client(process, int(found[1]))
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()

@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.command_line import in_a_process, the_line
-from helpers.server import Answer, Client, serving
+from helpers.server import Answer, Client, head, serving
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import generate
@@ -34,7 +34,7 @@ pytest.importorskip("starlette", reason="needs the serve extra")
 pytest.importorskip("uvicorn", reason="needs the serve extra")
 
 TOKENIZER = Tokenizer.bytes()
-P = 2048  # a text takes seconds
+P = 2048  # of the folder; a text takes seconds
 ENDLESS = {"max_tokens": 2000, "logit_bias": {"256": -100}}
 IDS = TOKENIZER.ranks
 
@@ -49,15 +49,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     return round(value, 3) if isinstance(value, float) else value
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    mx.random.seed(0)
-    config = GPTConfig(vocab_size=260, n_positions=P, n_embd=16, n_layer=1, n_head=1, initializer_range=0.5)
-    folder = tmp_path_factory.mktemp("served") / "tiny"
-    save(GPT(config), TOKENIZER, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +231,49 @@ def test_a_seed_gives_the_same_text_regardless_of_other_requests(server: Client)
     assert server.complete(max_tokens=12).texts != server.complete(max_tokens=12).texts  # without a seed they differ
 
 
+def test_text_is_tokenized_and_detokenized_as_by_vllm(server: Client) -> None:
+    ids = TOKENIZER.encode("né <|endoftext|>")
+    body = {"prompt": "né <|endoftext|>", "model": "tiny", "add_special_tokens": False}
+    expected = {"count": len(ids), "max_model_len": P, "tokens": ids, "token_strs": None}
+    assert server.ask("/tokenize", json.dumps(body).encode()).body == expected
+    names = server.ask("/tokenize", json.dumps(body | {"return_token_strs": True}).encode()).body["token_strs"]
+    assert names[:4] == ["n", "Ã", "©", "Ġ"]  # the names in vocab.json
+    assert server.ask("/detokenize", json.dumps({"tokens": ids}).encode()).body == {"prompt": "né <|endoftext|>"}
+    assert server.ask("/tokenize", b'{"prompt": ""}').body["tokens"] == []
+    assert server.ask("/detokenize", b'{"tokens": []}').body == {"prompt": ""}
+    assert server.ask("/detokenize", b'{"tokens": [256]}').body == {"prompt": "<|endoftext|>"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/tokenize", "{}", "prompt must be a text, not null"),
+        ("/tokenize", '{"prompt": ["a"]}', 'prompt must be a text, not ["a"]'),
+        ("/tokenize", '{"prompt": "\\ud800"}', "prompt contains a lone surrogate"),
+        ("/tokenize", '{"prompt": "a", "return_token_strs": 1}', "return_token_strs must be true or false"),
+        ("/tokenize", '{"messages": []}', "messages is not a field of /tokenize"),
+        ("/tokenize", '{"prompt": "a", "model": "gpt2"}', 'no model "gpt2" is served'),
+        ("/detokenize", "{}", "tokens must be a list of ids, not null"),
+        ("/detokenize", '{"tokens": "a"}', 'tokens must be a list of ids, not "a"'),
+        ("/detokenize", '{"tokens": [257]}', "tokens 257 is not the id of a token"),
+        ("/detokenize", '{"tokens": [1.0]}', "tokens 1.0 is not the id of a token"),
+        ("/detokenize", '{"prompt": "a"}', "prompt is not a field of /detokenize"),
+    ],
+)
+def test_bad_input_to_tokenize_is_refused_in_one_line(server: Client, path: str, body: str, message: str) -> None:
+    answer = server.ask(path, body.encode())
+    assert answer.status in (400, 404)
+    assert message in answer.error["message"]
+
+
+def test_a_large_prompt_does_not_stop_other_answers(server: Client) -> None:
+    body = json.dumps({"prompt": " " * 99_000}).encode()
+    with ThreadPoolExecutor(8) as pool:
+        large = [pool.submit(server.ask, "/v1/completions", body) for _ in range(8)]
+        assert server.get("/health").status == 200
+        assert {answer.result().status for answer in large} == {400}
+
+
 def test_chat_is_refused_with_the_reason(server: Client) -> None:
     answer = server.ask("/v1/chat/completions", b'{"model": "tiny", "messages": []}')
     assert answer.status == 404
@@ -368,6 +402,17 @@ def test_bad_input_is_refused_in_one_line(server: Client, body: str, message: st
     assert len(answer.error["message"]) < 400
 
 
+@pytest.mark.parametrize(
+    "kind", ["Application/JSON; Charset=UTF-8", "APPLICATION/JSON;charset=utf-8", "application/json ;"]
+)
+def test_a_media_type_has_no_case_and_may_have_parameters(server: Client, kind: str) -> None:
+    assert server.ask("/v1/completions", b'{"max_tokens": 1}', kind=kind).status == 200
+
+
+def test_a_byte_order_mark_before_the_body_is_ignored(server: Client) -> None:
+    assert server.ask("/v1/completions", b'\xef\xbb\xbf{"max_tokens": 1}').status == 200
+
+
 def test_a_body_not_in_utf_8_is_refused(server: Client) -> None:
     assert server.ask("/v1/completions", b'{"prompt": "\xff"}').status == 400
 
@@ -382,6 +427,9 @@ def test_a_request_after_bad_input_is_served(server: Client) -> None:
     [
         ("POST", "/v1/completions", "text/plain", 415),
         ("POST", "/v1/completions", "", 415),
+        ("POST", "/v1/completions", "application/jsonx", 415),
+        ("POST", "/v1/completions", "application/json, text/plain", 415),
+        ("GET", "/tokenize", "application/json", 405),
         ("GET", "/v1/completions", "application/json", 405),
         ("PUT", "/v1/models", "application/json", 405),
         ("POST", "/v1/embeddings", "application/json", 404),
@@ -419,12 +467,6 @@ def test_a_client_that_expects_100_continue_is_refused_at_once(server: Client) -
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(head(100_000_000, "expect: 100-continue"))
         assert connection.recv(1000).startswith(b"HTTP/1.1 413")
-
-
-def head(length: int, *headers: str) -> bytes:
-    """Return the head of a request."""
-    more = ("host: 127.0.0.1", "content-type: application/json", f"content-length: {length}", *headers)
-    return "\r\n".join(["POST /v1/completions HTTP/1.1", *more, "", ""]).encode()
 
 
 @pytest.mark.parametrize("stream", [True, False])

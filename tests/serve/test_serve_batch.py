@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from math import inf
 from typing import Any
 
 import mlx.core as mx
@@ -239,6 +240,37 @@ def test_a_failure_is_reported_and_the_next_rows_are_served(
     assert [event.row for event in recorder.events if event.error] == rows[:2]
     assert rows[2].reason == "length"
     assert caplog.messages == ["RuntimeError: [metal::malloc] no memory"]
+
+
+def test_a_row_whose_tokens_are_all_masked_fails_alone(model: GPT) -> None:
+    recorder = Recorder(model, 3)
+    masked = row("ab", max_tokens=8, logit_bias=dict.fromkeys(range(257), -inf))
+    rows = [row("ab", 1, max_tokens=8, **ENDLESS), masked, row("ab", 2, max_tokens=8, **ENDLESS)]
+    recorder.engine.submit(rows)
+    recorder.engine.run()
+    (event,) = [event for event in recorder.events if event.error]
+    assert event.row is masked
+    assert event.error
+    assert (event.error.status, str(event.error)) == (400, "all tokens are masked by --logit-bias; relax one of them")
+    assert [rows[0].reason, rows[2].reason] == ["length", "length"]
+
+
+def test_a_row_whose_logits_are_not_numbers_fails_alone() -> None:
+    mx.random.seed(0)
+    model = GPT(CONFIG).eval()
+    weight = np.array(model.wpe.weight)
+    weight[5] = np.nan
+    model.wpe.weight = mx.array(weight)
+    recorder = Recorder(model, 2)
+    short, long = row("ab", max_tokens=3, **ENDLESS), row("abcd", 1, max_tokens=8, **ENDLESS)
+    recorder.engine.submit([short, long])
+    recorder.engine.run()
+    assert short.reason == "length"
+    (event,) = [event for event in recorder.events if event.error]
+    assert event.row is long
+    assert event.error
+    assert event.error.status == 500
+    assert "logits are not numbers" in str(event.error)
 
 
 def test_a_waiting_engine_stops(model: GPT) -> None:
