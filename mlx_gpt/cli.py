@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import tyro
@@ -33,9 +34,19 @@ def parse(argv: Sequence[str]) -> Command:
     if argv[:1] == ["train"]:
         flags, default = command_line(argv[1:])
         argv = ["train", *flags]
-    description = "GPT-2 in MLX: train, load, generate, verify."
+    if list(argv) == ["--version"]:
+        print(f"mlx-gpt {_version()}")
+        raise SystemExit(0)
+    description = "GPT-2 in MLX: train, load, generate, verify. --version prints the version."
     flat: Any = Annotated[Command, OmitArgPrefixes, OmitSubcommandPrefixes]  # --top-k instead of --chance.top-k
     return tyro.cli(flat, prog="mlx-gpt", args=argv, default=default, description=description)
+
+
+def _version() -> str:
+    try:
+        return version("mlx-gpt")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

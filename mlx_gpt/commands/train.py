@@ -105,6 +105,7 @@ class Train(TrainFlags):
         choices += plan(dataset, machine, started + seconds, given, group, tuning=base is not None)
         print_choices(choices, console)
         flags = flags.with_settings(settings_of(choices))
+        flags.check_effects()
         flags._run(flags._new_model(dataset, base and base[0]), dataset, group, console)
 
     def _run(
@@ -170,8 +171,8 @@ class Train(TrainFlags):
 
 def command_line(argv: Sequence[str]) -> tuple[list[str], Train]:
     """Return the command line with the flags of its settings file, and the defaults of its flags, set by the preset."""
-    argv = with_file(argv)
+    typed, argv = given_settings(argv), with_file(argv)
     preset = option(argv, "preset") or PRESET
     model = Architecture.of(GPTConfig.preset(preset))
     out = unused(default_out(option(argv, "data") or "mine"))
-    return argv, Train(data=tyro.MISSING, out=out, preset=preset, model=model, given=given_settings(argv))
+    return argv, Train(data=tyro.MISSING, out=out, preset=preset, model=model, given=given_settings(argv), typed=typed)

@@ -31,6 +31,7 @@ OTHERS = ("data", "val_data", "field", "out", "init", "revision", "tokenizer", "
 CHOSEN_SIZES = (*SIZE_FIELDS, "embd_pdrop", "resid_pdrop")
 CHOSEN_TRAINING = ["optimizer", "learning_rate", "muon_iterations", "steps", "batch_size", "accumulate", "patience"]
 CHOSEN_TRAINING += ["eval_every", "eval_windows", "final_windows", "checkpoint_every"]
+MUON = [name for name in TRAINING if name.startswith("muon_")]
 FILE_MAY_SET = {*OTHERS, *ARCHITECTURE, *TRAINING}
 # The settings of a file that a flag replaces.
 REPLACES = dict.fromkeys(LIMITS, LIMITS) | {"preset": ("preset", *ARCHITECTURE)}
@@ -72,7 +73,7 @@ Flags = TypeVar("Flags", bound="TrainFlags")
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """The flags, with ``given``: the names of those that were given."""
+    """The flags, with the names of those ``given``, and of those ``typed``: not read from a file."""
 
     data: Annotated[
         str,
@@ -108,6 +109,7 @@ class TrainFlags:
     model: Annotated[Architecture, arg(name="")] = field(default_factory=lambda: Architecture.of(PRESETS[PRESET]))
     training: Annotated[Training, arg(name="")] = field(default_factory=Training)
     given: Suppress[frozenset[str]] = frozenset()
+    typed: Suppress[frozenset[str]] = frozenset()
 
     def settings(self) -> dict[str, Any]:
         """Return all settings that repeat the run, by the names of the flags."""
@@ -121,6 +123,13 @@ class TrainFlags:
         }
         settings |= {name: getattr(self.model, name) for name in ARCHITECTURE} | asdict(self.training)
         return {name: value for name, value in settings.items() if value is not None}
+
+    def check_effects(self) -> None:
+        """Raise ``UsageError`` for a flag on the command line that has no effect beside the other settings."""
+        idle = {name: "without --optimizer muon" for name in MUON if self.training.optimizer != "muon"}
+        idle |= {name: "with --eval-every 0" for name in ("prompt", "eval_windows") if not self.training.eval_every}
+        for name in sorted(self.typed & idle.keys()):
+            raise UsageError(f"--{name.replace('_', '-')} has no effect {idle[name]}; remove one of them")
 
     def has_tokenizer(self) -> bool:
         """Return True if a tokenizer is given, or the text or the model to start from has one."""

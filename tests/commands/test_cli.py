@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,13 @@ def test_flags_set_the_fields_of_a_command() -> None:
 
 
 # Startup ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out in (f"mlx-gpt {version('mlx-gpt')}\n", "mlx-gpt (not installed)\n")
 
 
 def test_help_is_fast_and_imports_no_heavy_package(tmp_path: Path) -> None:

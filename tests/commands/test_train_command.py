@@ -72,6 +72,8 @@ FROM_FILE = [*TRAIN, "--config", "my.toml"]
 
 OTHER_FLAGS = [*FROM_FILE[:-4], "--config", "my.toml"]  # without --steps
 
+ITS_OWN = ["--n-positions", "32", "--n-layer", "2"]  # as the model has them
+
 WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     # Exit code 1
     (nothing, NO_DATA, 1, "no.txt: expected text, found no such file, folder or glob"),
@@ -91,6 +93,20 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     (nothing, [*TRAIN, "--learning-rate", "-1"], 2, "--learning-rate must be a number above 0, not -1.0"),
     (nothing, [*TRAIN, "--seed", str(2**64)], 2, "--seed must be 0 or above and below 2^64, not 18446744073709551616"),
     (nothing, [*TRAIN, "--patience", "2", "--eval-every", "0"], 2, "--patience needs validation losses: give --eval"),
+    (
+        nothing,
+        [*TRAIN, "--muon-iterations", "3", "--optimizer", "adamw"],
+        2,
+        "--muon-iterations has no effect without --o",
+    ),
+    (nothing, [*TRAIN, "--init", "model", *ITS_OWN, "--muon-embeddings"], 2, "--muon-embeddings has no effect without"),
+    (nothing, [*TRAIN, "--prompt", "a", "--eval-every", "0"], 2, "--prompt has no effect with --eval-every 0; remove"),
+    (
+        nothing,
+        [*TRAIN, "--eval-windows", "3", "--eval-every", "0"],
+        2,
+        "--eval-windows has no effect with --eval-every 0",
+    ),
     (nothing, [*TRAIN, "--tokenizer", "words"], 2, "unknown tokenizer 'words'; choose gpt2, bytes, or bpe:N"),
     (nothing, [*TRAIN, "--tokenizer", "bpe:9999"], 2, "the text is too small for a vocabulary of 9999 ids"),
     (nothing, [*TRAIN, "--prompt", "a" * 16], 2, "the prompt is 16 tokens long and the model's context is 16"),
