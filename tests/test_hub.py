@@ -28,7 +28,7 @@ from mlx_gpt.cli import main
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
-from mlx_gpt.store.locate import find_folder
+from mlx_gpt.store.locate import download
 from mlx_gpt.text.tokenizer import Tokenizer
 
 UNNEEDED = ("pytorch_model.bin", "tf_model.h5", "onnx/decoder_model.onnx", "64.tflite", "README.md")
@@ -176,15 +176,26 @@ def test_without_a_network_and_a_cache_the_error_names_the_remedy(loads: Loads) 
     assert "it is not in the cache, and HF_HUB_OFFLINE forbids access to the hub; unset it" in line
 
 
-def test_a_pickle_is_downloaded_only_if_allowed_and_there_are_no_safetensors(
-    hub: Hub, loads: Loads, tmp_path: Path
+def test_a_pickle_is_downloaded_only_if_there_are_no_safetensors_and_torch_opens_it(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    connect(hub.address, tmp_path, monkeypatch)
     (hub.repositories["ada/tiny"]["main"] / "model.safetensors").unlink()
-    (line,) = loads(hub.address, ("ada/tiny", None))
-    assert line.startswith("ada/tiny: the hub has it, but not as safetensors; ")
-    assert line.endswith("mlx-gpt convert ada/tiny DEST")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ModelFolderError, match=r"ada/tiny/pytorch_model\.bin: a PyTorch pickle, which takes torch"):
+        download("ada/tiny")
     assert "pytorch_model.bin" not in hub.served()
-    assert (find_folder("ada/tiny", pickles=True) / "pytorch_model.bin").read_bytes() == b"x" * 100
+    monkeypatch.setattr("mlx_gpt.store.locate.import_torch", lambda file: None)
+    assert (download("ada/tiny") / "pytorch_model.bin").read_bytes() == b"x" * 100
+
+
+def test_an_adapter_on_the_hub_is_refused_by_name(hub: Hub, loads: Loads) -> None:
+    folder = hub.repositories["ada/tiny"]["main"]
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
+    (line,) = loads(hub.address, ("ada/tiny", None))
+    assert "holds an adapter (LoRA) of gpt2, not a model; merge it first" in line
 
 
 # Partial downloads

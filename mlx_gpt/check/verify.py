@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +25,10 @@ from mlx_gpt.check.reference import Array
 from mlx_gpt.check.result import Check, measured, skipped
 from mlx_gpt.device import on_cpu
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.convert import hub_shapes
+from mlx_gpt.store.folder import convert, load_source
+from mlx_gpt.store.huggingface import HUB
+from mlx_gpt.store.layouts import find_source
 from mlx_gpt.text.tokenizer import Tokenizer
 
 RANDOM = "random tokens"
@@ -58,6 +65,25 @@ def verify(
     yield check_devices(model, ids, tolerance)
     yield from check_against_transformers(model, tokenizer, folder, ids, tolerance)
     yield from check_published(model, tokenizer, folder, name, known_models() if models is None else models)
+
+
+@contextmanager
+def loaded(name: str, revision: str | None = None) -> Iterator[tuple[GPT, Tokenizer, Path]]:
+    """Yield a model, its tokenizer, and a folder for the reference, which reads the hub's layout only.
+
+    It is the model's own, or else a temporary one that ``convert`` writes. Raises ``ModelFolderError``.
+    """
+    source = find_source(name, revision)
+    source.require_floats("verify")
+    names = {tensor.removeprefix("transformer.") for tensor in source.weights}
+    is_hub = source.kind == HUB and not source.is_linear and hub_shapes(source.config).keys() <= names
+    model, tokenizer = load_source(source)
+    if is_hub:
+        yield model, tokenizer, source.folder
+        return
+    with TemporaryDirectory() as temporary:
+        convert(find_source(name, revision), Path(temporary, "model"))
+        yield model, tokenizer, Path(temporary, "model")
 
 
 def make_prompts(tokenizer: Tokenizer, model: GPT, tokens: int | None) -> dict[str, Array]:

@@ -35,7 +35,7 @@ class Convert:
 
         check_new(self.dest)  # before a download
         console = make_console(stderr=True, highlight=False)
-        source = find_source(self.source, self.revision, pickles=True)
+        source = find_source(self.source, self.revision)
         with console.status(f"converting from {source.kind}"):
             convert(source, self.dest, getattr(mx, self.dtype) if self.dtype else None, self.quantize)
         size = sum(file.stat().st_size for file in self.dest.iterdir())

@@ -22,7 +22,7 @@ class Eval:
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """a folder, or a hub id such as openai-community/gpt2"""
+    """a folder, a file of weights, or a hub id such as openai-community/gpt2"""
     task: str
     """perplexity, lambada or hellaswag"""
     revision: str | None = None
@@ -46,14 +46,14 @@ class Eval:
         from rich.progress import Progress
 
         from mlx_gpt.check.evaluate import evaluate, find_task, published
-        from mlx_gpt.store.folder import load
-        from mlx_gpt.store.locate import find_folder
+        from mlx_gpt.store.folder import load_source
+        from mlx_gpt.store.layouts import find_source
         from mlx_gpt.text.find import one_file
 
         task = find_task(self.task)
         given = None if self.data is None else one_file(self.data)
-        folder = find_folder(self.model, self.revision)
-        model, tokenizer = load(folder)
+        source = find_source(self.model, self.revision)
+        model, tokenizer = load_source(source)
         data = given or task.fetch()
         console = make_console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -67,7 +67,7 @@ class Eval:
             "model": self.model,
             "revision": self.revision,
             "data": self.data or f"{task.repository}/{task.file}",
-            "published": published(self.task, self.model, folder, model.n_parameters),
+            "published": published(self.task, self.model, source.folder, model.n_parameters),
         }
         if result["changes"]:
             note(result["changes"])

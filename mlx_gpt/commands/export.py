@@ -31,7 +31,7 @@ class Export:
         from mlx_gpt.store.layouts import find_source
 
         console = make_console(stderr=True, highlight=False)
-        source = find_source(self.model, pickles=True)
+        source = find_source(self.model)
         with console.status(f"writing for {self.to}"):
             remark = export(source, self.dest, self.to, getattr(mx, self.dtype) if self.dtype else None)
         if remark:

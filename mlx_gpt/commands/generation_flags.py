@@ -43,7 +43,7 @@ class GenerationFlags:
     """A model and its generation settings."""
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """a folder, or a hub id such as openai-community/gpt2"""
+    """a folder, a file of weights, or a hub id such as openai-community/gpt2"""
     revision: Name = None
     """a branch, tag or commit on the hub"""
     length: Length = field(default_factory=Length)
@@ -73,9 +73,13 @@ class GenerationFlags:
 def load_quantized(name: str, revision: str | None = None, bits: int | None = None) -> tuple[GPT, Tokenizer]:
     """Load a model and its tokenizer; with ``bits``, quantize its weights."""
     from mlx_gpt.model.quantize import quantize
-    from mlx_gpt.store.folder import load
+    from mlx_gpt.store.folder import load_source
+    from mlx_gpt.store.layouts import find_source
 
-    model, tokenizer = load(name, revision)
+    source = find_source(name, revision)
+    if bits is not None:
+        source.require_floats("leave out --quantize, or quantize")
+    model, tokenizer = load_source(source)
     return model if bits is None else quantize(model, bits), tokenizer
 
 

@@ -22,7 +22,7 @@ class Serve:
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """a folder, or a hub id such as openai-community/gpt2"""
+    """a folder, a file of weights, or a hub id such as openai-community/gpt2"""
     host: str = "127.0.0.1"
     """the address to listen on; any other lets other machines use the model: set --api-key then"""
     port: int = 8000

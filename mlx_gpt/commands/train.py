@@ -29,7 +29,8 @@ from mlx_gpt.files import unused
 from mlx_gpt.generate.generation import generate
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint
-from mlx_gpt.store.folder import load
+from mlx_gpt.store.folder import load_source
+from mlx_gpt.store.layouts import find_source
 from mlx_gpt.terminal import make_console
 from mlx_gpt.text.dataset import Dataset, load_dataset
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -95,9 +96,7 @@ class Train(TrainFlags):
         seconds = 60 * (self.training.minutes or MINUTES)
         flags = self
         with main_first(group):
-            base = None if self.init == SCRATCH else load(self.init, self.revision)
-            if base and "scales" in base[0].wte:
-                raise UsageError(f"--init {self.init}: is quantized; start from the float model that it was made from")
+            base = None if self.init == SCRATCH else self._base()
             if base:
                 flags = self.with_architecture(base[0].config, base[1])
             dataset, choices = self._dataset(base and base[1], machine, seconds, console)
@@ -107,6 +106,12 @@ class Train(TrainFlags):
         flags = flags.with_settings(settings_of(choices))
         flags.check_effects()
         flags._run(flags._new_model(dataset, base and base[0]), dataset, group, console)
+
+    def _base(self) -> tuple[GPT, Tokenizer]:
+        """Load the model to start from, and its tokenizer."""
+        source = find_source(self.init, self.revision)
+        source.require_floats("start from")
+        return load_source(source)
 
     def _run(
         self,

@@ -23,7 +23,7 @@ class Verify:
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """a folder, or a hub id such as openai-community/gpt2"""
+    """a folder, a file of weights, or a hub id such as openai-community/gpt2"""
     revision: str | None = None
     """a branch, tag or commit on the hub"""
     known_as: str | None = None
@@ -41,19 +41,16 @@ class Verify:
         os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
 
         from mlx_gpt.check.published import check_name, known_models
-        from mlx_gpt.check.verify import as_json, verify
+        from mlx_gpt.check.verify import as_json, loaded, verify
         from mlx_gpt.errors import UsageError, VerificationError
-        from mlx_gpt.store.folder import load
-        from mlx_gpt.store.locate import find_folder
 
+        progress = make_console(stderr=True).status
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"--tokens must be at least 1, not {self.tokens}")
         models = known_models()
-        name = check_name(self.known_as, models) or (None if Path(self.model).expanduser().is_dir() else self.model)
-        folder = find_folder(self.model, self.revision)
-        model, tokenizer = load(folder)
+        name = check_name(self.known_as, models) or (None if Path(self.model).expanduser().exists() else self.model)
         checks = []
-        with make_console(stderr=True).status("verifying") as status:
+        with loaded(self.model, self.revision) as (model, tokenizer, folder), progress("verifying") as status:
             for check in verify(model, tokenizer, folder, name, self.tokens, models):
                 checks.append(check)
                 status.update(f"verifying; done: {check.what}")

@@ -59,8 +59,7 @@ def export(source: ModelSource, file: PathLike, to: str, dtype: mx.Dtype | None 
     if file.exists() or not file.parent.is_dir():
         problem = "exists already; choose a new file" if file.exists() else "its folder does not exist; create it"
         raise UsageError(f"{file}: {problem}")
-    if source.quantization:
-        raise ModelFolderError(f"{source.folder}: is quantized; export the float model that it was made from")
+    source.require_floats("export")
     check_exportable(source.config, to)
     if to == "nanogpt":
         import_torch(file)  # which its writer takes

@@ -44,10 +44,14 @@ STALE_FILES += ["added_tokens.json", "special_tokens_map.json", "generation_conf
 def load(name: PathLike, revision: str | None = None, dtype: mx.Dtype = mx.float32) -> tuple[GPT, Tokenizer]:
     """Load the model and tokenizer of a folder, or of a hub repository (``load("openai-community/gpt2")``).
 
-    llm.c's ``.bin`` and OpenAI's TensorFlow release are read as well (``store/layouts.py``). The model is in eval mode,
-    its weights are in memory as ``dtype``. Raises ``ModelFolderError`` or ``TokenizerError``.
+    Files of weights in other layouts are read as well (``store/layouts.py``). The model is in eval mode, its weights
+    are in memory as ``dtype``. Raises ``ModelFolderError`` or ``TokenizerError``.
     """
-    source = find_source(name, revision)
+    return load_source(find_source(name, revision), dtype)
+
+
+def load_source(source: ModelSource, dtype: mx.Dtype = mx.float32) -> tuple[GPT, Tokenizer]:
+    """Load the model of a source and the tokenizer beside it."""
     return build(source, dtype), tokenizer_of(source)
 
 
@@ -151,8 +155,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: mx.Dtype | None = None
     """
     folder = check_new(folder)
     tokenizer = tokenizer_of(source)
-    if source.quantization:
-        raise ModelFolderError(f"{source.folder}: is quantized already; convert the float model that it was made from")
+    source.require_floats("convert")
     quantization = None if bits is None else Quantization(64, bits)
     if quantization:
         check_quantizable(source.config, quantization.bits)

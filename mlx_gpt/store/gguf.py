@@ -20,7 +20,7 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.convert import Weights, is_linear
 from mlx_gpt.store.mapped import mapped_arrays
-from mlx_gpt.store.model_config import CONFIG, config_of
+from mlx_gpt.store.model_config import config_of
 from mlx_gpt.store.source import ModelSource
 from mlx_gpt.text.token_settings import Files
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -66,21 +66,16 @@ class BlockType(NamedTuple):
     decode: Callable[[np.ndarray], np.ndarray] | None = None
 
 
-def find_gguf(path: Path) -> Path | None:
-    """Return a GGUF file, or the only one of a folder without ``config.json``; None if there is none."""
-    if path.is_dir():
-        files = [] if (path / CONFIG).exists() else list(path.glob("*.gguf"))
-        return files[0] if len(files) == 1 else None
-    if not path.is_file():
-        return None
-    with suppress(OSError), path.open("rb") as stream:
-        return path if stream.read(4) == MAGIC else None
-    return None
+def is_gguf(path: Path) -> bool:
+    """Return True for a file that begins as GGUF does."""
+    if path.is_file():
+        with suppress(OSError), path.open("rb") as stream:
+            return stream.read(4) == MAGIC
+    return False
 
 
-def read_gguf(path: Path) -> ModelSource:
+def read_gguf(file: Path) -> ModelSource:
     """Read a GPT-2; quantized tensors become float32. Raises ``ModelFolderError``, also for another architecture."""
-    file = find_gguf(path) or path
     try:
         metadata, tensors, start, alignment = _read_header(file)
     except (struct.error, ValueError, IndexError, OverflowError) as error:

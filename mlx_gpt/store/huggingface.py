@@ -13,6 +13,7 @@ from mlx_gpt.store.model_config import read_config, read_json, read_quantization
 from mlx_gpt.store.safetensors import read_safetensors
 from mlx_gpt.store.source import ModelSource
 
+HUB = "Hugging Face"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)  # a file beside the index, nowhere else
 
@@ -22,11 +23,21 @@ def has_safetensors(folder: Path) -> bool:
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
-def read_huggingface(folder: Path) -> ModelSource:
-    """Read a folder in the layout of transformers, or of mlx-lm, perhaps quantized."""
-    config, weights = read_config(folder), read_weights(folder)
+def is_safetensors(path: Path) -> bool:
+    """Return True for a file that begins as safetensors does, with the length of a JSON object and the object."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return re.fullmatch(rb".{5}\0{3}\{", stream.read(9), re.DOTALL) is not None
+
+
+def read_huggingface(path: Path) -> ModelSource:
+    """Read a folder in the layout of transformers or of mlx-lm, perhaps quantized, or a file of weights in one."""
+    is_file = path.is_file()
+    folder = path.parent if is_file else path
+    config, weights = read_config(folder), read_safetensors(path) if is_file else read_weights(folder)
     quantization = read_quantization(folder)
-    kind = "mlx-lm" if any(name.startswith(MLX_LM) for name in weights) else "Hugging Face"
+    kind = "mlx-lm" if any(name.startswith(MLX_LM) for name in weights) else "safetensors" if is_file else HUB
     return ModelSource(kind, folder, config, weights, bool(quantization) or is_linear(weights), quantization)
 
 
@@ -34,9 +45,7 @@ def read_weights(folder: Path) -> Weights:
     """Return the tensors of a folder by the names in its files, lazily."""
     if (folder / WEIGHTS).exists():  # it takes precedence over an index, as in transformers
         return read_safetensors(folder / WEIGHTS)
-    if (folder / INDEX).exists():
-        return read_shards(folder / INDEX, read_safetensors)
-    raise ModelFolderError(f"{folder}: expected {WEIGHTS}, found no weights; fetch the folder again")
+    return read_shards(folder / INDEX, read_safetensors)
 
 
 def read_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.convert import Quantization, Weights, checked, from_hub, from_linear, to_hub
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -37,6 +38,14 @@ class ModelSource:
     def hub_tensors(self, dtype: mx.Dtype | None = None) -> Weights:
         """Return the same in the hub's layout, matrices (in, out)."""
         return to_hub(self.parameters(dtype)) if self.is_linear else checked(self._take(), self.config, dtype)
+
+    def require_floats(self, verb: str) -> None:
+        """Raise ``ModelFolderError`` for a quantized model, which the command ``verb`` does not take."""
+        if self.quantization:
+            raise ModelFolderError(
+                f"{self.folder}: is quantized already, to {self.quantization.bits} bits; "
+                f"{verb} the float model that it was made from"
+            )
 
     def _take(self) -> Weights:
         weights = dict(self.weights)

@@ -408,7 +408,7 @@ def test_a_model_of_the_hub_is_identified_by_its_id_and_checked_by_its_bytes(
         (["{}/nowhere/at/all"], 1, "no such folder"),
         (["{}", "--tokens", "0"], 2, "--tokens must be at least 1, not 0"),
         (["{}", "--known-as", "gpt3"], 2, "--known-as must be one of distilgpt2, gpt2, gpt2-large"),
-        (["{}/config.json"], 1, "expected a model folder, found a file"),
+        (["{}/vocab.json"], 1, "expected a model folder or a file of weights"),
     ],
 )
 def test_bad_input_is_reported_in_one_line(

@@ -56,7 +56,7 @@ FEW_TOKENS = [*GENERATE, "--prompt", "a", "--max-tokens", "2", "--no-figures"]
 WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     # Files and data: 1
     (nothing, ["generate", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
-    (nothing, ["generate", "text.txt"], 1, "text.txt: expected a model folder, found a file; give its folder"),
+    (nothing, ["generate", "text.txt"], 1, "text.txt: expected a model folder or a file of weights"),
     (no_config, GENERATE, 1, "config.json: expected a settings file, but it cannot be read"),
     (other_config, GENERATE, 1, "h.2.ln_1.weight: expected shape (16,), found no such tensor (and 11 more like it)"),
     (empty_weights, GENERATE, 1, "model.safetensors: expected a whole safetensors file, found 0 bytes"),

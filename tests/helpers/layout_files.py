@@ -84,7 +84,7 @@ def write_sharded(place: Path, weights: Arrays) -> Path:
         write_safetensors(place / shard, {name: weights[name] for name in part})
         index |= dict.fromkeys(part, shard)
     write_safetensors(place / "model-00003-of-00003.safetensors", {"wte.weight": np.zeros((V, C), np.float32)})  # stale
-    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     return place
 
 

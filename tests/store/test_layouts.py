@@ -160,7 +160,7 @@ def test_a_quantized_folder_loads_as_the_model_that_quantize_makes(tmp_path: Pat
     assert settings["quantization"] == settings["quantization_config"] == {"group_size": 64, "bits": bits}
     with pytest.raises(ModelFolderError, match="is quantized already"):
         convert(find_source(tmp_path / "packed"), tmp_path / "again")
-    with pytest.raises(ModelFolderError, match="is quantized; export"):
+    with pytest.raises(ModelFolderError, match=r"is quantized already, to . bits; export"):
         export(find_source(tmp_path / "packed"), tmp_path / "x.bin", "llm.c")
 
 

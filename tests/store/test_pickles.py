@@ -109,8 +109,8 @@ def test_a_nanogpt_checkpoint_computes_what_torch_computes(tmp_path: Path, bias:
     content = {"model": state, "optimizer": {"state": {}}, "model_args": args, "iter_num": 7, "best_val_loss": 1.5}
     torch.save(content, tmp_path / "ckpt.pt")
     Tokenizer.bytes().save(tmp_path)
-    convert(find_source(tmp_path / "ckpt.pt", pickles=True), tmp_path / "dest")
-    convert(find_source(tmp_path, pickles=True), tmp_path / "again")  # nanoGPT's folder
+    convert(find_source(tmp_path / "ckpt.pt"), tmp_path / "dest")
+    convert(find_source(tmp_path), tmp_path / "again")  # nanoGPT's folder
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "dest" / "model.safetensors"
     ).read_bytes()
@@ -166,9 +166,8 @@ def test_a_pytorch_model_bin_is_read_with_torch(tmp_path: Path, case: str) -> No
         path = source / "pytorch_model.bin" if case != "a file of its own name" else source / "weights.pt"
         torch.save(tensors, path, _use_new_zipfile_serialization=case != "not zipped")
         path = path if case == "a file of its own name" else source
-    with pytest.raises(ModelFolderError, match="found a pickle"):
-        load(path)
-    convert(find_source(path, pickles=True), tmp_path / "dest")
+    load(path)  # directly
+    convert(find_source(path), tmp_path / "dest")
     off = error(tmp_path / "dest", expected)
     print(f"pytorch_model.bin, {case}: off by {off:.1e}")
     assert off < TOLERANCE
@@ -192,7 +191,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, name: str) -> None:
     (source / "model.safetensors").unlink()
     torch.save({"model": Malicious(str(tmp_path / "trace")), "model_args": NANOGPT}, source / name)
     with pytest.raises(ModelFolderError, match="no code in it was run") as refusal:
-        find_source(source / name, pickles=True)
+        find_source(source / name)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "trace").exists()
 
@@ -213,7 +212,7 @@ def test_settings_that_nanogpt_does_not_have_are_refused_by_name(
     args = {name: value for name, value in (NANOGPT | args).items() if value is not ...}
     torch.save({"model": {"transformer.wte.weight": torch.zeros(V, C)}, "model_args": args}, tmp_path / "ckpt.pt")
     with pytest.raises(ModelFolderError) as refusal:
-        find_source(tmp_path / "ckpt.pt", pickles=True)
+        find_source(tmp_path / "ckpt.pt")
     assert message in str(refusal.value)
 
 
@@ -221,7 +220,7 @@ def test_without_torch_a_pickle_is_refused_with_a_remedy(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "ckpt.pt").write_bytes(b"PK")
     with pytest.raises(ModelFolderError, match=r"takes torch to read or write: pip install 'torch>=2\.6'"):
-        find_source(tmp_path / "ckpt.pt", pickles=True)
+        find_source(tmp_path / "ckpt.pt")
     write_hub(tmp_path / "hub", PLAIN)
     with pytest.raises(ModelFolderError, match=rf"^{tmp_path / 'x.pt'}: .* takes torch to read or write"):
         export(find_source(tmp_path / "hub"), tmp_path / "x.pt", "nanogpt")
@@ -233,4 +232,4 @@ def test_a_torch_that_opens_pickles_unsafely_is_refused(tmp_path: Path, monkeypa
     sys.modules["torch"].__version__ = "2.5.1+cpu"  # type: ignore[attr-defined]
     (tmp_path / "ckpt.pt").write_bytes(b"PK")
     with pytest.raises(ModelFolderError, match=r"torch 2\.5\.1\+cpu does not open a pickle safely"):
-        find_source(tmp_path / "ckpt.pt", pickles=True)
+        find_source(tmp_path / "ckpt.pt")

@@ -115,7 +115,7 @@ def converted(content: Any, place: Path, name: str = "x.pt", **settings: Any) ->
     if settings:
         (place / "config.json").write_text(json.dumps(settings))
     torch.save(content, place / name)
-    convert(find_source(place / name, pickles=True), place / "dest")
+    convert(find_source(place / name), place / "dest")
     activation = json.loads((place / "dest" / "config.json").read_text())["activation_function"]
     expected = gpt2(HubWeights(PLAIN, SETTINGS | {"activation_function": activation}), IDS)
     return float(np.abs(np.array(load(place / "dest")[0](IDS)) - expected).max())
@@ -183,7 +183,7 @@ def test_a_model_without_biases_has_biases_of_zero(tmp_path: Path, prefix: str) 
     torch = pytest.importorskip("torch")
     for name, saved in {"all.pt": weights, "some.pt": some}.items():
         torch.save({"model": state(saved, prefix), "model_args": SIZES | {"bias": False}}, tmp_path / name)
-    all_, some_ = (find_source(tmp_path / name, pickles=True).parameters() for name in ("all.pt", "some.pt"))
+    all_, some_ = (find_source(tmp_path / name).parameters() for name in ("all.pt", "some.pt"))
     assert all_.keys() == some_.keys()
     assert all(mx.array_equal(all_[name], some_[name]) for name in all_)
 
@@ -198,20 +198,20 @@ def test_a_deepspeed_folder_is_read_through_latest(tmp_path: Path) -> None:
         torch.save({"module": state(weights)}, tmp_path / step / "mp_rank_00_model_states.pt")
     (tmp_path / "latest").write_text("global_step2\n")
     for k, path in enumerate((tmp_path, tmp_path / "global_step2", next((tmp_path / "global_step2").iterdir()))):
-        convert(find_source(path, pickles=True), tmp_path / f"dest{k}")
+        convert(find_source(path), tmp_path / f"dest{k}")
         assert error(tmp_path / f"dest{k}", PLAIN) < TOLERANCE
     part = tmp_path / "global_step2" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
     next((tmp_path / "global_step2").iterdir()).rename(part)
     for path in (tmp_path, part):
         with pytest.raises(ModelFolderError, match=r"ZeRO-3.*run the zero_to_fp32\.py beside"):
-            find_source(path, pickles=True)
+            find_source(path)
 
 
 def refused(content: Callable[[Any], Any], file: Path, **options: Any) -> str:
     torch = pytest.importorskip("torch")
     torch.save(content(torch), file, **options)
     with pytest.raises(ModelFolderError) as refusal:
-        find_source(file, pickles=True)
+        find_source(file)
     assert str(refusal.value).isprintable()
     return str(refusal.value)
 
