@@ -58,8 +58,11 @@ def load_dataset(
     """
     check_name(data)
     folder, is_generated = Path(data).expanduser(), isinstance(CORPORA.get(data), GeneratedCorpus)
-    if val_data is not None and (is_generated or is_prepared(folder)):
-        raise UsageError(f"--val-data {val_data}: {data} has its own validation text; leave it out")
+    if is_generated or is_prepared(folder):
+        if val_data is not None:
+            raise UsageError(f"--val-data {val_data}: {data} has its own validation text; leave it out")
+        if text_field != TEXT:
+            raise UsageError(f"--field {text_field}: {data} has no fields or columns; leave it out")
     if is_prepared(folder):
         prepared = open_prepared(folder)
         if tokenizer:

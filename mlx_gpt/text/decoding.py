@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.errors import DataError
+from mlx_gpt.errors import DataError, one_line
 
 PIECE = 1 << 18  # characters read at a time
 MAX_INVALID = 0.1  # bytes that do not decode, per character; above it a file is not text
@@ -54,7 +54,7 @@ class Changes:
         return sum(self._found[change].values())
 
     def __str__(self) -> str:
-        return "; ".join(self._phrase(change, list(files)) for change, files in self._found.items() if files)
+        return one_line("; ".join(self._phrase(change, [*files]) for change, files in self._found.items() if files))
 
     def _phrase(self, change: str, files: list[str]) -> str:
         number = f"{self.count(change):,} " if change in (REPLACED, EMPTY) else ""

@@ -43,12 +43,14 @@ def is_copy(path: Path) -> bool:
 @cache
 def _copy_stdin(stdin: Any) -> Path:
     if stdin is None or stdin.isatty():
-        raise DataError("-: expected text from a pipe, but standard input is a terminal; give a file, or use a pipe")
+        raise DataError("-: expected text from a pipe, but standard input is none; give a file, or use a pipe")
     return _write("stdin", stdin.buffer)
 
 
 @cache
 def _copy_descriptor(descriptor: int, inode: int) -> Path:
+    if os.isatty(descriptor):
+        raise DataError(f"/dev/fd/{descriptor}: expected a pipe, found a terminal; give a file, or use a pipe")
     with open(os.dup(descriptor), "rb") as stream:
         return _write(f"fd-{descriptor}-{inode}", stream)
 

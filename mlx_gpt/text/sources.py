@@ -45,6 +45,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.vocab_files import EOT
 
 IN_BOTH = "for validation too, left out of training"
+COPY = "the same text as another file"
 OTHER_VAL = "left out, --val-data names another validation text"
 
 
@@ -58,7 +59,7 @@ class Sources:
     text_field: str = TEXT  # of a record
     found: Changes = field(default_factory=Changes)  # in finding the files
     read: Changes = field(default_factory=Changes)  # in the last call of ``pieces``
-    hashes: dict[str, str] = field(default_factory=dict)  # file -> sha256, of those read to the end
+    hashes: dict[str, str] = field(default_factory=dict)  # file -> sha256, likewise
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
@@ -97,14 +98,16 @@ class Sources:
 
     def pieces(self) -> Iterator[TextPiece]:
         """Yield all the text, file by file. Raises ``DataError`` for a file that is not text, missing, or changing."""
-        self.read = Changes()
+        self.read, self.hashes = Changes(), {}
         for number, file in enumerate(self.files):
             with _readable(file.path):
                 before = _stamp(file.path)
                 yield from self._file(number, file)
                 if _stamp(file.path) != before:
                     raise DataError(f"{file.path}: changed while it was read; try again when no program writes to it")
-                self.hashes[str(file.path)] = sha256_of(file.path)
+                sha256 = sha256_of(file.path)
+                self.read.add(COPY, file.path, sha256 in self.hashes.values() and file.path.stat().st_size > 0)
+                self.hashes[str(file.path)] = sha256
 
     def _file(self, number: int, file: TextFile) -> Iterator[TextPiece]:
         cutter = Cutter(file.path, self.read, self._train_bytes.get(number))
@@ -158,15 +161,16 @@ def find_sources(
     text_field: str = TEXT,
 ) -> Sources:
     """Find the files of each name, and those of ``val_data``. Raises ``DataError`` for no files."""
-    if not text_field:
-        raise UsageError("--field '': expected the name of a field or column; leave it out for 'text'")
     sources = Sources([], val_fraction, seed, text_field)
     with _readable(Path(", ".join(names))):
         files = find_files(names, text_field, sources.found)
         if val_data is not None:
             val = find_files([val_data], text_field, Changes())
             files = _with_validation(files, val, sources.found, val_data)
+    _check_field(text_field, [file.path for file in files])
     has_val = any(file.part == VAL for file in files)
+    if has_val and val_fraction != VAL_FRACTION:
+        raise UsageError(f"--val-fraction {val_fraction:g}: there are files for validation; leave it out")
     sources.files = [TextFile(file.path, (file.part or TRAIN) if has_val else None) for file in files]
     return sources
 
@@ -194,6 +198,7 @@ def read_text(name: str | Path, text_field: str = TEXT, as_text: bool = False) -
     changes = Changes()
     path = one_file(str(name))
     with _readable(path):
+        _check_field(text_field, [path])
         reader = text_file if as_text and not path.suffix else reader_of(path)
         cutter = Cutter(path, changes)
         return "\n\n".join("".join(cutter.clean(record)) for record in reader(path, text_field, changes)), changes
@@ -205,6 +210,14 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(first) + [
         i for part in others for i in [tokenizer.eot_id, *tokenizer.opening, *tokenizer.encode(part.lstrip("\n"))]
     ]
+
+
+def _check_field(name: str, files: list[Path]) -> None:
+    """Raise ``UsageError`` for a field that no file can have."""
+    if not name:
+        raise UsageError("--field '': expected the name of a field or column; leave it out for 'text'")
+    if name != TEXT and all(reader_of(path) is text_file for path in files):
+        raise UsageError(f"--field {name}: text has no fields or columns; leave it out")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from helpers.command_line import TINY, in_a_process, the_line
 from mlx_gpt.cli import main
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.text import prepare as prepare_module
+from mlx_gpt.text.dataset import load_dataset
 from mlx_gpt.text.decoding import _zstd
 from mlx_gpt.text.find import TRAIN, TextFile
 from mlx_gpt.text.prepare import open_prepared, prepare_cached, prepare_text
@@ -348,6 +349,34 @@ def test_val_data_is_for_validation_only(tmp_path: Path) -> None:
     assert overlapping.changes == "for validation too, left out of training (b.txt)"
     with pytest.raises(UsageError, match="is the training text too"):
         find_sources([str(tmp_path / "a.txt")], val_data=str(tmp_path / "*.txt"))
+
+
+def test_a_copy_of_another_file_is_reported(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        write(tmp_path / name, "a")
+    sources = find_sources([str(tmp_path / "a.txt")], val_data=str(tmp_path / "b.txt"))
+    for _ in range(2):
+        assert parts(sources) == ("a", "a")
+        assert sources.changes == "the same text as another file (b.txt)"
+
+
+def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:
+    text, val = (str(write(tmp_path / name, name)) for name in ("a.txt", "b.txt"))
+    with pytest.raises(UsageError, match="--field body: text has no fields"):
+        find_sources([text], text_field="body")
+    with pytest.raises(UsageError, match="--field body: text has no fields"):
+        read_text(text, "body")
+    with pytest.raises(UsageError, match=r"--val-fraction 0.5: there are files for validation"):
+        find_sources([text], 0.5, val_data=val)
+    for flags in ({"val_data": val}, {"text_field": "body"}):
+        with pytest.raises(UsageError, match="leave it out"):
+            load_dataset("tinyworld", "bytes", **flags)
+
+
+def test_control_characters_in_a_name_are_escaped(tmp_path: Path) -> None:
+    sources = find_sources([str(write(tmp_path / "a\x1b[31m.txt", b"caf\xe9"))])
+    documents(sources)
+    assert "a\\x1b[31m.txt" in sources.changes
 
 
 def test_files_without_text_in_a_folder_are_left_out_and_named(tmp_path: Path) -> None:
