@@ -65,8 +65,10 @@ def _take(base: Path) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)  # closed, and so released, by the system
         if try_lock(lock):
-            for kernel, _ in _unmarked(folder):
+            for kernel, _ in _kernels(folder, marked=False):
                 os.unlink(kernel)
+            if not (folder / "mlx").exists():
+                _share(base, folder)
             return folder
         os.close(lock)
     raise OSError(errno.ENOLCK, "no locks")
@@ -87,16 +89,26 @@ def _check(base: Path) -> None:
         raise OSError(errno.EINVAL, "a name that a shell reads otherwise")
 
 
+def _share(base: Path, folder: Path) -> None:
+    """Link the kernels in the folders of other processes into a new one."""
+    with suppress(OSError):  # one that is removed meanwhile
+        for other in base.iterdir():
+            for kernel, _ in _kernels(other, marked=True):
+                (folder / kernel.relative_to(other)).parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):
+                    os.link(kernel, folder / kernel.relative_to(other))
+
+
 def _mark(folder: Path, process: int) -> None:
     """Set the time of change of each kernel to its size, in seconds since 1970, which no later change keeps."""
     if os.getpid() == process:  # not in a fork
-        for kernel, state in _unmarked(folder):
+        for kernel, state in _kernels(folder, marked=False):
             os.utime(kernel, (state.st_atime, state.st_size))
 
 
-def _unmarked(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+def _kernels(folder: Path, marked: bool) -> Iterator[tuple[Path, os.stat_result]]:
     for place in folder.glob("mlx/*/cpu"):
         for entry in os.scandir(place):
             state = entry.stat(follow_symlinks=False)
-            if entry.name.endswith(".so") and state.st_mtime != state.st_size:
-                yield entry.path, state
+            if entry.name.endswith(".so") and (state.st_mtime == state.st_size) == marked:
+                yield Path(entry.path), state

@@ -84,6 +84,16 @@ def test_processes_at_the_same_time_have_folders_of_their_own(place: Path) -> No
     assert {kernel.relative_to(place / "tmp").parts[1] for kernel in kernels(place)} == {"0", "1"}
 
 
+def test_a_new_folder_begins_with_the_kernels_of_the_others(place: Path) -> None:
+    run(COMPILE, place)
+    child = (
+        f"import sys, subprocess\nprint(subprocess.check_output([sys.executable, '-c', '''{COMPILE}'''], text=True))"
+    )
+    assert run(f"import mlx_gpt\n{child}", place) == "3.0 in use"
+    first, second = kernels(place)
+    assert first.samefile(second)
+
+
 def test_the_temporary_folder_of_python_stays(place: Path) -> None:
     code = "import mlx_gpt, tempfile, os; print(tempfile.gettempdir(), os.environ['TMPDIR'])"
     assert run(code, place) == f"{place}/tmp {place}/tmp"
