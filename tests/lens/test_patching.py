@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.lens_model import B, H, L, P, T, largest_difference, random_ids, random_model
+from helpers.lens_model import H, L, P, T, largest_difference, random_ids, random_model
 
 from mlx_gpt.errors import UsageError
 from mlx_gpt.lens import (
@@ -245,4 +245,3 @@ def paths(sender: tuple[str, int | None], receiver: tuple[str, int | None]) -> m
 
 def test_texts_of_one_row_are_patched_too() -> None:
     assert activation_patching(MODEL, CLEAN[:1], CORRUPTED[:1], logit_difference(3, 5)).shape == (L, T)
-    assert B == 2

@@ -17,7 +17,6 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.lens import activation_names, trace
 from mlx_gpt.lens.names import ALIASES, BY_NAME
-from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import quantize
 from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -302,4 +301,3 @@ def test_tokens_may_be_lists_and_numpy_arrays() -> None:
     model, tokens = random_model(), random_ids()
     for same in (tokens.tolist(), np.array(tokens)):
         assert mx.array_equal(trace(model, same)[0], trace(model, tokens)[0])
-    assert isinstance(model, GPT)
