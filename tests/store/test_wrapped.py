@@ -263,7 +263,7 @@ def test_a_file_that_torch_did_not_write_is_refused(tmp_path: Path, content: byt
     pytest.importorskip("torch")
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ModelFolderError) as refusal:
-        find_source(tmp_path / "x.pt", pickles=True)
+        find_source(tmp_path / "x.pt")
     assert message in str(refusal.value)
     assert str(refusal.value).isprintable()
 
@@ -275,7 +275,7 @@ def test_a_checkpoint_of_torch_distributed_is_refused_with_the_command_that_merg
     (tmp_path / "pytorch_model_fsdp_0" / "__0_0.distcp").write_bytes(b"PK\x03\x04")
     for path in (tmp_path, tmp_path / "pytorch_model_fsdp_0"):
         with pytest.raises(ModelFolderError, match=r"dcp_to_torch .*pytorch_model_fsdp_0 model\.pt"):
-            find_source(path, pickles=True)
+            find_source(path)
 
 
 @pytest.mark.parity
