@@ -13,7 +13,7 @@ from helpers.lens_model import B, C, D, H, L, P, T, V, largest_difference, rando
 
 from mlx_gpt.check import reference
 from mlx_gpt.check.hub_folder import HubFolder
-from mlx_gpt.config import GPTConfig
+from mlx_gpt.config import ACTIVATIONS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.lens import activation_names, trace
 from mlx_gpt.lens.names import ALIASES, BY_NAME
@@ -26,7 +26,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"scale_attn_weights": False},
     {"scale_attn_by_inverse_layer_idx": True},
     {"tie_word_embeddings": False},
-    {"activation_function": "gelu"},
+    *({"activation_function": name} for name in ACTIVATIONS[1:]),
     {"n_inner": 24},
     {"layer_norm_epsilon": 0.1},
     {"n_layer": 1, "n_head": 1},
@@ -36,7 +36,7 @@ VARIANTS: list[dict[str, Any]] = [
 # The logits
 
 
-@pytest.mark.parametrize("fields", VARIANTS, ids=lambda fields: " ".join(fields) or "gpt2")
+@pytest.mark.parametrize("fields", VARIANTS, ids=lambda fields: str(fields)[1:-1] or "gpt2")
 @pytest.mark.parametrize("shape", [(B, T), (1, 1), (3, P)])
 def test_the_logits_are_those_of_the_fast_model(fields: dict[str, Any], shape: tuple[int, int]) -> None:
     model, tokens = random_model(**fields), random_ids(shape=shape)
