@@ -83,6 +83,14 @@ def test_an_edit_of_ones_own_gives_the_same_gradient() -> None:
     assert largest_difference(by_hand, gradients(MODEL, TOKENS, METRIC, name)[1][name]) < 1e-6
 
 
+def test_gradients_compile() -> None:
+    edits = {"blocks.0.attn.hook_z": lambda x, name: x * 0.5}
+    compiled = mx.compile(lambda tokens: gradients(MODEL, tokens, METRIC, "hook_embed", edits))
+    (value, grads), (plain, expected) = compiled(TOKENS), gradients(MODEL, TOKENS, METRIC, "hook_embed", edits)
+    assert value.item() == pytest.approx(plain.item(), abs=1e-5)
+    assert largest_difference(grads["hook_embed"], expected["hook_embed"]) < 1e-5
+
+
 def test_quantized_models_have_gradients() -> None:
     model = quantize(random_model(n_embd=64, n_layer=1), 8)
     _, grads = gradients(model, TOKENS, METRIC, "hook_embed")
