@@ -67,7 +67,14 @@ def is_harmless(key: str, value: Any, config: GPTConfig) -> bool:
 
 def is_off(value: Any) -> bool:
     """Return True for false, 0, null, and what holds nothing else: ``{"0": []}``."""
-    return all(map(is_off, value.values())) if isinstance(value, dict) else not value
+    values = [value]
+    while values:  # no recursion: a file may nest deeply
+        value = values.pop()
+        if isinstance(value, dict):
+            values += value.values()
+        elif value:
+            return False
+    return True
 
 
 def other_names(config: GPTConfig) -> dict[str, tuple[Any, ...]]:

@@ -36,7 +36,7 @@ def read_huggingface(path: Path) -> ModelSource:
     is_file = path.is_file()
     folder = path.parent if is_file else path
     config, weights = read_config(folder), read_safetensors(path) if is_file else read_weights(folder)
-    quantization = read_quantization(folder)
+    quantization = read_quantization(folder) if any(name.endswith(".scales") for name in weights) else None
     kind = "mlx-lm" if any(name.startswith(MLX_LM) for name in weights) else "safetensors" if is_file else HUB
     return ModelSource(kind, folder, config, weights, bool(quantization) or is_linear(weights), quantization)
 

@@ -140,5 +140,8 @@ def _resolve_aliases(found: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     """Return a value of a file as JSON, cut to fit a message."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "values nested deeply"
     return text if len(text) <= 100 else f"{text[:100]}…"

@@ -99,6 +99,7 @@ def test_transformers_general_names_are_aliases_of_gpt2s(tmp_path: Path) -> None
         ({"auto_map": {"AutoModelForCausalLM": "modeling.Other"}}, "auto_map is no setting of GPT-2"),
         ({"intermediate_size": 2048}, "intermediate_size is no setting of GPT-2, found 2048"),
         ({"hidden_act": "relu"}, "hidden_act is no setting of GPT-2"),
+        ({"foo": json.loads('{"a":' * 900 + "1" + "}" * 900)}, "foo is no setting of GPT-2"),
         ({"x" * 5000: "y" * 5000}, "is no setting of GPT-2"),
         ({"quantization": {"bits": 4.0, "group_size": 64}}, "quantization must be off"),
         ({"quantization": {"bits": 4, "group_size": 64.0}}, "quantization must be off"),

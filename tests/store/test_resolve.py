@@ -113,6 +113,11 @@ def test_a_quantized_model_generates_and_is_evaluated_and_all_else_refuses_it_in
         assert capsys.readouterr().err == line
 
 
+def test_a_config_that_calls_float_weights_quantized_changes_nothing(tmp_path: Path) -> None:
+    folder = write_hub(tmp_path / "m", PLAIN, quantization={"bits": 4, "group_size": 32})
+    assert mx.array_equal(load(folder)[0](IDS), load(write_hub(tmp_path / "n", PLAIN))[0](IDS))
+
+
 @pytest.mark.parametrize("layout", ["llm.c", "GGUF", "hub, weights of another name"])
 def test_a_folder_with_one_file_of_weights_means_that_file(tmp_path: Path, layout: str) -> None:
     (tmp_path / "m").mkdir()
