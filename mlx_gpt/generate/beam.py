@@ -31,8 +31,10 @@ def beam_search(decoder: Decoder, sampler: Sampler, prompt: mx.array, logits: mx
     """Return the best texts of at most ``limit`` tokens, best first; none if the rules forbid every token.
 
     The decoder has read the prompt, (1, L), and ``logits`` (1, V) follow it. The search ends when no open text has a
-    better score than the worst of ``beams`` finished ones.
+    better score than the worst of ``beams`` finished ones. Where a context is full, the last half of each text is read
+    again.
     """
+    P = decoder.model.config.n_positions
     n, penalty = sampler.settings[0].beams, sampler.settings[0].length_penalty
     beams, finished = [Beam([], 0.0)], []
     while True:
@@ -44,8 +46,12 @@ def beam_search(decoder: Decoder, sampler: Sampler, prompt: mx.array, logits: mx
         if not open_beams or (len(finished) == n and open_beams[0][1].score(penalty) <= finished[-1].score(penalty)):
             return finished
         parents, beams = [parent for parent, _ in open_beams], [beam for _, beam in open_beams]
-        decoder.keep(parents)
-        logits = decoder.step(mx.array([beam.ids[-1:] for beam in beams]))[:, -1]
+        if decoder.offset < P:
+            decoder.keep(parents)
+            logits = decoder.step(mx.array([beam.ids[-1:] for beam in beams]))[:, -1]
+        else:
+            texts = mx.concatenate([mx.repeat(prompt, len(beams), axis=0), mx.array([b.ids for b in beams])], axis=1)
+            logits = decoder.prefill(texts[:, -(P // 2) :])
 
 
 def continuations(beams: list[Beam], logp: np.ndarray, n: int) -> list[tuple[int, Beam]]:

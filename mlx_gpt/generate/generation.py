@@ -99,8 +99,11 @@ class Generation:
             )
         self.limits = [_limit(len(row), model.config.n_positions, settings) for row in rows]
         if settings.beams > 1:
-            others = {"--samples": len(rows) > 1, "a draft": draft, "--context slide": settings.context == SLIDE}
-            others["--logprobs or --colour"] = settings.logprobs is not None
+            others = {
+                "--samples": len(rows) > 1,
+                "a draft": draft,
+                "--logprobs or --colour": settings.logprobs is not None,
+            }
             if given := [name for name, is_given in others.items() if is_given]:
                 raise UsageError(
                     f"--beams gives the best text of one prompt, without {' or '.join(given)}; leave out one"

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
+from mlx_gpt.generate.beam import beam_search
 from mlx_gpt.generate.generation import LOOKUP, Generation, generate, generate_tokens
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.model.gpt import GPT
@@ -92,16 +93,26 @@ def test_rules_hold_in_every_beam() -> None:
     [
         ([[1], [2]], {}, None, "--samples"),
         ([[1]], {}, LOOKUP, "a draft"),
-        ([[1]], {"context": "slide"}, None, "--context slide"),
         ([[1], [2]], {"logprobs": 1}, None, "--samples or --logprobs or --colour"),
     ],
-    ids=["two prompts", "a draft", "sliding", "probabilities"],
+    ids=["two prompts", "a draft", "probabilities"],
 )
 def test_incompatible_settings_are_refused_by_name(
     prompts: list[list[int]], settings: dict[str, Any], draft: Any, named: str
 ) -> None:
     with pytest.raises(UsageError, match=f"--beams gives the best text of one prompt, without {named}; leave out one"):
         Generation(new_model(), TOKENIZER, prompts, GenerationSettings(beams=2, **settings), draft)
+
+
+@pytest.mark.parametrize("length", [3, 31, 90])
+def test_a_full_context_slides(length: int) -> None:
+    model, prompt = new_model(), [(7 * i) % 256 for i in range(length)]
+    settings: dict[str, Any] = {"context": "slide", "temperature": 0, "max_tokens": 80, "min_tokens": 80}
+    greedy = list(generate_tokens(model, TOKENIZER, prompt, **settings))
+    run = Generation(model, TOKENIZER, [prompt], GenerationSettings(**settings))
+    (beam,) = beam_search(run.decoder, run.sampler, run.prompts, run.read_prompt(), 80)  # of width 1
+    assert beam.ids == greedy
+    assert len(list(generate_tokens(model, TOKENIZER, prompt, beams=3, **settings))) == 80
 
 
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
