@@ -30,7 +30,7 @@ class Prepare:
     out: Path
     """the new folder of ids, for train --data"""
     tokenizer: str = "bpe:1024"
-    """gpt2, bytes, or bpe:N: N ids learned from the text"""
+    """gpt2, bytes, or bpe:N: N ids learned from the text; or the folder or hub id of a model, or a tokenizer.json"""
     val_fraction: float = 0.1
     """the share of the text for validation, in whole documents if possible"""
     seed: int = 0

@@ -33,7 +33,7 @@ from mlx_gpt.store.folder import load_source
 from mlx_gpt.store.layouts import find_source
 from mlx_gpt.terminal import make_console
 from mlx_gpt.text.dataset import Dataset, load_dataset
-from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.text.tokenizer import Tokenizer, is_made
 from mlx_gpt.train.auto.defaults import MINUTES, needs_measurement
 from mlx_gpt.train.auto.model_size import Choice
 from mlx_gpt.train.auto.plan import measure_slowest, plan, print_choices, settings_of, tokenizer_for
@@ -85,7 +85,8 @@ class Train(TrainFlags):
     def _resume(self, run: Path, group: mx.distributed.Group | None, console: Console) -> None:
         start = last_checkpoint(run, self.settings(), self.given, console)
         with main_first(group):
-            dataset = self._read(self.tokenizer or start.tokenizer, console)
+            named = self.tokenizer and is_made(self.tokenizer)
+            dataset = self._read(self.tokenizer if named else start.tokenizer, console)
         self._run(start.model, dataset, group, console, start)
 
     def _start(self, started: float, group: mx.distributed.Group | None, console: Console) -> None:

@@ -94,7 +94,8 @@ class TrainFlags:
     revision: str | None = None
     """a branch, tag or commit on the hub of the model to start from"""
     tokenizer: str | None = None
-    """gpt2, bytes, or bpe:N: N ids learned from the text; chosen automatically if neither data nor model has one"""
+    """gpt2, bytes, or bpe:N: N ids learned from the text; or the folder or hub id of a model, or a tokenizer.json;
+    chosen automatically if neither data nor model has one"""
     preset: Annotated[
         str, arg(help=f"a model size: {', '.join(PRESETS)}", help_behavior_hint="(chosen automatically)")
     ] = PRESET
@@ -113,7 +114,7 @@ class TrainFlags:
 
     def settings(self) -> dict[str, Any]:
         """Return all settings that repeat the run, by the names of the flags."""
-        settings = {"data": _absolute(self.data), "init": _absolute(self.init), "tokenizer": self.tokenizer}
+        settings = {"data": _absolute(self.data), "init": _absolute(self.init), "tokenizer": self._tokenizer()}
         settings |= {"val_data": self.val_data and _absolute(self.val_data)}
         settings |= {
             "field": self.text_field if self.text_field != TEXT else None,
@@ -131,11 +132,16 @@ class TrainFlags:
         for name in sorted(self.typed & idle.keys()):
             raise UsageError(f"--{name.replace('_', '-')} has no effect {idle[name]}; remove one of them")
 
+    def _tokenizer(self) -> str | None:
+        from mlx_gpt.text.tokenizer import is_made
+
+        return self.tokenizer if self.tokenizer is None or is_made(self.tokenizer) else _absolute(self.tokenizer)
+
     def has_tokenizer(self) -> bool:
         """Return True if a tokenizer is given, or the text or the model to start from has one."""
         from mlx_gpt.text.prepare import is_prepared
 
-        return bool(self.tokenizer) or self.init != SCRATCH or is_prepared(Path(self.data).expanduser())
+        return self.tokenizer is not None or self.init != SCRATCH or is_prepared(Path(self.data).expanduser())
 
     def with_settings(self: Flags, settings: Mapping[str, Any]) -> Flags:
         """The same flags with other settings."""

@@ -11,15 +11,14 @@ from mlx_gpt.hub import fetch
 from mlx_gpt.store.huggingface import has_safetensors
 from mlx_gpt.store.model_config import CONFIG
 from mlx_gpt.store.pickles import import_torch
+from mlx_gpt.text.vocab_files import TOKENIZER_FILES
 
 ADAPTER = "adapter_config.json"  # of PEFT and of mlx-lm, whose folders lack the model itself
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # gpt2, openai-community/gpt2
 
 # The gpt2 repository also has weights for TensorFlow, Flax, Rust and ONNX, which are not downloaded.
 NEEDED = [CONFIG, ADAPTER, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-NEEDED += ["vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json"]
-NEEDED += ["special_tokens_map.json", "generation_config.json"]
-NEEDED += ["vocab.txt", "*.model"]  # of other kinds of tokenizer, to refuse them
+NEEDED += ["generation_config.json", *TOKENIZER_FILES]
 PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 
 

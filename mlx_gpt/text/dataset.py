@@ -24,7 +24,7 @@ from mlx_gpt.text.prepare import (
 )
 from mlx_gpt.text.records import TEXT
 from mlx_gpt.text.sources import find_sources
-from mlx_gpt.text.tokenizer import Tokenizer, make_tokenizer
+from mlx_gpt.text.tokenizer import Tokenizer, is_made, make_tokenizer
 from mlx_gpt.text.windows import TokenStream
 
 BASELINE_SAMPLE = 10_000_000  # ids of the training text that are counted
@@ -57,6 +57,8 @@ def load_dataset(
     needs one (``UsageError``). Files are encoded once and kept in the user's cache.
     """
     check_name(data)
+    if isinstance(tokenizer, str) and not is_made(tokenizer):
+        tokenizer = make_tokenizer(tokenizer, [])
     folder, is_generated = Path(data).expanduser(), isinstance(CORPORA.get(data), GeneratedCorpus)
     if is_generated or is_prepared(folder):
         if val_data is not None:
@@ -69,7 +71,7 @@ def load_dataset(
             _check_tokenizer(prepared, tokenizer)
         return _from_prepared(data, prepared)
     if tokenizer is None:
-        raise UsageError(f"--data {data} needs a --tokenizer: gpt2, bytes, or bpe:N")
+        raise UsageError(f"--data {data} needs a --tokenizer: gpt2, bytes, bpe:N, or a folder")
     if isinstance(corpus := CORPORA.get(data), GeneratedCorpus):
         return dataset_from_texts(data, *corpus.open(), tokenizer)
     sources = find_sources([data], val_data=val_data, text_field=text_field)

@@ -27,16 +27,27 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.errors import TokenizerError, UsageError
+from mlx_gpt.errors import HubError, TokenizerError, UsageError
+from mlx_gpt.hub import fetch
 from mlx_gpt.text.added_tokens import NO_SPACE, SPACE, split_at_tokens
 from mlx_gpt.text.token_settings import EOT, Files, TokenSettings, settings_of
-from mlx_gpt.text.vocab_files import BYTES, Token, pairs, read_name, read_vocabulary, write_name, write_vocabulary
+from mlx_gpt.text.vocab_files import (
+    BYTES,
+    TOKENIZER_FILES,
+    Token,
+    pairs,
+    read_name,
+    read_vocabulary,
+    write_name,
+    write_vocabulary,
+)
 
 # GPT-2's words: contractions, letters, digits, punctuation (each with at most one leading space), and white space.
 # The possessive `++` and the `\s++$` are tiktoken's: the same words, without backtracking over long runs.
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 LONG_WORD = re.compile(r"\S{1000}|\s{1000}")  # training is quadratic in a word's length: longer words are split
 MANY_SPACES = 500_000  # tiktoken goes back over a run of white space, a million characters at most
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|gpt2-(medium|large|xl)|distilgpt2")
 TRAINING_TEXT = 5_000_000  # characters that ``make_tokenizer`` learns a vocabulary from
 
 
@@ -265,7 +276,8 @@ class StreamDecoder:
 def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
     """Create the tokenizer ``gpt2``, ``bytes``, or ``bpe:N`` with N ids learned from the beginning of ``texts``.
 
-    ``texts`` is read only for ``bpe:N``. Raises ``UsageError`` for any other ``spec``.
+    Any other ``spec`` is a folder or a ``tokenizer.json`` to load, or a model of the hub. ``texts`` is read only for
+    ``bpe:N``. Raises ``UsageError`` if there is no such tokenizer, ``TokenizerError`` if it cannot be read.
     """
     if spec == "gpt2":
         return Tokenizer.gpt2()
@@ -273,7 +285,22 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
         return Tokenizer.bytes()
     if re.fullmatch(r"bpe:[0-9]{1,7}", spec):
         return Tokenizer.train(_beginning(texts, TRAINING_TEXT), int(spec.removeprefix("bpe:")))
-    raise UsageError(f"unknown tokenizer {spec!r}; choose gpt2, bytes, or bpe:N with N ids, such as bpe:4096")
+    if spec and (path := Path(spec).expanduser()).exists():
+        return Tokenizer.from_folder(path)
+    if HUB_ID.fullmatch(spec):
+        try:
+            return Tokenizer.from_folder(fetch(spec, [*TOKENIZER_FILES, "config.json", "generation_config.json"]))
+        except HubError as error:
+            raise UsageError(f"--tokenizer {spec}: no such file or folder here, and from the hub: {error}") from error
+    raise UsageError(
+        f"unknown tokenizer {spec!r}; choose gpt2, bytes, or bpe:N with N ids, such as bpe:4096, or the folder or hub "
+        f"id of a model"
+    )
+
+
+def is_made(spec: str) -> bool:
+    """Return True for a tokenizer that is named or learned, False for one to load from a file."""
+    return bool(re.fullmatch(r"gpt2|bytes|bpe:[0-9]{1,7}", spec))
 
 
 def _pieces(text: str, many: int = MANY_SPACES) -> list[str]:

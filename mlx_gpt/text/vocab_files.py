@@ -29,6 +29,7 @@ from mlx_gpt.text.token_settings import EOT as EOT
 Token = bytes  # the bytes of one id
 VOCAB, MERGES = "vocab.json", "merges.txt"
 OPENAI = {"encoder.json": VOCAB, "vocab.bpe": MERGES}  # OpenAI's own names for the two
+TOKENIZER_FILES = [VOCAB, MERGES, FAST, CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "*.model"]
 FOREIGN = ("vocab.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json")  # WordPiece, SentencePiece and others
 
 # In GPT-2's files each byte is one visible character: itself if printable, else the next of chr(256), chr(257), ...
@@ -73,10 +74,13 @@ def read_vocabulary(
     inconsistent, or of another kind of tokenizer.
     """
     path = Path(path)
+    if path.is_file() and path.suffix != ".json" and path.name not in (MERGES, *OPENAI):
+        raise TokenizerError(f"{path}: expected a folder or a tokenizer.json, found another file")
     folder = path.parent if path.is_file() else path
     fast_file = path if path.is_file() and path.name not in (VOCAB, MERGES, *OPENAI) else folder / FAST
     files = Files.read(folder if fast_file == folder / FAST else None)
     if not fast_file.exists():
+        has_vocabulary(folder)
         return build_vocabulary(_of_two_files(folder), files, None, limit)
     fast = read_object(fast_file)
     parts = _of_fast(fast_file, fast)
