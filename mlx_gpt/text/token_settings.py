@@ -35,6 +35,8 @@ REFUSED = (  # settings that would give other ids or other text
     "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
 )
 
+Around = tuple[tuple[int, ...], tuple[int, ...]]  # ids before and after a text
+
 
 @dataclass(frozen=True)
 class TokenSettings:
@@ -316,7 +318,7 @@ def _ids(file: Path, key: str, content: Mapping[str, Any]) -> list[int]:
 
 def _around(
     files: Files, fast: Mapping[str, Any] | None, ids: Mapping[str, int], named: Mapping[str, str | None]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+) -> Around:
     """Return the ids that are put before and after a prompt.
 
     They are those of the post-processor of ``tokenizer.json``. Without that file, ``add_bos_token`` and
@@ -336,33 +338,33 @@ def _boolean(files: Files, key: str) -> bool:
     return bool(value)
 
 
-def _post_processed(file: Path, processor: Any, known: set[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _post_processed(file: Path, processor: Any, known: set[int]) -> Around:
     """Return the ids that a post-processor puts before and after a text."""
     try:
         kind = processor["type"] if processor else "ByteLevel"
         if kind == "Sequence":
-            before: tuple[int, ...] = ()
-            after: tuple[int, ...] = ()
-            for part in processor["processors"]:
-                prefix, suffix = _post_processed(file, part, known)
-                before, after = prefix + before, after + suffix
-            return before, after
+            around = [_post_processed(file, part, known) for part in processor["processors"]]
+            adding = [part for part in around if any(part)]
+            if len(adding) > 1:
+                raise refused(file, "post_processor", kind, "one that adds tokens")
+            return adding[0] if adding else ((), ())
         if kind == "ByteLevel":
             return (), ()
         if kind in ("BertProcessing", "RobertaProcessing"):
-            around: list[tuple[int, ...]] = [(processor["cls"][1],), (processor["sep"][1],)]
+            template: Around = (processor["cls"][1],), (processor["sep"][1],)
         elif kind == "TemplateProcessing":
-            around = _template(processor)
+            template = _template(processor)
         else:
             raise refused(file, "post_processor", kind, "ByteLevel, TemplateProcessing or RobertaProcessing")
-        if unknown := [i for part in around for i in part if i not in known]:
+        before, after = template
+        if unknown := [i for i in before + after if i not in known]:
             raise refused(file, "post_processor", unknown[0], "ids of the vocabulary")
-        return around[0], around[1]
+        return before, after
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise damaged(file, "a post_processor of the tokenizers library", f"{processor!r:.100}") from error
 
 
-def _template(processor: dict[str, Any]) -> list[tuple[int, ...]]:
+def _template(processor: dict[str, Any]) -> Around:
     """Return the ids before and after the one text of a template."""
     parts: list[tuple[int, ...]] = [()]
     for piece in processor["single"]:
@@ -371,4 +373,4 @@ def _template(processor: dict[str, Any]) -> list[tuple[int, ...]]:
         else:
             parts[-1] += tuple(processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
     before, after = parts
-    return [before, after]
+    return before, after

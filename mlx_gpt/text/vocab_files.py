@@ -275,6 +275,13 @@ def _piece(kind: str, name: str, type_id: int = 0) -> dict[str, Any]:
     return {kind: {"id": name, "type_id": type_id}}
 
 
+def _end_name(settings: TokenSettings) -> dict[str, str]:
+    """Return the name of the end token if the one in ``named`` does not end a text."""
+    texts = {token.id: token.text for token in settings.added}
+    is_end = settings.named.get("eos_token") in [texts.get(i) for i in settings.ends]
+    return {} if is_end or settings.ends[0] not in texts else {"eos_token": texts[settings.ends[0]]}
+
+
 def _tokenizer_config(settings: TokenSettings) -> dict[str, Any]:
     named = [text for text in settings.named.values() if text]
     extra = [token.text for token in settings.added if token.special and token.text not in named]
@@ -286,6 +293,7 @@ def _tokenizer_config(settings: TokenSettings) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token")),
         **settings.named,
+        **_end_name(settings),
         **({"additional_special_tokens": extra} if extra else {}),
         "added_tokens_decoder": {str(token.id): {"content": token.text, **token.flags} for token in settings.added},
     }
