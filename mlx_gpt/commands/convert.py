@@ -16,8 +16,8 @@ class Convert:
     """Convert a GPT-2 in any known layout, which is detected, to a model folder, one tensor in memory at a time."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """a folder or hub id; nanoGPT's ckpt.pt or a folder with pytorch_model.bin (both with torch installed); llm.c's
-    .bin; or the folder of OpenAI's TensorFlow release"""
+    """a folder or hub id; a checkpoint of nanoGPT or a folder with pytorch_model.bin (both with torch installed);
+    llm.c's .bin; a GGUF; or the folder of OpenAI's TensorFlow release"""
     dest: Annotated[Positional[Path], arg(metavar="DEST")]
     """the model folder to write; it must be new"""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None

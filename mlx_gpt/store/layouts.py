@@ -95,7 +95,7 @@ def _weights_of(folder: Path) -> Path:
     has_shards = any(folder.glob("*-of-*"))  # without them mlx-lm's index lists the one file
     if others := [name for name in usual[1:] if has_shards or not name.endswith(".json")]:
         logging.getLogger(__name__).warning("%s: reads %s, not %s", folder, usual[0], " or ".join(others))
-    if usual or any(layout.matches(folder) for layout in LAYOUTS):
+    if any(layout.matches(folder) for layout in LAYOUTS):
         return folder
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and not NO_MODEL.match(file.name)]
     found = [file for file in files if any(layout.matches(file) for layout in LAYOUTS)]

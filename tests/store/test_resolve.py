@@ -118,6 +118,15 @@ def test_a_config_that_calls_float_weights_quantized_changes_nothing(tmp_path: P
     assert mx.array_equal(load(folder)[0](IDS), load(write_hub(tmp_path / "n", PLAIN))[0](IDS))
 
 
+def test_a_file_beside_a_config_is_read_by_its_content_whatever_its_name(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path)
+    expected = load(file)[0](IDS[:, :8])
+    save(a_model(), Tokenizer.train([TEXT], 264), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    file.rename(tmp_path / "ckpt.pt")
+    assert mx.array_equal(load(tmp_path)[0](IDS[:, :8]), expected)
+
+
 @pytest.mark.parametrize("layout", ["llm.c", "GGUF", "hub, weights of another name"])
 def test_a_folder_with_one_file_of_weights_means_that_file(tmp_path: Path, layout: str) -> None:
     (tmp_path / "m").mkdir()
