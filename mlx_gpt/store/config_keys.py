@@ -40,7 +40,7 @@ HARMLESS = frozenset(
     dropout hidden_dropout hidden_dropout_prob attention_dropout attention_probs_dropout_prob classifier_dropout
     layerdrop learning_rate weight_decay warmup_steps max_steps num_train_epochs batch_size train_batch_size seed
     author license created_date date description comment language languages version model_name name url homepage
-    dataset datasets tags base_model base_model_name
+    dataset datasets tags base_model base_model_name chat_template last_updated save_step
     """.split()  # noqa: SIM905
 )
 # Private names of transformers; ids and texts of tokens; the head that summarises a sequence.
@@ -80,13 +80,16 @@ def is_off(value: Any) -> bool:
 def other_names(config: GPTConfig) -> dict[str, tuple[Any, ...]]:
     """Return settings under names of other models, which transformers' GPT-2 does not read: harmless if they agree."""
     return {
+        **dict.fromkeys(("n_vocab", "n_words", "padded_vocab_size"), (config.vocab_size,)),
+        "vocab_size_or_config_json_file": (config.vocab_size, -1),  # of transformers 2
+        **dict.fromkeys(("d_model", "n_embed", "embed_dim"), (config.n_embd,)),
         "intermediate_size": (config.inner_dim,),
-        "hidden_act": (config.activation_function,),
+        **dict.fromkeys(("hidden_act", "afn"), (config.activation_function,)),
         "layer_norm_eps": (config.layer_norm_epsilon,),
         "head_dim": (config.head_dim,),
         "position_embedding_type": ("absolute", "learned"),
-        **dict.fromkeys(("num_heads", "num_key_value_heads"), (config.n_head,)),
-        "num_layers": (config.n_layer,),
-        **dict.fromkeys(("block_size", "max_seq_len"), (config.n_positions,)),
+        **dict.fromkeys(("num_heads", "n_heads", "num_key_value_heads"), (config.n_head,)),
+        **dict.fromkeys(("num_layers", "n_layers"), (config.n_layer,)),
+        **dict.fromkeys(("block_size", "context_length", "max_seq_len", "max_seq_length"), (config.n_positions,)),
         **dict.fromkeys(("bias", "attention_bias", "mlp_bias", "is_causal"), (True,)),
     }

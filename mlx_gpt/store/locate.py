@@ -29,7 +29,8 @@ def download(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """
     if not isinstance(name, str) or not HUB_ID.fullmatch(name):
         raise ModelFolderError(
-            f"{os.fspath(name) or repr(name)}: no such folder, and not a hub id either, which looks like gpt2 or openai-community/gpt2"
+            f"{os.fspath(name) or repr(name)}: no such folder, and not a hub id either, which looks "
+            f"like gpt2 or openai-community/gpt2"
         )
     try:
         folder = fetch(name, NEEDED, revision)

@@ -161,6 +161,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
     "transformers 4, of classes": {"problem_type": None, "chunk_size_feed_forward": 0, "add_cross_attention": False},
     "Megatron": {"position_embedding_type": "learned", "intermediate_size": 3072, "layer_norm_eps": 1e-5},
+    "names of other models": {"n_vocab": 50257, "d_model": 768, "n_layers": 12, "afn": "gelu_new", "block_size": 1024},
     "adapters": {"adapters": {"adapters": {}, "config_map": {}}},
     "other": {"pruned_heads": {"0": []}, "rope_scaling": None, "auto_map": {}, "mask_token_id": 1, "bias": True},
 }
