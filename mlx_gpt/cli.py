@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from mlx_gpt.commands.talk import Talk
 from mlx_gpt.commands.train import Train, command_line
 from mlx_gpt.commands.verify import Verify
 from mlx_gpt.errors import MLXGPTError, UsageError, explained, one_line
+from mlx_gpt.terminal import escaped
 
 Command = Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval
 
@@ -39,7 +41,17 @@ def parse(argv: Sequence[str]) -> Command:
         raise SystemExit(0)
     description = "GPT-2 in MLX: train, load, generate, verify. --version prints the version."
     flat: Any = Annotated[Command, OmitArgPrefixes, OmitSubcommandPrefixes]  # --top-k instead of --chance.top-k
-    return tyro.cli(flat, prog="mlx-gpt", args=argv, default=default, description=description)
+    options: Any = {"prog": "mlx-gpt", "default": default, "description": description}
+    visible = [escaped(argument) for argument in argv]
+    if visible != list(argv):  # tyro prints what it refuses as it is
+        try:
+            with redirect_stderr(io.StringIO()):
+                return tyro.cli(flat, args=argv, **options)
+        except SystemExit as end:
+            if not end.code:
+                raise
+            argv = visible
+    return tyro.cli(flat, args=argv, **options)
 
 
 def _version() -> str:

@@ -24,6 +24,7 @@ from mlx_gpt.commands.quickstart import Quickstart
 from mlx_gpt.generate.generation import generate
 from mlx_gpt.generate.settings import Drawing
 from mlx_gpt.store.folder import load
+from mlx_gpt.terminal import escaped
 
 # Errors -----------------------------------------------------------------------------------------------------------
 
@@ -122,6 +123,18 @@ def test_wrong_flags_are_reported_readably(
     assert "--help" in output.err
     assert not output.out
     assert everything(here) == before
+
+
+def test_control_characters_of_a_wrong_flag_are_escaped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["\x1b[2Jx"], [*GENERATE, "\x1b]0;x\x07"], [*GENERATE, "--\x9b2J"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        found = capsys.readouterr().err
+        assert not {"\x1b", "\x07", "\x9b"} & set(found)
+        assert escaped(wrong[-1]) in found
+    right = parse(["generate", "m", "--prompt", "\x1b[2Jx"])
+    assert isinstance(right, Generate)
+    assert right.prompt == "\x1b[2Jx"
 
 
 @pytest.mark.parametrize(
