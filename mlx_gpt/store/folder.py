@@ -30,6 +30,7 @@ from mlx_gpt.store.layouts import find_source, read_source
 from mlx_gpt.store.model_config import CONFIG, config_json
 from mlx_gpt.store.safetensors import check_safetensors, write_safetensors
 from mlx_gpt.store.source import ModelSource
+from mlx_gpt.text.characters import read_characters
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.vocab_files import has_vocabulary
 
@@ -109,13 +110,16 @@ def read_tokenizer(folder: PathLike, config: GPTConfig) -> Tokenizer:
 
     The model may have more ids than the tokenizer (padding), never fewer. Raises ``ModelFolderError``.
     """
-    if has_vocabulary(Path(folder)):
+    tokenizer: Tokenizer
+    if characters := read_characters(Path(folder)):
+        tokenizer = characters
+    elif has_vocabulary(Path(folder)):
         tokenizer = Tokenizer.from_folder(folder, config.vocab_size)
     elif 50257 <= config.vocab_size < 50257 + 256:  # GPT-2's, perhaps padded
         tokenizer = Tokenizer.gpt2().with_settings(Path(folder), config.vocab_size)
     else:
         raise ModelFolderError(
-            f"{folder}: expected vocab.json and merges.txt, or tokenizer.json, found none of them, and "
+            f"{folder}: expected vocab.json and merges.txt, or tokenizer.json (of nanoGPT meta.pkl), found none, and "
             f"{config.vocab_size} ids are not GPT-2's 50257; copy the files from where the model was trained"
         )
     return check_vocab_size(tokenizer, config, folder)

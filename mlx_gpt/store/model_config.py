@@ -77,7 +77,7 @@ def config_json(
         **asdict(config),
         "n_ctx": config.n_positions,  # mlx-lm requires it, transformers 5 no longer writes it
         "bos_token_id": start_id,
-        "eos_token_id": end_ids[0] if len(end_ids) == 1 else [*end_ids],
+        "eos_token_id": end_ids[0] if len(end_ids) == 1 else [*end_ids] or None,
         "torch_dtype": str(dtype).removeprefix("mlx.core."),
         **(dict.fromkeys(QUANTIZED, quantization._asdict()) if quantization else {}),
     }

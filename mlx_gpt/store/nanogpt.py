@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from mlx_gpt.store.convert import Weights, linear_shapes
 from mlx_gpt.store.model_config import config_of
 from mlx_gpt.store.pickles import import_torch
 from mlx_gpt.store.source import ModelSource
+from mlx_gpt.text.characters import META, CharacterTokenizer, read_meta
+from mlx_gpt.text.vocab_files import has_vocabulary
 
 CHECKPOINT = "ckpt.pt"
 # nanoGPT's names of GPTConfig's fields.
@@ -36,6 +40,21 @@ def read_model_args(args: Any, file: Path) -> GPTConfig:
     settings = {ours: args[theirs] for theirs, ours in FIELDS.items()}
     settings |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), args.get("dropout", 0.0))
     return config_of(file, **settings, activation_function="gelu" if "bias" in args else "gelu_new")
+
+
+def find_characters(folder: Path, content: Mapping[Any, Any]) -> CharacterTokenizer | None:
+    """Return the characters of a checkpoint's data, from ``meta.pkl`` in its folder or in nanoGPT's folder of data.
+
+    None for a checkpoint without, and for one whose folder has a vocabulary of tokens.
+    """
+    if has_vocabulary(folder):
+        return None
+    settings = content.get("config")
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
+    places = [folder / META]
+    if isinstance(dataset, str) and re.fullmatch(r"[\w-]+", dataset):
+        places.append(folder.resolve().parent / "data" / dataset / META)
+    return next((read_meta(file) for file in places if file.exists()), None)
 
 
 def add_biases(weights: Weights, config: GPTConfig) -> Weights:

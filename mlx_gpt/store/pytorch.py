@@ -17,7 +17,7 @@ from mlx_gpt.files import read_small
 from mlx_gpt.store.convert import Weights, bare_names, is_buffer, is_linear
 from mlx_gpt.store.huggingface import has_safetensors, read_shards
 from mlx_gpt.store.model_config import CONFIG, config_of, read_config
-from mlx_gpt.store.nanogpt import CHECKPOINT, add_biases, read_model_args
+from mlx_gpt.store.nanogpt import CHECKPOINT, add_biases, find_characters, read_model_args
 from mlx_gpt.store.pickles import arrays_of, read_pickle
 from mlx_gpt.store.source import ModelSource
 from mlx_gpt.store.state_dict import FIELDS, find_settings, find_state_dict, short_name
@@ -57,7 +57,9 @@ def read_pytorch(path: Path) -> ModelSource:
     config = config or _find_config(weights, settings, folder, file)
     if is_linear(weights) and not settings.get("bias", any(name.endswith(".bias") for name in weights)):
         weights = add_biases(weights, config)
-    return ModelSource("nanoGPT" if is_nanogpt else "PyTorch", folder, config, weights, is_linear(weights))
+    tokenizer = find_characters(folder, content) if is_nanogpt else None
+    kind = "nanoGPT" if is_nanogpt else "PyTorch"
+    return ModelSource(kind, folder, config, weights, is_linear(weights), tokenizer=tokenizer)
 
 
 def _tensors(tensors: Mapping[Any, Any], file: Path) -> Weights:
