@@ -70,7 +70,7 @@ def test_a_checkpoint_finds_its_characters_beside_it_or_in_nanogpts_data(tmp_pat
     args = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 12, "vocab_size": len(STOI), "bias": True}
     tensors = {f"transformer.{name}": torch.from_numpy(np.array(weight)) for name, weight in weights}
     torch.save({"model": tensors, "model_args": args, "config": {"dataset": "letters"}}, tmp_path / "out" / "ckpt.pt")
-    convert(find_source(tmp_path / "out", pickles=True), tmp_path / "m")
+    convert(find_source(tmp_path / "out"), tmp_path / "m")
     found, tokenizer = load(tmp_path / "m")
     assert tokenizer.encode(TEXT) == [STOI[c] for c in TEXT]
     assert mx.array_equal(found(IDS % len(STOI)), model(IDS % len(STOI)))
