@@ -10,7 +10,6 @@ import sys
 import threading
 from contextlib import suppress
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -51,11 +50,14 @@ class Server(uvicorn.Server):
             )
         )
         self._service, self._socket = service, sock
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._signals, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
         self._is_interrupted = False
 
     async def startup(self, sockets: Any = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._signals, self._stop)
         await super().startup(sockets)
         self._socket.listen(BACKLOG)  # uvicorn has set it to the number accepted at a time
         host, port = self._socket.getsockname()[:2]
@@ -68,18 +70,24 @@ class Server(uvicorn.Server):
         finally:
             self._service.engine.stop()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def catch_signals(self) -> None:
+        """Handle signals in the event loop from now on: the main thread, which calls this, may compute for seconds."""
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, lambda *_: None)
+
+    def _stop(self) -> None:
         """Let requests in progress finish within the grace period; at a second signal interrupt them at once."""
-        is_second, self.should_exit = self.should_exit, True
-        self._service.is_closing = True
-        if self._loop:
-            grace = 0.0 if is_second else self._service.limits.grace
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._loop.call_later, grace, self._interrupt)
+        for number in self._signals.recv(4096):
+            if number in SIGNALS:
+                is_second, self.should_exit = self.should_exit, True
+                self._service.is_closing = True
+                self._loop.call_later(0.0 if is_second else self._service.limits.grace, self._interrupt)
 
     def _interrupt(self) -> None:
         """Cancel the requests in progress, which are then answered 503."""
-        if self._loop and not self._is_interrupted:
+        if not self._is_interrupted:
             self._is_interrupted = True
             for task in self.server_state.tasks:
                 task.cancel()
@@ -98,9 +106,7 @@ def serve(service: Service, guard: Guard, sock: socket.socket) -> None:
     """
     log_to_stderr()
     server = Server(service, guard, sock)
-    for number in SIGNALS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, server.handle_exit)
+    server.catch_signals()
     thread = threading.Thread(target=server.run_until_stopped, name="http")
     thread.start()
     try:
@@ -110,6 +116,7 @@ def serve(service: Service, guard: Guard, sock: socket.socket) -> None:
         thread.join()
         for number in SIGNALS:  # the process ends: one more signal is not to interrupt that
             signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -20,9 +20,10 @@ def tokenize(reader: RequestReader, body: bytes) -> dict[str, Any]:
     text = given.get("prompt")
     if not isinstance(text, str):
         refuse("prompt", f"must be a text, not {shown(text)}")
-    boolean(given, "add_special_tokens", True)  # GPT-2 has none to add
-    wants_names = boolean(given, "return_token_strs")
+    wants_special, wants_names = boolean(given, "add_special_tokens", True), boolean(given, "return_token_strs")
     ids = reader.tokenizer.encode(valid_text("prompt", text))
+    if wants_special:
+        ids = reader.tokenizer.as_prompt(ids)
     return {
         "count": len(ids),
         "max_model_len": reader.n_positions,
