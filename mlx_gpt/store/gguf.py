@@ -35,6 +35,7 @@ BLOCK_NAMES = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
+END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))  # llama.cpp ends at each
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
@@ -191,7 +192,10 @@ def _tokenizer(metadata: dict[str, Any], file: Path) -> Tokenizer | None:
         config["added_tokens_decoder"] = {
             str(i): {"content": name, "special": types[i] != USER_DEFINED} for i, name in added.items()
         }
-        return Tokenizer(*build_vocabulary(Parts(vocab, pairs(merges or []), file, file), Files.of(file, config)))
+        files = Files.of(file, config)
+        ends = [end for key in END_KEYS if (end := metadata.get(key)) in used]
+        files = files._replace(generation={"eos_token_id": ends or None})
+        return Tokenizer(*build_vocabulary(Parts(vocab, pairs(merges or []), file, file), files))
     except (ValueError, TypeError) as error:
         raise _damaged(file, f"an invalid merge ({error})") from error
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.folder import tokenizer_of
-from mlx_gpt.store.gguf import BLOCK_NAMES, CONTROL, NAMES, NORMAL, UNUSED, USER_DEFINED
+from mlx_gpt.store.gguf import BLOCK_NAMES, CONTROL, END_KEYS, NAMES, NORMAL, UNUSED, USER_DEFINED
 from mlx_gpt.store.source import ModelSource
 from mlx_gpt.text.tokenizer import Tokenizer, merges_of
 from mlx_gpt.text.vocab_files import write_name
@@ -76,7 +76,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         "tokenizer.ggml.token_type": mx.array([types.get(i, UNUSED) for i in range(vocab_size)], mx.int32),
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.bos_token_id": mx.array(tokenizer.start_id, mx.uint32),
-        "tokenizer.ggml.eos_token_id": mx.array(tokenizer.eot_id, mx.uint32),
+        **{key: mx.array(i, mx.uint32) for key, i in zip(END_KEYS, tokenizer.end_ids, strict=False)},
         "tokenizer.ggml.add_bos_token": mx.array(bool(settings.prefix)),
         **({"tokenizer.ggml.add_space_prefix": mx.array(True)} if settings.add_prefix_space else {}),
     }

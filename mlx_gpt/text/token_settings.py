@@ -195,7 +195,8 @@ def _extra(files: Files) -> Iterable[tuple[str, Any]]:
     for content in (files.config, {} if "added_tokens_decoder" in files.config else files.specials):
         for key in EXTRA:
             if value := content.get(key):
-                yield from ((key, token) for token in (value.values() if isinstance(value, dict) else value))
+                tokens = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [None]
+                yield from ((key, token) for token in tokens)
                 return
 
 
@@ -223,7 +224,7 @@ def _stated(files: Files, fast: Mapping[str, Any] | None, specials: set[str]) ->
 
 def _fast_added(folder: Path, fast: Mapping[str, Any] | None) -> dict[int, tuple[Path, dict[str, Any]]]:
     tokens = (fast or {}).get("added_tokens") or []
-    if not all(isinstance(token, dict) and "id" in token for token in tokens):
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) and "id" in token for token in tokens):
         raise damaged(folder / FAST, "added_tokens with an id each", f"{tokens!r:.60}")
     return _by_id(folder / FAST, ((token["id"], token) for token in tokens))
 

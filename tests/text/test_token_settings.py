@@ -189,6 +189,10 @@ REFUSED = {
     },
     "tokenizer_config.json: auto_map": {"config": {"auto_map": {"AutoTokenizer": ["a.B", None]}}},
     "tokenizer_config.json: add_prefix_space: expected true or false": {"config": {"add_prefix_space": "yes"}},
+    "tokenizer_config.json: extra_special_tokens: expected the text of a token": {
+        "config": {"extra_special_tokens": True}
+    },
+    "tokenizer.json: expected added_tokens with an id each": {"fast": changed(added_tokens=True)},
     "tokenizer_config.json: eos_token: expected the text of a token": {"config": {"eos_token": {"content": 3}}},
     "the token '<x>' has id 300, but in transformers it has 290": {"config": {}, "added": {"<x>": 300}},
     "the token '<y>' has id 300, but": {"config": {"added_tokens_decoder": {"300": token("<y>")}}},
