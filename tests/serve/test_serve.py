@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import generate
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import quantize
+from mlx_gpt.serve.limits import Limits
+from mlx_gpt.serve.request import RequestReader
+from mlx_gpt.serve.tokenization import tokenize
 from mlx_gpt.store.folder import load, save
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -242,6 +246,14 @@ def test_text_is_tokenized_and_detokenized_as_by_vllm(server: Client) -> None:
     assert server.ask("/tokenize", b'{"prompt": ""}').body["tokens"] == []
     assert server.ask("/detokenize", b'{"tokens": []}').body == {"prompt": ""}
     assert server.ask("/detokenize", b'{"tokens": [256]}').body == {"prompt": "<|endoftext|>"}
+
+
+def test_add_special_tokens_adds_those_of_a_prompt() -> None:
+    settings = replace(TOKENIZER.settings, prefix=(256,))
+    reader = RequestReader("tiny", Tokenizer(TOKENIZER.ranks, TOKENIZER.specials, settings), P, Limits())
+    ids = TOKENIZER.encode("ab")
+    assert tokenize(reader, b'{"prompt": "ab"}')["tokens"] == [256, *ids]
+    assert tokenize(reader, b'{"prompt": "ab", "add_special_tokens": false}')["tokens"] == ids
 
 
 @pytest.mark.parametrize(
