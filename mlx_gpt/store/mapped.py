@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import accumulate
@@ -17,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.convert import Weights
 from mlx_gpt.store.safetensors import safetensors_header
 
@@ -24,7 +26,16 @@ DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16"}  # NumPy has no 
 
 
 def mapped_arrays(tensors: Mapping[str, np.ndarray]) -> Weights:
-    """Return NumPy views of a mapped file (float32, float16, or uint16 for bfloat16) as MLX arrays."""
+    """Return NumPy views of a mapped file (float32, float16, or uint16 for bfloat16) as MLX arrays.
+
+    Raises ``ModelFolderError`` if this machine cannot hold them: a sparse file states any size.
+    """
+    size, memory = sum(t.nbytes for t in tensors.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ModelFolderError(
+            f"the weights take {size / 1e9:,.1f} GB, but this machine has {memory / 1e9:,.1f} GB of memory; "
+            f"convert them on a larger one, or use a smaller model"
+        )
     header = safetensors_header({name: (DTYPES[t.dtype.name], t.shape, t.nbytes) for name, t in tensors.items()})
     arrays = mx.load(_Concatenated([header, *tensors.values()]), format="safetensors")  # type: ignore[arg-type]
     assert isinstance(arrays, dict)  # as this format always is

@@ -143,6 +143,18 @@ def test_the_damage_to_llmc_is_neither_always_fatal_nor_always_harmless() -> Non
     assert 0.05 < sum(loaded) / len(loaded) < 0.6
 
 
+def test_a_sparse_file_larger_than_the_memory_is_refused_unread(tmp_path: Path) -> None:
+    Tokenizer.bytes().save(tmp_path)
+    header = np.zeros(256, "<i4")
+    T, V, L, H, C = 8, 257, 40, 1, 65536
+    header[:8] = 20240326, 3, T, V, L, H, C, PADDED
+    file = tmp_path / "gpt2.bin"
+    file.write_bytes(header.tobytes())
+    os.truncate(file, 1024 + 4 * ((PADDED + T) * C + L * (12 * C * C + 13 * C) + 2 * C))  # 8 TB, not on the disk
+    with pytest.raises(ModelFolderError, match=r"the weights take 8,246\.\d GB, but this machine has"):
+        load(file)
+
+
 # TensorFlow -----------------------------------------------------------------------------------------------------------
 
 
