@@ -127,7 +127,7 @@ class Generate(GenerationFlags):
     def _ids(self, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of the prompt."""
         text, is_read = prompt_text(self.prompt, self.prompt_file)
-        specials = [special for special in tokenizer.specials if special in text]
+        specials = [token.text for token in tokenizer.settings.added if token.special and token.text in text]
         if is_read and not self.special:
             if EOT in text:
                 note(f"{EOT} in the prompt separates documents, as in training")

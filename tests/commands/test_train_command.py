@@ -419,6 +419,20 @@ def test_a_prepared_text_brings_its_tokenizer(here: Path, capsys: pytest.Capture
     assert not (here / "other").exists()
 
 
+@pytest.mark.parametrize("spec", ["vocabulary", "vocabulary/tokenizer.json"])
+def test_an_existing_vocabulary_is_used_and_a_resumed_run_does_not_need_its_folder(here: Path, spec: str) -> None:
+    words = Tokenizer.train((here / "text.txt").read_text(), 262)
+    words.save(here / "vocabulary")
+    assert main(["train", "--data", "text.txt", "--out", "run", "--tokenizer", spec, *SIZE, "--steps", "2"]) == 0
+    assert read_run_file(here / "run/run.toml")["tokenizer"] == str(here / spec)
+    (here / "vocabulary").rename(here / "elsewhere")
+    assert main(["train", "--resume", "run", "--steps", "3"]) == 0
+    model, tokenizer = load(here / "run")
+    assert (tokenizer.hash, model.config.vocab_size) == (words.hash, 262)
+    assert main(["prepare", "text.txt", "--tokenizer", "elsewhere", "--out", "ids"]) == 0
+    assert Tokenizer.from_folder(here / "ids").hash == words.hash
+
+
 # Starting from a model --------------------------------------------------------------------------------------------
 
 
