@@ -168,13 +168,12 @@ def test_a_second_interrupt_answers_503_and_leaves_no_traceback(folder: Path) ->
         while server.get("/health").body["requests"] < 1:
             time.sleep(0.01)
         time.sleep(0.1)
-        server.process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
-        for _ in range(5):
-            server.process.send_signal(signal.SIGINT)
         begin = time.monotonic()
-        assert server.process.wait(20) == 0
-        assert time.monotonic() - begin < 5  # the grace period is 10 s
+        while server.process.poll() is None:  # a busy system may deliver two signals as one
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        assert server.process.returncode == 0
+        assert time.monotonic() - begin < 9  # the grace period is 10 s
         for thread in threads:
             thread.join()
         assert [status(answer) for answer in answers] == [503, 503]
