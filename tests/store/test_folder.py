@@ -365,7 +365,10 @@ def test_without_tokenizer_files_gpt2s_vocabulary_means_gpt2s_tokenizer(
 
 def test_without_tokenizer_files_any_other_vocabulary_is_refused(folder: Path) -> None:
     message = refusal(without_tokenizer(folder))
-    assert "expected vocab.json and merges.txt, or tokenizer.json, found none of them, and 257 ids" in message
+    assert (
+        "expected vocab.json and merges.txt, or tokenizer.json (of nanoGPT meta.pkl), found none, and 257 ids"
+        in message
+    )
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder: Path) -> None:
