@@ -171,7 +171,8 @@ def parsed(text: str, default: Any) -> Any:
 
 def defaults() -> dict[str, Any]:
     """Return every setting that can be changed, with its default."""
-    return {name: value for name, value in vars(GenerationSettings()).items() if name not in ("logprobs", "guesses")}
+    fixed = ("logprobs", "guesses", "stop_token_ids", "ignore_eos")  # of other commands
+    return {name: value for name, value in vars(GenerationSettings()).items() if name not in fixed}
 
 
 def table(settings: GenerationSettings) -> str:
