@@ -14,7 +14,7 @@ from mlx_gpt.check.task import Evaluation, Task
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.records import TEXT
-from mlx_gpt.text.sources import encode_text, read_text
+from mlx_gpt.text.sources import read_text
 from mlx_gpt.text.tokenizer import Tokenizer
 
 
@@ -40,7 +40,7 @@ def perplexity(
     text, changes = read_text(data, field)
     if not text:
         raise DataError(f"{data}: expected a text, found an empty file")
-    ids = [*tokenizer.settings.prefix, *encode_text(tokenizer, text)]
+    ids = [*tokenizer.settings.prefix, *tokenizer.encode_documents(text)]
     if len(ids) < 2:
         raise DataError(f"{data}: expected at least 2 tokens, of which the second is scored, found {len(ids)}")
     scored = list(windows(ids, window, stride))

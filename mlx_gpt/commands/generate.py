@@ -25,7 +25,7 @@ from mlx_gpt.commands.generation_flags import (
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.generate.settings import SLIDE, BeamSearch, GenerationSettings, Number
 from mlx_gpt.text.pipes import STDIN
-from mlx_gpt.text.sources import encode_text, read_text
+from mlx_gpt.text.sources import read_text
 from mlx_gpt.text.vocab_files import EOT
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Generate(GenerationFlags):
     """the text to continue"""
     prompt_file: File = None
     """a file with the text to continue, - for stdin; a newline at its end is removed"""
-    special: Flag = False
-    """read <|endoftext|> in the prompt as the special token, not as text"""
+    special: bool = True
+    """read special tokens in the prompt, such as <|endoftext|>, as tokens, not as text"""
     output: Output = field(default_factory=Output)
     search: BeamSearch = field(default_factory=BeamSearch)
     speed: SpeedAndCacheFlags = field(default_factory=SpeedAndCacheFlags)
@@ -126,15 +126,12 @@ class Generate(GenerationFlags):
 
     def _ids(self, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of the prompt."""
-        text, is_read = prompt_text(self.prompt, self.prompt_file)
-        specials = [token.text for token in tokenizer.settings.added if token.special and token.text in text]
-        if is_read and not self.special:
-            if EOT in text:
-                note(f"{EOT} in the prompt separates documents, as in training")
-            return encode_text(tokenizer, text)
-        if specials and not self.special:
-            note(f"{specials[0]} in the prompt is read as text; --special makes it the special token")
-        return tokenizer.encode(text, allow_special=self.special)
+        text = prompt_text(self.prompt, self.prompt_file)
+        if not self.special:
+            return tokenizer.encode(text)
+        if EOT in text:
+            note(f"{EOT} in the prompt separates documents, as in training; --no-special reads it as text")
+        return tokenizer.encode_documents(text, allow_special=True)
 
     def _show(self, run: Generation, tokenizer: Tokenizer) -> None:
         from mlx_gpt.generate.stats import memory_speed
@@ -176,8 +173,8 @@ def in_order(run: Generation, n: int) -> Iterator[tuple[int, Piece | None]]:
         yield row, None
 
 
-def prompt_text(prompt: str | None, file: str | None) -> tuple[str, bool]:
-    """Return the prompt of the flags, or of a pipe, or "", and True if it was read from a file or a pipe.
+def prompt_text(prompt: str | None, file: str | None) -> str:
+    """Return the prompt of the flags, or of a pipe, or "".
 
     One newline at the end of a file is removed, which editors and ``echo`` add. Raises ``DataError`` for a file that
     cannot be read, and for a flag that is not UTF-8.
@@ -187,10 +184,10 @@ def prompt_text(prompt: str | None, file: str | None) -> tuple[str, bool]:
             prompt.encode()
         except UnicodeEncodeError:  # Python's surrogates for bytes that are not UTF-8
             raise DataError("--prompt: expected text in UTF-8, found other bytes; convert it, as with iconv") from None
-        return prompt, False
+        return prompt
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
-        return "", False
+        return ""
     text, changes = read_text(STDIN if file is None else file, as_text=True)
     if str(changes):
         note(str(changes))
-    return text.removesuffix("\n"), True
+    return text.removesuffix("\n")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mlx_gpt.errors import TokenizerError
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.serve.fields import APIError, boolean, fields, integer, is_id, number, refuse, shown, stops, valid_text
 from mlx_gpt.serve.limits import Limits
@@ -123,10 +124,17 @@ class RequestReader:
 
     def _ids(self, prompt: str | list[Any]) -> list[int]:
         if isinstance(prompt, str):
-            return self.tokenizer.encode_prompt(valid_text("prompt", prompt))
+            return self.tokenizer.as_prompt(self.encode(prompt))
         if not prompt:
             refuse("prompt", 'is an empty list of ids; "" starts a new text')
         return self.ids("prompt", prompt)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt, its special tokens included."""
+        try:
+            return self.tokenizer.encode_documents(valid_text("prompt", prompt), allow_special=True)
+        except TokenizerError as error:  # such as a character that a model of characters does not know
+            raise APIError(400, str(error), "prompt") from error
 
     def ids(self, param: str, ids: Any) -> list[int]:
         """Return a list of ids of the vocabulary."""

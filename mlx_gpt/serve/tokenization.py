@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_gpt.serve.fields import boolean, fields, refuse, shown, valid_text
+from mlx_gpt.serve.fields import boolean, fields, refuse, shown
 from mlx_gpt.serve.request import RequestReader
 from mlx_gpt.text.vocab_files import write_name
 
@@ -21,7 +21,7 @@ def tokenize(reader: RequestReader, body: bytes) -> dict[str, Any]:
     if not isinstance(text, str):
         refuse("prompt", f"must be a text, not {shown(text)}")
     wants_special, wants_names = boolean(given, "add_special_tokens", True), boolean(given, "return_token_strs")
-    ids = reader.tokenizer.encode(valid_text("prompt", text))
+    ids = reader.encode(text)
     if wants_special:
         ids = reader.tokenizer.as_prompt(ids)
     return {

@@ -41,8 +41,6 @@ from mlx_gpt.text.find import TRAIN, VAL, TextFile, find_files, one_file
 from mlx_gpt.text.pipes import is_copy
 from mlx_gpt.text.records import TEXT, Records, arrow_records, reader_of, text_file
 from mlx_gpt.text.split import VAL_FRACTION, is_val_record, split_files
-from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.text.vocab_files import EOT
 
 IN_BOTH = "for validation too, left out of training"
 COPY = "the same text as another file"
@@ -193,7 +191,8 @@ def _with_validation(files: list[TextFile], val: list[TextFile], changes: Change
 def read_text(name: str | Path, text_field: str = TEXT, as_text: bool = False) -> tuple[str, Changes]:
     """Read a file or pipe whole: its text, or its records joined by empty lines. Raises ``DataError``.
 
-    ``as_text``: a name without a suffix is a text file. ``<|endoftext|>`` is in the text: ``encode_text`` reads it.
+    ``as_text``: a name without a suffix is a text file. ``<|endoftext|>`` stays in the text,
+    for ``Tokenizer.encode_documents``.
     """
     changes = Changes()
     path = one_file(str(name))
@@ -202,14 +201,6 @@ def read_text(name: str | Path, text_field: str = TEXT, as_text: bool = False) -
         reader = text_file if as_text and not path.suffix else reader_of(path)
         cutter = Cutter(path, changes)
         return "\n\n".join("".join(cutter.clean(record)) for record in reader(path, text_field, changes)), changes
-
-
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the ids of a text, with that of ``<|endoftext|>`` between its documents."""
-    first, *others = text.split(EOT)
-    return tokenizer.encode(first) + [
-        i for part in others for i in [tokenizer.eot_id, *tokenizer.opening, *tokenizer.encode(part.lstrip("\n"))]
-    ]
 
 
 def _check_field(name: str, files: list[Path]) -> None:

@@ -184,9 +184,17 @@ class Tokenizer:
                     ids += chain(*map(self._encoding.encode_ordinary, _pieces(space + part)))
         return ids
 
+    def encode_documents(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Encode documents with ``eot_id`` between them, for ``<|endoftext|>`` and the line ends after it."""
+        first, *others = text.split(EOT)
+        ids = self.encode(first, allow_special=allow_special)
+        for document in others:
+            ids += [self.eot_id, *self.opening, *self.encode(document.lstrip("\n"), allow_special=allow_special)]
+        return ids
+
     def encode_prompt(self, text: str) -> list[int]:
-        """Encode a text and add the tokens that the model expects around it, such as one at its beginning."""
-        return self.as_prompt(self.encode(text))
+        """Encode documents with their special tokens, and add the tokens that the model expects around a prompt."""
+        return self.as_prompt(self.encode_documents(text, allow_special=True))
 
     def as_prompt(self, ids: Iterable[int]) -> list[int]:
         """Add the tokens that the model expects around a text."""

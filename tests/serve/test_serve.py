@@ -28,10 +28,12 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import generate
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import quantize
+from mlx_gpt.serve.fields import APIError
 from mlx_gpt.serve.limits import Limits
 from mlx_gpt.serve.request import RequestReader
 from mlx_gpt.serve.tokenization import tokenize
 from mlx_gpt.store.folder import load, save
+from mlx_gpt.text.characters import CharacterTokenizer
 from mlx_gpt.text.tokenizer import Tokenizer
 
 pytest.importorskip("starlette", reason="needs the serve extra")
@@ -236,7 +238,8 @@ def test_a_seed_gives_the_same_text_regardless_of_other_requests(server: Client)
 
 
 def test_text_is_tokenized_and_detokenized_as_by_vllm(server: Client) -> None:
-    ids = TOKENIZER.encode("né <|endoftext|>")
+    ids = TOKENIZER.encode("né <|endoftext|>", allow_special=True)
+    assert ids[-1] == TOKENIZER.eot_id
     body = {"prompt": "né <|endoftext|>", "model": "tiny", "add_special_tokens": False}
     expected = {"count": len(ids), "max_model_len": P, "tokens": ids, "token_strs": None}
     assert server.ask("/tokenize", json.dumps(body).encode()).body == expected
@@ -246,6 +249,14 @@ def test_text_is_tokenized_and_detokenized_as_by_vllm(server: Client) -> None:
     assert server.ask("/tokenize", b'{"prompt": ""}').body["tokens"] == []
     assert server.ask("/detokenize", b'{"tokens": []}').body == {"prompt": ""}
     assert server.ask("/detokenize", b'{"tokens": [256]}').body == {"prompt": "<|endoftext|>"}
+
+
+def test_a_text_that_the_tokenizer_refuses_is_answered_400() -> None:
+    reader = RequestReader("tiny", CharacterTokenizer({"a": 0, "b": 1}), P, Limits())
+    assert tokenize(reader, b'{"prompt": "ab"}')["tokens"] == [0, 1]
+    with pytest.raises(APIError, match="'c' is none of them") as raised:
+        tokenize(reader, b'{"prompt": "c"}')
+    assert (raised.value.status, raised.value.body["error"]["param"]) == (400, "prompt")
 
 
 def test_add_special_tokens_adds_those_of_a_prompt() -> None:

@@ -25,7 +25,7 @@ from mlx_gpt.text.dataset import load_dataset
 from mlx_gpt.text.decoding import _zstd
 from mlx_gpt.text.find import TRAIN, TextFile
 from mlx_gpt.text.prepare import open_prepared, prepare_cached, prepare_text
-from mlx_gpt.text.sources import Sources, encode_text, find_sources, read_text
+from mlx_gpt.text.sources import Sources, find_sources, read_text
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.vocab_files import EOT
 from mlx_gpt.tinyworld.stories import generate_stories
@@ -275,7 +275,11 @@ def test_endoftext_separates_documents_everywhere(tmp_path: Path) -> None:
     for name, content in (("a.txt", text), ("a.jsonl", json.dumps({"text": text}))):
         assert documents(find_sources([str(write(tmp_path / name, content))])) == ["a", "b\n", "c"]
     tokenizer = Tokenizer.bytes()
-    assert encode_text(tokenizer, f"a{EOT}\nb") == [*tokenizer.encode("a"), tokenizer.eot_id, *tokenizer.encode("b")]
+    assert tokenizer.encode_documents(f"a{EOT}\nb") == [
+        *tokenizer.encode("a"),
+        tokenizer.eot_id,
+        *tokenizer.encode("b"),
+    ]
 
 
 def test_one_record_is_split_like_the_same_text(tmp_path: Path) -> None:
