@@ -272,11 +272,13 @@ def _block_type(kind: int, name: str, file: Path) -> BlockType:
 
         type_ = GGMLQuantizationType(kind)
         dequantize(np.zeros((1, GGML_QUANT_SIZES[type_][1]), np.uint8), type_)
-        return BlockType(type_.name, *GGML_QUANT_SIZES[type_], lambda blocks: dequantize(blocks, type_))
+        n_values, n_bytes = GGML_QUANT_SIZES[type_]
+        return BlockType(type_.name, n_values, n_bytes, lambda blocks: dequantize(blocks, type_))
     except ImportError as error:
         known = ", ".join(block.name for block in TYPES.values())
         raise ModelFolderError(
-            f"{file}: {name}: expected {known}, found type {kind}; llama.cpp's package decodes more: pip install gguf"
+            f"{file}: {name}: expected {known}, found type {kind}; "
+            "llama.cpp's package decodes more: pip install 'mlx-gpt[gguf]'"
         ) from error
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ModelFolderError(
