@@ -87,12 +87,12 @@ class HubFolder(HubWeights):
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
         config = _read_json(self.folder / "config.json")
-        if "quantization" in config:
-            raise ModelFolderError(f"{folder}: is quantized; verify the float model that it was made from")
         self.files = weight_files(self.folder)
         tensors: dict[str, TensorInFile] = {}
         for file in self.files:
             tensors |= _read_header(file)
+        if any(name.endswith(".scales") for name in tensors):
+            raise ModelFolderError(f"{folder}: is quantized; verify the float model that it was made from")
         super().__init__(tensors, config)
 
 

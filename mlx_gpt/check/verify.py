@@ -29,6 +29,7 @@ from mlx_gpt.store.convert import hub_shapes
 from mlx_gpt.store.folder import convert, load_source
 from mlx_gpt.store.huggingface import HUB
 from mlx_gpt.store.layouts import find_source
+from mlx_gpt.text.characters import CharacterTokenizer
 from mlx_gpt.text.tokenizer import Tokenizer
 
 RANDOM = "random tokens"
@@ -89,13 +90,18 @@ def loaded(name: str, revision: str | None = None) -> Iterator[tuple[GPT, Tokeni
 def make_prompts(tokenizer: Tokenizer, model: GPT, tokens: int | None) -> dict[str, Array]:
     """Return prompts, ids (T,): one token, a text, random ids (mostly rare tokens), and the longest that fits."""
     V, longest = model.config.vocab_size, min(tokens or model.config.n_positions, model.config.n_positions)
-    text = np.array([i for i in tokenizer.encode(TEXT) if i < V])
+    text = np.array([i for i in tokenizer.encode(text_of(tokenizer)) if i < V])
     return {
         "one token": text[:1],
         "a text": text[: min(32, longest)],
         RANDOM: np.random.default_rng(0).integers(0, V, min(64, longest)),
         "a long text": np.resize(text, longest),
     }
+
+
+def text_of(tokenizer: Tokenizer) -> str:
+    """Return a text in the tokenizer's characters: ``TEXT``, or all of nanoGPT's."""
+    return "".join(tokenizer.ids) if isinstance(tokenizer, CharacterTokenizer) else TEXT
 
 
 def report(what: str, comparison: Comparison) -> Iterator[Check]:
@@ -150,12 +156,13 @@ def check_tokenizer(tokenizer: Tokenizer, folder: HubFolder, V: int) -> Iterator
     """Check that the tokenizer round-trips a text, fits the vocabulary, and has config.json's end-of-text ids."""
     what = "ids of the tokenizer past the vocabulary"
     yield measured(what, max(0, tokenizer.vocab_size - V), 0, f"{tokenizer.vocab_size} ids, {V} embeddings")
-    same = tokenizer.decode(tokenizer.encode(TEXT, is_start=False)) == TEXT  # without add_prefix_space
+    text = text_of(tokenizer)
+    same = tokenizer.decode(tokenizer.encode(text, is_start=False)) == text  # without add_prefix_space
     yield Check("round trip of a text through the tokenizer", None, None, same, "the same" if same else "not the same")
     found = folder.settings.get("eos_token_id")
     if found is not None:
         ends = {*found} if isinstance(found, list) else {found}
-        remark = f"config.json: {found}, tokenizer: {tokenizer.eot_id}"
+        remark = f"config.json: {found}, tokenizer: {next(iter(tokenizer.end_ids), 'none')}"
         yield Check("end-of-text id", None, None, ends <= {*tokenizer.specials.values()}, remark)
 
 

@@ -281,8 +281,8 @@ def _ends_and_start(
 ) -> tuple[tuple[int, ...], int]:
     """Return the ids at which a text ends, and that which begins an empty text.
 
-    The ends are those of ``generation_config.json``, or else of ``config.json``, and the tokenizer's, unless it is one
-    of ``config.json``'s that ``generation_config.json`` replaces. Ids without a token are left out.
+    The ends are those of ``generation_config.json``, which replaces all others, as in transformers; or else those of
+    ``config.json`` and the tokenizer's. Ids without a token are left out.
     """
     known = set(ids.values())
     generation, model = (
@@ -290,8 +290,7 @@ def _ends_and_start(
         for file, content in ((GENERATION, files.generation), (MODEL, files.model))
     )
     own = [ids[end] for end in (named.get("eos_token"),) if end and end in ids]
-    ends = [*(generation or model)]
-    ends += [i for i in own if i not in ends and not (generation and i in model)]
+    ends = generation or [*model, *(i for i in own if i not in model)]
     ends = ends or [ids[end] for end in (EOT, *OTHER_ENDS) if end in ids][:1]
     if not ends:
         raise TokenizerError(

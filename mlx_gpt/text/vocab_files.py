@@ -275,11 +275,11 @@ def _piece(kind: str, name: str, type_id: int = 0) -> dict[str, Any]:
     return {kind: {"id": name, "type_id": type_id}}
 
 
-def _end_name(settings: TokenSettings) -> dict[str, str]:
-    """Return the name of the end token if the one in ``named`` does not end a text."""
+def _end_name(settings: TokenSettings) -> dict[str, str | None]:
+    """Return the name of the end token, None for a word, if the one in ``named`` does not end a text."""
     texts = {token.id: token.text for token in settings.added}
     is_end = settings.named.get("eos_token") in [texts.get(i) for i in settings.ends]
-    return {} if is_end or settings.ends[0] not in texts else {"eos_token": texts[settings.ends[0]]}
+    return {} if is_end else {"eos_token": texts.get(settings.ends[0])}
 
 
 def _tokenizer_config(settings: TokenSettings) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from mlx_gpt.model.block import Block
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, read_model, save
+from mlx_gpt.text.characters import CharacterTokenizer
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TOY = GPTConfig(vocab_size=257, n_positions=40, n_embd=32, n_layer=3, n_head=4)
@@ -68,6 +69,11 @@ def checks(folder: Path, fault: Callable[[GPT], None] = lambda model: None, **op
 
 def wrong(report: dict[str, Check]) -> list[str]:
     return [what for what, check in report.items() if check.holds is False]
+
+
+def with_config(folder: Path, **settings: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 # A correct model
@@ -440,6 +446,18 @@ def test_the_reference_refuses_a_folder_without_safetensors(tmp_path: Path, fold
         HubFolder(tmp_path)
 
 
+def test_a_float_model_whose_config_says_quantized_passes(folder: Path) -> None:
+    with_config(folder, quantization={"group_size": 64, "bits": 4})
+    assert wrong(checks(folder)) == []
+
+
+@pytest.mark.parametrize("characters", ["\n !ABCabc", "世界"])
+def test_a_model_of_nanogpts_characters_passes(tmp_path: Path, characters: str) -> None:
+    tokenizer = CharacterTokenizer({c: i for i, c in enumerate(characters)})
+    save(a_model(vocab_size=len(characters)), tokenizer, tmp_path)
+    assert wrong(checks(tmp_path)) == []
+
+
 # Against transformers
 
 
@@ -455,6 +473,33 @@ def test_transformers_agrees_with_a_correct_model(folder: Path) -> None:
         "transformers: greedy, up to 32 tokens",
         "transformers: gradients",
     ]
+
+
+@pytest.mark.parity
+def test_transformers_agrees_with_a_model_whose_scores_it_would_upcast(folder: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    with_config(folder, reorder_and_upcast_attn=True)
+    report = checks(folder)
+    assert wrong(report) == []
+    assert "transformers: logits, 40 tokens" in report
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("part", ["logits", "greedy", "gradients"])
+def test_a_failure_inside_transformers_is_a_failed_check(
+    folder: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+
+    def fail(*given: Any) -> None:
+        raise RuntimeError("matrices\nof another kind")
+
+    monkeypatch.setattr(against_transformers, f"check_{part}", fail)
+    report = checks(folder)
+    assert wrong(report) == [f"transformers: {part}"]
+    assert report[f"transformers: {part}"].remark == "it does not compute this model: RuntimeError: matrices"
 
 
 @pytest.mark.parity

@@ -240,6 +240,14 @@ END_FILES = {
     "several": ([V - 1, V, V + 1], {"generation_config.json": [V, V + 1, V - 1]}),
     "config.json only": ([V - 1, V], {"config.json": V}),
     "generation_config.json first": ([V], {"config.json": V - 1, "generation_config.json": V}),
+    "generation_config.json instead of the tokenizer's": (
+        [V],
+        {"generation_config.json": V, "tokenizer_config.json": "</s>"},
+    ),
+    "generation_config.json, a word": (
+        [5],
+        {"generation_config.json": 5, "tokenizer_config.json": "</s>"},
+    ),
     "generation_config.json without one": (
         [V],
         {"config.json": V, "generation_config.json": None, "tokenizer_config.json": "<|end|>"},
