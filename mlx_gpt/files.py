@@ -51,8 +51,11 @@ def parse_json(text: str | bytes) -> Any:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a hidden path to write a file or a new folder to; at the end, flush it to disk and move it to ``path``.
 
-    On any error ``path`` is as it was and nothing is left beside it. The parent of ``path`` must exist.
+    On any error ``path`` is as it was and nothing is left beside it. The parent of ``path`` must exist. Of a link the
+    target is replaced. Raises ``OSError``, as ``check_replaceable`` does.
     """
+    check_replaceable(path)
+    path = Path(os.path.realpath(path))
     with hidden_folder(path.parent) as staging:
         hidden = staging / path.name
         yield hidden
@@ -60,6 +63,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
             fsync(written)
         os.replace(hidden, path)
         fsync(path.parent)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise ``OSError`` if a device, a pipe or a socket is at a path, or behind a link: a write would remove it."""
+    with suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            reason = "not a regular file but a device or a pipe, which is not replaced; choose another path"
+            raise OSError(errno.EINVAL, reason, str(path))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from helpers.command_line import environment
 from helpers.small_training import new_small
 
 from mlx_gpt import files
+from mlx_gpt.errors import MLXGPTError
 from mlx_gpt.files import atomic_path, atomic_write, fsync, is_vacant, sha256_of, unused
 from mlx_gpt.store import folder
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -41,6 +43,44 @@ def test_a_folder_appears_whole_with_ordinary_permissions(tmp_path: Path) -> Non
         assert not made.exists()
     assert (made / "sub" / "file").read_text() == "x"
     assert stat.S_IMODE(made.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe", "link to a link to a pipe", "link to itself"])
+def test_only_a_file_is_replaced(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "pipe" in kind:
+        os.mkfifo("pipe")
+    if kind == "socket":
+        socket.socket(socket.AF_UNIX).bind("socket")
+    Path("link to a pipe").symlink_to("pipe")
+    Path("link to a link to a pipe").symlink_to("link to a pipe")
+    Path("link to itself").symlink_to("link to itself")
+    before = {path.name: path.lstat().st_ino for path in tmp_path.iterdir()}
+    with pytest.raises(OSError, match="choose another path|symbolic links"):
+        atomic_write(Path(kind), "new")
+    assert {path.name: path.lstat().st_ino for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_of_a_link_the_target_is_replaced(tmp_path: Path, exists: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    if exists:
+        (tmp_path / "folder/target").write_text("earlier")
+    (tmp_path / "link").symlink_to("folder/target")
+    atomic_write(tmp_path / "link", "later")
+    assert (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "folder/target").is_symlink()
+    assert (tmp_path / "folder/target").read_text() == "later"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_model_replaces_no_pipe(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(MLXGPTError, match="not a regular file"):
+        folder.save(new_small(), Tokenizer.bytes(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).is_fifo()
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace", "interrupt"])

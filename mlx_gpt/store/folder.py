@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import ModelFolderError, UsageError
-from mlx_gpt.files import fsync, hidden_folder, is_vacant
+from mlx_gpt.files import check_replaceable, fsync, hidden_folder, is_vacant
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import check_quantizable
 from mlx_gpt.store.convert import Quantization, Weights, check_weights, hub_shapes, quantize_weights, to_hub
@@ -219,6 +219,7 @@ def _move_in(names: list[str], staging: Path, folder: Path) -> None:
     """Replace the files of ``folder`` by those of ``staging``: all of them or, on an error, none."""
     for name in names:
         fsync(staging / name)
+        check_replaceable(folder / name)
     backup = staging / "backup"
     backup.mkdir()
     for name in names[:-1]:  # not the last, the weights: nothing can fail once they have moved

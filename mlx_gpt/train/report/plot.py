@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlx_gpt.files import atomic_path
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -41,7 +43,8 @@ def plot_loss(rows: Rows, baselines: Mapping[str, float], path: Path, title: str
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.93), framealpha=1, edgecolor="none")
-    figure.savefig(path, dpi=150)
+    with atomic_path(path) as hidden:
+        figure.savefig(hidden, dpi=150)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
