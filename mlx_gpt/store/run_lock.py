@@ -12,10 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from mlx_gpt.errors import FolderInUseError, MLXGPTError
 from mlx_gpt.files import LOCK, try_lock
+
+ATTEMPTS = 1000  # to create a folder and its lock while other processes remove theirs
 
 _held = threading.local()
 
@@ -50,15 +53,13 @@ def locked(folder: Path, report: Callable[[str], None] = print) -> Iterator[None
 def _lock(folder: Path, report: Callable[[str], None]) -> int:
     """Return the open and locked file of a folder; it has been written by this process."""
     file = folder / LOCK
-    while True:
+    for attempt in count(1):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-        except FileNotFoundError:  # its process has ended, and removed the empty folder
-            if not folder.absolute().parent.exists():
-                raise
-            continue
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempt < ATTEMPTS:
+                continue  # its process has ended, and removed the empty folder
             raise MLXGPTError(
                 f"{folder}: cannot be written ({error.strerror}); a run needs a folder of its own that it can write to"
             ) from error

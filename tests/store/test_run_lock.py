@@ -131,7 +131,7 @@ def test_without_locks_of_the_file_system_the_run_begins_and_this_is_reported(
     assert lines == [f"{tmp_path}: this file system has no locks; make sure that no other run writes to the folder"]
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "link", "no permission"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "no permission", "no folders"])
 def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     run = tmp_path / "run"
     if kind == "file":
@@ -148,6 +148,13 @@ def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path: Path, monkeypatch:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
         monkeypatch.setattr(os, "open", refuse)
+    if kind == "no folders":  # as /proc
+
+        def missing(*_: Any) -> None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+        monkeypatch.setattr(os, "mkdir", missing)
+        run = tmp_path / "new/run"
     with ExitStack() as stack, pytest.raises(MLXGPTError, match=r"run: cannot be written \(.*; a run needs a folder"):
         stack.enter_context(locked(run))
     assert not (tmp_path / "elsewhere").exists()
