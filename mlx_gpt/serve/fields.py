@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+MAX_DIGITS = 400  # of a whole number
+
 
 class APIError(Exception):
     """An error to answer a request with: an HTTP status and a body in OpenAI's format."""
@@ -29,7 +31,7 @@ class APIError(Exception):
 def fields(body: bytes, names: Sequence[str], path: str) -> dict[str, Any]:
     """Return the fields of a JSON object, of those in ``names``, except fields that are null."""
     try:
-        given = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        given = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise APIError(400, f"the body must be JSON in UTF-8: {error}") from None
     if not isinstance(given, dict):
@@ -95,6 +97,12 @@ def shown(value: Any) -> str:
 
 def refuse(param: str, message: str) -> NoReturn:
     raise APIError(400, f"{param} {message}", param)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:  # Python refuses some thousand, with advice on Python
+        raise ValueError(f"a number has {len(digits):,} characters, more than {MAX_DIGITS}")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -349,7 +349,16 @@ REFUSED: list[tuple[str, str, str]] = [
     ("{", "must be JSON", "cut off"),
     ("[1]", "must be a JSON object, not [1]", "a list"),
     ("[" * 50000, "must be JSON", "deep"),
-    ('{"n": ' + "9" * 5000 + "}", "must be JSON", "a number of 5000 digits"),
+    (
+        '{"n": ' + "9" * 5000 + "}",
+        "must be JSON in UTF-8: a number has 5,000 characters, more",
+        "a number of 5000 digits",
+    ),
+    (
+        '{"seed": -' + "9" * 399 + "}",
+        "seed must be a whole number from -9223372036854775808 to",
+        "a number of 399 digits",
+    ),
     ('{"temperature": NaN}', "NaN is not a number in JSON", "NaN"),
     ('{"temperature": 1e999}', "temperature must be a number from 0 to 2, not Infinity", "infinity"),
     ('{"prompt": "\\ud800"}', "prompt contains a lone surrogate", "half a character"),
