@@ -34,17 +34,23 @@ def text_file(path: Path, field: str, changes: Changes) -> Records:
 def csv_records(path: Path, field: str, changes: Changes) -> Records:
     """Yield the column ``field`` of a ``.csv`` or ``.tsv`` file with a header. Raises ``DataError``."""
     csv.field_size_limit(sys.maxsize)
-    rows = csv.reader(decode_lines(path, changes), delimiter="\t" if suffix(path) == ".tsv" else ",", strict=True)
+    delimiter, name = ("\t", "tabs") if suffix(path) == ".tsv" else (",", "commas")
+    rows = csv.reader(decode_lines(path, changes), delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
         if header.count(field) != 1:
             raise DataError(missing(str(path), field, header))
         column = header.index(field)
+        line = rows.line_num + 1  # at which a row begins
         for row in rows:
-            if row and len(row) <= column:
-                raise DataError(f"{path}, line {rows.line_num}: expected {len(header)} columns, found {len(row)}")
+            if row and len(row) != len(header):
+                raise DataError(
+                    f"{path}, line {line}: expected {len(header)} columns, found {len(row)}; quote a field that has "
+                    f"{name}, or repair the row"
+                )
             if row:
                 yield [row[column]]
+            line = rows.line_num + 1
     except csv.Error as error:
         raise DataError(
             f"{path}, line {rows.line_num}: expected a table ({error}); repair it, or leave it out"

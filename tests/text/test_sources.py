@@ -201,7 +201,11 @@ REFUSED = [
     ("a.jsonl", '{"prompt": "a", "completion": "b"}', r"found a chat \(prompt, completion\)"),
     ("a.csv", "id,content\n1,a\n", r"a.csv: expected a text named 'text', found only 'id', 'content'"),
     ("a.csv", 'id,text\n1,"a\n', r"a.csv, line 2: expected a table"),
-    ("a.csv", "id,text\n1,a\n2\n", r"a.csv, line 3: expected 2 columns, found 1"),
+    ("a.csv", "id,text\n1,a\n2\n", r"a.csv, line 3: expected 2 columns, found 1; quote a field that has commas"),
+    ("a.csv", 'text,id\n"a\nb",1\n\nhello, my friend, 2\n', r"a.csv, line 5: expected 2 columns, found 3; quote"),
+    ("a.csv", "text\nhello, my friend\n", r"a.csv, line 2: expected 1 columns, found 2; quote"),
+    ("a.csv", "text,id,note\na,1\n", r"a.csv, line 2: expected 3 columns, found 2; quote"),
+    ("a.tsv", "text\tid\na\tb\t1\n", r"a.tsv, line 2: expected 2 columns, found 3; quote a field that has tabs"),
     ("a.parquet", "PAR1 and nothing", r"a.parquet: expected a parquet or Arrow file"),
     ("a.arrow", "nothing", r"a.arrow: expected a parquet or Arrow file"),
 ]
