@@ -30,16 +30,18 @@ def perplexity(
 
     ``stride``: tokens by which the window moves, by default half the model's context. Bits per byte count the scored
     tokens' bytes only, and none for ``<|endoftext|>``.
-    Records are joined by empty lines, as rows are in the recipe. Standard errors assume independent tokens, so they are
-    too small for a text. Raises ``DataError`` for fewer than two tokens, ``UsageError`` for the stride.
+    Records are joined by empty lines, as rows are in the recipe; empty ones are left out, but for those of the public
+    data set, which the recipe has. Standard errors assume independent tokens, so they are too small for a text.
+    Raises ``DataError`` for fewer than two tokens, ``UsageError`` for the stride.
     """
     window = model.config.n_positions
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride <= window:
         raise UsageError(f"--stride must be between 1 and {window}, the model's context, not {stride}")
-    text, changes = read_text(data, field)
+    is_public = data.parts[-2:] == Path(TASK.file).parts
+    text, changes = read_text(data, field, with_empty=is_public)
     if not text:
-        raise DataError(f"{data}: expected a text, found an empty file")
+        raise DataError(f"{data}: expected a text, found an empty file or empty records; give another")
     ids = [*tokenizer.settings.prefix, *tokenizer.encode_documents(text)]
     if len(ids) < 2:
         raise DataError(f"{data}: expected at least 2 tokens, of which the second is scored, found {len(ids)}")

@@ -60,10 +60,15 @@ class Cutter:
         self._changes.add(EMPTY, self._path, is_empty)
 
     def clean(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Yield a document with line ends as ``\\n``, and without halves of surrogate pairs."""
+        """Yield a document with line ends as ``\\n``, without a byte order mark and halves of surrogate pairs."""
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
+        is_start = True
         for piece in pieces:
             text = newlines.decode(piece)
+            if is_start and text.startswith("\ufeff"):
+                text = text.lstrip("\ufeff")
+                self._changes.add(MARK, self._path)
+            is_start = is_start and not text
             try:
                 text.encode()
             except UnicodeEncodeError:

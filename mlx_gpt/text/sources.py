@@ -36,7 +36,7 @@ from pathlib import Path
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.files import sha256_of
 from mlx_gpt.text.cutting import Cutter, TextPiece
-from mlx_gpt.text.decoding import REPLACED, Changes, decoded_size
+from mlx_gpt.text.decoding import EMPTY, REPLACED, Changes, decoded_size
 from mlx_gpt.text.find import TRAIN, VAL, TextFile, find_files, one_file
 from mlx_gpt.text.pipes import is_copy
 from mlx_gpt.text.records import TEXT, Records, arrow_records, reader_of, text_file
@@ -188,11 +188,13 @@ def _with_validation(files: list[TextFile], val: list[TextFile], changes: Change
     return [*kept, *(TextFile(file.path, VAL) for file in val)]
 
 
-def read_text(name: str | Path, text_field: str = TEXT, as_text: bool = False) -> tuple[str, Changes]:
+def read_text(
+    name: str | Path, text_field: str = TEXT, as_text: bool = False, with_empty: bool = False
+) -> tuple[str, Changes]:
     """Read a file or pipe whole: its text, or its records joined by empty lines. Raises ``DataError``.
 
-    ``as_text``: a name without a suffix is a text file. ``<|endoftext|>`` stays in the text,
-    for ``Tokenizer.encode_documents``.
+    ``as_text``: a name without a suffix is a text file. ``with_empty``: empty records are joined too.
+    ``<|endoftext|>`` stays in the text, for ``Tokenizer.encode_documents``.
     """
     changes = Changes()
     path = one_file(str(name))
@@ -200,7 +202,11 @@ def read_text(name: str | Path, text_field: str = TEXT, as_text: bool = False) -
         _check_field(text_field, [path])
         reader = text_file if as_text and not path.suffix else reader_of(path)
         cutter = Cutter(path, changes)
-        return "\n\n".join("".join(cutter.clean(record)) for record in reader(path, text_field, changes)), changes
+        texts = ["".join(cutter.clean(record)) for record in reader(path, text_field, changes)]
+    if reader is not text_file and not with_empty:
+        changes.add(EMPTY, path, texts.count(""))
+        texts = [text for text in texts if text]
+    return "\n\n".join(texts), changes
 
 
 def _check_field(name: str, files: list[Path]) -> None:

@@ -179,6 +179,36 @@ def test_perplexity_scores_each_token_after_the_tokens_before_it_in_its_window(
     assert result.metrics["bits_per_byte"][0] == pytest.approx(total / math.log(2) / n_bytes, rel=1e-4)
 
 
+EMPTY_RECORDS = {
+    "a.jsonl": '{"text": null}\n{"text": "Lily went"}\n{"text": ""}\n{"text": "\\ufeff"}\n{"text": "to the park"}\n',
+    "a.json": '["", "Lily went", "", "", "to the park"]',
+    "columns.json": '{"text": ["Lily went", null, null, null, "to the park"]}',
+    "a.csv": 'text,id\n,1\nLily went,2\n,3\n"",4\nto the park,5\n',
+}
+
+
+@pytest.mark.parametrize("name", EMPTY_RECORDS)
+def test_empty_records_are_left_out_and_reported(name: str, trained: Path, tmp_path: Path) -> None:
+    model, tokenizer = load(trained / "model")
+    (tmp_path / name).write_text(EMPTY_RECORDS[name])
+    (tmp_path / "without.json").write_text('["Lily went", "to the park"]')
+    found, without = (perplexity(model, tokenizer, tmp_path / file) for file in (name, "without.json"))
+    assert (found.n, found.metrics) == (without.n, without.metrics)
+    assert f"3 empty documents were left out ({name})" in found.changes
+
+
+def test_the_public_data_set_keeps_its_empty_rows_as_the_recipe_does(trained: Path, tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    model, tokenizer = load(trained / "model")
+    texts = ["", " = Lily = \n", "", "Lily went"]
+    file = tmp_path / TASKS["perplexity"].file
+    file.parent.mkdir()
+    parquet.write_table(pyarrow.table({"text": texts}), file)
+    (tmp_path / "recipe.txt").write_text("\n\n".join(texts))
+    found, recipe = (perplexity(model, tokenizer, each) for each in (file, tmp_path / "recipe.txt"))
+    assert (found.n, found.metrics) == (recipe.n, recipe.metrics)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("stride", [64, 32])
 def test_perplexity_equals_the_recipe_in_the_documentation_of_transformers(
