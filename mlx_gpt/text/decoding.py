@@ -22,7 +22,6 @@ from mlx_gpt.errors import DataError, one_line
 PIECE = 1 << 18  # characters read at a time
 MAX_INVALID = 0.1  # bytes that do not decode, per character; above it a file is not text
 FEW_INVALID = 16  # bytes that may be replaced in any file
-HOLE = "\0" * 64  # of a sparse file
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 MARKS = {  # that of UTF-16 begins that of UTF-32, which therefore comes first
     codecs.BOM_UTF32_LE: "utf-32",
@@ -66,16 +65,20 @@ def decode(path: Path, changes: Changes) -> Iterator[str]:
     """Yield the text of a file in pieces. Raises ``DataError`` for a file that is not text, else ``OSError``."""
     errors = f"mlx_gpt.{id(changes)}"
     codecs.register_error(errors, lambda error: _replace(error, path, changes))
-    replaced_before, size = changes.count(REPLACED), 0
+    replaced_before, size, line = changes.count(REPLACED), 0, 1
     with open_bytes(path) as stream:
         head = stream.peek(4)[:4]
         encoding = next((name for mark, name in MARKS.items() if head.startswith(mark)), "")
         changes.add(MARK, path, bool(encoding))
         with io.TextIOWrapper(stream, encoding or "utf-8", errors, newline=None) as reader:
             while text := reader.read(PIECE):
-                if HOLE in text or (not size and "\0" in text[:8192]):
-                    raise DataError(f"{path}: expected text, found a binary file (it has zero bytes); leave it out")
-                size += len(text)
+                if "\0" in text:
+                    line += text.count("\n", 0, text.index("\0"))
+                    raise DataError(
+                        f"{path}: expected text, found a binary file (it has zero bytes, the first in line {line:,}); "
+                        f"leave it out, or remove them"
+                    )
+                size, line = size + len(text), line + text.count("\n")
                 yield text
             changes.add(LINE_ENDS, path, reader.newlines not in (None, "\n"))
     invalid = changes.count(REPLACED) - replaced_before
@@ -100,8 +103,9 @@ def decoded_size(path: Path) -> int:
     """Return the bytes of a file's text in UTF-8, counted only where the size of the file may be another."""
     with open_bytes(path) as stream:
         head = stream.peek(PIECE)
-        if type(stream) is io.BufferedReader and not head.startswith((*MARKS,)) and b"\r" not in head:
-            return path.stat().st_size
+        is_plain = type(stream) is io.BufferedReader and not head.startswith((*MARKS,)) and b"\r" not in head
+        if is_plain and (size := path.stat().st_size):  # 0: also that of a file of the system, whatever its text
+            return size
     return sum(len(text.encode()) for text in decode(path, Changes()))
 
 
