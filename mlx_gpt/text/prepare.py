@@ -25,7 +25,7 @@ from mlx_gpt.text.windows import TokenStream
 
 METADATA = "data.json"
 FORMAT = 1
-READER = 2  # of the rules of reading, which a cached folder depends on
+READER = 3  # of the rules of reading, which a cached folder depends on
 CHANGES = "changes"  # by the reading of the text
 PARTS = ("train", "val")
 BATCH = 1 << 22  # characters encoded at once

@@ -11,7 +11,7 @@ Formats, by suffix in upper or lower case
     zstd: decompressed; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` follow the other suffix.
 Encoding
     UTF-8, or that of the byte order mark: UTF-8, UTF-16 or UTF-32. The mark is dropped. Bytes that do not decode become
-    U+FFFD; if these are more than a tenth, or there are zero bytes, the file is refused. The line ends ``\\r\\n`` and
+    U+FFFD; if these are more than a tenth, or there is any zero byte, the file is refused. The line ends ``\\r\\n`` and
     ``\\r`` become ``\\n``, in records too.
 Documents
     A text file is a document; so is a record: its field or column ``text``, or ``--field``. ``<|endoftext|>`` separates
@@ -31,6 +31,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 from mlx_gpt.errors import DataError, UsageError
@@ -97,15 +98,19 @@ class Sources:
     def pieces(self) -> Iterator[TextPiece]:
         """Yield all the text, file by file. Raises ``DataError`` for a file that is not text, missing, or changing."""
         self.read, self.hashes = Changes(), {}
+        texts: set[bytes] = set()  # the hash of each file's
         for number, file in enumerate(self.files):
             with _readable(file.path):
                 before = _stamp(file.path)
-                yield from self._file(number, file)
+                text = sha256()
+                for piece in self._file(number, file):
+                    text.update(piece.text.encode())
+                    yield piece
                 if _stamp(file.path) != before:
                     raise DataError(f"{file.path}: changed while it was read; try again when no program writes to it")
-                sha256 = sha256_of(file.path)
-                self.read.add(COPY, file.path, sha256 in self.hashes.values() and file.path.stat().st_size > 0)
-                self.hashes[str(file.path)] = sha256
+                self.read.add(COPY, file.path, text.digest() in texts and text.digest() != sha256().digest())
+                texts.add(text.digest())
+                self.hashes[str(file.path)] = sha256_of(file.path)
 
     def _file(self, number: int, file: TextFile) -> Iterator[TextPiece]:
         cutter = Cutter(file.path, self.read, self._train_bytes.get(number))

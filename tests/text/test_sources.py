@@ -106,11 +106,24 @@ def test_a_character_and_a_line_end_cut_by_a_piece_are_whole(tmp_path: Path, mon
     assert "".join(documents(find_sources([str(file)]))) == text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\0\0\0", b"text " * 9000 + b"\0" * 200, bytes(range(160, 250)) * 50])
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\0\0\0", b"text " * 9000 + b"\0", bytes(range(160, 250)) * 50])
 @pytest.mark.parametrize("suffix", [".txt", ".json", ".csv", ""])
 def test_a_file_that_is_not_text_is_refused(suffix: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"a{suffix}"):
         documents(find_sources([str(write(tmp_path / f"a{suffix}", content))]))
+
+
+def test_the_place_of_a_zero_byte_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_gpt.text.decoding.PIECE", 7)
+    file = write(tmp_path / "a.txt", "1 line\r\n" * 9 + "and \0")
+    for use in (lambda: documents(find_sources([str(file)])), lambda: read_text(file)):
+        with pytest.raises(DataError, match=r"a.txt: expected text, found a binary file .*the first in line 10\)"):
+            use()
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="a file of the system, whose size is 0")
+def test_a_file_of_the_system_is_split_by_its_text(tmp_path: Path) -> None:
+    assert all(parts(find_sources(["/proc/version"])))
 
 
 def test_a_sparse_file_is_refused_at_its_first_hole(tmp_path: Path) -> None:
@@ -359,13 +372,29 @@ def test_val_data_is_for_validation_only(tmp_path: Path) -> None:
         find_sources([str(tmp_path / "a.txt")], val_data=str(tmp_path / "*.txt"))
 
 
-def test_a_copy_of_another_file_is_reported(tmp_path: Path) -> None:
-    for name in ("a.txt", "b.txt"):
-        write(tmp_path / name, "a")
-    sources = find_sources([str(tmp_path / "a.txt")], val_data=str(tmp_path / "b.txt"))
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("b.txt", b"one\ntwo"),
+        ("b.txt.gz", gzip.compress(b"one\ntwo")),
+        ("b.txt", b"one\r\ntwo"),
+        ("b.txt", "one\ntwo".encode("utf-16")),
+        ("b.jsonl", b'{"text": "one\\ntwo"}'),
+    ],
+)
+def test_a_copy_of_another_text_is_reported_whatever_its_format(name: str, content: bytes, tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "one\ntwo")
+    sources = find_sources([str(tmp_path / "a.txt")], val_data=str(write(tmp_path / name, content)))
     for _ in range(2):
-        assert parts(sources) == ("a", "a")
-        assert sources.changes == "the same text as another file (b.txt)"
+        assert parts(sources) == ("one\ntwo", "one\ntwo")
+        assert f"the same text as another file ({name})" in sources.changes
+
+
+def test_empty_files_are_no_copies(tmp_path: Path) -> None:
+    files = [str(write(tmp_path / name, "")) for name in ("a.txt", "b.txt")]
+    sources = find_sources(files)
+    assert parts(sources) == ("", "")
+    assert "the same text" not in sources.changes
 
 
 def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:
