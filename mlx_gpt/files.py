@@ -22,6 +22,11 @@ LOCK = ".lock"  # in a folder that one process at a time writes to
 LEFTOVER = re.compile(r"\.(saving|removed)-[a-z0-9_]{8}")  # a folder of tempfile.mkdtemp, if its process was killed
 
 
+def expand_user(name: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder for a leading ``~``; one of an unknown user, ``~nobody/a``, as it is."""
+    return Path(os.path.expanduser(name))
+
+
 def read_small(file: Path, limit: int) -> bytes:
     """Read a file of at most ``limit`` bytes. Raises ``OSError``, also for a longer file, a device or a pipe."""
     with open_file(file) as stream:

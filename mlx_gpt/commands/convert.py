@@ -33,11 +33,11 @@ class Convert:
         from mlx_gpt.store.folder import check_new, convert
         from mlx_gpt.store.layouts import find_source
 
-        check_new(self.dest)  # before a download
+        dest = check_new(self.dest)  # before a download
         console = make_console(stderr=True, highlight=False)
         source = find_source(self.source, self.revision)
         with console.status(f"converting from {source.kind}"):
-            convert(source, self.dest, getattr(mx, self.dtype) if self.dtype else None, self.quantize)
-        size = sum(file.stat().st_size for file in self.dest.iterdir())
-        console.print(f"{self.dest}: {size / 1e6:,.1f} MB, from {source.kind}")
-        console.print(f"next: mlx-gpt generate {self.dest}", soft_wrap=True)
+            convert(source, dest, getattr(mx, self.dtype) if self.dtype else None, self.quantize)
+        size = sum(file.stat().st_size for file in dest.iterdir())
+        console.print(f"{dest}: {size / 1e6:,.1f} MB, from {source.kind}")
+        console.print(f"next: mlx-gpt generate {dest}", soft_wrap=True)

@@ -27,6 +27,7 @@ class Export:
     def __call__(self) -> None:
         import mlx.core as mx
 
+        from mlx_gpt.files import expand_user
         from mlx_gpt.store.export import export
         from mlx_gpt.store.layouts import find_source
 
@@ -36,4 +37,5 @@ class Export:
             remark = export(source, self.dest, self.to, getattr(mx, self.dtype) if self.dtype else None)
         if remark:
             console.print(remark, soft_wrap=True)
-        console.print(f"{self.dest}: {self.dest.stat().st_size / 1e6:,.1f} MB, for {self.to}", soft_wrap=True)
+        dest = expand_user(self.dest)
+        console.print(f"{dest}: {dest.stat().st_size / 1e6:,.1f} MB, for {self.to}", soft_wrap=True)

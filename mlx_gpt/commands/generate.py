@@ -23,6 +23,7 @@ from mlx_gpt.commands.generation_flags import (
     write,
 )
 from mlx_gpt.errors import DataError, UsageError
+from mlx_gpt.files import expand_user
 from mlx_gpt.generate.settings import SLIDE, BeamSearch, GenerationSettings, Number
 from mlx_gpt.text.pipes import STDIN
 from mlx_gpt.text.sources import read_text
@@ -90,7 +91,7 @@ class Generate(GenerationFlags):
         ids = self._ids(tokenizer)
         ids = ids if self.speed.prompt_cache else tokenizer.as_prompt(ids)
         file = self.speed.prompt_cache
-        prefix = load_prompt_cache(Path(file).expanduser(), model, tokenizer) if file else None
+        prefix = load_prompt_cache(expand_user(file), model, tokenizer) if file else None
         run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, prefix)
         if run.n_dropped:
             n = model.config.n_positions
@@ -101,7 +102,7 @@ class Generate(GenerationFlags):
             note(f"the text ends where the model's context of {n} tokens is full; --context slide continues")
         if self.speed.save_prompt_cache:
             run.read_prompt()
-            kept = Path(self.speed.save_prompt_cache).expanduser()
+            kept = expand_user(self.speed.save_prompt_cache)
             save_prompt_cache(kept, run.decoder, tokenizer, id_list(run.prompts[0]))
 
     def settings(self) -> GenerationSettings:
@@ -120,7 +121,7 @@ class Generate(GenerationFlags):
         if file := self.speed.save_prompt_cache:
             if settings.context == SLIDE:
                 raise UsageError("--save-prompt-cache saves what --context slide drops; leave out one")
-            if not Path(file).expanduser().parent.is_dir():
+            if not expand_user(file).parent.is_dir():
                 raise UsageError(f"--save-prompt-cache {file}: there is no folder {Path(file).parent}; create it")
         return settings
 

@@ -30,7 +30,7 @@ class Prepare:
     out: Path
     """the new folder of ids, for train --data"""
     tokenizer: str = "bpe:1024"
-    """gpt2, bytes, or bpe:N: N ids learned from the text; or the folder or hub id of a model, or a tokenizer.json"""
+    """gpt2, bytes, or bpe:N: N ids learned from the text; or a model that generate opens, or a tokenizer.json"""
     val_fraction: float = 0.1
     """the share of the text for validation, in whole documents if possible"""
     seed: int = 0
@@ -44,6 +44,7 @@ class Prepare:
         from rich.progress import Progress
 
         from mlx_gpt.errors import UsageError
+        from mlx_gpt.store.find_tokenizer import find_tokenizer
         from mlx_gpt.text.prepare import prepare_text
         from mlx_gpt.text.sources import find_sources
 
@@ -52,10 +53,11 @@ class Prepare:
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UsageError(f"--out {self.out} exists already; choose a new folder, or remove it")
         console = make_console(stderr=True, highlight=False)
+        tokenizer = find_tokenizer(self.tokenizer)
         sources = find_sources(self.sources, self.val_fraction, self.seed, self.val_data, self.text_field)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("encoding", total=sources.n_bytes)
-            prepared = prepare_text(sources, self.tokenizer, self.out, lambda n: bar.update(task, completed=n))
+            prepared = prepare_text(sources, tokenizer, self.out, lambda n: bar.update(task, completed=n))
         for part in ("train", "val"):
             counts = prepared.metadata[part]
             console.print(f"{part}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")

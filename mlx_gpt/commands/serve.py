@@ -37,9 +37,9 @@ class Serve:
     limits: Limits = field(default_factory=Limits)
 
     def __call__(self) -> None:
-        from pathlib import Path
 
         from mlx_gpt.errors import UsageError
+        from mlx_gpt.files import expand_user
         from mlx_gpt.generate.decoder import check_cache
 
         try:
@@ -54,7 +54,7 @@ class Serve:
         self.limits.check()
         guard = Guard(self.access, self.host)
         with listen(self.host, self.port) as sock:  # first, so that a wrong address is reported at once
-            folder = Path(self.model).expanduser()
+            folder = expand_user(self.model)
             name = folder.resolve().name if folder.is_dir() else self.model
             model, tokenizer = load_quantized(self.model, self.revision, self.quantize)
             check_cache(model.config, self.cache_bits)

@@ -29,6 +29,7 @@ from mlx_gpt.files import unused
 from mlx_gpt.generate.generation import generate
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import Checkpoint
+from mlx_gpt.store.find_tokenizer import find_tokenizer
 from mlx_gpt.store.folder import load_source
 from mlx_gpt.store.layouts import find_source
 from mlx_gpt.terminal import make_console
@@ -146,7 +147,8 @@ class Train(TrainFlags):
     ) -> tuple[Dataset, list[Choice]]:
         """Read the text; choose a tokenizer if there is none."""
         if self.has_tokenizer():
-            return self._read(tokenizer or self.tokenizer, console), []
+            given = find_tokenizer(self.tokenizer) if self.tokenizer and not tokenizer else None
+            return self._read(tokenizer or given, console), []
         assert machine
         choice = tokenizer_for(self.data, machine, seconds, self.text_field)
         try:

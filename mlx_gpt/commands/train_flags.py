@@ -12,6 +12,7 @@ from tyro.conf import Suppress, arg
 
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
+from mlx_gpt.files import expand_user
 from mlx_gpt.text.corpora import CORPORA
 from mlx_gpt.text.pipes import is_pipe
 from mlx_gpt.text.records import SUFFIXES, TEXT
@@ -94,7 +95,7 @@ class TrainFlags:
     revision: str | None = None
     """a branch, tag or commit on the hub of the model to start from"""
     tokenizer: str | None = None
-    """gpt2, bytes, or bpe:N: N ids learned from the text; or the folder or hub id of a model, or a tokenizer.json;
+    """gpt2, bytes, or bpe:N: N ids learned from the text; or a model that generate opens, or a tokenizer.json;
     chosen automatically if neither data nor model has one"""
     preset: Annotated[
         str, arg(help=f"a model size: {', '.join(PRESETS)}", help_behavior_hint="(chosen automatically)")
@@ -141,7 +142,7 @@ class TrainFlags:
         """Return True if a tokenizer is given, or the text or the model to start from has one."""
         from mlx_gpt.text.prepare import is_prepared
 
-        return self.tokenizer is not None or self.init != SCRATCH or is_prepared(Path(self.data).expanduser())
+        return self.tokenizer is not None or self.init != SCRATCH or is_prepared(expand_user(self.data))
 
     def with_settings(self: Flags, settings: Mapping[str, Any]) -> Flags:
         """The same flags with other settings."""
@@ -157,6 +158,7 @@ class TrainFlags:
 
         Raises ``UsageError`` if a given flag contradicts the model.
         """
+        from mlx_gpt.store.find_tokenizer import find_tokenizer
         from mlx_gpt.text.tokenizer import make_tokenizer
 
         given = {*ARCHITECTURE} if "preset" in self.given else self.given & {*ARCHITECTURE}
@@ -166,8 +168,10 @@ class TrainFlags:
             if name in given - {*DROPOUT} and getattr(self.model, name) != getattr(config, name)
         ]
         if self.tokenizer:
-            learned = self.tokenizer.startswith("bpe:")
-            if learned or make_tokenizer(self.tokenizer, []).hash != tokenizer.hash:
+            named = find_tokenizer(self.tokenizer)
+            if isinstance(named, str) and not named.startswith("bpe:"):
+                named = make_tokenizer(named, [])
+            if isinstance(named, str) or named.hash != tokenizer.hash:
                 wrong.append(f"--tokenizer {self.tokenizer} (it has its own)")
         if wrong:
             raise UsageError(f"--init {self.init} sets architecture and tokenizer; remove {', '.join(wrong)}")
@@ -177,7 +181,7 @@ class TrainFlags:
 
 def _absolute(name: str) -> str:
     """Make the name of a file, folder or glob independent of the working directory; keep other names."""
-    path = Path(name).expanduser()
+    path = expand_user(name)
     return str(path.absolute()) if path.exists() or glob.has_magic(name) else name
 
 
@@ -185,7 +189,7 @@ def default_out(data: str) -> Path:
     """Return the folder of a run on this data: ``runs`` and the name of the file, without its suffix, or folder."""
     if is_pipe(data):
         return Path("runs", "mine")
-    path = Path(data).expanduser().absolute()
+    path = expand_user(data).absolute()
     named = (part for part in (path, *path.parents) if part.name and not glob.has_magic(part.name))
     part = next(named, Path("mine"))
     return Path("runs", part.name if part.is_dir() else part.stem)

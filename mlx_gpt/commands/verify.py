@@ -36,19 +36,19 @@ class Verify:
     def __call__(self) -> None:
         import os
         import sys
-        from pathlib import Path
 
         os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
 
         from mlx_gpt.check.published import check_name, known_models
         from mlx_gpt.check.verify import as_json, loaded, verify
         from mlx_gpt.errors import UsageError, VerificationError
+        from mlx_gpt.files import expand_user
 
         progress = make_console(stderr=True).status
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"--tokens must be at least 1, not {self.tokens}")
         models = known_models()
-        name = check_name(self.known_as, models) or (None if Path(self.model).expanduser().exists() else self.model)
+        name = check_name(self.known_as, models) or (None if expand_user(self.model).exists() else self.model)
         checks = []
         with loaded(self.model, self.revision) as (model, tokenizer, folder), progress("verifying") as status:
             for check in verify(model, tokenizer, folder, name, self.tokens, models):

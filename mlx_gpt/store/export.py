@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import ModelFolderError, UsageError
-from mlx_gpt.files import atomic_path
+from mlx_gpt.files import atomic_path, expand_user
 from mlx_gpt.model.mlp import ACTIVATION
 from mlx_gpt.store.folder import PathLike
 from mlx_gpt.store.gguf_write import write_gguf
@@ -48,7 +48,7 @@ def export(source: ModelSource, file: PathLike, to: str, dtype: mx.Dtype | None 
 
     Raises ``UsageError``, or ``ModelFolderError`` for a model that the program would compute otherwise.
     """
-    file = Path(file)
+    file = expand_user(file)
     if to not in WRITERS:
         raise UsageError(f"--to must be one of {', '.join(WRITERS)}, not {to!r}")
     writer = WRITERS[to]

@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import ModelFolderError, UsageError
-from mlx_gpt.files import check_replaceable, fsync, hidden_folder, is_vacant
+from mlx_gpt.files import check_replaceable, expand_user, fsync, hidden_folder, is_vacant
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.quantize import check_quantizable
 from mlx_gpt.store.convert import Quantization, Weights, check_weights, hub_shapes, quantize_weights, to_hub
@@ -171,7 +171,7 @@ def convert(source: ModelSource, folder: PathLike, dtype: mx.Dtype | None = None
 
 def check_new(folder: PathLike) -> Path:
     """Return a folder that does not exist or is empty, so that no model is overwritten. Raises ``UsageError``."""
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     if not is_vacant(folder):
         raise UsageError(f"{folder} exists already; choose a new folder, or remove it")
     return folder

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_gpt.errors import ModelFolderError
+from mlx_gpt.files import expand_user
 from mlx_gpt.store.gguf import is_gguf, read_gguf
 from mlx_gpt.store.huggingface import INDEX, WEIGHTS, has_safetensors, is_safetensors, read_huggingface
 from mlx_gpt.store.llmc import is_llmc, read_llmc
@@ -56,7 +57,7 @@ def find_source(name: str | os.PathLike[str], revision: str | None = None) -> Mo
     ``revision`` is a branch, tag or commit on the hub. A ``Path`` is never taken for a hub id. Raises
     ``ModelFolderError``.
     """
-    path = Path(os.path.expanduser(name))  # which leaves an unknown user as it is
+    path = expand_user(name)
     if not os.fspath(name) or not path.exists():
         return _read(download(name, revision))
     if revision is not None:

@@ -6,11 +6,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from math import log
-from pathlib import Path
 
 import numpy as np
 
 from mlx_gpt.errors import DataError, UsageError
+from mlx_gpt.files import expand_user
 from mlx_gpt.text.corpora import CORPORA, GeneratedCorpus
 from mlx_gpt.text.find import check_name
 from mlx_gpt.text.prepare import (
@@ -59,7 +59,7 @@ def load_dataset(
     check_name(data)
     if isinstance(tokenizer, str) and not is_made(tokenizer):
         tokenizer = make_tokenizer(tokenizer, [])
-    folder, is_generated = Path(data).expanduser(), isinstance(CORPORA.get(data), GeneratedCorpus)
+    folder, is_generated = expand_user(data), isinstance(CORPORA.get(data), GeneratedCorpus)
     if is_generated or is_prepared(folder):
         if val_data is not None:
             raise UsageError(f"--val-data {val_data}: {data} has its own validation text; leave it out")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlx_gpt.errors import DataError, UsageError
+from mlx_gpt.files import expand_user
 from mlx_gpt.text.corpora import CORPORA, FileCorpus
 from mlx_gpt.text.decoding import Changes, open_bytes
 from mlx_gpt.text.pipes import copy_pipe, is_pipe
@@ -77,7 +78,7 @@ def check_name(name: str, flag: str = "--data") -> None:
 def one_file(name: str) -> Path:
     """Return the file, or the copy of the pipe, that a name means. Raises ``DataError`` unless it can be opened."""
     check_name(name)
-    path = copy_pipe(name) if is_pipe(name) else Path(os.path.expanduser(name))
+    path = copy_pipe(name) if is_pipe(name) else expand_user(name)
     if not path.exists():
         raise DataError(f"{name}: expected a file, found none")
     with open_bytes(path):
@@ -97,7 +98,7 @@ def _files(name: str, field: str, changes: Changes) -> list[Path]:
         return [corpus.open()]
     if is_pipe(name):
         return [copy_pipe(name)]
-    path = Path(os.path.expanduser(name))
+    path = expand_user(name)
     names = [path] if os.path.lexists(path) else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     found = []
     for each in names:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.errors import HubError, TokenizerError, UsageError
+from mlx_gpt.files import expand_user
 from mlx_gpt.hub import fetch
 from mlx_gpt.text.added_tokens import NO_SPACE, SPACE, split_at_tokens
 from mlx_gpt.text.token_settings import EOT, Files, TokenSettings, settings_of
@@ -293,7 +294,7 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
         return Tokenizer.bytes()
     if re.fullmatch(r"bpe:[0-9]{1,7}", spec):
         return Tokenizer.train(_beginning(texts, TRAINING_TEXT), int(spec.removeprefix("bpe:")))
-    if spec and (path := Path(spec).expanduser()).exists():
+    if spec and (path := expand_user(spec)).exists():
         return Tokenizer.from_folder(path)
     if HUB_ID.fullmatch(spec):
         try:

@@ -116,8 +116,8 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     (
         quantized,
         ["train", "--data", "text.txt", "--out", "run", "--init", "packed"],
-        2,
-        "packed: is quantized; start from the",
+        1,
+        "packed: is quantized already, to 4 bits; start from the",
     ),
     (
         nothing,
