@@ -34,6 +34,7 @@ MARKS = {  # that of UTF-16 begins that of UTF-32, which therefore comes first
 REPLACED = "bytes were not UTF-8 and were replaced by U+FFFD"
 EMPTY = "empty documents were left out"
 MARK = "a byte order mark was dropped"
+OTHERS = "other files of a folder were left out; name them to read them as text"
 LINE_ENDS = r"the line ends \r\n and \r became \n"
 
 
@@ -56,7 +57,7 @@ class Changes:
         return one_line("; ".join(self._phrase(change, [*files]) for change, files in self._found.items() if files))
 
     def _phrase(self, change: str, files: list[str]) -> str:
-        number = f"{self.count(change):,} " if change in (REPLACED, EMPTY) else ""
+        number = f"{self.count(change):,} " if change in (REPLACED, EMPTY, OTHERS) else ""
         more = f" and {len(files) - 3:,} more" if len(files) > 3 else ""
         return f"{number}{change} ({', '.join(files[:3])}{more})"
 

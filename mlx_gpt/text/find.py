@@ -15,7 +15,7 @@ from typing import NoReturn
 from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.files import expand_user
 from mlx_gpt.text.corpora import CORPORA, FileCorpus
-from mlx_gpt.text.decoding import Changes, open_bytes
+from mlx_gpt.text.decoding import OTHERS, Changes, open_bytes
 from mlx_gpt.text.pipes import copy_pipe, is_pipe
 from mlx_gpt.text.records import SUFFIXES, reader_of, suffix
 
@@ -100,6 +100,8 @@ def _files(name: str, field: str, changes: Changes) -> list[Path]:
         return [copy_pipe(name)]
     path = expand_user(name)
     names = [path] if os.path.lexists(path) else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    within = {parent for each in names for parent in each.parents}  # of ``**``, which matches their files too
+    names = [each for each in names if each not in within]
     found = []
     for each in names:
         found += _below(each, field, changes) if each.is_dir() else [_checked(each)]
@@ -127,11 +129,15 @@ def _below(folder: Path, field: str, changes: Changes) -> list[Path]:
         raise DataError(f"{folder}: expected text, found a model folder; train --init {folder} continues its training")
     found = []
     for parent, folders, files in os.walk(folder, onerror=_raise):
+        folders.sort()
         for name in [name for name in folders if name.startswith(".") or is_model_folder(Path(parent, name))]:
             folders.remove(name)
             changes.add(OF_MODEL, Path(name), not name.startswith("."))
-        paths = (Path(parent, name) for name in files if not name.startswith("."))
-        found += [path for path in paths if suffix(path) in SUFFIXES and _has_text(path, field, changes)]
+        for path in (Path(parent, name) for name in sorted(files) if not name.startswith(".")):
+            if suffix(path) not in SUFFIXES:
+                changes.add(OTHERS, Path(suffix(path) or path.name))
+            elif _has_text(path, field, changes):
+                found.append(path)
     return sorted(found)
 
 

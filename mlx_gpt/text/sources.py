@@ -1,11 +1,11 @@
 """Read text: the one reader of ``prepare``, ``train``, ``eval``, and of prompts from files and pipes.
 
 Names
-    A file, a folder (its files and those of its subfolders, without hidden ones), a glob, a named corpus, standard
-    input (``-``) or a process substitution. A file that several names mean counts once. Named pipes, devices, model
-    folders and prepared folders are refused.
+    A file, a folder (its files and those of its subfolders, without hidden ones and without those of an unknown suffix,
+    which are counted), a glob, a named corpus, standard input (``-``) or a process substitution. A file that several
+    names mean counts once. Named pipes, devices, model folders and prepared folders are refused.
 Formats, by suffix in upper or lower case
-    ``.txt``, ``.md`` and unknown suffixes: text. ``.json``, ``.jsonl``, ``.ndjson``: objects, one after another or in
+    ``.txt``, ``.md`` and, of a file or a glob, unknown suffixes: text. ``.json``, ``.jsonl``, ``.ndjson``: objects, one after another or in
     an array, or an object of columns. ``.csv``, ``.tsv``: a table with a header. ``.parquet``, ``.arrow``: a table.
     Without a suffix, or from a pipe: JSON, Parquet or Arrow if it begins like that. Compressed by gzip, bzip2, xz or
     zstd: decompressed; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` follow the other suffix.
@@ -168,7 +168,7 @@ def find_sources(
     with _readable(Path(", ".join(names))):
         files = find_files(names, text_field, sources.found)
         if val_data is not None:
-            val = find_files([val_data], text_field, Changes())
+            val = find_files([val_data], text_field, Changes() if val_data in names else sources.found)
             files = _with_validation(files, val, sources.found, val_data)
     _check_field(text_field, [file.path for file in files])
     has_val = any(file.part == VAL for file in files)

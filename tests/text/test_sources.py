@@ -427,6 +427,19 @@ def test_files_without_text_in_a_folder_are_left_out_and_named(tmp_path: Path) -
     assert all(name in sources.changes for name in ("settings.json", "dead.txt", "model"))
 
 
+def test_other_files_in_a_folder_are_counted_and_their_suffixes_named(tmp_path: Path) -> None:
+    for name in ("d/a.txt", "d/b.py", "d/sub/c.PY", "d/LICENSE", "d/.hidden", "e/v.txt", "e/w.png.gz"):
+        write(tmp_path / name, f"text of {name}")
+    left = "3 other files of a folder were left out; name them to read them as text (LICENSE, .py)"
+    assert find_sources([str(tmp_path / "d")]).changes == left
+    assert find_sources([str(tmp_path / "d" / "a.txt")]).changes == ""
+    with_val = find_sources([str(tmp_path / "d" / "a.txt")], val_data=str(tmp_path / "e"))
+    assert with_val.changes == "1 other files of a folder were left out; name them to read them as text (.png)"
+    everything = find_sources([str(tmp_path / "d" / "**")])
+    assert [file.path.name for file in everything.files] == ["LICENSE", "a.txt", "b.py", "c.PY"]
+    assert everything.changes == ""
+
+
 def test_a_model_folder_a_prepared_folder_and_an_empty_name_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "some text " * 99)
     prepare_text(find_sources([str(tmp_path / "a.txt")]), "bytes", tmp_path / "ids")
