@@ -5,10 +5,10 @@ Names
     which are counted), a glob, a named corpus, standard input (``-``) or a process substitution. A file that several
     names mean counts once. Named pipes, devices, model folders and prepared folders are refused.
 Formats, by suffix in upper or lower case
-    ``.txt``, ``.md`` and, of a file or a glob, unknown suffixes: text. ``.json``, ``.jsonl``, ``.ndjson``: objects, one after another or in
-    an array, or an object of columns. ``.csv``, ``.tsv``: a table with a header. ``.parquet``, ``.arrow``: a table.
-    Without a suffix, or from a pipe: JSON, Parquet or Arrow if it begins like that. Compressed by gzip, bzip2, xz or
-    zstd: decompressed; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` follow the other suffix.
+    ``.txt``, ``.md`` and, of a file or a glob, unknown suffixes: text. ``.json``, ``.jsonl``, ``.ndjson``: objects, one
+    after another or in an array, or an object of columns. ``.csv``, ``.tsv``: a table with a header. ``.parquet``,
+    ``.arrow``: a table. Without a suffix, or from a pipe: JSON, Parquet or Arrow if it begins like that. Compressed by
+    gzip, bzip2, xz or zstd: decompressed; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` follow the other suffix.
 Encoding
     UTF-8, or that of the byte order mark: UTF-8, UTF-16 or UTF-32. The mark is dropped. Bytes that do not decode become
     U+FFFD; if these are more than a tenth, or there is any zero byte, the file is refused. The line ends ``\\r\\n`` and
