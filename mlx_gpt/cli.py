@@ -18,6 +18,7 @@ from mlx_gpt.commands.convert import Convert
 from mlx_gpt.commands.eval import Eval
 from mlx_gpt.commands.export import Export
 from mlx_gpt.commands.generate import Generate
+from mlx_gpt.commands.given import given_settings
 from mlx_gpt.commands.prepare import Prepare
 from mlx_gpt.commands.quickstart import Quickstart
 from mlx_gpt.commands.serve import Serve
@@ -36,6 +37,9 @@ def parse(argv: Sequence[str]) -> Command:
     if argv[:1] == ["train"]:
         flags, default = command_line(argv[1:])
         argv = ["train", *flags]
+    for flags_of, name in ((Generate, "generate"), (Talk, "talk")):
+        if argv[:1] == [name]:
+            default = flags_of(model=tyro.MISSING, given=given_settings(argv))
     if list(argv) == ["--version"]:
         print(f"mlx-gpt {_version()}")
         raise SystemExit(0)

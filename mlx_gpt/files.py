@@ -75,7 +75,7 @@ def check_replaceable(path: Path) -> None:
     with suppress(FileNotFoundError):
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            reason = "not a regular file but a device or a pipe, which is not replaced; choose another path"
+            reason = "a device or a pipe, not a regular file"
             raise OSError(errno.EINVAL, reason, str(path))
 
 

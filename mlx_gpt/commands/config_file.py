@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from mlx_gpt.commands.given import given_settings, option
 from mlx_gpt.commands.train_flags import FILE_MAY_SET, REPLACES, Architecture, TrainFlags
 from mlx_gpt.errors import UsageError
 from mlx_gpt.store.run_file import RUN_FILE, read_run_file
 from mlx_gpt.train.config import TrainConfig
-
-
-def option(argv: Sequence[str], name: str) -> str | None:
-    """Return the value of one option, before the whole command line is parsed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{name}", nargs="?", dest="value")
-    return parser.parse_known_args(argv)[0].value
-
-
-def given_settings(argv: Sequence[str]) -> frozenset[str]:
-    """Return the names of the given settings: ``--n-layer=3 --no-recompute`` -> n_layer, recompute."""
-    flags = (word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--"))
-    return frozenset(flag.removeprefix("no_") for flag in flags)
 
 
 def with_file(argv: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ from mlx_gpt.commands.generation_flags import (
     surprise_style,
     write,
 )
+from mlx_gpt.commands.given import refuse_idle
 from mlx_gpt.errors import DataError, UsageError
-from mlx_gpt.files import expand_user
+from mlx_gpt.files import check_replaceable, expand_user, hidden_folder
 from mlx_gpt.generate.settings import SLIDE, BeamSearch, GenerationSettings, Number
 from mlx_gpt.text.pipes import STDIN
 from mlx_gpt.text.sources import read_text
@@ -89,21 +91,22 @@ class Generate(GenerationFlags):
 
         model, tokenizer, draft = self.load()
         ids = self._ids(tokenizer)
-        ids = ids if self.speed.prompt_cache else tokenizer.as_prompt(ids)
-        file = self.speed.prompt_cache
-        prefix = load_prompt_cache(expand_user(file), model, tokenizer) if file else None
+        file, saved = self.speed.prompt_cache, self.speed.save_prompt_cache
+        ids = tokenizer.as_prompt(ids) if file is None else ids
+        prefix = load_prompt_cache(expand_user(file), model, tokenizer) if file is not None else None
+        n, P = len(ids) + len(prefix.ids if prefix else ()), model.config.n_positions
+        if saved is not None and n >= P:
+            raise UsageError(f"--save-prompt-cache takes a prompt of at most {P - 1} tokens, not {n}; shorten it")
         run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, prefix)
         if run.n_dropped:
-            n = model.config.n_positions
-            note(f"the prompt does not fit into the model's context of {n} tokens: its last {n - 1} are read")
+            note(f"the prompt does not fit into the model's context of {P} tokens: its last {P - 1} are read")
         self._show(run, tokenizer)
         if CONTEXT in run.reasons and not self.output.json:
-            n = model.config.n_positions
-            note(f"the text ends where the model's context of {n} tokens is full; --context slide continues")
-        if self.speed.save_prompt_cache:
+            remedy = "; --context slide continues" if saved is None else ""
+            note(f"the text ends where the model's context of {P} tokens is full{remedy}")
+        if saved is not None:
             run.read_prompt()
-            kept = expand_user(self.speed.save_prompt_cache)
-            save_prompt_cache(kept, run.decoder, tokenizer, id_list(run.prompts[0]))
+            save_prompt_cache(expand_user(saved), run.decoder, tokenizer, id_list(run.prompts[0]))
 
     def settings(self) -> GenerationSettings:
         """Return the settings of the flags; ``UsageError`` for flags that contradict each other."""
@@ -118,11 +121,11 @@ class Generate(GenerationFlags):
         settings = GenerationSettings.of(
             self.length, self.constraints, self.drawing, self.search, self.speed, logprobs=logprobs
         )
-        if file := self.speed.save_prompt_cache:
+        refuse_idle(self.given, idle(settings))
+        if self.speed.save_prompt_cache is not None:
             if settings.context == SLIDE:
                 raise UsageError("--save-prompt-cache saves what --context slide drops; leave out one")
-            if not expand_user(file).parent.is_dir():
-                raise UsageError(f"--save-prompt-cache {file}: there is no folder {Path(file).parent}; create it")
+            check_writable(self.speed.save_prompt_cache)
         return settings
 
     def _ids(self, tokenizer: Tokenizer) -> list[int]:
@@ -159,6 +162,32 @@ class Generate(GenerationFlags):
             write(json.dumps({"figures": run.stats.as_dict(memory_speed())}) + "\n")
         elif out.figures:
             note(run.stats.summary(memory_speed()))
+
+
+def idle(settings: GenerationSettings) -> dict[str, str]:
+    """Return the settings that have no effect beside the others, with the reason."""
+    if settings.beams > 1:
+        drawing = {"seed", "top_k", "top_p", "min_p", "typical_p", *(["temperature"] if settings.temperature else [])}
+        return dict.fromkeys(drawing, "with --beams, which draws nothing")
+    drawing = {"top_k", "top_p", "min_p", "typical_p"} if settings.temperature == 0 else set()
+    return dict.fromkeys(drawing, "with --temperature 0") | {"length_penalty": "without --beams above 1"}
+
+
+def check_writable(file: str) -> None:
+    """Raise ``UsageError`` unless the file of ``--save-prompt-cache`` can be written; this is tried beside it."""
+    path = Path(os.path.realpath(expand_user(file)))
+    try:
+        if path.is_dir() or not file:
+            raise UsageError(f"--save-prompt-cache {file!r}: expected a file, found a folder; give a name in it")
+        if not path.parent.is_dir():
+            raise UsageError(f"--save-prompt-cache {file}: there is no folder {Path(file).parent}; create it")
+        check_replaceable(expand_user(file))
+        with hidden_folder(path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--save-prompt-cache {file}: cannot be written ({error.strerror}); choose another path"
+        ) from error
 
 
 def in_order(run: Generation, n: int) -> Iterator[tuple[int, Piece | None]]:

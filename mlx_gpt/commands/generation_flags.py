@@ -9,8 +9,9 @@ from itertools import pairwise
 from math import exp, log
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
+from mlx_gpt.commands.given import refuse_idle
 from mlx_gpt.errors import UsageError, one_line
 from mlx_gpt.generate.settings import Constraints, Drawing, Length, Number, Speed
 from mlx_gpt.terminal import shown
@@ -50,6 +51,7 @@ class GenerationFlags:
     constraints: Constraints = field(default_factory=Constraints)
     drawing: Drawing = field(default_factory=Drawing)
     speed: SpeedFlags = field(default_factory=SpeedFlags)
+    given: Suppress[frozenset[str]] = field(default=frozenset(), compare=False)
 
     def load(self) -> tuple[GPT, Tokenizer, GPT | str | None]:
         """Load the model, its tokenizer and the draft."""
@@ -58,6 +60,8 @@ class GenerationFlags:
         speed = self.speed
         if speed.draft_model and speed.prompt_lookup:
             raise UsageError("--draft-model and --prompt-lookup both propose tokens; take one of them")
+        if not (speed.draft_model or speed.prompt_lookup):
+            refuse_idle(self.given, {"guesses": "without --draft-model or --prompt-lookup"})
         model, tokenizer = load_quantized(self.model, self.revision, speed.quantize)
         if not speed.draft_model:
             return model, tokenizer, LOOKUP if speed.prompt_lookup else None

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import tyro
 
-from mlx_gpt.commands.config_file import given_settings, option, with_file
+from mlx_gpt.commands.config_file import with_file
 from mlx_gpt.commands.generation_flags import note
+from mlx_gpt.commands.given import given_settings, option
 from mlx_gpt.commands.train_flags import (
     ARCHITECTURE,
     PRESET,

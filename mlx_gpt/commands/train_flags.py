@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from tyro.conf import Suppress, arg
 
+from mlx_gpt.commands.given import refuse_idle
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import expand_user
@@ -130,8 +131,7 @@ class TrainFlags:
         """Raise ``UsageError`` for a flag on the command line that has no effect beside the other settings."""
         idle = {name: "without --optimizer muon" for name in MUON if self.training.optimizer != "muon"}
         idle |= {name: "with --eval-every 0" for name in ("prompt", "eval_windows") if not self.training.eval_every}
-        for name in sorted(self.typed & idle.keys()):
-            raise UsageError(f"--{name.replace('_', '-')} has no effect {idle[name]}; remove one of them")
+        refuse_idle(self.typed, idle)
 
     def _tokenizer(self) -> str | None:
         from mlx_gpt.text.tokenizer import is_made

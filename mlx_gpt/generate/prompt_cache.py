@@ -47,6 +47,9 @@ def save_prompt_cache(file: str | os.PathLike[str], decoder: Decoder, tokenizer:
 def load_prompt_cache(file: str | os.PathLike[str], model: GPT, tokenizer: Tokenizer) -> PromptCache:
     """Load a saved cache. Raises ``UsageError`` for another model's, ``ModelFolderError`` for a damaged file."""
     file = Path(file)
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "something else" if file.exists() else "no such file"
+        raise ModelFolderError(f"{file}: expected a prompt cache, found {what}; save one with --save-prompt-cache")
     check_safetensors(file)
     try:
         found: Any = mx.load(str(file), format="safetensors", return_metadata=True)

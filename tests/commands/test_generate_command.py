@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -44,7 +45,8 @@ def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 def shown(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     """Return stdout, by default without the figures, whose measurement takes a second."""
     figures = [] if "--json" in flags else ["--no-figures"]
-    assert main([*FEW, *flags, *figures]) == 0, capsys.readouterr().err
+    few = FEW[:4] if "--beams" in flags else FEW  # without a seed
+    assert main([*few, *flags, *figures]) == 0, capsys.readouterr().err
     return capsys.readouterr().out
 
 
@@ -357,6 +359,19 @@ WRONG: list[tuple[str, int, str]] = [
     ("--draft-model model --prompt-lookup", 2, "both propose tokens; take one of them"),
     ("--draft-model model --samples 2", 2, "a draft is for one prompt at a time"),
     ("--beams 2 --samples 2", 2, "--beams gives the best text of one prompt, without --samples; leave out one"),
+    ("--beams 3 --temperature 0.8", 2, "--temperature has no effect with --beams, which draws nothing; remove one"),
+    ("--beams 3 --top-k=5", 2, "--top-k has no effect with --beams"),
+    ("--beams 3 --seed 1", 2, "--seed has no effect with --beams"),
+    ("--length-penalty 1", 2, "--length-penalty has no effect without --beams above 1; remove one"),
+    ("--temperature 0 --min-p 0.1", 2, "--min-p has no effect with --temperature 0; remove one"),
+    ("--guesses 4", 2, "--guesses has no effect without --draft-model or --prompt-lookup; remove one"),
+    ("--prompt-cache none", 1, "none: expected a prompt cache, found no such file; save one with --save-prompt-cache"),
+    ("--prompt-cache model", 1, "model: expected a prompt cache, found a folder; save one"),
+    ("--prompt-cache ''", 1, "expected a prompt cache, found a folder; save one"),
+    ("--save-prompt-cache model", 2, "--save-prompt-cache 'model': expected a file, found a folder; give a name in it"),
+    ("--save-prompt-cache ''", 2, "--save-prompt-cache '': expected a file, found a folder"),
+    ("--save-prompt-cache pipe", 2, "--save-prompt-cache pipe: cannot be written (a device or a pipe, not a regular"),
+    ("--save-prompt-cache k --prompt " + "a" * 40, 2, "takes a prompt of at most 31 tokens, not 40; shorten it"),
     ("--prompt-cache kept", 2, "kept: this prompt was read by another model"),
     ("--prompt-cache mine --cache-bits 16", 2, "--cache-bits 16 differs from the file of --prompt-cache"),
     ("--prompt-cache text.txt", 1, "text.txt: expected a whole safetensors file"),
@@ -376,6 +391,8 @@ def test_invalid_flags_are_refused_in_one_line(
             assert main(["generate", name, "--prompt", "x", "--save-prompt-cache", cache, "--max-tokens", "0"]) == 0
     if "other" in flags:
         save(wide(1, 258), Tokenizer.train(["aab"] * 9, 258), "other")
+    if "pipe" in flags:
+        os.mkfifo("pipe")
     before = everything(here)
     capsys.readouterr()
     assert main(["generate", "model", "--prompt", "a", "--no-figures", *shlex.split(flags)]) == code
