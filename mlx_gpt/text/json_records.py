@@ -127,7 +127,7 @@ class JSONRecords:
             position = self._at
             if isinstance(error, json.JSONDecodeError) and error.doc is self._buffer:
                 position = error.pos
-            shown = self._buffer[self._at : self._at + 40].partition("\n")[0]
+            shown = self._buffer[self._at : self._at + 40].partition("\n")[0] or "the end of the file"
             self._count_lines(len(self._buffer[:position].rstrip()))
             why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
             raise DataError(
@@ -156,8 +156,10 @@ class JSONRecords:
         self._expect(begin)
         if self._next() != end:
             yield
-            while self._next() != end:
-                self._expect(",")
+            while (found := self._next()) != end:
+                if found != ",":
+                    raise ValueError(f"expected , or {end}")
+                self._at += 1
                 yield
         self._expect(end)
 
