@@ -27,6 +27,7 @@ from mlx_gpt.commands.train import Train, command_line
 from mlx_gpt.commands.verify import Verify
 from mlx_gpt.errors import MLXGPTError, UsageError, explained, one_line
 from mlx_gpt.terminal import escaped
+from mlx_gpt.text.pipes import with_names_of_pipes
 
 Command = Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval
 
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command()
         sys.stdout.flush()
     except MLXGPTError as error:
-        return _fail(error, 2 if isinstance(error, UsageError) else 1)
+        return _fail(with_names_of_pipes(str(error)), 2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:  # the reader has closed stdout, as after `| head -1`
         return _fail(None, 128 + 13)  # a shell's exit code for SIGPIPE
     except KeyboardInterrupt as stop:

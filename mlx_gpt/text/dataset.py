@@ -56,7 +56,7 @@ def load_dataset(
     A prepared folder has its own tokenizer; ``tokenizer`` must match it (``DataError``) or be None. Any other text
     needs one (``UsageError``). Files are encoded once and kept in the user's cache.
     """
-    check_name(data)
+    check_name(data, "--data")
     if isinstance(tokenizer, str) and not is_made(tokenizer):
         tokenizer = make_tokenizer(tokenizer, [])
     folder, is_generated = expand_user(data), isinstance(CORPORA.get(data), GeneratedCorpus)

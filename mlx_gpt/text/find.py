@@ -69,10 +69,11 @@ def find_files(names: Iterable[str], field: str, changes: Changes) -> list[TextF
     return found
 
 
-def check_name(name: str, flag: str = "--data") -> None:
+def check_name(name: str, flag: str = "") -> None:
     """Raise ``UsageError`` for an empty name, which would be the current folder."""
     if not name.strip():
-        raise UsageError(f"{flag} {name!r}: expected the name of a file, a folder, a glob or a corpus; give one")
+        where = f"{flag} {name!r}".strip()
+        raise UsageError(f"{where}: expected the name of a file, a folder, a glob or a corpus; give one")
 
 
 def one_file(name: str) -> Path:

@@ -35,6 +35,17 @@ def copy_pipe(name: str) -> Path:
         raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
+def with_names_of_pipes(message: str) -> str:
+    """Return a message with the names that the user gave in place of those of the copies."""
+    if not _folder.cache_info().currsize:  # no pipe was copied
+        return message
+    return re.sub(rf"{re.escape(str(_folder()))}/(?:stdin|fd-(\d+)-\d+)", _name_of, message)
+
+
+def _name_of(copy: re.Match[str]) -> str:
+    return f"/dev/fd/{copy[1]}" if copy[1] else STDIN
+
+
 def is_copy(path: Path) -> bool:
     """Return True for the copy of a pipe."""
     return path.parent == _folder()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_gpt.errors import DataError, UsageError
+from mlx_gpt.errors import DataError
 from mlx_gpt.files import atomic_path, cache_folder
 from mlx_gpt.text.cutting import TextPiece
 from mlx_gpt.text.sources import Sources
@@ -27,7 +27,7 @@ METADATA = "data.json"
 FORMAT = 1
 READER = 3  # of the rules of reading, which a cached folder depends on
 CHANGES = "changes"  # by the reading of the text
-PARTS = ("train", "val")
+PARTS = {"train": "training", "val": "validation"}
 BATCH = 1 << 22  # characters encoded at once
 OnProgress = Callable[[int], None]  # called with the number of bytes encoded so far
 
@@ -57,10 +57,7 @@ def prepare_text(
     cannot be read or is too short, and for a full disk.
     """
     if isinstance(tokenizer, str):
-        try:
-            tokenizer = make_tokenizer(tokenizer, (piece.text for piece in sources.pieces() if not piece.val))
-        except UsageError as error:
-            raise UsageError(f"{sources.names}: {error}") from error
+        tokenizer = make_tokenizer(tokenizer, (piece.text for piece in sources.pieces() if not piece.val))
     metadata: dict[str, Any] = {}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +144,7 @@ def _write_parts(
     for part, writer in writers.items():
         if not writer.counts["bytes"]:
             raise DataError(
-                f"{sources.names}: expected text for training and for validation, found none for {part}; "
+                f"{sources.names}: expected text for training and for validation, found none for {PARTS[part]}; "
                 f"use more text, or another validation fraction"
             )
     return {part: writer.counts for part, writer in writers.items()}

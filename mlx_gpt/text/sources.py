@@ -38,7 +38,7 @@ from mlx_gpt.errors import DataError, UsageError
 from mlx_gpt.files import sha256_of
 from mlx_gpt.text.cutting import Cutter, TextPiece
 from mlx_gpt.text.decoding import EMPTY, REPLACED, Changes, decoded_size
-from mlx_gpt.text.find import TRAIN, VAL, TextFile, find_files, one_file
+from mlx_gpt.text.find import TRAIN, VAL, TextFile, check_name, find_files, one_file
 from mlx_gpt.text.pipes import is_copy
 from mlx_gpt.text.records import TEXT, Records, arrow_records, reader_of, text_file
 from mlx_gpt.text.split import VAL_FRACTION, is_val_record, split_files
@@ -168,6 +168,7 @@ def find_sources(
     with _readable(Path(", ".join(names))):
         files = find_files(names, text_field, sources.found)
         if val_data is not None:
+            check_name(val_data, "--val-data")
             val = find_files([val_data], text_field, Changes() if val_data in names else sources.found)
             files = _with_validation(files, val, sources.found, val_data)
     _check_field(text_field, [file.path for file in files])

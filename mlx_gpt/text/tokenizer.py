@@ -49,6 +49,8 @@ SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+
 LONG_WORD = re.compile(r"\S{1000}|\s{1000}")  # training is quadratic in a word's length: longer words are split
 MANY_SPACES = 500_000  # tiktoken goes back over a run of white space, a million characters at most
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|gpt2-(medium|large|xl)|distilgpt2")
+MADE = re.compile(r"gpt2|bytes|bpe:([0-9]{1,7})")
+MOST_IDS = 9_999_999  # that ``MADE`` allows
 TRAINING_TEXT = 5_000_000  # characters that ``make_tokenizer`` learns a vocabulary from
 
 
@@ -292,8 +294,8 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
         return Tokenizer.gpt2()
     if spec == "bytes":
         return Tokenizer.bytes()
-    if re.fullmatch(r"bpe:[0-9]{1,7}", spec):
-        return Tokenizer.train(_beginning(texts, TRAINING_TEXT), int(spec.removeprefix("bpe:")))
+    if made := MADE.fullmatch(spec):
+        return Tokenizer.train(_beginning(texts, TRAINING_TEXT), int(made[1]))
     if spec and (path := expand_user(spec)).exists():
         return Tokenizer.from_folder(path)
     if HUB_ID.fullmatch(spec):
@@ -302,14 +304,14 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
         except HubError as error:
             raise UsageError(f"--tokenizer {spec}: no such file or folder here, and from the hub: {error}") from error
     raise UsageError(
-        f"unknown tokenizer {spec!r}; choose gpt2, bytes, or bpe:N with N ids, such as bpe:4096, or the folder or hub "
-        f"id of a model"
+        f"unknown tokenizer {spec!r}; choose gpt2, bytes, or bpe:N with N ids from 257 to {MOST_IDS:,}, such as "
+        f"bpe:4096, or the folder or hub id of a model"
     )
 
 
 def is_made(spec: str) -> bool:
     """Return True for a tokenizer that is named or learned, False for one to load from a file."""
-    return bool(re.fullmatch(r"gpt2|bytes|bpe:[0-9]{1,7}", spec))
+    return bool(MADE.fullmatch(spec))
 
 
 def _pieces(text: str, many: int = MANY_SPACES) -> list[str]:

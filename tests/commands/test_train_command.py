@@ -77,7 +77,7 @@ ITS_OWN = ["--n-positions", "32", "--n-layer", "2"]  # as the model has them
 WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     # Exit code 1
     (nothing, NO_DATA, 1, "no.txt: expected text, found no such file, folder or glob"),
-    (empty_text, TRAIN, 1, "expected text for training and for validation, found none for train; use more"),
+    (empty_text, TRAIN, 1, "expected text for training and for validation, found none for training; use more"),
     (short_text, TRAIN, 1, "the text is shorter than one window: "),
     (nothing, [*TRAIN, "--init", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
     # Usage errors: exit code 2

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -471,6 +472,37 @@ def test_an_empty_name_is_refused(command: list[str], tmp_path: Path, monkeypatc
     assert main(command) in (1, 2)
     assert "expected the name of" in the_line(capsys.readouterr().err) or command[0] == "generate"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["prepare", "", "--out", "p"], "^'': expected the name of"),
+        (["prepare", "a.txt", "--val-data", "", "--out", "p"], "--val-data '': expected the name of"),
+        (["eval", "nowhere", "--task", "perplexity", "--data", ""], "^'': expected the name of"),
+        (["train", "--data", "", "--tokenizer", "bytes", "--out", "r"], "--data '': expected the name of"),
+        (
+            ["prepare", "a.txt", "--val-data", "-", "--tokenizer", "bytes", "--out", "p"],
+            "a.txt, -: expected text for training and for",
+        ),
+        (["prepare", "a.txt", "--tokenizer", "bpe:99999999", "--out", "p"], "^unknown tokenizer 'bpe:99999999'; "),
+        (["prepare", "a.txt", "--tokenizer", "bpe:99999999", "--out", "p"], "N ids from 257 to 9,999,999"),
+        (["prepare", "a.txt", "--tokenizer", "bpe:2", "--out", "p"], "^a vocabulary needs at least 257 ids"),
+        (
+            ["prepare", "a.json", "--tokenizer", "bytes", "--out", "p"],
+            "a.json, line 1: expected .* found the end of the file .expected , or ]",
+        ),
+    ],
+)
+def test_a_message_names_what_the_user_gave(
+    command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.txt", "some text " * 99)
+    write(tmp_path / "a.json", '[{"text": "a"}, {"text": "b"}')
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    assert main(command) in (1, 2)
+    assert re.search(message, the_line(capsys.readouterr().err))
 
 
 # Pipes
