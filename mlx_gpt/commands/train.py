@@ -181,6 +181,8 @@ class Train(TrainFlags):
 def command_line(argv: Sequence[str]) -> tuple[list[str], Train]:
     """Return the command line with the flags of its settings file, and the defaults of its flags, set by the preset."""
     typed, argv = given_settings(argv), with_file(argv)
+    if empty := [name for name in ("out", "resume", "config") if option(argv, name) == ""]:
+        raise UsageError(f"--{empty[0]} is empty; give a name")
     preset = option(argv, "preset") or PRESET
     model = Architecture.of(GPTConfig.preset(preset))
     out = unused(default_out(option(argv, "data") or "mine"))

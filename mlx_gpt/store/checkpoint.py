@@ -95,7 +95,7 @@ class CheckpointManager:
         try:
             save(model, self.tokenizer, self.run)
         except ModelFolderError as error:
-            raise CheckpointError(f"{error}; then resume with: mlx-gpt train --resume {self.run}") from error
+            raise CheckpointError(f"{error}; then {how_to_continue(self.run)}") from error
 
     def best(self) -> GPT:
         """Return the run's best model."""
@@ -119,11 +119,18 @@ def save_checkpoint(
         for old in list_checkpoints(run)[max(1, keep) :]:
             _remove(old)
     except (OSError, RuntimeError, ModelFolderError) as error:
+        kept = "the earlier checkpoints are unchanged" if list_checkpoints(run) else "it would have been the first"
         raise CheckpointError(
-            f"{place} could not be saved ({_reason(error)}); the earlier checkpoints are unchanged: make room, "
-            f"then resume with: mlx-gpt train --resume {run}"
+            f"{place} could not be saved ({_reason(error)}); {kept}: make room, then {how_to_continue(run)}"
         ) from error
     return place
+
+
+def how_to_continue(run: Path) -> str:
+    """Return the remedy for a run that has ended early: resume it, or without a checkpoint start again."""
+    if list_checkpoints(run):
+        return f"resume with: mlx-gpt train --resume {run}"
+    return f"start again in a new folder: mlx-gpt train --config {run}/run.toml --out NEW"
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -117,6 +117,13 @@ class Trainer:
         ``FolderInUseError`` if another process or thread trains in the run's folder.
         """
         wanted = bool(self.checkpoints or self.group)
+        if self._finished():
+            self.report.console.print(
+                f"the run is finished at step {self.progress.step:,}: nothing is trained; --steps M, a higher total, "
+                f"extends it",
+                highlight=False,
+                soft_wrap=True,
+            )
         with ExitStack() as stack:
             for folder in filter(None, (self.report.folder, self.checkpoints.run if self.checkpoints else None)):
                 stack.enter_context(locked(folder))

@@ -17,7 +17,7 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import FolderInUseError, MLXGPTError, Stopped, UsageError
 from mlx_gpt.files import LOCK, is_vacant, numbered
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.checkpoint import Checkpoint, CheckpointManager, load_checkpoint, newest_checkpoint
+from mlx_gpt.store.checkpoint import Checkpoint, CheckpointManager, how_to_continue, load_checkpoint, newest_checkpoint
 from mlx_gpt.store.folder import save
 from mlx_gpt.store.run_file import RUN_FILE, RunSettings, differences, read_run_file, write_run_file
 from mlx_gpt.store.run_lock import locked
@@ -101,12 +101,16 @@ def run(
 
 
 def _write_error(error: OSError, out: Path, checkpoints: CheckpointManager | None) -> MLXGPTError:
-    remedy = f"; make room, then {_how_to_resume(checkpoints)}" if checkpoints and checkpoints.newest() else ""
+    remedy = f"; make room, then {_how_to_resume(checkpoints)}" if checkpoints else ""
     return MLXGPTError(f"{error.filename or out}: cannot be written ({error.strerror}){remedy}")
 
 
 def _how_to_resume(checkpoints: CheckpointManager) -> str:
-    return f"resume from {checkpoints.newest()} with: mlx-gpt train --resume {checkpoints.run}"
+    if newest := checkpoints.newest():
+        return f"resume from {newest} with: mlx-gpt train --resume {checkpoints.run}"
+    if (checkpoints.run / RUN_FILE).exists():
+        return how_to_continue(checkpoints.run)
+    return "start again"
 
 
 def last_checkpoint(run: Path, settings: RunSettings, given: Collection[str], console: Console) -> Checkpoint:

@@ -390,6 +390,7 @@ def test_resuming_a_completed_run_only_evaluates_it_again(stopped: Path, capsys:
     whole = stopped.parent / "whole"
     before, done = everything(whole), rows(whole)
     assert main(["train", "--resume", "whole"]) == 0
+    assert "\nthe run is finished at step 24: nothing is trained; --steps M, a " in capsys.readouterr().out
     after = everything(whole)
     assert {name for name in before | after if before.get(name) != after.get(name)} <= {"metrics.jsonl"}
     assert rows(whole) == done
@@ -580,6 +581,28 @@ def test_a_full_disk_is_reported_and_the_previous_checkpoint_is_unchanged(
     assert {name for name in before | after if before.get(name) != after.get(name)} <= {"metrics.jsonl"}
     assert main(["train", "--resume", "run"]) == 0
     assert_same_run(stopped, stopped.parent / "whole")
+
+
+@pytest.mark.parametrize("what", ["settings", "checkpoint"])
+def test_a_full_disk_before_the_first_checkpoint_has_a_remedy_that_works(
+    what: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            *{"settings": (run_module, "write_run_file"), "checkpoint": (checkpoint_module, "_write")}[what], no_room
+        )
+        assert main([*RUN, "--steps", "2", "--out", "run"]) == 1
+    line = the_line(capsys.readouterr().err)
+    if what == "settings":
+        assert line == "run: cannot be written (No space left on device); make room, then start again"
+        assert not Path("run").exists()
+        return
+    assert "; it would have been the first: make room, then start again in a new folder: mlx-gpt " in line
+    command = shlex.split(line.partition("folder: mlx-gpt ")[2])
+    assert main(command) == 0
 
 
 def test_a_model_that_cannot_be_exported_leaves_the_previous_best_one(
