@@ -39,7 +39,7 @@ OF_MODELS = {*sum(MODELS, ()), "generation_config.json", "special_tokens_map.jso
 TWICE = "named twice, it counts once"
 NO_PART = "left out, beside files for training, validation and test"
 IS_TEST = "left out, a test set"
-NO_TEXT = "left out, it has no text that --field names"
+NO_TEXT = "left out, no text that --field names at its beginning; name it to see why"
 OF_MODEL = "left out, a model folder"
 BROKEN = "left out, a link to nothing"
 
