@@ -18,6 +18,7 @@ from mlx_gpt.store.llmc import write_llmc
 from mlx_gpt.store.nanogpt import write_nanogpt
 from mlx_gpt.store.pickles import import_torch
 from mlx_gpt.store.source import ModelSource
+from mlx_gpt.text.characters import CharacterTokenizer, read_characters
 
 
 class LayoutWriter(NamedTuple):
@@ -78,24 +79,31 @@ def _remarks(source: ModelSource, file: Path, to: str) -> Iterator[str]:
         yield "nanoGPT computes the exact GELU, this model its tanh form: nanoGPT's logits will differ a little"
     if to == "llm.c" or (to == "nanogpt" and source.config.vocab_size not in GPT2_IDS):
         where = source.folder if source.tokenizer is None else "a folder that mlx-gpt convert makes"
-        yield (
-            f"the tokenizer is not in {file.name}: for mlx-gpt, copy vocab.json and merges.txt of {where} beside it; "
-            f"{TOKENIZERS[to]}"
-        )
+        files = "vocab.json and merges.txt"
+        if isinstance(source.tokenizer, CharacterTokenizer) or read_characters(source.folder):
+            files = "meta.pkl, or tokenizer.json" if to == "nanogpt" else "tokenizer.json"
+        yield (f"the tokenizer is not in {file.name}: for mlx-gpt, copy {files} of {where} beside it; {TOKENIZERS[to]}")
 
 
 def check_exportable(config: GPTConfig, to: str) -> None:
     """Raise ``ModelFolderError`` unless the other program computes what this model computes."""
+    if problem := _problem(config, to):
+        others = [f"--to {other}" for other in WRITERS if not _problem(config, other)]
+        remedy = f"export it {' or '.join(others)}" if others else "use its folder, which transformers and mlx-lm read"
+        raise ModelFolderError(f"{problem}: it cannot be exported; {remedy}")
+
+
+def _problem(config: GPTConfig, to: str) -> str:
+    """Return what the other program would compute otherwise, or ""."""
     names = WRITERS[to].activations
     if all(ACTIVATION[config.activation_function] is not ACTIVATION[name] for name in names):
-        raise ModelFolderError(
-            f"{to} computes activation_function = {' or '.join(names)} only, this model has "
-            f"{config.activation_function}: it cannot be exported"
-        )
+        known = " or ".join(names)
+        return f"{to} computes activation_function = {known} only, this model has {config.activation_function}"
     for name in WRITERS[to].fixed:
         expected, found = getattr(GPTConfig(), name), getattr(config, name)
         if name == "n_inner" and config.inner_dim == 4 * config.n_embd:
             continue
         if found != expected:
             only = "4 * n_embd" if name == "n_inner" else expected
-            raise ModelFolderError(f"{to} computes {name} = {only} only, this model has {found}: it cannot be exported")
+            return f"{to} computes {name} = {only} only, this model has {found}"
+    return ""

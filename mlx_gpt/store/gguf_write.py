@@ -16,6 +16,7 @@ from mlx_gpt.errors import ModelFolderError
 from mlx_gpt.store.folder import tokenizer_of
 from mlx_gpt.store.gguf import BLOCK_NAMES, CONTROL, END_KEYS, NAMES, NORMAL, UNUSED, USER_DEFINED
 from mlx_gpt.store.source import ModelSource
+from mlx_gpt.text.characters import CharacterTokenizer
 from mlx_gpt.text.tokenizer import Tokenizer, merges_of
 from mlx_gpt.text.vocab_files import write_name
 
@@ -61,9 +62,14 @@ def architecture(config: GPTConfig, dtype: mx.Dtype) -> dict[str, Any]:
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """Return the metadata of the tokenizer, with an unused token for each id of the model that it lacks."""
-    merges = [f"{write_name(left)} {write_name(right)}" for left, right in merges_of(tokenizer.ranks)]
+    is_characters = isinstance(tokenizer, CharacterTokenizer)
+    pairs = [] if is_characters else merges_of(tokenizer.ranks)
+    merges = [f"{write_name(left)} {write_name(right)}" for left, right in pairs]
     if not merges:  # MLX cannot write an empty list, and llama.cpp requires one
-        raise ModelFolderError("a GGUF needs a tokenizer with merges, this one has bytes only; it cannot be exported")
+        raise ModelFolderError(
+            f"a GGUF needs a tokenizer with merges, this one has {'characters' if is_characters else 'bytes'} only: it "
+            f"cannot be exported; export it --to nanogpt, or train with --tokenizer bpe:N"
+        )
     names = {i: write_name(token) for token, i in tokenizer.ranks.items()}
     names |= {i: text for text, i in tokenizer.specials.items()}
     types = dict.fromkeys(tokenizer.ranks.values(), NORMAL) | dict.fromkeys(tokenizer.specials.values(), CONTROL)

@@ -63,7 +63,9 @@ def read_pickle(file: Path) -> Any:
         text = STYLE.sub("", str(error))
         reason = found[1] if (found := REASON.search(text)) else (text.splitlines() or [""])[0].rstrip(".")
         if reason.startswith("Unsupported operand"):
-            reason = "a pickle that torch.save did not write, or a damaged one"
+            reason = "a pickle of another protocol than torch.save's own, 2, or a damaged one"
+        if "weights_only" in reason:  # torch's advice to run the code in it
+            reason = "a pickle that it does not read as data, or a damaged one"
         if name := REFUSED.search(found[1] if found else ""):
             raise _foreign(file, [name[1]]) from error
         raise ModelFolderError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +32,18 @@ class ModelSource:
 
     def parameters(self, dtype: mx.Dtype | None = mx.float32) -> Weights:
         """Return the parameters of ``GPT(config)`` as ``dtype``; None leaves each in its own."""
-        weights = self._take()
-        if self.is_linear:
-            return from_linear(weights, self.config, dtype, self.quantization)
-        return from_hub(weights, self.config, dtype)
+        with self._named():
+            weights = self._take()
+            if self.is_linear:
+                return from_linear(weights, self.config, dtype, self.quantization)
+            return from_hub(weights, self.config, dtype)
 
     def hub_tensors(self, dtype: mx.Dtype | None = None) -> Weights:
         """Return the same in the hub's layout, matrices (in, out)."""
-        return to_hub(self.parameters(dtype)) if self.is_linear else checked(self._take(), self.config, dtype)
+        if self.is_linear:
+            return to_hub(self.parameters(dtype))
+        with self._named():
+            return checked(self._take(), self.config, dtype)
 
     def require_floats(self, verb: str) -> None:
         """Raise ``ModelFolderError`` for a quantized model, which the command ``verb`` does not take."""
@@ -46,6 +52,14 @@ class ModelSource:
                 f"{self.folder}: is quantized already, to {self.quantization.bits} bits; "
                 f"{verb} the float model that it was made from"
             )
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Begin the message about a tensor with the folder."""
+        try:
+            yield
+        except ModelFolderError as error:
+            raise ModelFolderError(f"{self.folder}: {error}") from error
 
     def _take(self) -> Weights:
         weights = dict(self.weights)

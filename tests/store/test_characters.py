@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from helpers.layout_files import IDS
 
 from mlx_gpt.cli import main
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.errors import TokenizerError
+from mlx_gpt.errors import ModelFolderError, TokenizerError
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.export import export
 from mlx_gpt.store.folder import convert, load, save
 from mlx_gpt.store.layouts import find_source
 from mlx_gpt.text.characters import CharacterTokenizer, read_meta
@@ -88,6 +90,18 @@ def test_commands_generate_from_characters_and_refuse_to_train(
     assert main([*train, "--steps", "1"]) == 1
     assert "has no end token" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(("to", "files"), [("llm.c", "tokenizer.json"), ("nanogpt", "meta.pkl, or tokenizer.json")])
+def test_an_export_names_the_files_of_the_characters(tmp_path: Path, to: str, files: str) -> None:
+    if to == "nanogpt":
+        pytest.importorskip("torch")
+    config = replace(CONFIG, activation_function="gelu_new")
+    save(GPT(config), CharacterTokenizer(STOI), tmp_path / "m")
+    remark = export(find_source(tmp_path / "m"), tmp_path / "x", to)
+    assert f"for mlx-gpt, copy {files} of {tmp_path / 'm'} beside it" in remark
+    with pytest.raises(ModelFolderError, match="this one has characters only"):
+        export(find_source(tmp_path / "m"), tmp_path / "x.gguf", "gguf")
 
 
 class Harm:

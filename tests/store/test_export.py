@@ -115,7 +115,7 @@ def test_a_gguf_may_have_any_name(with_merges: Path, tmp_path: Path) -> None:
 
 
 def test_a_gguf_requires_merges(tmp_path: Path) -> None:
-    with pytest.raises(ModelFolderError, match="needs a tokenizer with merges"):
+    with pytest.raises(ModelFolderError, match="bytes only: it cannot be exported; export it --to nanogpt"):
         export(find_source(write_hub(tmp_path / "hub", PLAIN)), tmp_path / "x.gguf", "gguf")
     assert everything(tmp_path).keys() == {"hub", *(f"hub/{file.name}" for file in (tmp_path / "hub").iterdir())}
 
@@ -126,7 +126,7 @@ def test_a_gguf_requires_merges(tmp_path: Path) -> None:
         (
             "llm.c",
             {"activation_function": "gelu"},
-            "llm.c computes activation_function = gelu_new only, this model has",
+            "only, this model has gelu: it cannot be exported; export it --to nanogpt",
         ),
         (
             "nanogpt",
@@ -134,9 +134,13 @@ def test_a_gguf_requires_merges(tmp_path: Path) -> None:
             "activation_function = gelu or gelu_new only, this model has relu",
         ),
         ("gguf", {"activation_function": "silu"}, "activation_function = gelu_new only, this model has silu"),
-        ("llm.c", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon = 1e-05 only, this model has 1e-06"),
+        (
+            "llm.c",
+            {"layer_norm_epsilon": 1e-6},
+            "1e-05 only, this model has 1e-06: it cannot be exported; export it --to gguf",
+        ),
         ("nanogpt", {"scale_attn_weights": False}, "scale_attn_weights = True only, this model has False"),
-        ("gguf", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = False only"),
+        ("gguf", {"scale_attn_by_inverse_layer_idx": True}, "exported; use its folder, which transformers and mlx"),
     ],
 )
 def test_a_setting_that_the_other_program_ignores_is_refused_by_name(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -417,3 +418,11 @@ from mlx_gpt.generate.generation import generate as the_function
 assert generate is the_function is mlx_gpt.generate, generate
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_tensor_of_another_model_is_refused_with_the_name_of_its_folder(tmp_path: Path) -> None:
+    save(new_model(), TOKENIZER, tmp_path)
+    weights = dict(mx.load(str(tmp_path / "model.safetensors")).items())  # type: ignore[union-attr]
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), weights | {"score.weight": mx.zeros((2, 3))})
+    with pytest.raises(ModelFolderError, match=rf"{re.escape(str(tmp_path))}: score\.weight: expected no such tensor"):
+        load(tmp_path)

@@ -255,7 +255,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         (b"", "an empty file"),
         (b"<!DOCTYPE html>", "a file that begins with b'<!DOCTYPE ht'"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "run git lfs pull"),
-        (pickle.dumps({"wpe.weight": np.zeros((3, 3))}), "a pickle that torch.save did not write"),
+        (pickle.dumps({"wpe.weight": np.zeros((3, 3))}), "a pickle of another protocol than torch.save's own, 2"),
         (b"PK\x03\x04 cut", "no directory at its end"),
     ],
 )
@@ -266,6 +266,22 @@ def test_a_file_that_torch_did_not_write_is_refused(tmp_path: Path, content: byt
         find_source(tmp_path / "x.pt")
     assert message in str(refusal.value)
     assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parity
+def test_torchs_advice_to_run_the_code_in_a_pickle_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise pickle.UnpicklingError("Weights only load failed. Setting weights_only=False will likely succeed")
+
+    torch.save({}, tmp_path / "x.pt")
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(ModelFolderError, match="a pickle that it does not read as data, or a damaged one") as refusal:
+        find_source(tmp_path / "x.pt")
+    assert "weights_only" not in str(refusal.value)
 
 
 def test_a_checkpoint_of_torch_distributed_is_refused_with_the_command_that_merges_it(tmp_path: Path) -> None:
