@@ -74,7 +74,7 @@ def run(
         has_panel = console.is_terminal and not console.quiet
         speed = matrix_speed() / training_flops(model.config) if has_panel else None
         try:
-            rows = truncate_metrics(out, start.progress.rows, _reporter(console)) if start and main else []
+            rows = truncate_metrics(out, start.progress, _reporter(console)) if start and main else []
             with closing(Report(out if main else None, console, rows, dataset.tokens_per_byte, speed)) as report:
                 trainer = Trainer(model, dataset.train, dataset.val, config, report, on_eval, checkpoints, start, group)
                 trainer.progress.data = dataset.hash

@@ -21,6 +21,7 @@ from rich.console import Console
 from mlx_gpt import files
 from mlx_gpt.cli import main
 from mlx_gpt.errors import MLXGPTError, UsageError
+from mlx_gpt.store.checkpoint import RunProgress
 from mlx_gpt.train.report import metrics as report_module
 from mlx_gpt.train.report.metrics import Report, bits_per_byte, truncate_metrics
 from mlx_gpt.train.report.panel import REFRESH_RATE, Curve, LivePanel, sparkline
@@ -120,13 +121,17 @@ def write_rows(folder: Path, n: int) -> None:
     report.close()
 
 
+def progress(n: int) -> RunProgress:
+    return RunProgress(step=n, tokens=8 * n, rows=n)
+
+
 def never(text: str) -> None:
     raise AssertionError(text)
 
 
 def test_a_resumed_run_drops_rows_after_its_checkpoint_and_appends(tmp_path: Path) -> None:
     write_rows(tmp_path, 5)
-    report = Report(tmp_path, quiet(), truncate_metrics(tmp_path, 3, never))
+    report = Report(tmp_path, quiet(), truncate_metrics(tmp_path, progress(3), never))
     report.row(step=4, loss=0.25)
     report.close()
     assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4] == [row["step"] for row in report.rows]
@@ -136,7 +141,7 @@ def test_a_partial_line_of_a_killed_run_is_dropped(tmp_path: Path) -> None:
     write_rows(tmp_path, 3)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "lo')
-    assert [row["step"] for row in truncate_metrics(tmp_path, 3, never)] == [1, 2, 3]
+    assert [row["step"] for row in truncate_metrics(tmp_path, progress(3), never)] == [1, 2, 3]
     assert len(lines(tmp_path)) == 3
 
 
@@ -164,6 +169,9 @@ def row(step: int, **values: Any) -> str:
         (2, f"{row(1, loss=2.0)}\n{row(1, loss=2.0)}".encode()),
         (3, f"{row(1)}\n{row(3)}\n{row(2)}".encode()),
         (2, f"{row(1)}\r\n{row(-2)}".encode()),
+        (2, f"{row(1, loss=2.0)}\n{row(3, loss=2.0)}".encode()),  # a line is missing
+        (1, row(2, loss=2.0).encode()),
+        (2, f"{row(1, loss=2.0)}\n{row(2, val_loss=2.0)}".encode()),
     ],
     ids=lambda part: repr(part)[:40],
 )
@@ -175,7 +183,7 @@ def test_anything_but_rows_of_metrics_is_refused_with_its_line_and_unchanged(
     with pytest.raises(
         MLXGPTError, match=rf"jsonl: line {n}: expected a row of metrics, found .*; restore the file, or"
     ):
-        truncate_metrics(tmp_path, 9, never)
+        truncate_metrics(tmp_path, progress(9), never)
     assert file.read_bytes().startswith(content)
 
 
@@ -183,7 +191,7 @@ def test_anything_but_rows_of_metrics_is_refused_with_its_line_and_unchanged(
 def test_metrics_that_are_no_file_are_refused(kind: str, tmp_path: Path) -> None:
     (os.mkdir if kind == "folder" else os.mkfifo)(tmp_path / "metrics.jsonl")
     with pytest.raises(MLXGPTError, match=r"jsonl: expected the metrics of the run, but it cannot be read \("):
-        truncate_metrics(tmp_path, 1, never)
+        truncate_metrics(tmp_path, progress(1), never)
 
 
 @pytest.mark.parametrize(("n", "content"), [(0, None), (0, ""), (2, f"{row(1)}\n{row(2)}\n" + row(3)[:-4])])
@@ -193,9 +201,31 @@ def test_a_file_that_ends_early_is_reported_and_its_whole_rows_kept(
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
     reports: list[str] = []
-    assert [found["step"] for found in truncate_metrics(tmp_path, 3, reports.append)] == list(range(1, n + 1))
+    found = [found["step"] for found in truncate_metrics(tmp_path, progress(3), reports.append)]
+    assert found == [*range(1, n + 1), 3]  # the last marks the gap
+    after = [found["step"] for found in truncate_metrics(tmp_path, RunProgress(step=3, rows=n + 1), never)]
+    assert after == found
     assert reports == [f"{tmp_path}/metrics.jsonl: expected 3 rows, found {n}: those of earlier steps are lost"]
-    assert len(lines(tmp_path)) == n
+    assert len(lines(tmp_path)) == n + 1
+
+
+@pytest.mark.parametrize("garbage", ["garbage\n", "garbage", "\n", "[1]\n", '{"step": 5, \n'])
+def test_garbage_after_the_rows_of_the_checkpoint_is_reported_and_removed(garbage: str, tmp_path: Path) -> None:
+    write_rows(tmp_path, 4)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write(garbage)
+    reports: list[str] = []
+    truncate_metrics(tmp_path, progress(3), reports.append)
+    assert reports == [
+        f"{tmp_path}/metrics.jsonl: line 5: expected a row of metrics, found something else; it is removed"
+    ]
+    assert len(lines(tmp_path)) == 3
+
+
+def test_a_line_deleted_before_the_rows_of_later_steps_is_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path, 5)
+    with pytest.raises(MLXGPTError, match=r"line 4: .*step 4 where the checkpoint is of step 3"):
+        truncate_metrics(tmp_path, RunProgress(step=3, rows=4), never)
 
 
 def test_a_failure_while_truncating_keeps_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +236,7 @@ def test_a_failure_while_truncating_keeps_all_rows(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(files, "fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        truncate_metrics(tmp_path, 3, never)
+        truncate_metrics(tmp_path, progress(3), never)
     assert len(lines(tmp_path)) == 5
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 

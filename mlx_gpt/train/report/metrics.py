@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mlx_gpt.errors import MLXGPTError
 from mlx_gpt.files import atomic_write, open_file, parse_json
+from mlx_gpt.store.checkpoint import RunProgress
 from mlx_gpt.train.report.trackers import Tracker
 from mlx_gpt.train.units import format_time
 
@@ -28,6 +29,7 @@ FORMATS = {
     "tokens_per_second": "{:,.0f} tokens/s",
 }
 MAX_LINE = 1 << 16  # bytes of a row
+START = {"step": 0, "tokens": 0}
 LINE_INTERVAL = 30.0  # seconds between lines, at most, without a panel
 
 
@@ -118,52 +120,81 @@ def bits_per_byte(val_loss: float, tokens_per_byte: float) -> float:
     return val_loss * tokens_per_byte / log(2)
 
 
-def truncate_metrics(folder: Path, n: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Truncate ``folder/metrics.jsonl`` to its first ``n`` rows, atomically, and return them.
+def truncate_metrics(folder: Path, progress: RunProgress, report: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Truncate ``folder/metrics.jsonl`` to the rows of a checkpoint, atomically, and return them.
 
     Rows that a run wrote after its last checkpoint are written again when it is resumed. A file that ends early is
-    reported. Raises ``MLXGPTError`` if it holds anything but rows of metrics.
+    reported, and gets a row of the checkpoint's ``step`` and ``tokens`` alone, which marks the gap. So is anything
+    but rows after those of the checkpoint. Raises ``MLXGPTError`` if it is among them.
     """
-    file = folder / METRICS
+    file, n = folder / METRICS, progress.rows
     try:
-        lines = _read_lines(file, n)
+        lines, rest = _read_lines(file, n)
     except OSError as error:
         raise MLXGPTError(
             f"{file}: expected the metrics of the run, but it cannot be read ({error.strerror})"
         ) from error
     rows: list[dict[str, Any]] = []
-    for line in lines:
-        try:
-            rows.append(_parse_row(line, rows[-1] if rows else None))
-        except ValueError as error:
-            raise MLXGPTError(
-                f"{file}: line {len(rows) + 1}: expected a row of metrics, found something else ({error}); restore the "
-                f"file, or remove it to resume without the earlier rows"
-            ) from error
-    if len(rows) < n:
-        report(f"{file}: expected {n} rows, found {len(rows)}: those of earlier steps are lost")
+    try:
+        for line in lines:
+            rows.append(_parse_row(line, rows[-1] if rows else START))
+        if len(rows) == n > 0 and rows[-1]["step"] != progress.step:
+            raise ValueError(f"step {rows.pop()['step']} where the checkpoint is of step {progress.step}")
+    except ValueError as error:
+        raise MLXGPTError(
+            f"{file}: line {len(rows) + 1}: expected a row of metrics, found something else ({error}); restore the "
+            f"file, or remove it to resume without the earlier rows"
+        ) from error
+    if (found := len(rows)) < n:
+        report(f"{file}: expected {n} rows, found {found}: those of earlier steps are lost")
+        rows.append({"step": progress.step, "tokens": progress.tokens})
+        lines.append(json.dumps(rows[-1]).encode() + b"\n")
+    if rest:
+        report(f"{file}: line {n + rest}: expected a row of metrics, found something else; it is removed")
     atomic_write(file, b"".join(lines))
     return rows
 
 
-def _read_lines(file: Path, n: int) -> list[bytes]:
-    """Return the first ``n`` lines, or fewer if the file is missing or ends early, perhaps in the middle of a line."""
+def _read_lines(file: Path, n: int) -> tuple[list[bytes], int]:
+    """Return the first ``n`` lines, or fewer, and the number after these of the first line that is no row, or 0.
+
+    The file may be missing or end early, perhaps in the middle of a line.
+    """
     if not os.path.lexists(file):
-        return []
+        return [], 0
     with open_file(file) as stream:
         lines = list(takewhile(bool, (stream.readline(MAX_LINE) for _ in range(n))))
-    return lines[:-1] if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < MAX_LINE else lines
+        following = takewhile(bool, iter(lambda: stream.readline(MAX_LINE), None))
+        rest = next((i for i, line in enumerate(following, 1) if not (_is_cut(line) or _is_row(line))), 0)
+    return lines[:-1] if lines and _is_cut(lines[-1]) else lines, rest
 
 
-def _parse_row(line: bytes, previous: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the row of a line. Raises ``ValueError`` unless it is one that can follow the ``previous`` one."""
+def _is_cut(line: bytes) -> bool:
+    """Return True if a line is the beginning of a row, as a killed process leaves it."""
+    return not line.endswith(b"\n") and len(line) < MAX_LINE and line.startswith(b"{")
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line), dict)
+    except ValueError:
+        return False
+
+
+def _parse_row(line: bytes, previous: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a line. Raises ``ValueError`` unless it is one that can follow the ``previous`` one.
+
+    Each step has a row with its loss. After it may come one with a validation loss, and one that marks a gap.
+    """
     row = parse_json(line)
     if not isinstance(row, dict) or not all(value is None or _is_number(value) for value in row.values()):
         raise ValueError("not an object of numbers")
     if not all(isinstance(row.get(name), int) and row[name] >= 0 for name in ("step", "tokens")):
         raise ValueError("without step and tokens")
-    if previous and (row["step"] < previous["step"] or ("loss" in row and row["step"] == previous["step"])):
-        raise ValueError(f"step {row['step']} after step {previous['step']}")
+    step, before = row["step"], previous["step"]
+    follows = step == before + 1 if "loss" in row else step == before if "val_loss" in row else step >= before
+    if not follows:
+        raise ValueError(f"step {step} after step {before}")
     return row
 
 
