@@ -19,7 +19,7 @@ class Convert:
     """a folder or hub id; a checkpoint of nanoGPT or a folder with pytorch_model.bin (both with torch installed);
     llm.c's .bin; a GGUF; or the folder of OpenAI's TensorFlow release"""
     dest: Annotated[Positional[Path], arg(metavar="DEST")]
-    """the model folder to write; it must be new"""
+    """the model folder to write; it must be new or empty"""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """dtype of the weights; unchanged by default"""
     quantize: Literal[8, 4] | None = None
