@@ -270,10 +270,10 @@ def test_an_empty_prompt_starts_a_new_text() -> None:
     assert "".join(generate(model, TOKENIZER, "", max_tokens=10, temperature=0)) == TOKENIZER.decode(ids)
 
 
-def test_endoftext_written_in_a_prompt_is_text() -> None:
+def test_endoftext_written_in_a_prompt_is_the_special_token() -> None:
     model = new_model(replace(SMALL, n_positions=64))
-    ids = [TOKENIZER.ranks[bytes([b])] for b in b"<|endoftext|>"]
-    assert "".join(generate(model, TOKENIZER, "<|endoftext|>", temperature=0, max_tokens=20)) == TOKENIZER.decode(
+    ids = [TOKENIZER.eot_id, TOKENIZER.ranks[b"a"]]
+    assert "".join(generate(model, TOKENIZER, "<|endoftext|>a", temperature=0, max_tokens=20)) == TOKENIZER.decode(
         until_end(continued(model, ids, 20))
     )
 
