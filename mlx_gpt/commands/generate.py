@@ -29,7 +29,7 @@ from mlx_gpt.files import check_replaceable, expand_user, hidden_folder
 from mlx_gpt.generate.settings import SLIDE, BeamSearch, GenerationSettings, Number
 from mlx_gpt.text.pipes import STDIN
 from mlx_gpt.text.sources import read_text
-from mlx_gpt.text.vocab_files import EOT
+from mlx_gpt.text.token_settings import EOT
 
 if TYPE_CHECKING:
     from mlx_gpt.generate.generation import Generation

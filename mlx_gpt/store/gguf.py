@@ -22,7 +22,7 @@ from mlx_gpt.store.convert import Weights, is_linear
 from mlx_gpt.store.mapped import mapped_arrays
 from mlx_gpt.store.model_config import config_of
 from mlx_gpt.store.source import ModelSource
-from mlx_gpt.text.token_settings import Files
+from mlx_gpt.text.settings_files import Files
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.vocab_files import Parts, build_vocabulary, pairs
 

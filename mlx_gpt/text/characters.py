@@ -16,7 +16,8 @@ from typing import Any
 
 from mlx_gpt.errors import TokenizerError
 from mlx_gpt.files import read_small
-from mlx_gpt.text.token_settings import CONFIG, FAST, LIMIT, TokenSettings, read_object
+from mlx_gpt.text.settings_files import CONFIG, FAST, LIMIT, read_object
+from mlx_gpt.text.token_settings import TokenSettings
 from mlx_gpt.text.tokenizer import Tokenizer
 
 META = "meta.pkl"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gpt.text.decoding import EMPTY, LINE_ENDS, MARK, REPLACED, Changes
-from mlx_gpt.text.vocab_files import EOT
+from mlx_gpt.text.token_settings import EOT
 
 LONGEST = 1 << 21  # characters of a piece
 # A text may be cut here without changing its tokens: before a single white space that a character follows. GPT-2's

@@ -12,30 +12,30 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlx_gpt.errors import TokenizerError
-from mlx_gpt.files import parse_json, read_small
 from mlx_gpt.text.added_tokens import FLAGS, AddedToken
+from mlx_gpt.text.post_processor import Around, ids_around
+from mlx_gpt.text.settings_files import (
+    ADDED,
+    CONFIG,
+    FAST,
+    GENERATION,
+    MODEL,
+    SPECIALS,
+    Files,
+    damaged,
+    is_text,
+    refused,
+)
 
 EOT = "<|endoftext|>"
 OTHER_ENDS = ("</s>", "<|end|>", "<eos>", "[EOS]", "<|im_end|>")  # looked for where no file names an end token
-LIMIT = 20_000_000  # bytes; GPT-2's tokenizer.json has 1.4 million
 
 NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 EXTRA = ("extra_special_tokens", "additional_special_tokens")
 DEFAULTS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT)  # of transformers' GPT2Tokenizer
-CONFIG, SPECIALS, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-MODEL, GENERATION, FAST = "config.json", "generation_config.json", "tokenizer.json"
-GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
-CLASSES = (*GPT2, "PreTrainedTokenizerFast", "TokenizersBackend")  # the last two take tokenizer.json as it is
-REFUSED = (  # settings that would give other ids or other text
-    "auto_map",  # code of the repository
-    "fast_tokenizer_files",  # another tokenizer.json for each version of transformers
-    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
-)
-
-Around = tuple[tuple[int, ...], tuple[int, ...]]  # ids before and after a text
 
 
 @dataclass(frozen=True)
@@ -67,51 +67,6 @@ class TokenSettings:
         return json.dumps([self.add_prefix_space, always]) if self.add_prefix_space or always else ""
 
 
-class Files(NamedTuple):
-    """The settings files of a folder, as objects; {} for one that is missing."""
-
-    folder: Path
-    config: dict[str, Any]
-    specials: dict[str, Any]
-    added: dict[str, Any]
-    model: dict[str, Any]
-    generation: dict[str, Any]
-
-    @classmethod
-    def of(cls, folder: Path, config: dict[str, Any]) -> Files:
-        """The files of a folder that has only ``tokenizer_config.json``."""
-        return cls(folder, config, {}, {}, {}, {})
-
-    @classmethod
-    def read(cls, folder: Path | None) -> Files:
-        """Read the files of a folder; None is that of a ``tokenizer.json`` alone."""
-        if folder is None:
-            return cls.of(Path(), {})
-        files = (folder / name for name in (CONFIG, SPECIALS, ADDED, MODEL, GENERATION))
-        return cls(folder, *(read_object(file) if file.exists() else {} for file in files))
-
-    @property
-    def class_name(self) -> Any:
-        """The class that transformers takes, None if no file names one."""
-        return self.config.get("tokenizer_class") or self.model.get("tokenizer_class")
-
-    def check_class(self) -> None:
-        """Raise ``TokenizerError`` for a class of another kind than GPT-2's, and for code of a repository."""
-        if self.class_name not in (None, *CLASSES):
-            file = CONFIG if self.config.get("tokenizer_class") else MODEL
-            raise refused(self.folder / file, "tokenizer_class", self.class_name, f"one of {', '.join(CLASSES)}")
-        for key in REFUSED:
-            if self.config.get(key):
-                raise refused(self.folder / CONFIG, key, self.config[key], "no such setting")
-
-    @property
-    def is_rebuilt(self) -> bool:
-        """True if transformers takes only vocabulary, added tokens and post-processor of ``tokenizer.json``."""
-        if self.class_name is None:
-            return bool(self.config or self.model)
-        return self.class_name in GPT2
-
-
 def settings_of(
     files: Files, vocab: Mapping[str, int], fast: Mapping[str, Any] | None, limit: int | None = None
 ) -> TokenSettings:
@@ -121,7 +76,7 @@ def settings_of(
     ids, those of the model, leaves no room. Raises ``TokenizerError``.
     """
     files.check_class()
-    is_rebuilt = files.is_rebuilt or fast is None
+    is_rebuilt = fast is None or files.is_rebuilt
     named = _named(files, DEFAULTS if is_rebuilt else {})
     added = _added(files, vocab, fast, named, is_rebuilt, limit)
     ids = {**vocab, **{token.text: token.id for token in added}}
@@ -132,48 +87,6 @@ def settings_of(
     if is_rebuilt or fast is None:
         return replace(settings, add_prefix_space=_boolean(files, "add_prefix_space"))
     return replace(settings, add_prefix_space=bool((fast.get("pre_tokenizer") or {}).get("add_prefix_space", True)))
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises ``TokenizerError``."""
-    try:
-        value = parse_json(read_text(file))
-    except json.JSONDecodeError as error:
-        raise damaged(file, "JSON", f"{error.msg} in line {error.lineno}, column {error.colno}") from error
-    except ValueError as error:
-        raise damaged(file, "JSON", f"invalid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise damaged(file, "a JSON object", type(value).__name__)
-    return value
-
-
-def read_text(file: Path) -> str:
-    """Return the text of a file, line ends as ``\\n``. Raises ``TokenizerError``."""
-    try:
-        return read_small(file, LIMIT).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise damaged(file, "UTF-8 text", f"the byte {error.object[error.start]:#04x} at {error.start}") from error
-    except OSError as error:
-        raise TokenizerError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def is_text(name: Any) -> bool:
-    """Return True for a non-empty name that UTF-8 can encode: JSON may contain lone surrogates."""
-    try:
-        return isinstance(name, str) and bool(name.encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def damaged(file: Path | str, expected: str, found: str) -> TokenizerError:
-    return TokenizerError(f"{file}: expected {expected}, found {found}; download the file again")
-
-
-def refused(file: Path, key: str, found: Any, expected: str) -> TokenizerError:
-    return TokenizerError(
-        f"{file}: {key}: expected {expected}, found {json.dumps(found)[:100]}; this folder belongs to another kind of "
-        f"model, or correct the file"
-    )
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------
@@ -285,9 +198,10 @@ def _ends_and_start(
     ``config.json`` and the tokenizer's. Ids without a token are left out.
     """
     known = set(ids.values())
+    contents = {GENERATION: files.generation, MODEL: files.model}
     generation, model = (
         [i for i in _ids(files.folder / file, "eos_token_id", content) if i in known]
-        for file, content in ((GENERATION, files.generation), (MODEL, files.model))
+        for file, content in contents.items()
     )
     own = [ids[end] for end in (named.get("eos_token"),) if end and end in ids]
     ends = generation or [*model, *(i for i in own if i not in model)]
@@ -299,13 +213,9 @@ def _ends_and_start(
         )
     if own and own[0] in ends:
         ends = [own[0], *(i for i in ends if i != own[0])]
-    starts = [i for c in (GENERATION, MODEL) for i in _ids(files.folder / c, "bos_token_id", _content(files, c))]
+    starts = [i for file, content in contents.items() for i in _ids(files.folder / file, "bos_token_id", content)]
     starts += [ids[name] for name in (named.get("bos_token"),) if name and name in ids]
     return tuple(ends), next((i for i in starts if i in known), ends[0])
-
-
-def _content(files: Files, name: str) -> dict[str, Any]:
-    return files.generation if name == GENERATION else files.model
 
 
 def _ids(file: Path, key: str, content: Mapping[str, Any]) -> list[int]:
@@ -325,7 +235,7 @@ def _around(
     ``add_eos_token`` count.
     """
     if fast is not None:
-        return _post_processed(files.folder / FAST, fast.get("post_processor"), set(ids.values()))
+        return ids_around(files.folder / FAST, fast.get("post_processor"), set(ids.values()))
     tokens = [named.get(name) if _boolean(files, f"add_{name}") else None for name in ("bos_token", "eos_token")]
     bos, eos = ((ids[token],) if token and token in ids else () for token in tokens)
     return bos, eos
@@ -336,41 +246,3 @@ def _boolean(files: Files, key: str) -> bool:
     if not isinstance(value, (bool, type(None))):
         raise refused(files.folder / CONFIG, key, value, "true or false")
     return bool(value)
-
-
-def _post_processed(file: Path, processor: Any, known: set[int]) -> Around:
-    """Return the ids that a post-processor puts before and after a text."""
-    try:
-        kind = processor["type"] if processor else "ByteLevel"
-        if kind == "Sequence":
-            around = [_post_processed(file, part, known) for part in processor["processors"]]
-            adding = [part for part in around if any(part)]
-            if len(adding) > 1:
-                raise refused(file, "post_processor", kind, "one that adds tokens")
-            return adding[0] if adding else ((), ())
-        if kind == "ByteLevel":
-            return (), ()
-        if kind in ("BertProcessing", "RobertaProcessing"):
-            template: Around = (processor["cls"][1],), (processor["sep"][1],)
-        elif kind == "TemplateProcessing":
-            template = _template(processor)
-        else:
-            raise refused(file, "post_processor", kind, "ByteLevel, TemplateProcessing or RobertaProcessing")
-        before, after = template
-        if unknown := [i for i in before + after if i not in known]:
-            raise refused(file, "post_processor", unknown[0], "ids of the vocabulary")
-        return before, after
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise damaged(file, "a post_processor of the tokenizers library", f"{processor!r:.100}") from error
-
-
-def _template(processor: dict[str, Any]) -> Around:
-    """Return the ids before and after the one text of a template."""
-    parts: list[tuple[int, ...]] = [()]
-    for piece in processor["single"]:
-        if "Sequence" in piece:
-            parts.append(())
-        else:
-            parts[-1] += tuple(processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
-    before, after = parts
-    return before, after

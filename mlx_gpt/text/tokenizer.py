@@ -31,7 +31,8 @@ from mlx_gpt.errors import HubError, TokenizerError, UsageError
 from mlx_gpt.files import expand_user
 from mlx_gpt.hub import fetch
 from mlx_gpt.text.added_tokens import NO_SPACE, SPACE, split_at_tokens
-from mlx_gpt.text.token_settings import EOT, Files, TokenSettings, settings_of
+from mlx_gpt.text.settings_files import Files
+from mlx_gpt.text.token_settings import EOT, TokenSettings, settings_of
 from mlx_gpt.text.vocab_files import (
     BYTES,
     TOKENIZER_FILES,

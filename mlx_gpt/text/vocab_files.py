@@ -13,18 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gpt.errors import TokenizerError
-from mlx_gpt.text.token_settings import (
-    CONFIG,
-    FAST,
-    Files,
-    TokenSettings,
-    damaged,
-    is_text,
-    read_object,
-    read_text,
-    settings_of,
-)
-from mlx_gpt.text.token_settings import EOT as EOT
+from mlx_gpt.text.settings_files import CONFIG, FAST, Files, damaged, is_text, read_object, read_text
+from mlx_gpt.text.token_settings import TokenSettings, settings_of
 
 Token = bytes  # the bytes of one id
 VOCAB, MERGES = "vocab.json", "merges.txt"

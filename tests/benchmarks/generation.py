@@ -38,8 +38,8 @@ from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.stats import memory_speed
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
+from mlx_gpt.text.token_settings import EOT
 from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.text.vocab_files import EOT
 
 PROMPT = 20  # tokens
 LOADED: dict[Path, tuple[GPT, Tokenizer]] = {}

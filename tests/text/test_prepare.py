@@ -23,8 +23,8 @@ from mlx_gpt.text import cutting, decoding
 from mlx_gpt.text import prepare as prepare_module
 from mlx_gpt.text.prepare import Prepared, open_prepared, prepare_cached, prepare_text
 from mlx_gpt.text.sources import find_sources
+from mlx_gpt.text.token_settings import EOT
 from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.text.vocab_files import EOT
 from mlx_gpt.text.windows import TokenStream, Windows, endless_batches
 from mlx_gpt.tinyworld.stories import generate_stories
 

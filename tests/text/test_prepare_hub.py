@@ -11,8 +11,8 @@ from helpers.loopback_hub import NOWHERE, Hub, connect, running
 
 from mlx_gpt.cli import main
 from mlx_gpt.text.prepare import open_prepared
+from mlx_gpt.text.token_settings import EOT
 from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.text.vocab_files import EOT
 from mlx_gpt.text.windows import TokenStream
 from mlx_gpt.tinyworld import stories as tinyworld
 

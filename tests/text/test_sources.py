@@ -27,8 +27,8 @@ from mlx_gpt.text.decoding import _zstd
 from mlx_gpt.text.find import TRAIN, TextFile
 from mlx_gpt.text.prepare import open_prepared, prepare_cached, prepare_text
 from mlx_gpt.text.sources import Sources, find_sources, read_text
+from mlx_gpt.text.token_settings import EOT
 from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.text.vocab_files import EOT
 from mlx_gpt.tinyworld.stories import generate_stories
 
 ONE, TWO = "one naïve line\nand another", "two 漢字"
