@@ -29,6 +29,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup ignores this one
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: gzip's hold the time, and the workers of pytest-xdist must agree on the names."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, reason in NOT_ON_A_GPU.items():
         if item.get_closest_marker(name) and not on_cpu():

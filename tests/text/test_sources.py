@@ -526,7 +526,6 @@ def test_a_device_is_refused() -> None:
 @pytest.mark.parametrize(
     "content",
     [ONE + EOT + TWO, FORMATS["lines.jsonl"], gzip.compress(FORMATS["array.json"].encode())],
-    ids=["text", "lines", "gzip"],
 )
 def test_standard_input_and_process_substitution_are_read(
     content: str | bytes, monkeypatch: pytest.MonkeyPatch
