@@ -1,0 +1,203 @@
+// The state of the page and the runs of the model made from it. Views read the store and call ``set``.
+
+import { clamp } from "./dom.js";
+
+export const INITIAL = {
+  text: "", //                 the text that is read
+  other: "", //                a second text, to take activations from
+  token: null, //              the selected position; null: the last
+  layer: 0,
+  head: 0,
+  view: "attention",
+  heads: {}, //                "layer.head": factor; 0 knocks the head out
+  mlps: {}, //                 "layer": factor
+  patch: null, //              {layer, position}: that residual stream is taken from the second text
+  temperature: 0.8,
+  topK: 0, //                  0: all tokens
+  topP: 1,
+  seed: 0,
+  pins: [], //                 up to two states without pins, to compare
+  tour: null, //               step of the guided tour
+};
+const OF_RUN = ["text", "other", "heads", "mlps", "patch"];
+
+export class Store {
+  constructor(model, tokenizer, config, texts) {
+    Object.assign(this, { model, tokenizer, config, texts, living: model.canCompute });
+    this.initial = { ...INITIAL, text: texts[0] ?? "" };
+    this.state = { ...this.initial };
+    this.run = this.edited = this.otherRun = null;
+    this.hover = {};
+    this.busy = false;
+    this.remark = "";
+    this.listeners = [];
+    this.turn = 0; // of the newest computation
+  }
+
+  get shown() {
+    return this.edited ?? this.run;
+  }
+
+  /** The selected position, also where none or one outside the text was chosen. */
+  get token() {
+    const last = (this.run?.ids.length ?? 1) - 1;
+    return this.state.token === null ? last : clamp(this.state.token, 0, last);
+  }
+
+  /** Text of the token at a position. */
+  tokenAt(position, run = this.run) {
+    return this.tokenizer.tokenText(run.ids[position]);
+  }
+
+  subscribe(listener) {
+    this.listeners.push(listener);
+  }
+
+  notify() {
+    for (const listener of this.listeners) listener(this);
+  }
+
+  /** Change the state; write it to the address; compute what it needs. */
+  set(changes) {
+    const before = this.state;
+    this.state = { ...before, ...changes };
+    if ("text" in changes && changes.text !== before.text) this.state.token = changes.token ?? null;
+    this.writeLink();
+    if (OF_RUN.some((name) => this.state[name] !== before[name])) this.compute();
+    this.notify();
+  }
+
+  /** What the pointer is over: {token, key, layer, head}, each optional. Not part of the link. */
+  point(hover) {
+    if (JSON.stringify(hover) === JSON.stringify(this.hover)) return;
+    this.hover = hover;
+    this.notify();
+  }
+
+  /** Scale a head ("layer.head") or an MLP ("layer"); 1 removes the edit. */
+  scale(kind, name, factor) {
+    const factors = { ...this.state[kind] };
+    if (factor === 1) delete factors[name];
+    else factors[name] = factor;
+    this.set({ [kind]: factors });
+  }
+
+  hasEdits({ heads, mlps, patch } = this.state) {
+    return Object.keys(heads).length > 0 || Object.keys(mlps).length > 0 || patch !== null;
+  }
+
+  /** The ids of a text, at most as many as the context holds. */
+  idsOf(text) {
+    return this.tokenizer.encode(text).slice(0, this.config.n_positions);
+  }
+
+  /** Trace the text, the second text and, if there are edits, the text with them. A later call replaces an earlier one. */
+  async compute() {
+    const turn = ++this.turn;
+    const state = this.state;
+    this.busy = true;
+    try {
+      const runs = await this.runsOf(state);
+      if (turn !== this.turn) return;
+      Object.assign(this, runs, { remark: this.remarkOf(state) });
+    } catch (error) {
+      if (turn !== this.turn) return;
+      this.remark = error.message;
+      if (error.name !== "Superseded" && error.name !== "NotRecorded") throw error;
+    }
+    this.busy = false;
+    this.notify();
+  }
+
+  /** Trace what a state describes: {run, edited, otherRun}, null for what it has not. Used for pins too. */
+  async runsOf(state) {
+    const run = await this.traceText(state.text);
+    const otherRun = await this.traceText(state.other);
+    let edited = null;
+    if (run && this.living && this.hasEdits(state)) {
+      const edits = this.editsOf(state, otherRun);
+      edited = await this.model.trace(run.ids, { edits });
+    }
+    return { run, otherRun, edited };
+  }
+
+  async traceText(text) {
+    const ids = this.living ? this.idsOf(text) : this.model.idsOf(text);
+    return ids.length ? this.model.trace(ids, {}) : null;
+  }
+
+  /** The edits of a state as ``model.trace`` takes them. */
+  editsOf({ heads, mlps, patch }, otherRun = this.otherRun) {
+    const source = patch && otherRun && patch.position < otherRun.ids.length;
+    const name = patch && `blocks.${patch.layer}.hook_resid_pre`;
+    const { position } = patch ?? {};
+    const C = this.config.n_embd;
+    const value = source && otherRun.get(name).data.slice(position * C, (position + 1) * C);
+    return { heads, mlps, patch: source ? { name, position, value } : null };
+  }
+
+  remarkOf({ text }) {
+    if (!this.living) return "";
+    const n = this.tokenizer.encode(text).length;
+    const most = this.config.n_positions;
+    return n > most ? `The text has ${n} tokens and the context holds ${most}: the first ${most} are read.` : "";
+  }
+
+  // The link: what differs from the initial state, as JSON behind the #.
+
+  link(state = this.state) {
+    const changed = Object.entries(state).filter(([name, v]) => JSON.stringify(v) !== JSON.stringify(this.initial[name]));
+    return changed.length ? `#${encodeURIComponent(JSON.stringify(Object.fromEntries(changed)))}` : "#";
+  }
+
+  writeLink() {
+    history.replaceState(null, "", this.link());
+  }
+
+  /** Take the state from the address. What does not fit the model is left out. */
+  readLink() {
+    let given = {};
+    try {
+      given = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
+    } catch {
+      this.remark = "The link is damaged; the page starts from the beginning.";
+    }
+    this.state = this.checked(given);
+    this.compute();
+    this.notify();
+  }
+
+  /** A state from untrusted JSON. */
+  checked(given) {
+    const { n_layer: L, n_head: H, n_positions: T, vocab_size: V } = this.config;
+    const state = { ...this.initial };
+    const whole = (x, most) => Number.isInteger(x) && x >= 0 && x < most;
+    const real = (x, low, high) => typeof x === "number" && x >= low && x <= high;
+    const factors = (x, pattern, fits) =>
+      isRecord(x) && Object.entries(x).every(([name, f]) => pattern.test(name) && fits(name) && real(f, -10, 10));
+    const tests = {
+      text: (x) => typeof x === "string" && x.length < 20000,
+      other: (x) => typeof x === "string" && x.length < 20000,
+      token: (x) => x === null || whole(x, T),
+      layer: (x) => whole(x, L),
+      head: (x) => whole(x, H),
+      view: (x) => typeof x === "string",
+      heads: (x) => factors(x, /^\d+\.\d+$/, (name) => whole(+name.split(".")[0], L) && whole(+name.split(".")[1], H)),
+      mlps: (x) => factors(x, /^\d+$/, (name) => whole(+name, L)),
+      patch: (x) => x === null || (isRecord(x) && whole(x.layer, L) && whole(x.position, T)),
+      temperature: (x) => real(x, 0, 5),
+      topK: (x) => whole(x, V + 1),
+      topP: (x) => real(x, 0, 1),
+      seed: (x) => whole(x, 2 ** 32),
+      tour: (x) => x === null || whole(x, 8),
+    };
+    if (!isRecord(given)) return state;
+    for (const [name, test] of Object.entries(tests)) if (name in given && test(given[name])) state[name] = given[name];
+    if (Array.isArray(given.pins)) state.pins = given.pins.slice(0, 2).map((pin) => ({ ...this.checked(pin), pins: [] }));
+    return state;
+  }
+}
+
+function isRecord(x) {
+  return typeof x === "object" && x !== null && !Array.isArray(x);
+}
