@@ -55,7 +55,9 @@ def join_modules(main: Path) -> str:
         for name in NAME.findall(text):
             if owners.setdefault(name, file.name) != file.name:
                 raise ValueError(f"{name} is in {owners[name]} and in {file.name}; rename one")
-    return "\n".join(EXPORT.sub("", IMPORT.sub("", text)) for text in modules.values()).replace("</script", "<\\/script")
+    return "\n".join(EXPORT.sub("", IMPORT.sub("", text)) for text in modules.values()).replace(
+        "</script", "<\\/script"
+    )
 
 
 def collect(file: Path, modules: dict[Path, str], above: tuple[Path, ...]) -> None:
