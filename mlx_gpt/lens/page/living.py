@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 from zlib import DEFLATED, MAX_WBITS, compressobj
 
@@ -18,11 +19,6 @@ from mlx_gpt.text.characters import CharacterTokenizer
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.text.vocab_files import write_name
 
-CONFIG = (
-    "vocab_size n_positions n_embd n_layer n_head inner_dim activation_function layer_norm_epsilon scale_attn_weights "
-    "scale_attn_by_inverse_layer_idx tie_word_embeddings"
-).split()
-
 
 def living_data(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], name: str) -> dict[str, Any]:
     """Return the data of a living page as an object for JSON. The weights are rounded to float16.
@@ -33,26 +29,22 @@ def living_data(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], name: st
         "kind": "living",
         "name": name,
         "parameters": model.n_parameters,
-        "config": config_data(model),
+        "config": {**asdict(model.config), "inner_dim": model.config.inner_dim},
         "tokenizer": tokenizer_data(tokenizer),
         "texts": [*texts],
         **packed(half_weights(model)),
     }
 
 
-def config_data(model: GPT) -> dict[str, Any]:
-    """Return the settings that a page needs, by their names in ``GPTConfig``."""
-    return {field: getattr(model.config, field) for field in CONFIG}
-
-
 def half_weights(model: GPT) -> dict[str, np.ndarray]:
     """Return the weights by the hub's names, dequantized, as float16; linear layers' are (out, in)."""
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    modules = dict(model.named_modules())
     weights = {}
-    for path, array in tree_flatten(model.parameters()):
+    for path, array in parameters.items():
         layer, _, kind = path.rpartition(".")
-        if kind in ("scales", "biases"):  # of a quantized layer
-            continue
-        weights[path] = as_half(path, dense_weight(module_at(model, layer)) if kind == "weight" else array)
+        if kind not in ("scales", "biases"):  # of a quantized layer
+            weights[path] = as_half(path, dense_weight(modules[layer]) if kind == "weight" else array)
     return weights
 
 
@@ -60,13 +52,10 @@ def as_half(name: str, array: mx.array) -> np.ndarray:
     """Return an array as float16, or raise ``UsageError`` if it has numbers that are too large."""
     half = np.array(array.astype(mx.float32)).astype(np.float16)
     if not np.isfinite(half).all():
-        raise UsageError(f"{name} has numbers that are no float16 (above 65,504, or NaN), so no page can compute with it")
+        raise UsageError(
+            f"{name} has numbers that are no float16 (above 65,504, or NaN), so no page can compute with it"
+        )
     return half
-
-
-def module_at(model: GPT, path: str) -> Any:
-    """Return the module at a path such as ``h.0.attn.c_attn``."""
-    return dict(model.named_modules())[path]
 
 
 def tokenizer_data(tokenizer: Tokenizer) -> dict[str, Any]:

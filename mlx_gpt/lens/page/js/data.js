@@ -1,17 +1,19 @@
-// The data that Python put into the page: a JSON object, and in its `blob` the arrays, compressed.
+// The data that Python put into the page: an object, and in its `blob` the arrays, compressed.
 
+import { Model } from "./model.js";
 import { Tensor, sizeOf } from "./tensor.js";
+import { makeTokenizer } from "./tokenizer.js";
 
-/** Return the page's data, an object, with its arrays by name in `tensors`, a Map of Tensor. */
-export async function readPageData() {
-  return readData(JSON.parse(document.getElementById("page-data").textContent));
+/** Return the model and the tokenizer of a page's data, and the model's config. */
+export async function readPage(data) {
+  const { config } = data;
+  return { model: new Model(config, await readTensors(data)), tokenizer: makeTokenizer(data.tokenizer), config };
 }
 
-/** Replace the descriptions of arrays, `{shape, dtype, offset}` in the bytes of `blob`, by tensors. */
-export async function readData({ tensors, blob, ...data }) {
+/** Return the arrays by name, a Map of Tensor. `tensors` has the shape, type and place in `blob` of each. */
+export async function readTensors({ tensors, blob }) {
   const bytes = await inflate(blob);
-  const entries = Object.entries(tensors).map(([name, tensor]) => [name, readTensor(tensor, bytes)]);
-  return { ...data, tensors: new Map(entries) };
+  return new Map(Object.entries(tensors).map(([name, tensor]) => [name, readTensor(tensor, bytes)]));
 }
 
 /** Return the bytes of base64 text of deflated bytes, as an ArrayBuffer. */

@@ -11,7 +11,9 @@ const SLICE_PRODUCTS = 4e6; // of a layer or the head, at most in one go
 const RUNS_KEPT = 6;
 
 /** Raised by a call of `trace` or `generate` that a newer one on the same lane has made useless. */
-export class Superseded extends Error {}
+export class Superseded extends Error {
+  name = "Superseded";
+}
 
 /**
  * A GPT-2. `config` has the fields of GPTConfig, `tensors` the weights by the hub's names.
@@ -27,7 +29,8 @@ export class Model {
     this.calls = new Map(); // the newest call of each lane
     this.recent = []; // finished runs, the newest first
     const { n_embd, inner_dim, vocab_size } = config;
-    this.rowsAtOnce = Math.ceil(SLICE_PRODUCTS / Math.max(4 * n_embd * n_embd + 2 * n_embd * inner_dim, n_embd * vocab_size));
+    const ofBlock = 4 * n_embd * n_embd + 2 * n_embd * inner_dim;
+    this.rowsAtOnce = Math.ceil(SLICE_PRODUCTS / Math.max(ofBlock, n_embd * vocab_size));
   }
 
   /** Return a weight by its hub name. */
