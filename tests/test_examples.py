@@ -33,6 +33,11 @@ def run(name: str, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
+def from_scratch(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return run("00_gpt_from_scratch.py", tmp_path_factory.mktemp("from_scratch"))
+
+
+@pytest.fixture(scope="module")
 def one_head(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run("01_one_head.py", tmp_path_factory.mktemp("one_head"))
 
@@ -58,12 +63,23 @@ def test_the_walk_through_names_existing_files_and_the_numbers_that_the_example_
     assert re.findall(r"\d+", row)[1:3] == list(weights.groups())
 
 
-@pytest.mark.parametrize("example", ["one_head", "one_block"])
+@pytest.mark.parametrize("example", ["from_scratch", "one_head", "one_block"])
 def test_the_output_fits_on_a_screen(example: str, request: pytest.FixtureRequest) -> None:
     lines = request.getfixturevalue(example).splitlines()
     assert len(lines) <= 120
     assert max(map(len, lines)) <= 100
     assert not re.search(r"\bnan\b", "\n".join(lines))
+
+
+def test_twenty_steps_teach_a_new_sentence(from_scratch: str) -> None:
+    steps = re.findall(r"^after +(\d+) steps, loss (\S+): (.+)$", part(from_scratch, 4), flags=re.MULTILINE)
+    losses = [float(loss) for _, loss, _ in steps]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 5
+    assert losses[-1] < 0.5
+    sentence = "One sunny morning, Lily sent the garden to the market."
+    assert sentence not in steps[0][2]
+    assert sentence in steps[-1][2]
 
 
 def test_tree_attends_to_ancient_and_oak_and_to_no_later_token(one_head: str) -> None:
