@@ -4,7 +4,8 @@
 // A linear layer's weight is (out, in). Activations have their names in TransformerLens, without the axis of a batch.
 
 import { ACTIVATIONS } from "./activations.js";
-import { Tensor, add, linear, multiply, row, sizeOf, softmax, takeRows } from "./tensor.js";
+import { logitAttribution, logitLens, topTokens } from "./readings.js";
+import { Tensor, add, linear, multiply, norm, normalize, row, sizeOf, softmax, takeRows } from "./tensor.js";
 
 const SLICE_MS = 12; // after which the page may react to input
 const SLICE_PRODUCTS = 4e6; // of a layer or the head, at most in one go
@@ -252,6 +253,29 @@ export class Run {
     return this.model.scaleNorm(norm, this.get(name.replace("hook_out", "hook_normalized")));
   }
 
+  /** Return the k most probable tokens after a position: [{id, logit, probability}]. */
+  next(position, k) {
+    return topTokens(row(this.logits, position), k);
+  }
+
+  /** Return the k most probable tokens after a position at each layer's input and after the last layer. */
+  logitLens(position, k) {
+    const logits = logitLens(this, position);
+    return Array.from({ length: logits.shape[0] }, (_, layer) => topTokens(row(logits, layer), k));
+  }
+
+  /** Return what each part of the model adds to the logit of an id after a position: [{label, value}]. */
+  attribution(position, id) {
+    return logitAttribution(this, position, id);
+  }
+
+  /** Return the norms of an activation's vectors: of (T, C) a list of T, of (T, H, C) or (T, H, D) of T H. */
+  norms(name) {
+    const { shape, data } = this.get(name);
+    const C = shape.at(-1);
+    return Float32Array.from({ length: data.length / C }, (_, i) => norm(data.subarray(i * C, (i + 1) * C)));
+  }
+
   /** Edit some rows of an activation, those from `start` on, store them, and return what the model goes on with. */
   hook(name, x, start) {
     const edited = this.edit(name, x, start);
@@ -338,23 +362,6 @@ function shapesOf(config, T) {
 /** Return whether an activation has the axes (H, T, S) instead of (T, ...). */
 function isAttentionMap(name) {
   return name.endsWith("hook_attn_scores") || name.endsWith("hook_pattern");
-}
-
-/** Return the scale of each row, (T, 1), and the rows centered and divided by it, (T, C). */
-export function normalize(x, epsilon) {
-  const [T, C] = x.shape;
-  const scale = new Tensor([T, 1]);
-  const normalized = new Tensor([T, C]);
-  for (let t = 0; t < T; t++) {
-    const values = row(x, t);
-    let mean = 0;
-    for (const value of values) mean += value / C;
-    let variance = 0;
-    for (const value of values) variance += (value - mean) ** 2 / C;
-    scale.data[t] = Math.sqrt(variance + epsilon);
-    for (let c = 0; c < C; c++) normalized.data[t * C + c] = (values[c] - mean) / scale.data[t];
-  }
-  return { scale, normalized };
 }
 
 /** Return the average of the values, weighted by the pattern: (H, T, S), (S, H, D) -> (T, H, D). */

@@ -25,10 +25,10 @@ export function at(tensor, ...index) {
   return row(tensor, ...index)[0];
 }
 
-/** Return the rows of a matrix at some indices: (V, C) and n of them -> (n, C). */
-export function takeRows(matrix, indices) {
-  const taken = new Tensor([indices.length, matrix.shape[1]]);
-  indices.forEach((index, i) => row(taken, i).set(row(matrix, index)));
+/** Return some rows of a tensor: (V, ...) and n indices -> (n, ...). */
+export function takeRows(tensor, indices) {
+  const taken = new Tensor([indices.length, ...tensor.shape.slice(1)]);
+  indices.forEach((index, i) => row(taken, i).set(row(tensor, index)));
   return taken;
 }
 
@@ -114,4 +114,21 @@ export function softmax(x) {
   let sum = 0;
   for (const value of exps) sum += value;
   return Float32Array.from(exps, (value) => value / sum);
+}
+
+/** Return the scale of each row, (T, 1), and the rows centered and divided by it, (T, C). */
+export function normalize(x, epsilon) {
+  const [T, C] = x.shape;
+  const scale = new Tensor([T, 1]);
+  const normalized = new Tensor([T, C]);
+  for (let t = 0; t < T; t++) {
+    const values = row(x, t);
+    let mean = 0;
+    for (const value of values) mean += value / C;
+    let variance = 0;
+    for (const value of values) variance += (value - mean) ** 2 / C;
+    scale.data[t] = Math.sqrt(variance + epsilon);
+    for (let c = 0; c < C; c++) normalized.data[t * C + c] = (values[c] - mean) / scale.data[t];
+  }
+  return { scale, normalized };
 }
