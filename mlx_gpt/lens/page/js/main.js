@@ -3,6 +3,7 @@
 import { h, put, showToken } from "./dom.js";
 import { Store } from "./store.js";
 import { readPage } from "./data.js";
+import { makeTour } from "./tour.js";
 
 const VIEWS = []; // in the order of the navigation: make functions, (store) -> {id, title, element, update}
 const ASIDE = []; // always beside the chosen view
@@ -14,7 +15,7 @@ async function start() {
   const store = new Store(model, tokenizer, config, data.texts);
   const views = VIEWS.map((make) => make(store));
   const asides = ASIDE.map((make) => make(store));
-  const parts = [header(store, data), input(store), tokens(store), navigation(store, views)];
+  const parts = [header(store, data), input(store), makeTour(store), tokens(store), navigation(store, views)];
   put(page, ...parts.map(({ element }) => element), h("main", { id: "views" }, ...views.map(panel)), aside(asides));
   store.subscribe(() => {
     parts.forEach((part) => part.update());
