@@ -17,6 +17,6 @@ DEFAULT_TEXT = "The ancient oak tree provided cool shade on the hot summer day."
 
 
 def make_page(model: GPT, tokenizer: Tokenizer, texts: Sequence[str] = (), name: str = "model") -> tuple[str, str]:
-    """Return the HTML of a page and a line about it. It opens with the first text; without texts, with a default one."""
+    """Return the HTML of a page, which opens with the first text or a default one, and a line about the page."""
     page = join_page(living_data(model, tokenizer, [*texts] or [DEFAULT_TEXT], name), f"{name} · mlx_gpt lens")
     return page, f"living page, {len(page) / 1e6:.1f} MB: it computes in the browser, offline"
