@@ -47,6 +47,11 @@ def one_block(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run("02_many_heads_one_block.py", tmp_path_factory.mktemp("one_block"))
 
 
+@pytest.fixture(scope="module")
+def residual_stream(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return run("03_residual_stream.py", tmp_path_factory.mktemp("residual_stream"))
+
+
 def part(output: str, number: int) -> str:
     """Return a numbered section of an example's output."""
     return re.split(r"^\d\. ", output, flags=re.MULTILINE)[number]
@@ -63,7 +68,7 @@ def test_the_walk_through_names_existing_files_and_the_numbers_that_the_example_
     assert re.findall(r"\d+", row)[1:3] == list(weights.groups())
 
 
-@pytest.mark.parametrize("example", ["from_scratch", "one_head", "one_block"])
+@pytest.mark.parametrize("example", ["from_scratch", "one_head", "one_block", "residual_stream"])
 def test_the_output_fits_on_a_screen(example: str, request: pytest.FixtureRequest) -> None:
     lines = request.getfixturevalue(example).splitlines()
     assert len(lines) <= 120
@@ -138,3 +143,32 @@ def test_the_loss_starts_at_ln_v(one_block: str) -> None:
     found = re.search(r"mean loss ([\d.]+); ln V = ln 50257 = 10\.82", one_block)
     assert found
     assert float(found[1]) == pytest.approx(10.82, rel=0.02)
+
+
+def test_the_logit_lens_turns_from_the_token_itself_to_the_next_one(residual_stream: str) -> None:
+    best = re.findall(
+        r"^(?:at the start|after block \d) +'(.+?)' +(\d+)%", part(residual_stream, 3), flags=re.MULTILINE
+    )
+    assert len(best) == 7
+    assert best[0] == (".", "100")
+    assert best[-1] == (" Her", "100")
+
+
+def test_what_the_parts_add_sums_to_the_difference_of_the_logits(residual_stream: str) -> None:
+    rows = re.findall(r"^(\w+) +(-?\d+\.\d\d) ", part(residual_stream, 4), flags=re.MULTILINE)
+    *parts, (label, total) = rows
+    assert label == "sum"
+    assert len(parts) == 15
+    assert sum(float(value) for _, value in parts) == pytest.approx(float(total), abs=0.01 * len(parts))
+    assert f"the model's logits: {total}" in residual_stream
+
+
+def test_the_head_that_adds_little_itself_is_the_one_without_which_most_is_lost(residual_stream: str) -> None:
+    rows = re.findall(r"^(L\dH\d) +(-?\d\S*) +(-?\d\S*) +.*│", part(residual_stream, 5), flags=re.MULTILINE)
+    adds = {name: float(value) for name, value, _ in rows}
+    lost = {name: float(value) for name, _, value in rows}
+    assert len(lost) == 12
+    assert max(lost, key=lambda name: lost[name]) == "L3H0"
+    assert lost["L3H0"] > 5 * adds["L3H0"]
+    assert sorted(lost.values())[-2] < 3
+    assert re.search(r"L3H0 gives 99\.\d% of its attention to ' had'", residual_stream)
