@@ -90,7 +90,8 @@ export function explain(element, how) {
   element.addEventListener("keydown", (event) => event.key === "Escape" && closePopover());
 }
 
-function openPopover(owner, { formula, filled, note }) {
+/** Show a formula beside an element until ``closePopover``. */
+export function openPopover(owner, { formula, filled, note }) {
   closePopover();
   popover.owner = owner;
   popover.element = h(

@@ -4,8 +4,9 @@ import { h, put, showToken } from "./dom.js";
 import { Store } from "./store.js";
 import { readPage } from "./data.js";
 import { makeTour } from "./tour.js";
+import { makeAttentionView } from "./views/attention.js";
 
-const VIEWS = []; // in the order of the navigation: make functions, (store) -> {id, title, element, update}
+const VIEWS = [makeAttentionView]; // in the order of the navigation: make functions, (store) -> {id, title, element, update}
 const ASIDE = []; // always beside the chosen view
 
 async function start() {

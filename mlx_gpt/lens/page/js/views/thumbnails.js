@@ -1,0 +1,82 @@
+// A grid of small attention patterns, a row for each layer and a column for each head.
+
+import { drawWeights, inSlices, onTheme } from "../canvas.js";
+import { h, percent } from "../dom.js";
+import { patternOf, quoted, strongestKey, summarize } from "../heads.js";
+
+export function makeThumbnails(store) {
+  const { n_layer: L, n_head: H } = store.config;
+  const heads = Array.from({ length: L * H }, (_, i) => makeThumbnail(store, Math.floor(i / H), i % H));
+  const grid = h(
+    "div",
+    { class: "thumbnails", role: "group", "aria-label": "Heads; choose one", style: { "--heads": H, "--size": `${thumbnailSize(H)}px` } },
+    ...heads.map(({ element }) => element),
+  );
+  let shown = {};
+  const draw = inSlices((thumbnail) => thumbnail.draw(shown));
+  const look = inSlices((thumbnail) => thumbnail.look(shown));
+  onTheme(() => shown.run && (draw(heads), look(heads)));
+  const update = (at) => {
+    const chosen = at.layer * H + at.head;
+    grid.style.setProperty("--query-at", at.query);
+    grid.style.setProperty("--rows", at.T);
+    const before = shown;
+    shown = at;
+    const order = [heads[chosen], ...heads.filter((_, i) => i !== chosen)];
+    if (at.run !== before.run) draw(order);
+    if (at.run !== before.run || at.query !== before.query) look(order);
+    heads.forEach((thumbnail, i) => thumbnail.mark(i === chosen));
+    if (grid.contains(document.activeElement)) heads[chosen].element.focus();
+  };
+  return { element: h("div", { class: "scroll" }, grid), update };
+}
+
+/** Width of a small pattern in pixels: all heads of GPT-2 small side by side on a laptop. */
+function thumbnailSize(H) {
+  return H <= 4 ? 96 : H <= 8 ? 72 : 62;
+}
+
+/** One head: its pattern, the row of the query, and what it attends to. */
+function makeThumbnail(store, layer, head) {
+  const [pattern, row] = [h("canvas", { class: "cells" }), h("canvas", { class: "cells query-row" })];
+  const [name, kind, looks] = [h("span", { class: "name" }), h("span", {}), h("span", { class: "looks" })];
+  const element = h(
+    "button",
+    { type: "button", class: "thumbnail", "data-layer": layer, "data-head": head, on: { click: () => store.set({ layer, head }) } },
+    h("span", { class: "frame" }, pattern),
+    row,
+    name,
+    kind,
+    looks,
+  );
+  const numbers = (span, what, value, text, more = {}) => {
+    span.textContent = span.title = text;
+    Object.assign(span.dataset, { what, value, layer, head, ...more });
+  };
+
+  const draw = ({ run, T }) => {
+    const weights = patternOf(run, layer, head);
+    drawWeights(pattern, weights, T, T, (query) => query);
+    pattern.classList.toggle("fine", T > 60); // more rows than can be drawn sharply
+    const { first, share, offset, text } = summarize(weights, T);
+    numbers(kind, "summary", Math.max(first, share), text, { first, share, offset });
+  };
+
+  const look = ({ run, T, query }) => {
+    const weights = patternOf(run, layer, head);
+    drawWeights(row, weights.subarray(query * T, (query + 1) * T), 1, T, () => T - 1);
+    const key = strongestKey(weights, T, query);
+    const weight = weights[query * T + key];
+    numbers(looks, "strongest", weight, `→ ${quoted(store, key).slice(1, -1)} ${percent(weight)}`, { query, key });
+  };
+
+  const mark = (chosen) => {
+    const factor = store.state.heads[`${layer}.${head}`];
+    name.textContent = `L${layer} H${head}${factor === undefined ? "" : ` ×${factor}`}`;
+    element.classList.toggle("edited", factor !== undefined);
+    element.setAttribute("aria-pressed", chosen);
+    element.setAttribute("tabindex", chosen ? "0" : "-1");
+    element.setAttribute("aria-label", `Layer ${layer}, head ${head}: ${kind.textContent}${factor === undefined ? "" : `, scaled by ${factor}`}`);
+  };
+  return { element, draw, look, mark };
+}
