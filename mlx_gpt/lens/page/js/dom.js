@@ -90,8 +90,8 @@ export function explain(element, how) {
   element.addEventListener("keydown", (event) => event.key === "Escape" && closePopover());
 }
 
-/** Show a formula beside an element until ``closePopover``. */
-export function openPopover(owner, { formula, filled, note }) {
+/** Show a formula beside an element, or beside a box in it, until ``closePopover``. */
+export function openPopover(owner, { formula, filled, note }, at = owner.getBoundingClientRect()) {
   closePopover();
   popover.owner = owner;
   popover.element = h(
@@ -103,7 +103,6 @@ export function openPopover(owner, { formula, filled, note }) {
   );
   document.body.append(popover.element);
   owner.setAttribute("aria-describedby", "popover");
-  const at = owner.getBoundingClientRect();
   const size = popover.element.getBoundingClientRect();
   const left = clamp(at.left, 8, Math.max(8, innerWidth - size.width - 8));
   const below = at.bottom + 6 + size.height < innerHeight;

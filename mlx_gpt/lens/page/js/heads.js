@@ -1,6 +1,7 @@
 // Readings of one attention head, and the formulas that explain its numbers.
 
 import { fmt, percent, showToken } from "./dom.js";
+import { dot, row } from "./tensor.js";
 
 /** The weights of a head: row q holds what query q gives to each key, (T, T). */
 export function patternOf(run, layer, head) {
@@ -13,16 +14,14 @@ export function scoresOf(run, layer, head) {
 }
 
 function headMap(run, layer, head, name) {
-  const size = run.ids.length ** 2;
-  return run.get(`blocks.${layer}.attn.hook_${name}`)?.data.subarray(head * size, (head + 1) * size) ?? null;
+  const tensor = run.get(`blocks.${layer}.attn.hook_${name}`);
+  return tensor ? row(tensor, head) : null;
 }
 
 /** The vector of a head at a position: its q, k, v or z (D,), or its result (C,); null where it is not recorded. */
 export function vectorOf(run, layer, head, name, position) {
   const tensor = run.get(`blocks.${layer}.attn.hook_${name}`);
-  if (!tensor) return null;
-  const [, H, width] = tensor.shape;
-  return tensor.data.subarray((position * H + head) * width, (position * H + head + 1) * width);
+  return tensor ? row(tensor, position, head) : null;
 }
 
 /** What the scores are multiplied by, and how it is written. */
@@ -98,12 +97,6 @@ export function sumText(terms, most = 4) {
 /** "2 × 3 + 1 × −1 + …": the products that sum to a·b. */
 export function productsText(a, b) {
   return sumText(Array.from(a, (x, i) => `${fmt(x)} × ${fmt(b[i])}`));
-}
-
-export function dot(a, b) {
-  let sum = 0;
-  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
-  return sum;
 }
 
 /** q·k of a query and a key: {formula, filled}. */

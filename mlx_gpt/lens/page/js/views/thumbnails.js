@@ -9,7 +9,7 @@ export function makeThumbnails(store) {
   const heads = Array.from({ length: L * H }, (_, i) => makeThumbnail(store, Math.floor(i / H), i % H));
   const grid = h(
     "div",
-    { class: "thumbnails", role: "group", "aria-label": "Heads; choose one", style: { "--heads": H, "--size": `${thumbnailSize(H)}px` } },
+    { class: H <= 4 ? "thumbnails beside" : "thumbnails", role: "group", "aria-label": "Heads; choose one", style: { "--heads": H } },
     ...heads.map(({ element }) => element),
   );
   let shown = {};
@@ -28,12 +28,7 @@ export function makeThumbnails(store) {
     heads.forEach((thumbnail, i) => thumbnail.mark(i === chosen));
     if (grid.contains(document.activeElement)) heads[chosen].element.focus();
   };
-  return { element: h("div", { class: "scroll" }, grid), update };
-}
-
-/** Width of a small pattern in pixels: all heads of GPT-2 small side by side on a laptop. */
-function thumbnailSize(H) {
-  return H <= 4 ? 96 : H <= 8 ? 72 : 62;
+  return { element: h("div", { class: "scroll all-heads" }, grid), update };
 }
 
 /** One head: its pattern, the row of the query, and what it attends to. */
@@ -45,9 +40,7 @@ function makeThumbnail(store, layer, head) {
     { type: "button", class: "thumbnail", "data-layer": layer, "data-head": head, on: { click: () => store.set({ layer, head }) } },
     h("span", { class: "frame" }, pattern),
     row,
-    name,
-    kind,
-    looks,
+    h("span", { class: "captions" }, name, kind, looks),
   );
   const numbers = (span, what, value, text, more = {}) => {
     span.textContent = span.title = text;
