@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_gpt.errors import UsageError
+from mlx_gpt.lens.hooks import Edit
 from mlx_gpt.lens.patching import block_names, masks, replace
 from mlx_gpt.lens.trace import trace
 from mlx_gpt.model.gpt import GPT, as_ids
 from mlx_gpt.train.loss import mean_loss
 
 
-def ablate_heads(model: GPT, tokens: Any, mode: str = "zero", reference: Any = None, seed: int = 0) -> mx.array:
+def ablate_heads(
+    model: GPT,
+    tokens: Any,
+    mode: str = "zero",
+    reference: Any = None,
+    seed: int = 0,
+    edits: Mapping[str, Edit] | None = None,
+) -> mx.array:
     """Return how much the loss of a text, ids (B, T), rises without each head: (n_layer, H), in nats per token.
 
     The head's z is replaced. ``zero``: by 0. ``mean``: by its mean over a reference text, all rows and positions.
     ``resample``: by that of another row of the reference, drawn with ``seed``; the reference then has the text's shape,
-    and at least two rows. The default reference is the text itself.
+    and at least two rows. The default reference is the text itself. All runs are under ``edits``.
     """
     ids = as_ids(tokens, model.config.vocab_size)
     if ids.shape[1] < 2:
         raise UsageError("a loss needs a text of at least 2 tokens")
     resid, zs = block_names(model, "hook_resid_pre"), block_names(model, "attn.hook_z")
-    logits, base = trace(model, ids, names=[*resid, *zs])
-    other = base if reference is None else trace(model, reference, names=zs)[1]
+    logits, base = trace(model, ids, edits, [*resid, *zs])
+    other = base if reference is None else trace(model, reference, edits, zs)[1]
     loss = mean_loss(logits[:, :-1], ids[:, 1:])
     rows = []
     for start, name in zip(resid, zs, strict=True):
         instead = replacement(other[name], base[name], mode, seed)
         for mask in masks(base[name], (2,)):
-            edits = {start: replace(base[start]), name: replace(mx.where(mask, instead, base[name]))}
-            ablated, _ = trace(model, ids, edits, ())
+            held = {start: replace(base[start]), name: replace(mx.where(mask, instead, base[name]))}
+            ablated, _ = trace(model, ids, {**(edits or {}), **held}, ())
             rows.append(mean_loss(ablated[:, :-1], ids[:, 1:]) - loss)
             mx.eval(rows[-1])
     return mx.stack(rows).reshape(model.config.n_layer, model.config.n_head)

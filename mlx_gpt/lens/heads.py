@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.errors import UsageError
+from mlx_gpt.lens.hooks import Edit
 from mlx_gpt.lens.trace import trace
 from mlx_gpt.model.gpt import GPT, as_ids
 
@@ -36,7 +37,12 @@ def attention_to(pattern: mx.array, distance: int, first: int = 0) -> mx.array:
 
 
 def head_scores(
-    model: GPT, length: int = 50, batch: int = 4, seed: int = 0, start: int | None = None
+    model: GPT,
+    length: int = 50,
+    batch: int = 4,
+    seed: int = 0,
+    start: int | None = None,
+    edits: Mapping[str, Edit] | None = None,
 ) -> dict[str, mx.array]:
     """Return three scores of each head on random tokens that are repeated once, as in Olsson et al. 2022.
 
@@ -45,7 +51,7 @@ def head_scores(
     ``<|endoftext|>``. A head without preference gives each key about 1/T.
     """
     tokens = repeated_tokens(model.config.vocab_size, length, batch, seed, start)
-    _, activations = trace(model, tokens, names="blocks.*.attn.hook_pattern")
+    _, activations = trace(model, tokens, edits, names="blocks.*.attn.hook_pattern")
     pattern = patterns(activations)
     second = tokens.shape[1] - length  # where the repetition begins
     return {

@@ -6,7 +6,7 @@ Each run begins at the layer that is changed: what is before it is not computed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -27,25 +27,27 @@ def activation_patching(
     metric: Metric,
     name: str = "hook_resid_pre",
     over: Sequence[str] = ("position",),
+    edits: Mapping[str, Edit] | None = None,
 ) -> mx.array:
     """Return the metric of the corrupted text with one activation at a time taken from the clean one.
 
     ``name`` is an activation's name within its block, ``over`` what is patched separately besides the layer:
     ("position",) gives (n_layer, T), ("head",) with an ``attn.hook_z`` (n_layer, H), ("head", "position") both.
-    Positions of attention maps are those of queries. Texts are ids (B, T) of one length. TransformerLens's
-    ``patching`` module; Meng et al. 2022, "Locating and Editing Factual Associations in GPT".
+    Positions of attention maps are those of queries. Texts are ids (B, T) of one length; both are run under ``edits``.
+    TransformerLens's ``patching`` module; Meng et al. 2022, "Locating and Editing Factual Associations in GPT".
     """
     clean, corrupted = same_shape(model, clean, corrupted)
     names, axes = block_names(model, name), patched_axes(name, over)
     resid = block_names(model, "hook_resid_pre")
-    _, source = trace(model, clean, names=names)
-    _, base = trace(model, corrupted, names=[*resid, *names])
+    _, source = trace(model, clean, edits, names)
+    _, base = trace(model, corrupted, edits, [*resid, *names])
     rows = []
     for start, layer_name in zip(resid, names, strict=True):
         values = []
         for mask in masks(base[layer_name], axes):
             patched = mx.where(mask, source[layer_name], base[layer_name])
-            logits, _ = trace(model, corrupted, {start: replace(base[start]), layer_name: replace(patched)}, ())
+            held = {start: replace(base[start]), layer_name: replace(patched)}
+            logits, _ = trace(model, corrupted, {**(edits or {}), **held}, ())
             values.append(metric(logits))
             mx.eval(values[-1])
         rows.append(mx.stack(values).reshape([base[layer_name].shape[axis] for axis in axes]))
@@ -59,6 +61,7 @@ def attribution_patching(
     metric: Metric,
     name: str = "hook_resid_pre",
     over: Sequence[str] = ("position",),
+    edits: Mapping[str, Edit] | None = None,
 ) -> mx.array:
     """Return a first-order estimate of ``activation_patching`` minus the metric of the corrupted text, in its shape.
 
@@ -67,9 +70,9 @@ def attribution_patching(
     """
     clean, corrupted = same_shape(model, clean, corrupted)
     names, axes = block_names(model, name), patched_axes(name, over)
-    _, source = trace(model, clean, names=names)
-    _, base = trace(model, corrupted, names=names)
-    _, grads = gradients(model, corrupted, metric, names)
+    _, source = trace(model, clean, edits, names)
+    _, base = trace(model, corrupted, edits, names)
+    _, grads = gradients(model, corrupted, metric, names, edits)
     estimates = []
     for key in names:
         difference = mx.where(source[key] == base[key], 0, source[key] - base[key])  # masked scores are both -inf

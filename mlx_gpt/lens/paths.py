@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -24,6 +25,7 @@ def path_patching(
     receiver: tuple[str, int | None],
     metric: Metric,
     through_mlps: bool = False,
+    edits: Mapping[str, Edit] | None = None,
 ) -> mx.array:
     """Return the metric of a text, ids (B, T), if one component reads another as it is in the text ``source``.
 
@@ -31,7 +33,7 @@ def path_patching(
     ("hook_embed", None) can send, ("blocks.5.attn.hook_q", 1), with k and v, ("blocks.3.mlp.hook_pre", None) and
     ("hook_unembed", None) receive. The other heads and MLPs are frozen at the text, so that only the path along the
     residual stream changes; with ``through_mlps`` MLPs between the two are computed (Wang et al. 2022,
-    "Interpretability in the Wild", appendix B; Goldowsky-Dill et al. 2023).
+    "Interpretability in the Wild", appendix B; Goldowsky-Dill et al. 2023). All runs are under ``edits``.
     """
     tokens, source = same_shape(model, tokens, source)
     frozen = ["hook_embed", "hook_pos_embed", *block_names(model, "attn.hook_z")]
@@ -40,13 +42,13 @@ def path_patching(
         if (head is not None) != has_heads(name):
             raise UsageError(f"{name} has {'heads; give' if has_heads(name) else 'no heads; give None, not'} a head")
     (sending,), (receiving,) = (ActivationNames(model.config).find(name).values() for name, _ in (sender, receiver))
-    _, base = trace(model, tokens, names=[*frozen, sending, receiving])
-    _, other = trace(model, source, names=sending)
-    held: dict[str, Edit] = {name: replace(base[name]) for name in frozen}
+    _, base = trace(model, tokens, edits, [*frozen, sending, receiving])
+    _, other = trace(model, source, edits, sending)
+    held: dict[str, Edit] = {**(edits or {}), **{name: replace(base[name]) for name in frozen}}
     held[sending] = replace(of_head(model, sending, sender[1], other[sending], base[sending]))
     _, reached = trace(model, tokens, held, receiving)
     patched = of_head(model, receiving, receiver[1], reached[receiving], base[receiving])
-    return metric(trace(model, tokens, {receiving: replace(patched)}, ())[0])
+    return metric(trace(model, tokens, {**(edits or {}), receiving: replace(patched)}, ())[0])
 
 
 def of_head(model: GPT, name: str, head: int | None, new: mx.array, old: mx.array) -> mx.array:

@@ -26,7 +26,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make heads 0, 1 and 2 of layer 1 a previous-token, a duplicate-token and an induction head, for length 5."""
     forward = trace
 
-    def edited(model: object, tokens: mx.array, names: str) -> tuple:
+    def edited(model: object, tokens: mx.array, edits: object, names: str) -> tuple:
         def make(pattern: mx.array, name: str) -> mx.array:
             n = pattern.shape[-1]
             for head, distance in enumerate((1, 5, 4)):
