@@ -19,6 +19,7 @@ from mlx_gpt.commands.eval import Eval
 from mlx_gpt.commands.export import Export
 from mlx_gpt.commands.generate import Generate
 from mlx_gpt.commands.given import given_settings
+from mlx_gpt.commands.lens import Lens
 from mlx_gpt.commands.prepare import Prepare
 from mlx_gpt.commands.quickstart import Quickstart
 from mlx_gpt.commands.serve import Serve
@@ -29,7 +30,7 @@ from mlx_gpt.errors import MLXGPTError, UsageError, explained, one_line
 from mlx_gpt.terminal import escaped
 from mlx_gpt.text.pipes import with_names_of_pipes
 
-Command = Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval
+Command = Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval | Lens
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -44,7 +45,7 @@ def parse(argv: Sequence[str]) -> Command:
     if list(argv) == ["--version"]:
         print(f"mlx-gpt {_version()}")
         raise SystemExit(0)
-    description = "GPT-2 in MLX: train, load, generate, verify. --version prints the version."
+    description = "GPT-2 in MLX: train, load, generate, verify, look inside. --version prints the version."
     flat: Any = Annotated[Command, OmitArgPrefixes, OmitSubcommandPrefixes]  # --top-k instead of --chance.top-k
     options: Any = {"prog": "mlx-gpt", "default": default, "description": description}
     visible = [escaped(argument) for argument in argv]

@@ -130,12 +130,7 @@ class Generate(GenerationFlags):
 
     def _ids(self, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of the prompt."""
-        text = prompt_text(self.prompt, self.prompt_file)
-        if not self.special:
-            return tokenizer.encode(text)
-        if EOT in text:
-            note(f"{EOT} in the prompt separates documents, as in training; --no-special reads it as text")
-        return tokenizer.encode_documents(text, allow_special=True)
+        return prompt_ids(tokenizer, prompt_text(self.prompt, self.prompt_file), self.special)
 
     def _show(self, run: Generation, tokenizer: Tokenizer) -> None:
         from mlx_gpt.generate.stats import memory_speed
@@ -203,6 +198,15 @@ def in_order(run: Generation, n: int) -> Iterator[tuple[int, Piece | None]]:
         yield row, None
 
 
+def prompt_ids(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
+    """Return the ids of a prompt, with ``special`` tokens in it as such."""
+    if not special:
+        return tokenizer.encode(text)
+    if EOT in text:
+        note(f"{EOT} in the prompt separates documents, as in training; --no-special reads it as text")
+    return tokenizer.encode_documents(text, allow_special=True)
+
+
 def prompt_text(prompt: str | None, file: str | None) -> str:
     """Return the prompt of the flags, or of a pipe, or "".
 
@@ -213,7 +217,9 @@ def prompt_text(prompt: str | None, file: str | None) -> str:
         try:
             prompt.encode()
         except UnicodeEncodeError:  # Python's surrogates for bytes that are not UTF-8
-            raise DataError("--prompt: expected text in UTF-8, found other bytes; convert it, as with iconv") from None
+            raise DataError(
+                "the prompt: expected text in UTF-8, found other bytes; convert it, as with iconv"
+            ) from None
         return prompt
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
         return ""
