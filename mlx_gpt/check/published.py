@@ -17,6 +17,7 @@ import mlx.optimizers as optim
 import numpy as np
 
 from mlx_gpt.check.hub_folder import HubFolder
+from mlx_gpt.check.published_lens import answer_differences, heads_of_a_kind, losses_without_values
 from mlx_gpt.check.result import Check, measured, skipped
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import sha256_of
@@ -100,7 +101,8 @@ def compare(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> Check:
     what, expected = f"published: {entry['what']}", entry["values"]
     found: Any = MEASURES[entry["kind"]](model, tokenizer, entry)
     if isinstance(expected, str):
-        return Check(what, None, None, found == expected, f"{found!r} ({entry['source']})")
+        remark = f"{found!r}" if found == expected else f"{found!r} instead of {expected!r}"
+        return Check(what, None, None, found == expected, f"{remark} ({entry['source']})")
     if all(isinstance(value, int) for value in expected):
         n_different = sum(a != b for a, b in zip(found, expected, strict=True))
         return measured(what, n_different, 0, f"different tokens ({entry['source']})")
@@ -177,4 +179,7 @@ MEASURES = {
     "greedy ids": greedy_ids,
     "greedy text": greedy_text,
     "training losses": training_losses,
+    "answer difference": answer_differences,
+    "losses without values": losses_without_values,
+    "heads": heads_of_a_kind,
 }

@@ -13,20 +13,23 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
-from mlx_gpt.check.hub_folder import HubFolder
+from mlx_gpt.check import reference
+from mlx_gpt.check.hub_folder import HubFolder, HubWeights
 from mlx_gpt.check.published import MEASURES, check_name, check_published, compare, known_models, training_losses
 from mlx_gpt.check.reference import gpt2
 from mlx_gpt.check.result import Check
 from mlx_gpt.config import PRESETS, GPTConfig
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import sha256_of
+from mlx_gpt.lens import repeated_tokens
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
 from mlx_gpt.text.tokenizer import Tokenizer
 
-CONFIG = GPTConfig(vocab_size=257, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+P = 128
+CONFIG = GPTConfig(vocab_size=257, n_positions=P, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
 IDS = np.random.default_rng(0).integers(0, 94, 9)  # ASCII, so that they are also a text
 CHECKSUM = "checksum of the weights"
 
@@ -36,10 +39,11 @@ def folder(tmp_path: Path) -> Path:
     """A folder like OpenAI's on the hub, which has mask buffers."""
     mx.random.seed(0)
     model = GPT(CONFIG)
+    model.update(tree_map(lambda weight: weight + 0.1 * mx.random.normal(weight.shape), model.parameters()))
     model.wte.weight = mx.where(mx.arange(257)[:, None] < 94, model.wte.weight, 0)  # so that it generates ASCII only
     save(model, Tokenizer.bytes(), tmp_path / "toy")
     file = tmp_path / "toy" / "model.safetensors"
-    masks = {f"h.{i}.attn.bias": mx.tril(mx.ones((1, 1, 32, 32))) for i in range(2)}
+    masks = {f"h.{i}.attn.bias": mx.tril(mx.ones((1, 1, P, P))) for i in range(2)}
     weights = dict(mx.load(str(file))) | masks
     mx.eval(weights)
     mx.save_safetensors(str(file), weights, metadata={"format": "pt"})
@@ -64,7 +68,61 @@ def entries(folder: Path) -> list[dict[str, Any]]:
         {"kind": "loss", "ids": ids, "values": [-np.mean(rounded)], "absolute": 1e-4},
         {"kind": "greedy ids", "ids": ids, "values": greedy[9:]},
         {"kind": "greedy text", "prompt": Tokenizer.bytes().decode(ids), "values": text},
+        *lens_entries(HubFolder(folder), ids),
     ]
+
+
+def lens_entries(weights: HubFolder, ids: list[int]) -> list[dict[str, Any]]:
+    """An entry of every kind that is measured with the lens, computed by the reference from changed weights."""
+    text, after_start = Tokenizer.bytes().decode(ids), np.array([256, *ids])
+    prompts = [[text, " y", "b"], [text[:4], "c", "d"]]
+    difference = [
+        gpt2(weights, after_start)[-1] @ one_hot(" ", "b"),
+        gpt2(weights, after_start[:5])[-1] @ one_hot("c", "d"),
+    ]
+
+    def loss(value: Any = None) -> float:
+        """The loss of the text with the values of head 1 of layer 1 equal to ``value`` at each token."""
+        logits = gpt2(weights if value is None else with_values(weights, value), after_start[:-1])
+        return float((np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids)), ids]).mean())
+
+    layer = weights.block(1)
+    of_zero = layer["ln_1.bias"] @ layer["attn.c_attn.weight"] + layer["attn.c_attn.bias"]
+    losses = [loss(), loss(0), loss(of_zero[-8:])]
+    at = {"prompt": text, "layer": 1, "head": 1}
+    ranked = [np.argsort(-scores).tolist() for scores in reference_scores(weights)]
+    names = ["0.0", "0.1", "1.0", "1.1"]
+    return [
+        {"kind": "answer difference", "prompts": prompts, "values": [float(np.mean(difference))], "absolute": 1e-4},
+        {"kind": "losses without values", **at, "values": losses, "absolute": 1e-4},
+        {"kind": "heads", "score": "previous token", "values": names[ranked[0][0]]},
+        {"kind": "heads", "score": "induction", "values": " ".join(names[i] for i in sorted(ranked[1][:2]))},
+    ]
+
+
+def one_hot(right: str, wrong: str) -> np.ndarray:
+    right_id, wrong_id = Tokenizer.bytes().encode(right + wrong)
+    return np.eye(257)[right_id] - np.eye(257)[wrong_id]
+
+
+def with_values(weights: HubFolder, value: Any) -> HubWeights:
+    """The weights with those of the last head's values zero, and its bias ``value``, in layer 1."""
+    changed = {name: weights.read(name) for name in weights.tensors}
+    changed["h.1.attn.c_attn.weight"][:, -8:] = 0
+    changed["h.1.attn.c_attn.bias"][-8:] = value
+    return HubWeights(changed, weights.settings)
+
+
+def reference_scores(weights: HubFolder) -> tuple[np.ndarray, np.ndarray]:
+    """Previous-token and induction scores of the four heads on repeated random tokens."""
+    x = reference.embed(weights, np.array(repeated_tokens(257, 50, 10, start=256)))
+    patterns = []
+    for layer in range(2):
+        exact = reference.block(x, weights.block(layer), weights.settings, layer)
+        patterns += [*exact["attn.pattern"].swapaxes(0, 1)]
+        x = exact["resid_post"]
+    before = [np.mean([p[:, t, t - 1] for t in range(1, 101)]) for p in patterns]
+    return np.array(before), np.array([np.mean([p[:, t, t - 49] for t in range(51, 101)]) for p in patterns])
 
 
 def known(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -98,7 +156,10 @@ def test_a_known_model_is_identified_by_its_id_or_its_bytes_and_its_values_agree
     assert list(found) == [CHECKSUM, *(f"published: {kind}" for kind in MEASURES if kind != "training losses")]
 
 
-@pytest.mark.parametrize("kind", ["logits", "mean logit", "most probable", "log-probabilities", "loss"])
+NUMBERS = ["logits", "mean logit", "most probable", "log-probabilities", "loss", "answer difference"]
+
+
+@pytest.mark.parametrize("kind", [*NUMBERS, "losses without values"])
 def test_a_value_beyond_its_published_tolerance_is_wrong(folder: Path, kind: str) -> None:
     model, tokenizer = load(folder)
     entry = next(entry for entry in entries(folder) if entry["kind"] == kind) | {"what": "", "source": ""}
@@ -108,12 +169,12 @@ def test_a_value_beyond_its_published_tolerance_is_wrong(folder: Path, kind: str
     assert compare(model, tokenizer, entry | {"values": values.tolist()}).holds is False
 
 
-@pytest.mark.parametrize("kind", ["greedy ids", "greedy text"])
-def test_a_different_continuation_is_wrong(folder: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["greedy ids", "greedy text", "heads"])
+def test_a_different_continuation_or_head_is_wrong(folder: Path, kind: str) -> None:
     model, tokenizer = load(folder)
     entry = next(entry for entry in entries(folder) if entry["kind"] == kind) | {"what": "", "source": ""}
     values = entry["values"]
-    other = values[:-1] + ("~" if kind == "greedy text" else [values[-1] ^ 1])
+    other = values[:-1] + ("~" if isinstance(values, str) else [values[-1] ^ 1])
     assert compare(model, tokenizer, entry).holds
     assert compare(model, tokenizer, entry | {"values": other}).holds is False
 
@@ -242,7 +303,7 @@ def test_the_batch_of_llm_c_is_the_one_with_the_published_hash() -> None:
 def test_every_entry_of_gpt2_can_be_measured_and_fails_for_another_model() -> None:
     """On a shallow random model with GPT-2's vocabulary."""
     mx.random.seed(0)
-    model = GPT(GPTConfig(n_positions=64, n_embd=8, n_layer=1, n_head=1)).eval()
+    model = GPT(GPTConfig(n_positions=256, n_embd=8, n_layer=1, n_head=1)).eval()
     for entry in known_models()["gpt2"]["figures"]:
         if entry["kind"] == "training losses":
             entry["values"] = entry["values"][:2]  # takes seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ import pytest
 from helpers.lens_model import B, C, D, H, L, P, T, V, random_ids, random_model
 
 from mlx_gpt import lens
+from mlx_gpt.check.published_lens import losses_without_values
 from mlx_gpt.model.gpt import GPT
 
 torch = pytest.importorskip("torch")
@@ -90,6 +92,20 @@ EDITED += ["blocks.0.mlp.hook_pre", "blocks.1.attn.hook_z", "blocks.2.ln1.hook_s
 def test_edited_logits_agree(name: str) -> None:
     ours, _ = lens.trace(MODEL, CLEAN, {name: lambda x, name: x * 0.5})
     agree(ours, hooked(MODEL).run_with_hooks(ids(CLEAN), fwd_hooks=[(name, lambda x, hook: x * 0.5)]))
+
+
+def test_losses_without_a_heads_values_agree_before_and_after_processing() -> None:
+    def without_head(v: Any, hook: Any) -> Any:
+        v[:, :, 2] = 0
+        return v
+
+    (row,) = CLEAN[:1].tolist()
+    tokenizer: Any = SimpleNamespace(start_id=row[0], encode=lambda text: row[1:])
+    ours = losses_without_values(MODEL, tokenizer, {"prompt": "", "layer": 1, "head": 2})
+    plain, processed = hooked(MODEL), hooked(MODEL, fold_ln=True, fold_value_biases=True, center_writing_weights=True)
+    hook = [("blocks.1.attn.hook_v", without_head)]
+    theirs = [m.run_with_hooks(ids(CLEAN[:1]), return_type="loss", fwd_hooks=hook) for m in (plain, processed)]
+    agree(ours, torch.stack([plain(ids(CLEAN[:1]), return_type="loss"), *theirs]))
 
 
 def test_attribution_agrees_with_folded_norms() -> None:
