@@ -11,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.lens import head_scores, logit_difference, trace
-from mlx_gpt.lens.hooks import Edit
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.loss import mean_loss
@@ -42,15 +41,17 @@ def losses_without_values(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any
     def zero(x: mx.array, name: str) -> mx.array:
         return mx.zeros_like(x)
 
-    def without(v: mx.array, value: mx.array) -> mx.array:
-        return mx.where((mx.arange(v.shape[2]) == head)[:, None], value, v)
+    def loss(value: mx.array | None = None) -> float:
+        """The loss with ``value`` as the head's values."""
 
-    def loss(edits: dict[str, Edit]) -> float:
-        logits, _ = trace(model, ids[:, :-1], edits, ())
-        return float(mean_loss(logits, ids[:, 1:]).item())
+        def replace(v: mx.array, name: str) -> mx.array:
+            return v if value is None else mx.where((mx.arange(v.shape[2]) == head)[:, None], value, v)
+
+        logits, _ = trace(model, ids[:, :-1], {name: replace}, ())
+        return np.array(mean_loss(logits, ids[:, 1:])).item()
 
     _, of_zero = trace(model, ids[:, :-1], {f"{block}.ln1.hook_normalized": zero}, name)
-    return [loss({}), loss({name: lambda v, _: without(v, 0)}), loss({name: lambda v, _: without(v, of_zero[name])})]
+    return [loss(), loss(mx.array(0.0)), loss(of_zero[name])]
 
 
 def heads_of_a_kind(model: GPT, tokenizer: Tokenizer, entry: dict[str, Any]) -> str:
