@@ -1,7 +1,7 @@
 // Readings of one attention head, and the formulas that explain its numbers.
 
 import { fmt, percent, showToken } from "./dom.js";
-import { dot, row } from "./tensor.js";
+import { Tensor, dot, linear, row } from "./tensor.js";
 
 /** The weights of a head: row q holds what query q gives to each key, (T, T). */
 export function patternOf(run, layer, head) {
@@ -104,22 +104,55 @@ export function explainProduct(q, k) {
   return { formula: "q·k = Σᵢ qᵢ × kᵢ", filled: `${productsText(q, k)} = ${fmt(dot(q, k))}` };
 }
 
-/** The score of a query and a key, q·k times the scale. */
-export function explainScore(store, { layer, head, query, key }) {
+/** The score of a query and a key, q·k times the scale; that of a key of the future is what the mask replaces. */
+export function explainScore(store, { run, layer, head, query, key }) {
   const scale = scaleOf(store.config, layer);
-  const score = scoresOf(store.shown, layer, head)?.[query * store.shown.ids.length + key];
-  const [q, k] = [vectorOf(store.shown, layer, head, "q", query), vectorOf(store.shown, layer, head, "k", key)];
+  const [q, k] = [vectorOf(run, layer, head, "q", query), vectorOf(run, layer, head, "k", key)];
   const formula = `score = q·k × ${scale.text}`;
-  if (key > query) return { formula, filled: "−∞, since the key is in the query's future" };
-  if (!q || !k) return { formula, filled: score === undefined ? "" : `score = ${fmt(score)}` };
-  return { formula, filled: `q·k = ${explainProduct(q, k).filled}\nscore = ${fmt(dot(q, k))} × ${fmt(scale.value)} = ${fmt(score)}` };
+  if (!q || !k) return { formula, filled: `score = ${fmt(scoresOf(run, layer, head)[query * run.ids.length + key])}` };
+  const product = dot(q, k);
+  const filled = `q·k = ${productsText(q, k)} = ${fmt(product)}\nscore = ${fmt(product)} × ${fmt(scale.value)} = ${fmt(product * scale.value)}`;
+  return { formula, filled, note: `Query of ${quoted(store, query)}, key of ${quoted(store, key)}.` };
+}
+
+/** A number of a query, key or value: what the layer's weights make of the token's normalized vector. */
+export function explainProjection(store, { run, layer, head }, letter, position, i) {
+  const value = vectorOf(run, layer, head, letter, position)[i];
+  const formula = `${letter}${i} = x · W + b, with x the normalized vector of ${quoted(store, position)}`;
+  if (!store.living) return { formula, filled: `${letter}${i} = ${fmt(value)}` };
+  const { n_embd: C, n_head: H } = store.config;
+  const output = "qkv".indexOf(letter) * C + head * (C / H) + i;
+  const of = (name) => store.model.weight(`h.${layer}.attn.c_attn.${name}`);
+  const x = row(run.get(`blocks.${layer}.ln1.hook_out`), position);
+  return { formula, filled: `${productsText(x, row(of("weight"), output))} + ${fmt(of("bias").data[output])} = ${fmt(value)}` };
+}
+
+/** A number of what a head adds to the stream. */
+export function explainResult(store, { layer, head, z, result }, c) {
+  const formula = `result${c} = z · W_O, column ${c}`;
+  if (!store.living || !z) return { formula, filled: `result${c} = ${fmt(result[c])}` };
+  const outputs = row(store.model.weight(`h.${layer}.attn.c_proj.weight`), c).subarray(head * z.length, (head + 1) * z.length);
+  return { formula, filled: `${productsText(z, outputs)} = ${fmt(result[c])}` };
+}
+
+/** What the final norm makes of a part of the stream, at the scale of this text: centered, times its weight, / scale. */
+export function throughFinalNorm(run, position, vector) {
+  const mean = vector.reduce((sum, x) => sum + x, 0) / vector.length;
+  const scale = run.get("ln_final.hook_scale").data[position];
+  const weight = run.model.weight("ln_f.weight").data;
+  return vector.map((x, c) => ((x - mean) * weight[c]) / scale);
+}
+
+/** What a part of the stream adds to the logit of each token: (C,) -> (V,). */
+export function logitsOf(run, position, vector) {
+  return linear(new Tensor([1, vector.length], throughFinalNorm(run, position, vector)), run.model.head).data;
 }
 
 /** The weight of a query and a key: softmax of the scores. */
-export function explainWeight(store, { layer, head, query, key }) {
-  const T = store.shown.ids.length;
-  const weight = patternOf(store.shown, layer, head)[query * T + key];
-  const scores = scoresOf(store.shown, layer, head)?.subarray(query * T, query * T + query + 1);
+export function explainWeight(store, { run, layer, head, query, key }) {
+  const T = run.ids.length;
+  const weight = patternOf(run, layer, head)[query * T + key];
+  const scores = scoresOf(run, layer, head)?.subarray(query * T, query * T + query + 1);
   const scale = scaleOf(store.config, layer).text;
   const formula = `weight = softmax(q·k × ${scale}) = exp(score − max) / Σ exp(score − max)`;
   const note = `Layer ${layer}, head ${head}: ${quoted(store, query)} looks at ${quoted(store, key)}.`;
@@ -128,7 +161,7 @@ export function explainWeight(store, { layer, head, query, key }) {
   const most = scores.reduce((a, b) => Math.max(a, b));
   const terms = Array.from(scores, (score) => Math.exp(score - most));
   const sum = terms.reduce((a, b) => a + b, 0);
-  const score = explainScore(store, { layer, head, query, key }).filled;
+  const score = explainScore(store, { run, layer, head, query, key }).filled;
   const exp = `exp(${fmt(scores[key])} − ${fmt(most)})`.replace("− −", "+ ");
   return { formula, note, filled: `${score}\n${exp} = ${fmt(terms[key])}\nΣ = ${sumText(terms.map(fmt))} = ${fmt(sum)}\nweight = ${fmt(terms[key])} / ${fmt(sum)} = ${fmt(weight)}` };
 }

@@ -5,8 +5,9 @@ import { Store } from "./store.js";
 import { readPage } from "./data.js";
 import { makeTour } from "./tour.js";
 import { makeAttentionView } from "./views/attention.js";
+import { makeHeadView } from "./views/head.js";
 
-const VIEWS = [makeAttentionView]; // in the order of the navigation: make functions, (store) -> {id, title, element, update}
+const VIEWS = [makeAttentionView, makeHeadView]; // in the order of the navigation: make functions, (store) -> {id, title, element, update}
 const ASIDE = []; // always beside the chosen view
 
 async function start() {

@@ -1,0 +1,126 @@
+// Heat maps on a canvas, one pixel a number, enlarged by CSS. The pointer and the arrow keys choose a number.
+
+import { clamp, closePopover, fmt, h, openPopover } from "./dom.js";
+
+const liveRasters = new Set(); // functions that draw the heat maps in the page again
+
+/**
+ * A heat map. ``describe(row, column)`` returns {formula, filled, note} of a number, for the popover; ``data`` become
+ * data- attributes; ``onPoint(row, column)`` is called when a number is chosen, ``onPick`` when it is clicked or
+ * confirmed with Enter. ``show({rows, columns, data, limit})`` sets the numbers, row by row; ``limit`` has the full colour.
+ */
+export function makeRaster({ label, data = {}, describe, onPoint = () => {}, onPick = () => {} }) {
+  const canvas = h("canvas", { "aria-hidden": "true" });
+  const mark = h("div", { class: "mark", hidden: true });
+  const attributes = Object.fromEntries(Object.entries(data).map(([name, value]) => [`data-${name}`, value]));
+  const element = h("div", { class: "raster", role: "slider", tabindex: "0", "data-keys": "", ...attributes }, canvas, mark);
+  const raster = { element, canvas, grid: null, cell: [0, 0] };
+
+  const drawAgain = () => (canvas.isConnected ? drawGrid(canvas, raster.grid) : liveRasters.delete(drawAgain));
+
+  raster.show = (grid) => {
+    raster.grid = grid;
+    raster.cell = [clamp(raster.cell[0], 0, grid.rows - 1), clamp(raster.cell[1], 0, grid.columns - 1)];
+    element.setAttribute("aria-label", typeof label === "function" ? label() : label);
+    element.setAttribute("aria-valuemin", 0);
+    element.setAttribute("aria-valuemax", grid.rows * grid.columns - 1);
+    drawGrid(canvas, grid);
+    liveRasters.add(drawAgain);
+    raster.mark(...raster.cell, !mark.hidden);
+  };
+
+  /** Choose a number: it is marked and becomes the value of the element. */
+  raster.mark = (row, column, visible = true) => {
+    const { rows, columns, data: numbers } = raster.grid;
+    raster.cell = [row, column];
+    const value = numbers[row * columns + column];
+    mark.hidden = !visible;
+    mark.style.left = `${(100 * column) / columns}%`;
+    mark.style.top = `${(100 * row) / rows}%`;
+    mark.style.width = `${100 / columns}%`;
+    mark.style.height = `${100 / rows}%`;
+    Object.assign(element.dataset, { value, row, column });
+    element.setAttribute("aria-valuenow", row * columns + column);
+    element.setAttribute("aria-valuetext", `${rows > 1 ? `row ${row}, column ${column}` : `number ${column}`}: ${fmt(value)}`);
+  };
+
+  const point = (row, column) => {
+    raster.mark(row, column);
+    onPoint(row, column);
+    openPopover(element, describe(row, column), mark.getBoundingClientRect());
+  };
+  const cellAt = (event) => {
+    const { left, top, width, height } = canvas.getBoundingClientRect();
+    const { rows, columns } = raster.grid;
+    return [
+      clamp(Math.floor(((event.clientY - top) / height) * rows), 0, rows - 1),
+      clamp(Math.floor(((event.clientX - left) / width) * columns), 0, columns - 1),
+    ];
+  };
+  const pointAt = (event) => {
+    const cell = cellAt(event);
+    if (mark.hidden || cell[0] !== raster.cell[0] || cell[1] !== raster.cell[1] || event.type !== "pointermove") point(...cell);
+  };
+  for (const event of ["pointerenter", "pointermove", "pointerdown"]) element.addEventListener(event, pointAt);
+  element.addEventListener("click", () => onPick(...raster.cell));
+  element.addEventListener("focus", () => element.matches(":focus-visible") && point(...raster.cell));
+  for (const event of ["pointerleave", "blur"]) element.addEventListener(event, closePopover);
+  element.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") return closePopover();
+    if (event.key === "Enter") return onPick(...raster.cell);
+    const moved = moveCell(event.key, raster);
+    if (!moved) return;
+    event.preventDefault();
+    point(...moved);
+  });
+  return raster;
+}
+
+/** The number that a key leads to, [row, column], or null. */
+function moveCell(key, { grid: { rows, columns }, cell: [row, column] }) {
+  const moved = {
+    ArrowLeft: [row, column - 1],
+    ArrowRight: [row, column + 1],
+    ArrowUp: [row - 1, column],
+    ArrowDown: [row + 1, column],
+    Home: [row, 0],
+    End: [row, columns - 1],
+    PageUp: [row - 10, column],
+    PageDown: [row + 10, column],
+  }[key];
+  return moved ? [clamp(moved[0], 0, rows - 1), clamp(moved[1], 0, columns - 1)] : null;
+}
+
+/** The size that gets the full colour: 99 % of the numbers are at most as large. */
+export function limitOf(...arrays) {
+  const sizes = [];
+  for (const numbers of arrays) {
+    const step = Math.max(1, Math.floor((numbers.length * arrays.length) / 20000));
+    for (let i = 0; i < numbers.length; i += step) if (Number.isFinite(numbers[i])) sizes.push(Math.abs(numbers[i]));
+  }
+  sizes.sort((a, b) => a - b);
+  return sizes[Math.floor(0.99 * (sizes.length - 1))] || sizes.at(-1) || 1;
+}
+
+function drawGrid(canvas, { rows, columns, data, limit }) {
+  canvas.width = columns;
+  canvas.height = rows;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(columns, rows);
+  const [none, above, below] = ["--bg", "--pos", "--neg"].map(colourOf);
+  for (let i = 0; i < rows * columns; i++) {
+    const share = clamp(Math.abs(data[i]) / limit, 0, 1);
+    const full = data[i] < 0 ? below : above;
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = none[c] + share * (full[c] - none[c]);
+    image.data[4 * i + 3] = Number.isFinite(data[i]) ? 255 : 0; // masked numbers have no colour
+  }
+  context.putImageData(image, 0, 0);
+}
+
+/** Red, green and blue of a variable of style.css, written as #rrggbb. */
+function colourOf(variable) {
+  const hex = getComputedStyle(document.documentElement).getPropertyValue(variable).trim();
+  return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => liveRasters.forEach((drawAgain) => drawAgain()));

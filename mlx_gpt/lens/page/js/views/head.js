@@ -1,0 +1,113 @@
+// One head in six steps, from the query and the keys of a token to what the head adds to its residual stream.
+
+import { closePopover, h, put, showToken } from "../dom.js";
+import { patternOf, quoted, scoresOf, strongestKey, vectorOf } from "../heads.js";
+import { additionStep } from "./head_addition.js";
+import { maskStep, productStep, scaleStep, softmaxStep, valueStep } from "./head_steps.js";
+
+/** Steps: {title, show(store, at) -> elements, ofKey: whether it shows one key}. */
+const HEAD_STEPS = [
+  { title: "Queries ask, keys answer", show: productStep, ofKey: true },
+  { title: "Scale", show: scaleStep, ofKey: true },
+  { title: "Mask", show: maskStep },
+  { title: "The pattern weighs", show: softmaxStep },
+  { title: "Values move", show: valueStep },
+  { title: "The head adds to the residual stream", show: additionStep },
+];
+
+export function makeHeadView(store) {
+  const title = h("p", { "aria-live": "polite", "data-what": "read-head" });
+  const controls = makeControls(store, (key) => choose(key));
+  const steps = HEAD_STEPS.map(({ title }) => ({ content: h("div", { class: "step-content" }), title: h("h3", { tabindex: "-1", text: title }) }));
+  const items = steps.map((step) => h("li", {}, step.title, step.content));
+  const stepper = makeStepper(items, (i) => steps[i].title.focus({ preventScroll: true }));
+  const element = h("div", {}, h("h2", { text: "One head" }), title, controls.element, stepper.element, h("ol", { class: "steps" }, ...items));
+  let shown = {};
+  let chosenKey = null;
+
+  const choose = (key) => {
+    chosenKey = key;
+    update();
+  };
+  const update = () => {
+    const at = readHead(store);
+    const same = (name) => at[name] === shown[name];
+    const sameQuery = ["run", "layer", "head", "query"].every(same);
+    if (!sameQuery) chosenKey = null;
+    at.key = chosenKey ?? strongestKey(at.pattern, at.T, at.query);
+    const before = shown;
+    shown = at;
+    if (sameQuery && at.key === before.key) return markKey(element, store.hover.key);
+    closePopover();
+    HEAD_STEPS.forEach(({ ofKey, show }, i) => (!sameQuery || ofKey) && put(steps[i].content, ...show(store, at)));
+    controls.update(at);
+    if (!sameQuery) title.textContent = `Layer ${at.layer}, head ${at.head}, at ${quoted(store, at.query)}, position ${at.query}${scaled(store, at)}.`;
+  };
+  return { id: "head", title: "One head", element, update };
+}
+
+/** What the steps show: a head, the selected token as its query, and its vectors; null for those that are not recorded. */
+function readHead(store) {
+  const { layer, head } = store.state;
+  const run = store.shown;
+  const query = Math.min(store.token, run.ids.length - 1);
+  const [q, z, result] = ["q", "z", "result"].map((name) => vectorOf(run, layer, head, name, query));
+  const of = (name) => (key) => vectorOf(run, layer, head, name, key);
+  const factor = store.state.heads[`${layer}.${head}`] ?? 1;
+  return { run, layer, head, query, T: run.ids.length, pattern: patternOf(run, layer, head), scores: scoresOf(run, layer, head), q, z, result, k: of("k"), v: of("v"), factor };
+}
+
+function scaled(store, { factor }) {
+  return factor === 1 || store.edited === null ? "" : factor === 0 ? ", knocked out" : `, scaled by ${factor}`;
+}
+
+/** Mark the rows of the key that is pointed at. */
+function markKey(element, key) {
+  for (const row of element.querySelectorAll("tr[data-key]")) row.classList.toggle("pointed", Number(row.dataset.key) === key);
+}
+
+/** Choices of layer, head and key. */
+function makeControls(store, chooseKey) {
+  const { n_layer: L, n_head: H } = store.config;
+  const numbers = (n) => Array.from({ length: n }, (_, i) => h("option", { value: i, text: i }));
+  const select = (label, id, options, choose) => {
+    const input = h("select", { id, on: { change: () => choose(Number(input.value)) } }, ...options);
+    return { input, element: h("label", { class: "choice", for: id }, label, input) };
+  };
+  const layer = select("Layer", "head-layer", numbers(L), (value) => store.set({ layer: value }));
+  const head = select("Head", "head-head", numbers(H), (value) => store.set({ head: value }));
+  const key = select("Key", "head-key", [], chooseKey);
+  let listed = {};
+  const update = (at) => {
+    layer.input.value = at.layer;
+    head.input.value = at.head;
+    if (listed.run !== at.run || listed.query !== at.query) {
+      listed = at;
+      const keys = Array.from({ length: at.query + 1 }, (_, i) => h("option", { value: i, text: `${i} ${showToken(store.tokenAt(i))}` }));
+      put(key.input, ...keys);
+    }
+    key.input.value = at.key;
+  };
+  return { element: h("div", { class: "row" }, layer.element, head.element, key.element), update };
+}
+
+/** Buttons that go through the items of a list; all are shown, and the present one is marked. */
+function makeStepper(items, onStep) {
+  let step = 0;
+  const place = h("span", { class: "muted", role: "status" });
+  const button = (text, by) => h("button", { type: "button", text, on: { click: () => go(step + by) } });
+  const [back, next] = [button("Previous step", -1), button("Next step", 1)];
+  const mark = () => {
+    items.forEach((item, i) => (i === step ? item.setAttribute("aria-current", "step") : item.removeAttribute("aria-current")));
+    [back.disabled, next.disabled] = [step === 0, step === items.length - 1];
+    place.textContent = `Step ${step + 1} of ${items.length}`;
+  };
+  const go = (to) => {
+    step = to;
+    mark();
+    items[step].scrollIntoView({ block: "nearest" });
+    onStep(step);
+  };
+  mark();
+  return { element: h("div", { class: "row stepper" }, back, next, place) };
+}
