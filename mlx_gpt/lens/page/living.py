@@ -50,7 +50,8 @@ def half_weights(model: GPT) -> dict[str, np.ndarray]:
 
 def as_half(name: str, array: mx.array) -> np.ndarray:
     """Return an array as float16, or raise ``UsageError`` if it has numbers that are too large."""
-    half = np.array(array.astype(mx.float32)).astype(np.float16)
+    with np.errstate(over="ignore"):
+        half = np.array(array.astype(mx.float32)).astype(np.float16)
     if not np.isfinite(half).all():
         raise UsageError(
             f"{name} has numbers that are no float16 (above 65,504, or NaN), so no page can compute with it"
