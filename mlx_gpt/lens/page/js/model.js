@@ -5,11 +5,11 @@
 
 import { ACTIVATIONS } from "./activations.js";
 import { logitAttribution, logitLens, topTokens } from "./readings.js";
-import { Tensor, add, linear, multiply, norm, normalize, row, sizeOf, softmax, takeRows } from "./tensor.js";
+import { Tensor, add, linear, multiply, norm, normalize, row, rows, sizeOf, softmax, takeRows } from "./tensor.js";
 
 const SLICE_MS = 12; // after which the page may react to input
 const SLICE_PRODUCTS = 4e6; // of a layer or the head, at most in one go
-const RUNS_KEPT = 6;
+const FLOATS_KEPT = 3e7; // of finished runs
 
 /** Raised by a call of `trace` or `generate` that a newer one on the same lane has made useless. */
 export class Superseded extends Error {
@@ -71,7 +71,7 @@ export class Model {
     for (; start < ids.length; start += this.rowsAtOnce) {
       await this.forward(run, start, Math.min(start + this.rowsAtOnce, ids.length), pause);
     }
-    this.recent = [run, ...this.recent].slice(0, RUNS_KEPT);
+    this.recent = [run, ...this.recent].filter((_, i, runs) => i === 0 || sizeOfRuns(runs.slice(0, i + 1)) < FLOATS_KEPT);
     return run;
   }
 
@@ -137,44 +137,32 @@ export class Model {
   scaleNorm(weights, normalized) {
     const weight = this.weight(`${weights}.weight`).data;
     const bias = this.weight(`${weights}.bias`).data;
-    const C = weight.length;
-    return new Tensor(normalized.shape, normalized.data.map((value, i) => value * weight[i % C] + bias[i % C]));
+    const [T, C] = normalized.shape;
+    const out = new Tensor([T, C]);
+    for (let i = 0; i < T * C; i++) out.data[i] = normalized.data[i] * weight[i % C] + bias[i % C];
+    return out;
   }
 
   /** Move information between tokens; the only part that does: (T, C) -> (T, C). */
   attention(layer, x, run, hook, start) {
     const name = `blocks.${layer}.attn`;
     const [T, C] = x.shape;
-    const S = start + T;
     const H = this.config.n_head;
-    const D = C / H;
     const [q, k, v] = ["q", "k", "v"].map((letter, part) => {
       const weight = rowsOf(this.weight(`h.${layer}.attn.c_attn.weight`), part * C, C);
       const bias = rowsOf(this.weight(`h.${layer}.attn.c_attn.bias`), part * C, C);
-      hook(`${name}.hook_${letter}`, new Tensor([T, H, D], linear(x, weight, bias).data));
-      return run.get(`${name}.hook_${letter}`); // queries ask, keys answer, values move          (S, H, D)
+      hook(`${name}.hook_${letter}`, new Tensor([T, H, C / H], linear(x, weight, bias).data));
+      return rowsOf(run.get(`${name}.hook_${letter}`), 0, start + T); // queries ask, keys answer, values move (S, H, D)
     });
 
     // The score is how well a key answers a query. A key of the future gets -Infinity: its weight will be zero.
-    let scores = new Tensor([H, T, S]);
-    for (let head = 0; head < H; head++) {
-      const queries = { data: q.data, start: start * C + head * D, step: C, n: T };
-      const keys = { data: k.data, start: head * D, step: C, n: S };
-      multiply(queries, keys, D, scores.data, head * T * S);
-    }
-    const scale = this.scoreScale(layer);
-    scores.data.forEach((score, i) => {
-      scores.data[i] = i % S <= start + (Math.floor(i / S) % T) ? score * scale : -Infinity;
-    });
-    scores = hook(`${name}.hook_attn_scores`, scores); // (H, T, S)
+    const scores = hook(`${name}.hook_attn_scores`, attentionScores(q, k, this.scoreScale(layer), start)); // (H, T, S)
 
     // The pattern weighs: each query shares one unit of attention among the keys.
-    let pattern = new Tensor([H, T, S]);
-    for (let i = 0; i < H * T; i++) pattern.data.set(softmax(scores.data.subarray(i * S, (i + 1) * S)), i * S);
-    pattern = hook(`${name}.hook_pattern`, pattern); // (H, T, S), rows sum to 1
+    const pattern = hook(`${name}.hook_pattern`, attentionPattern(scores, start)); // (H, T, S), rows sum to 1
 
     // Values move: a token receives the average of the values, weighted by its row of the pattern.
-    const z = hook(`${name}.hook_z`, weightedValues(pattern, v, start)); // (T, H, D)
+    const z = hook(`${name}.hook_z`, weightedValues(pattern, v)); // (T, H, D)
 
     // Each head adds its own vector to the stream; their sum is one product.
     const merged = new Tensor([T, C], z.data);
@@ -206,8 +194,8 @@ export class Model {
     const result = new Tensor([T, H, C]);
     for (let t = 0; t < T; t++) {
       for (let head = 0; head < H; head++) {
-        const values = { data: z.data, start: (t * H + head) * D, step: D, n: 1 };
-        multiply(values, { data: weight.data, start: head * D, step: C, n: C }, D, result.data, (t * H + head) * C);
+        const i = t * H + head;
+        multiply(rows(z.data, i * D, D, 1), rows(weight.data, head * D, C, C), D, rows(result.data, i * C, C, 1));
       }
     }
     return result;
@@ -221,16 +209,9 @@ export class Run {
     this.ids = [...ids];
     this.edits = edits;
     this.key = editsKey(edits);
-    this.activations = new Map(Object.entries(shapesOf(model.config, ids.length)).map(
-      ([name, shape]) => [name, new Tensor(shape)]));
-    for (const [name, tensor] of this.activations) {
-      if (name.endsWith("hook_attn_scores")) tensor.data.fill(-Infinity); // keys of the future
-    }
-  }
-
-  /** The names of the activations that are stored, in the order of computation. */
-  get names() {
-    return [...this.activations.keys()].filter((name) => name !== "hook_unembed");
+    this.shapes = shapesOf(model.config, ids.length);
+    this.names = Object.keys(this.shapes).filter((name) => name !== "hook_unembed"); // in the order of computation
+    this.activations = new Map();
   }
 
   /** The logits of the token after each token: (T, V). */
@@ -279,7 +260,11 @@ export class Run {
   /** Edit some rows of an activation, those from `start` on, store them, and return what the model goes on with. */
   hook(name, x, start) {
     const edited = this.edit(name, x, start);
-    const stored = this.activations.get(name);
+    if (x.data.length === sizeOf(this.shapes[name])) { // the whole text
+      this.activations.set(name, edited);
+      return edited;
+    }
+    const stored = this.stored(name);
     if (isAttentionMap(name)) { // (H, T, S)
       const [H, n, S] = x.shape;
       for (let i = 0; i < H * n; i++) {
@@ -289,6 +274,16 @@ export class Run {
       stored.data.set(edited.data, start * (x.data.length / x.shape[0]));
     }
     return edited;
+  }
+
+  /** Return the tensor of an activation, to write rows to. */
+  stored(name) {
+    if (!this.activations.has(name)) {
+      const tensor = new Tensor(this.shapes[name]);
+      if (name.endsWith("hook_attn_scores")) tensor.data.fill(-Infinity); // keys of the future
+      this.activations.set(name, tensor);
+    }
+    return this.activations.get(name);
   }
 
   edit(name, x, start) {
@@ -304,7 +299,9 @@ export class Run {
     const factor = part === "hook_mlp_out" ? mlps[layer] ?? 1 : 1;
     if (factor !== 1) x.data.forEach((value, i) => { x.data[i] = value * factor; });
     if (patch && patch.name === name && patch.position >= start && patch.position < start + x.shape[0]) {
-      row(x, patch.position - start).set(patch.value);
+      const patched = new Tensor(x.shape, x.data.slice()); // x is also the output of the layer before
+      row(patched, patch.position - start).set(patch.value);
+      return patched;
     }
     return x;
   }
@@ -315,8 +312,8 @@ export class Run {
     const n = Math.max(0, ...lengths);
     if (n === 0) return 0;
     const other = runs[lengths.indexOf(n)];
-    for (const [name, tensor] of this.activations) {
-      const from = other.activations.get(name);
+    for (const name of Object.keys(this.shapes)) {
+      const [tensor, from] = [this.stored(name), other.get(name)];
       if (!isAttentionMap(name)) {
         tensor.data.set(from.data.subarray(0, n * sizeOf(tensor.shape.slice(1))));
       } else {
@@ -359,26 +356,56 @@ function shapesOf(config, T) {
   return { ...shapes, "ln_final.hook_scale": [T, 1], "ln_final.hook_normalized": [T, C], hook_unembed: [T, vocab_size] };
 }
 
+/** Return how many numbers some runs hold. */
+function sizeOfRuns(runs) {
+  return runs.reduce((sum, run) => sum + Object.values(run.shapes).reduce((total, shape) => total + sizeOf(shape), 0), 0);
+}
+
 /** Return whether an activation has the axes (H, T, S) instead of (T, ...). */
 function isAttentionMap(name) {
   return name.endsWith("hook_attn_scores") || name.endsWith("hook_pattern");
 }
 
+/** Return the dot products of queries and earlier keys, times scale: T queries from (S, H, D), (S, H, D) -> (H, T, S). */
+function attentionScores(q, k, scale, start) {
+  const [S, H, D] = k.shape;
+  const T = S - start;
+  const scores = new Tensor([H, T, S]);
+  for (let head = 0; head < H; head++) {
+    const queries = rows(q.data, start * H * D + head * D, H * D, T);
+    const keys = rows(k.data, head * D, H * D, S);
+    multiply(queries, keys, D, rows(scores.data, head * T * S, S, T));
+  }
+  for (let i = 0; i < H * T; i++) {
+    const future = start + (i % T) + 1;
+    for (let key = 0; key < S; key++) scores.data[i * S + key] *= scale;
+    scores.data.fill(-Infinity, i * S + future, (i + 1) * S);
+  }
+  return scores;
+}
+
+/** Return the softmax over the keys that are not in the future: (H, T, S) -> (H, T, S). */
+function attentionPattern(scores, start) {
+  const [H, T, S] = scores.shape;
+  const pattern = new Tensor([H, T, S]);
+  for (let i = 0; i < H * T; i++) {
+    const future = start + (i % T) + 1;
+    pattern.data.set(softmax(scores.data.subarray(i * S, i * S + future)), i * S);
+  }
+  return pattern;
+}
+
 /** Return the average of the values, weighted by the pattern: (H, T, S), (S, H, D) -> (T, H, D). */
-function weightedValues(pattern, v, start) {
+function weightedValues(pattern, v) {
   const [H, T, S] = pattern.shape;
   const D = v.shape[2];
   const z = new Tensor([T, H, D]);
+  const columns = new Float32Array(D * S); // a head's values, (D, S)
   for (let head = 0; head < H; head++) {
-    for (let t = 0; t < T; t++) {
-      const sum = new Float64Array(D);
-      for (let key = 0; key <= start + t; key++) {
-        const weight = pattern.data[(head * T + t) * S + key];
-        const value = (key * H + head) * D;
-        for (let d = 0; d < D; d++) sum[d] += weight * v.data[value + d];
-      }
-      z.data.set(sum, (t * H + head) * D);
+    for (let key = 0; key < S; key++) {
+      for (let d = 0; d < D; d++) columns[d * S + key] = v.data[(key * H + head) * D + d];
     }
+    multiply(rows(pattern.data, head * T * S, S, T), rows(columns, 0, S, D), S, rows(z.data, head * D, H * D, T));
   }
   return z;
 }

@@ -34,7 +34,9 @@ export function takeRows(tensor, indices) {
 
 /** Return the sum of two tensors of one shape. */
 export function add(a, b) {
-  return new Tensor(a.shape, a.data.map((value, i) => value + b.data[i]));
+  const sum = new Tensor(a.shape);
+  for (let i = 0; i < sum.data.length; i++) sum.data[i] = a.data[i] + b.data[i];
+  return sum;
 }
 
 /** Return the norm of a vector, sqrt(x . x). */
@@ -54,7 +56,7 @@ export function linear(x, weight, bias = null) {
   const [n, K] = x.shape;
   const M = weight.shape[0];
   const out = new Tensor([n, M]);
-  multiply({ data: x.data, start: 0, step: K, n }, { data: weight.data, start: 0, step: K, n: M }, K, out.data, 0);
+  multiply(rows(x.data, 0, K, n), rows(weight.data, 0, K, M), K, rows(out.data, 0, M, n));
   if (bias !== null) {
     for (let i = 0; i < n; i++) {
       for (let j = 0; j < M; j++) out.data[i * M + j] += bias.data[j];
@@ -63,20 +65,22 @@ export function linear(x, weight, bias = null) {
   return out;
 }
 
+/** Describe n rows in an array of numbers, of which the first begins at `start` and each other `step` further. */
+export function rows(data, start, step, n) {
+  return { data, start, step, n };
+}
+
 /**
- * Write the dot products of all rows of a with all rows of b, `out[i, j] = a[i] . b[j]`, from `outStart` on.
+ * Write the dot products of the rows of a with those of b, K numbers each, to the rows of out: out[i][j] = a[i] . b[j].
  *
- * a and b are `{data, start, step, n}`: n rows of K numbers, `step` apart. Two rows of a and four of b are multiplied at
- * once: each number that is loaded is used in several products, which is three times as fast as one sum at a time.
+ * Two rows of a and four of b are multiplied at once: a number that is loaded is used in several products, which is
+ * three times as fast as one sum at a time.
  */
-export function multiply(a, b, K, out, outStart) {
+export function multiply(a, b, K, out) {
   const evenA = a.n - (a.n % 2);
   const evenB = b.n - (b.n % 4);
   for (let i = 0; i < evenA; i += 2) {
-    for (let j = 0; j < evenB; j += 4) {
-      multiplyTile(a.data, a.start + i * a.step, a.step, b.data, b.start + j * b.step, b.step, K, out,
-        outStart + i * b.n + j, b.n);
-    }
+    for (let j = 0; j < evenB; j += 4) multiplyTile(a, i, b, j, K, out);
   }
   for (let i = 0; i < a.n; i++) {
     for (let j = i < evenA ? evenB : 0; j < b.n; j++) { // what no tile holds
@@ -84,36 +88,38 @@ export function multiply(a, b, K, out, outStart) {
       const w = b.start + j * b.step;
       let sum = 0;
       for (let k = 0; k < K; k++) sum += a.data[x + k] * b.data[w + k];
-      out[outStart + i * b.n + j] = sum;
+      out.data[out.start + i * out.step + j] = sum;
     }
   }
 }
 
-function multiplyTile(a, a0, aStep, b, b0, bStep, K, out, out0, outStep) {
-  const a1 = a0 + aStep;
-  const b1 = b0 + bStep;
-  const b2 = b1 + bStep;
-  const b3 = b2 + bStep;
+function multiplyTile(a, i, b, j, K, out) {
+  const x = a.data, a0 = a.start + i * a.step, a1 = a0 + a.step;
+  const w = b.data, b0 = b.start + j * b.step, b1 = b0 + b.step, b2 = b1 + b.step, b3 = b2 + b.step;
   let s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;
   for (let k = 0; k < K; k++) {
-    const x0 = a[a0 + k], x1 = a[a1 + k];
-    const w0 = b[b0 + k], w1 = b[b1 + k], w2 = b[b2 + k], w3 = b[b3 + k];
+    const x0 = x[a0 + k], x1 = x[a1 + k];
+    const w0 = w[b0 + k], w1 = w[b1 + k], w2 = w[b2 + k], w3 = w[b3 + k];
     s00 += x0 * w0; s01 += x0 * w1; s02 += x0 * w2; s03 += x0 * w3;
     s10 += x1 * w0; s11 += x1 * w1; s12 += x1 * w2; s13 += x1 * w3;
   }
-  out[out0] = s00; out[out0 + 1] = s01; out[out0 + 2] = s02; out[out0 + 3] = s03;
-  const next = out0 + outStep;
-  out[next] = s10; out[next + 1] = s11; out[next + 2] = s12; out[next + 3] = s13;
+  const y = out.data, y0 = out.start + i * out.step + j, y1 = y0 + out.step;
+  y[y0] = s00; y[y0 + 1] = s01; y[y0 + 2] = s02; y[y0 + 3] = s03;
+  y[y1] = s10; y[y1 + 1] = s11; y[y1 + 2] = s12; y[y1 + 3] = s13;
 }
 
 /** Return the softmax of a vector of logits or scores; -Infinity gets 0. */
 export function softmax(x) {
   let max = -Infinity;
-  for (const value of x) max = Math.max(max, value);
-  const exps = Float64Array.from(x, (value) => Math.exp(value - max));
+  for (let i = 0; i < x.length; i++) if (x[i] > max) max = x[i];
+  const exps = new Float32Array(x.length);
   let sum = 0;
-  for (const value of exps) sum += value;
-  return Float32Array.from(exps, (value) => value / sum);
+  for (let i = 0; i < x.length; i++) {
+    exps[i] = Math.exp(x[i] - max);
+    sum += exps[i];
+  }
+  for (let i = 0; i < x.length; i++) exps[i] /= sum;
+  return exps;
 }
 
 /** Return the scale of each row, (T, 1), and the rows centered and divided by it, (T, C). */
@@ -122,13 +128,12 @@ export function normalize(x, epsilon) {
   const scale = new Tensor([T, 1]);
   const normalized = new Tensor([T, C]);
   for (let t = 0; t < T; t++) {
-    const values = row(x, t);
     let mean = 0;
-    for (const value of values) mean += value / C;
+    for (let i = t * C; i < (t + 1) * C; i++) mean += x.data[i] / C;
     let variance = 0;
-    for (const value of values) variance += (value - mean) ** 2 / C;
+    for (let i = t * C; i < (t + 1) * C; i++) variance += (x.data[i] - mean) ** 2 / C;
     scale.data[t] = Math.sqrt(variance + epsilon);
-    for (let c = 0; c < C; c++) normalized.data[t * C + c] = (values[c] - mean) / scale.data[t];
+    for (let i = t * C; i < (t + 1) * C; i++) normalized.data[i] = (x.data[i] - mean) / scale.data[t];
   }
   return { scale, normalized };
 }
