@@ -72,10 +72,16 @@ export function clamp(x, low, high) {
 /** A number that explains itself: hover, focus or tap it to see its formula with the values filled in.
  *  ``how()`` returns {formula, filled, note}; ``data`` become data- attributes, so that what is shown can be found. */
 export function number(value, data, how, text = fmt(value)) {
-  const attributes = Object.fromEntries(Object.entries(data).map(([name, v]) => [`data-${name}`, v]));
-  const element = h("span", { class: "number", "data-value": value, ...attributes, text });
+  const element = h("span", { class: "number" });
+  setNumber(element, value, data, text);
   if (how) explain(element, how);
   return element;
+}
+
+/** Change what a number shows. */
+export function setNumber(element, value, data = {}, text = fmt(value)) {
+  for (const [name, v] of Object.entries({ value, ...data })) element.setAttribute(`data-${name}`, v);
+  if (element.textContent !== text) element.textContent = text;
 }
 
 const popover = { element: null, owner: null };

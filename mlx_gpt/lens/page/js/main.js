@@ -3,12 +3,13 @@
 import { h, put, showToken } from "./dom.js";
 import { Store } from "./store.js";
 import { readPage } from "./data.js";
+import { makeNextView } from "./views/next.js";
 import { makeTour } from "./tour.js";
 import { makeAttentionView } from "./views/attention.js";
 import { makeHeadView } from "./views/head.js";
 
 const VIEWS = [makeAttentionView, makeHeadView]; // in the order of the navigation: make functions, (store) -> {id, title, element, update}
-const ASIDE = []; // always beside the chosen view
+const ASIDE = [makeNextView]; // always beside the chosen view
 
 async function start() {
   const page = document.getElementById("page");

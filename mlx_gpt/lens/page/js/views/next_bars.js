@@ -1,0 +1,85 @@
+// Bars of the most probable next tokens: before the rules (grey), after them, and those of the unchanged model.
+
+import { h, number, percent, put, setNumber, showToken } from "../dom.js";
+import { NextToken } from "../distribution.js";
+
+const SHOWN = 10;
+const SCALES = [0.05, 0.1, 0.2, 0.5, 1]; // probability at the full width of a bar
+
+/** ``onPick(id)`` is called for a bar that is clicked. */
+export function makeBars(store, onPick) {
+  const rows = Array.from({ length: SHOWN + 2 }, () => makeBar(store, onPick));
+  const legend = h("p", { class: "note legend" });
+  const rest = h("p", { class: "note", "data-what": "kept" });
+  let drawn = null;
+  const update = () => {
+    const { run, edited, state, token, shown } = store;
+    const key = [run, edited, token, state.temperature, state.topK, state.topP];
+    if (drawn && key.every((x, i) => x === drawn[i])) return;
+    drawn = key;
+    const now = new NextToken(shown, token, state);
+    const before = edited && new NextToken(run, token, state);
+    const ids = shownIds(now, before, run.ids[token + 1]);
+    const most = Math.max(...ids.flatMap((id) => [now, before].map((next) => next?.of(id))).map((x) => Math.max(x?.raw ?? 0, x?.p ?? 0)));
+    const scale = SCALES.find((x) => most <= x) ?? 1;
+    rows.forEach((row, i) => row.update(i < ids.length ? { id: ids[i], now, before, scale, actual: run.ids[token + 1] } : null));
+    put(legend, ...legendOf(before, scale));
+    rest.textContent = restOf(now, ids);
+  };
+  return { element: h("div", {}, legend, h("ol", { class: "bars" }, ...rows.map(({ element }) => element)), rest), update };
+}
+
+/** The most probable tokens, that of the unchanged model, and the actual next one. */
+function shownIds(now, before, actual) {
+  const ids = [...now.top(SHOWN), ...(before?.top(1) ?? []), actual];
+  return [...new Set(ids)].filter((id) => id !== undefined && now.of(id));
+}
+
+function legendOf(before, scale) {
+  const sign = (name, text) => h("span", { class: `sign ${name}`, text });
+  const signs = [sign("p", before ? "with edits" : "after the rules"), sign("raw", "before the rules"), before ? sign("before", "unchanged model") : null];
+  return [...signs, h("span", { text: `full width: ${percent(scale)}` })];
+}
+
+function restOf(now, ids) {
+  const sum = ids.reduce((total, id) => total + now.of(id).p, 0);
+  const of = now.all ? `${now.logits.length} tokens are` : `the ${now.logits.length} most probable tokens, which are recorded, are`;
+  return `${now.kept} of ${of} kept; those shown hold ${percent(sum)}.`;
+}
+
+/** One bar, a button with its numbers beside it. It is updated in place, which keeps the focus. */
+function makeBar(store, onPick) {
+  let entry = null;
+  const token = h("span", { class: "bar-token" });
+  const bar = (name) => h("span", { class: name });
+  const [raw, p, before, mark] = [bar("bar-raw"), bar("bar-p"), bar("bar-before"), h("span", { class: "bar-mark" })];
+  const pick = h("button", { type: "button", class: "bar", on: { click: () => onPick(entry.id) } }, token, h("span", { class: "bar-track" }, raw, p, before, mark));
+  const ruled = number(0, { what: "next" }, () => entry.now.explain(entry.id));
+  const unchanged = number(0, { what: "next-unchanged" }, () => entry.before.explain(entry.id));
+  const element = h("li", {}, pick, h("span", { class: "bar-numbers" }, ruled, unchanged));
+  const update = (next) => {
+    entry = next;
+    element.hidden = entry === null;
+    if (entry) draw();
+  };
+  const draw = () => {
+    const { id, now, scale, actual } = entry;
+    const { raw: rawP, p: newP, removed } = now.of(id);
+    const old = entry.before?.of(id);
+    const width = (part, x) => part.style.setProperty("--width", `${(100 * Math.min(x / scale, 1)).toFixed(2)}%`);
+    token.textContent = showToken(store.tokenizer.tokenText(id));
+    width(raw, rawP);
+    width(p, newP);
+    width(before, old?.p ?? 0);
+    setNumber(raw, rawP, { what: "next-raw", id }, "");
+    setNumber(ruled, newP, { id }, removed || percent(newP));
+    unchanged.hidden = before.hidden = !old;
+    if (old) setNumber(unchanged, old.p, { id }, old.removed || percent(old.p));
+    mark.textContent = id === actual ? "actual" : "";
+    element.classList.toggle("removed", removed !== "");
+    pick.disabled = !store.living;
+    pick.title = `Append token ${id}`;
+    pick.setAttribute("aria-label", `${token.textContent}: ${removed ? `removed by ${removed}` : percent(newP)}${id === actual ? ", the actual next token" : ""}. Append it.`);
+  };
+  return { element, update };
+}
