@@ -1,13 +1,12 @@
 // Appending a token to the text. The text is what the page keeps, so it is split into tokens anew each time.
 
-import { percent, showToken } from "./dom.js";
-import { applyRules, largest, logitsAt, randomAfter } from "./distribution.js";
-import { pick } from "./sampling.js";
+import { showToken } from "./dom.js";
+import { NextToken, makePicker, randomAfter, settingsOf } from "./distribution.js";
 
 /** Append tokens after the selected one, drop what follows it, and undo that. Each action returns what it did. */
 export function makeAppender(store) {
   const undone = []; // {text, token, after} of each action
-  const at = () => logitsAt(store.shown, store.token);
+  const next = () => new NextToken(store.shown, store.token, settingsOf(store));
 
   const append = (id, how = "Appended") => {
     if (store.busy || reasonAgainst()) return reasonAgainst();
@@ -19,10 +18,10 @@ export function makeAppender(store) {
   };
 
   const sample = () => {
+    const { settings, logits } = next();
     const n = store.token + 1;
-    const { probs } = applyRules(at(), store.state);
-    const id = pick(probs, randomAfter(store.state.seed, n));
-    return append(id, `Sampled, with the random number ${randomAfter(store.state.seed, n)().toFixed(3)} and ${percent(probs[id])},`);
+    const random = randomAfter(settings.seed, n)().toFixed(3);
+    return append(makePicker(settings, n)(logits), `The random number ${random} gives`);
   };
 
   const undo = () => {
@@ -37,7 +36,7 @@ export function makeAppender(store) {
     return store.token + 1 >= n ? `The context of ${n} tokens is full: no token can be appended.` : "";
   };
 
-  const appendBest = () => append(largest(at(), 1)[0]);
+  const appendBest = () => append(next().top(1)[0]);
   const canUndo = () => undone.length > 0 && undone.at(-1).after === store.state.text;
   return { append, appendBest, sample, undo, canUndo, reasonAgainst };
 }

@@ -1,99 +1,90 @@
 // The distribution of the next token: what the sampling rules leave of it, and how far two of them differ.
 
 import { fmt } from "./dom.js";
-import { keepTopK, keepTopP, makeRandom, pick, softmax, withTemperature } from "./sampling.js";
+import { topTokens } from "./readings.js";
+import { applyRules, makeRandom, pick } from "./sampling.js";
+import { row, softmax } from "./tensor.js";
 
-/** Logits after the token at a position: (V). */
-export function logitsAt(run, position) {
-  const V = run.logits.shape[1];
-  return run.logits.data.subarray(position * V, (position + 1) * V);
-}
+const RECORDED = 50; // most probable tokens that a recorded run has for a position
+const RAW = { temperature: 1, topK: 0, topP: 1 };
 
-/** The indices of the n largest values, the largest first. */
-export function largest(values, n) {
-  const found = [];
-  for (let i = 0; i < values.length; i++) {
-    if (found.length === n && !(values[i] > values[found[n - 1]])) continue;
-    if (found.length === n) found.pop();
-    let at = found.length;
-    while (at > 0 && values[i] > values[found[at - 1]]) at--;
-    found.splice(at, 0, i);
-  }
-  return found;
-}
-
-/** log Σ exp(logit). */
-export function logSumExp(logits) {
-  let most = -Infinity;
-  for (const x of logits) if (x > most) most = x;
-  let sum = 0;
-  for (const x of logits) sum += Math.exp(x - most);
-  return most + Math.log(sum);
-}
-
-/** What temperature, top-k and top-p make of logits: {scaled, probs, removedBy}.
- *  ``removedBy[i]`` names the rule that removed entry i; it is "" for one that is kept. */
-export function applyRules(logits, { temperature, topK, topP }) {
-  if (temperature === 0) {
-    const [best] = largest(logits, 1);
-    const probs = Float64Array.from(logits, (_, i) => (i === best ? 1 : 0));
-    return { scaled: logits, probs, removedBy: (i) => (i === best ? "" : "temperature 0") };
-  }
-  const scaled = withTemperature(logits, temperature);
-  const afterK = topK ? keepTopK(scaled, topK) : scaled;
-  const afterP = topP < 1 ? keepTopP(afterK, topP) : afterK;
-  const removedBy = (i) => (afterK[i] === -Infinity ? "top-k" : afterP[i] === -Infinity ? "top-p" : "");
-  return { scaled, probs: softmax(afterP), removedBy };
-}
-
-const RECORDED = 50; // most probable tokens that a recorded run keeps for a position
-
-/** The next token after a position of a run, before and after the sampling rules. */
+/** The next token after a position of a run, before and after the sampling rules {temperature, topK, topP, forbidden}.
+ *  In a recorded run it knows the most probable tokens only, and the rules apply to those. */
 export class NextToken {
-  constructor(run, position, settings) {
-    this.all = run.logits !== null && run.logits !== undefined;
-    const top = this.all ? null : run.top(position, RECORDED);
-    this.ids = top && top.map(({ id }) => id); // of the entries; null: all tokens
-    this.logits = top ? Float64Array.from(top, ({ p }) => Math.log(p)) : logitsAt(run, position);
-    this.logZ = top ? 0 : logSumExp(this.logits);
-    this.temperature = settings.temperature;
-    Object.assign(this, applyRules(this.logits, settings));
+  constructor(run, position, settings = RAW) {
+    const recorded = run.logits ? null : run.next(position, RECORDED);
+    this.ids = recorded && recorded.map(({ id }) => id); // of the entries; null: entry i is token i
+    this.logits = recorded ? Float32Array.from(recorded, ({ probability }) => Math.log(probability)) : row(run.logits, position);
+    this.logZ = recorded ? 0 : logSumExp(this.logits);
+    this.settings = settings;
+    this.allowed = applyRules(this.logits, settings);
+    this.probabilities = softmax(this.allowed);
+  }
+
+  /** The n most probable tokens. */
+  top(n) {
+    return topTokens(this.logits, n).map(({ id }) => this.ids?.[id] ?? id);
+  }
+
+  /** Whether the probability of a token is known. */
+  has(id) {
+    return this.entryOf(id) >= 0;
   }
 
   entryOf(id) {
     return this.ids ? this.ids.indexOf(id) : id;
   }
 
-  /** The n most probable tokens: ids. */
-  top(n) {
-    return largest(this.logits, n).map((i) => (this.ids ? this.ids[i] : i));
+  /** Probability before the rules. */
+  raw(id) {
+    return Math.exp(this.logits[this.entryOf(id)] - this.logZ);
   }
 
-  /** {raw, p, removed} of a token; null where it is not recorded. */
-  of(id) {
+  /** Probability after the rules. */
+  p(id) {
+    return this.probabilities[this.entryOf(id)];
+  }
+
+  /** The rule that removes a token; "" for one that is kept. */
+  removedBy(id) {
     const i = this.entryOf(id);
-    return i < 0 ? null : { raw: Math.exp(this.logits[i] - this.logZ), p: this.probs[i], removed: this.removedBy(i) };
+    if (this.allowed[i] !== -Infinity) return "";
+    const { temperature, topK, forbidden } = this.settings;
+    if (forbidden?.includes(i)) return "no token";
+    if (temperature === 0) return "greedy";
+    return topK && applyRules(this.logits, { ...this.settings, topP: 1 })[i] === -Infinity ? "top-k" : "top-p";
   }
 
+  /** Number of tokens that the rules keep. */
   get kept() {
-    return this.probs.reduce((n, p) => n + (p > 0), 0);
+    return this.probabilities.reduce((n, p) => n + (p > 0), 0);
   }
 
-  /** The probability of a token after the rules, as a formula with its values. */
+  /** The probability of a token after the rules: {formula, filled, note}. */
   explain(id) {
-    const i = this.entryOf(id);
-    const { raw, p, removed } = this.of(id);
-    const note = `Before the rules its probability is ${fmt(raw)}. ${this.kept} of ${this.logits.length} tokens are kept.`;
-    if (removed) return { formula: `p = 0: removed by ${removed}`, filled: `logit z = ${fmt(this.logits[i])}`, note };
-    if (this.temperature === 0) return { formula: "p = 1: temperature 0 takes the most probable token", filled: `logit z = ${fmt(this.logits[i])}`, note };
-    const [best] = largest(this.logits, 1);
-    const [z, most, t] = [this.logits[i], this.logits[best], this.temperature].map(fmt);
+    const z = this.logits[this.entryOf(id)];
+    const most = this.logits.reduce((a, b) => Math.max(a, b));
+    const t = this.settings.temperature;
+    const note = `Before the rules: ${fmt(this.raw(id))}. Tokens kept: ${this.kept} of ${this.logits.length}.`;
+    const removed = this.removedBy(id);
+    if (removed) return { formula: `p = 0, removed by ${removed}`, filled: `logit z = ${fmt(z)}`, note };
+    if (t === 0) return { formula: "p = 1: temperature 0 takes the largest logit", filled: `logit z = ${fmt(z)}`, note };
+    const exp = Math.exp((z - most) / t);
+    const sum = exp / this.p(id);
     return {
-      formula: "p = exp((z − max z) / temperature) / sum of the same over the kept tokens",
-      filled: `exp((${z} − ${most}) / ${t}) / ${fmt(1 / this.probs[best])} = exp(${fmt(this.scaled[i])}) / ${fmt(1 / this.probs[best])} = ${fmt(p)}`,
+      formula: "p = exp((z − max) / temperature) / sum over the kept tokens",
+      filled: `exp((${fmt(z)} − ${fmt(most)}) / ${fmt(t)}) / ${fmt(sum)} = ${fmt(exp)} / ${fmt(sum)} = ${fmt(this.p(id))}`.replace("− −", "+ "),
       note,
     };
   }
+}
+
+/** The sampling rules of the state. Ids that no token has are forbidden. */
+export function settingsOf({ state, tokenizer, config, living }) {
+  const { temperature, topK, topP, seed } = state;
+  const forbidden = [];
+  if (living) for (let id = 0; id < config.vocab_size; id++) if (!tokenizer.has(id)) forbidden.push(id);
+  return { temperature, topK, topP, seed, forbidden };
 }
 
 /** Random numbers for the tokens after the first n: the token at position n has the n-th number of the seed's sequence,
@@ -107,28 +98,35 @@ export function randomAfter(seed, n) {
 /** A function from logits to the id that is sampled, for the tokens after the first n. */
 export function makePicker(settings, n) {
   const random = randomAfter(settings.seed, n);
-  return (logits) => pick(applyRules(logits, settings).probs, random);
+  return (logits) => pick(softmax(applyRules(logits, settings)), random);
 }
 
-/** Mean of −log p over the tokens of a text after the first, in nats; null for a text of one token. */
-export function lossOf(run, logits = run.logits) {
-  const n = run.ids.length - 1;
+/** log Σ exp(logit). */
+export function logSumExp(logits) {
+  const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
   let sum = 0;
-  for (let t = 0; t < n; t++) {
-    const row = logitsAt({ logits }, t);
-    sum += logSumExp(row) - row[run.ids[t + 1]];
-  }
-  return n > 0 ? sum / n : null;
+  for (const x of logits) sum += Math.exp(x - most);
+  return most + Math.log(sum);
+}
+
+/** −log p of each token of a text after the first, in nats. */
+export function lossesOf(run) {
+  return run.ids.slice(1).map((id, t) => logSumExp(row(run.logits, t)) - row(run.logits, t)[id]);
+}
+
+/** Loss of a text: the mean of −log p over its tokens after the first; null for a text of one token. */
+export function lossOf(run) {
+  const losses = lossesOf(run);
+  return losses.length ? losses.reduce((a, b) => a + b, 0) / losses.length : null;
 }
 
 /** Kullback-Leibler divergence Σ p log(p / q) in nats, of the distributions with these logits. */
 export function divergence(logitsOfP, logitsOfQ) {
-  const zp = logSumExp(logitsOfP);
-  const zq = logSumExp(logitsOfQ);
+  const [zp, zq] = [logSumExp(logitsOfP), logSumExp(logitsOfQ)];
   let sum = 0;
   for (let i = 0; i < logitsOfP.length; i++) {
     const logP = logitsOfP[i] - zp;
-    if (logP > -700) sum += Math.exp(logP) * (logP - logitsOfQ[i] + zq);
+    if (logP > -700) sum += Math.exp(logP) * (logP - logitsOfQ[i] + zq); // a smaller p adds 0
   }
   return Math.max(0, sum);
 }

@@ -3,12 +3,18 @@
 import { h, put, showToken } from "./dom.js";
 import { Store } from "./store.js";
 import { readPage } from "./data.js";
+import { makeChangeView } from "./views/change.js";
 import { makeNextView } from "./views/next.js";
 import { makeTour } from "./tour.js";
 import { makeAttentionView } from "./views/attention.js";
 import { makeHeadView } from "./views/head.js";
 
-const VIEWS = [makeAttentionView, makeHeadView]; // in the order of the navigation: make functions, (store) -> {id, title, element, update}
+// In the order of the navigation: make functions, (store) -> {id, title, element, update}.
+const VIEWS = [
+  makeAttentionView,
+  makeHeadView,
+  makeChangeView,
+];
 const ASIDE = [makeNextView]; // always beside the chosen view
 
 async function start() {

@@ -1,14 +1,14 @@
 // Bars of the most probable next tokens: before the rules (grey), after them, and those of the unchanged model.
 
 import { h, number, percent, put, setNumber, showToken } from "../dom.js";
-import { NextToken } from "../distribution.js";
+import { NextToken, settingsOf } from "../distribution.js";
 
-const SHOWN = 10;
+const BARS = 10;
 const SCALES = [0.05, 0.1, 0.2, 0.5, 1]; // probability at the full width of a bar
 
 /** ``onPick(id)`` is called for a bar that is clicked. */
 export function makeBars(store, onPick) {
-  const rows = Array.from({ length: SHOWN + 2 }, () => makeBar(store, onPick));
+  const rows = Array.from({ length: BARS + 2 }, () => makeBar(store, onPick));
   const legend = h("p", { class: "note legend" });
   const rest = h("p", { class: "note", "data-what": "kept" });
   let drawn = null;
@@ -17,10 +17,11 @@ export function makeBars(store, onPick) {
     const key = [run, edited, token, state.temperature, state.topK, state.topP];
     if (drawn && key.every((x, i) => x === drawn[i])) return;
     drawn = key;
-    const now = new NextToken(shown, token, state);
-    const before = edited && new NextToken(run, token, state);
+    const settings = settingsOf(store);
+    const now = new NextToken(shown, token, settings);
+    const before = edited && new NextToken(run, token, settings);
     const ids = shownIds(now, before, run.ids[token + 1]);
-    const most = Math.max(...ids.flatMap((id) => [now, before].map((next) => next?.of(id))).map((x) => Math.max(x?.raw ?? 0, x?.p ?? 0)));
+    const most = Math.max(...ids.flatMap((id) => [now.raw(id), now.p(id), before?.p(id) ?? 0]));
     const scale = SCALES.find((x) => most <= x) ?? 1;
     rows.forEach((row, i) => row.update(i < ids.length ? { id: ids[i], now, before, scale, actual: run.ids[token + 1] } : null));
     put(legend, ...legendOf(before, scale));
@@ -31,8 +32,8 @@ export function makeBars(store, onPick) {
 
 /** The most probable tokens, that of the unchanged model, and the actual next one. */
 function shownIds(now, before, actual) {
-  const ids = [...now.top(SHOWN), ...(before?.top(1) ?? []), actual];
-  return [...new Set(ids)].filter((id) => id !== undefined && now.of(id));
+  const ids = [...now.top(BARS), ...(before?.top(1) ?? []), actual];
+  return [...new Set(ids)].filter((id) => id !== undefined && now.has(id));
 }
 
 function legendOf(before, scale) {
@@ -42,9 +43,9 @@ function legendOf(before, scale) {
 }
 
 function restOf(now, ids) {
-  const sum = ids.reduce((total, id) => total + now.of(id).p, 0);
-  const of = now.all ? `${now.logits.length} tokens are` : `the ${now.logits.length} most probable tokens, which are recorded, are`;
-  return `${now.kept} of ${of} kept; those shown hold ${percent(sum)}.`;
+  const sum = ids.reduce((total, id) => total + now.p(id), 0);
+  const of = now.ids === null ? `${now.logits.length}` : `the ${now.logits.length} most probable, which are recorded`;
+  return `Tokens kept: ${now.kept} of ${of}. Those shown hold ${percent(sum)}.`;
 }
 
 /** One bar, a button with its numbers beside it. It is updated in place, which keeps the focus. */
@@ -64,17 +65,17 @@ function makeBar(store, onPick) {
   };
   const draw = () => {
     const { id, now, scale, actual } = entry;
-    const { raw: rawP, p: newP, removed } = now.of(id);
-    const old = entry.before?.of(id);
+    const [rawP, newP, oldP] = [now.raw(id), now.p(id), entry.before?.p(id)];
+    const removed = now.removedBy(id);
     const width = (part, x) => part.style.setProperty("--width", `${(100 * Math.min(x / scale, 1)).toFixed(2)}%`);
     token.textContent = showToken(store.tokenizer.tokenText(id));
     width(raw, rawP);
     width(p, newP);
-    width(before, old?.p ?? 0);
+    width(before, oldP ?? 0);
     setNumber(raw, rawP, { what: "next-raw", id }, "");
     setNumber(ruled, newP, { id }, removed || percent(newP));
-    unchanged.hidden = before.hidden = !old;
-    if (old) setNumber(unchanged, old.p, { id }, old.removed || percent(old.p));
+    unchanged.hidden = before.hidden = oldP === undefined;
+    if (oldP !== undefined) setNumber(unchanged, oldP, { id }, entry.before.removedBy(id) || percent(oldP));
     mark.textContent = id === actual ? "actual" : "";
     element.classList.toggle("removed", removed !== "");
     pick.disabled = !store.living;

@@ -1,0 +1,130 @@
+// Where to patch: positions in rows, with the tokens of both texts, and layers in columns.
+
+import { diverge, explain, fmt, h, put, showToken } from "../dom.js";
+import { NO_EDITS } from "../edits.js";
+import { row } from "../tensor.js";
+import { moveByArrows } from "./arrow_keys.js";
+import { makeSweep } from "./sweep.js";
+
+/** The metric of patching: after the selected token, the logit of the second text's prediction (``right``) minus that of
+ *  the first text's most probable other token (``wrong``). ``of(run, position)`` reads it from a run. */
+export function logitDifference({ run, otherRun, token }) {
+  const [{ id: right }] = otherRun.next(Math.min(token, otherRun.ids.length - 1), 1);
+  const wrong = run.next(token, 2).find(({ id }) => id !== right).id;
+  return { right, wrong, of: (from, at = token) => row(from.logits, at)[right] - row(from.logits, at)[wrong] };
+}
+
+/** A table of buttons; pressing one patches there, pressing it again does not. */
+export function makePatchGrid(store) {
+  const { n_layer } = store.config;
+  const head = ["position", "text", "second text", ...Array.from({ length: n_layer }, (_, layer) => `layer ${layer}`)];
+  const body = h("tbody");
+  const headRow = h("tr", {}, ...head.map((text) => h("th", { scope: "col", text })));
+  const table = h("table", { class: "switches patches" }, h("thead", {}, headRow), body);
+  let cells = [];
+  let drawn = [];
+  let pressed; // the cell of the patch
+  const sweep = patchSweep(store, () => cells);
+  moveByArrows(table, n_layer, () => cells.map(({ button }) => button));
+  const update = () => {
+    const { run, otherRun, state } = store;
+    if (drawn[0] !== run || drawn[1] !== otherRun) {
+      drawn = [run, otherRun];
+      const rows = run.ids.map((_, position) => patchRow(store, position));
+      cells = rows.flatMap((row) => row.cells);
+      pressed = undefined;
+      put(body, ...rows.map(({ element }) => element));
+      cells[0].button.tabIndex = 0;
+    }
+    const chosen = cells.find(({ layer, position }) => layer === state.patch?.layer && position === state.patch.position);
+    if (chosen !== pressed) {
+      pressed?.press(false);
+      chosen?.press(true);
+      pressed = chosen;
+    }
+    sweep.update();
+  };
+  return { element: h("div", {}, sweep.element, h("div", { class: "scroll tall" }, table)), update };
+}
+
+function patchRow(store, position) {
+  const { run, otherRun, config } = store;
+  const there = position < otherRun.ids.length;
+  const cells = Array.from({ length: there ? config.n_layer : 0 }, (_, layer) => patchCell(store, layer, position));
+  const differs = there && otherRun.ids[position] !== run.ids[position];
+  const element = h(
+    "tr",
+    { class: differs ? "differs" : null },
+    h("th", { scope: "row", text: position }),
+    h("td", { class: "word", text: showToken(store.tokenAt(position)) }),
+    h("td", { class: "word", text: there ? showToken(store.tokenAt(position, otherRun)) : "" }),
+    ...cells.map(({ button }) => h("td", {}, button)),
+  );
+  return { element, cells };
+}
+
+/** A button for one layer and position. After a sweep it shows the logit difference with this patch. */
+function patchCell(store, layer, position) {
+  const toggle = () => {
+    const { patch } = store.state;
+    store.set({ patch: patch?.layer === layer && patch.position === position ? null : { layer, position } });
+  };
+  const button = h("button", { type: "button", class: "switch", "data-layer": layer, "data-position": position, tabindex: -1, on: { click: toggle } });
+  const name = `layer ${layer}, position ${position}`;
+  let isOn = false;
+  let value = null; // {x, base}: with this patch and without any
+  const draw = () => {
+    button.textContent = value ? fmt(value.x) : isOn ? "on" : "·";
+    button.setAttribute("aria-pressed", isOn);
+    button.setAttribute("aria-label", `${name}: ${isOn ? "patched" : "not patched"}${value ? `, logit difference ${fmt(value.x)}` : ""}`);
+  };
+  const press = (on) => {
+    isOn = on;
+    draw();
+  };
+  const how = () => ({
+    formula: `logit difference with ${name} taken from the second text`,
+    filled: value ? `${fmt(value.x)}; without a patch ${fmt(value.base)}` : "",
+  });
+  const show = (x, base, most) => {
+    if (!button.dataset.what) explain(button, how);
+    button.dataset.what = "patched";
+    button.dataset.value = x ?? "";
+    button.tabIndex = -1;
+    button.style.background = x === null ? "" : diverge((0.7 * (x - base)) / most);
+    value = x === null ? null : { x, base };
+    draw();
+  };
+  draw();
+  return { layer, position, button, press, show };
+}
+
+/** On request: the logit difference with each patch (lens.activation_patching). */
+function patchSweep(store, cells) {
+  const found = new Map();
+  const colour = () => {
+    const base = logitDifference(store).of(store.run);
+    const most = Math.max(...[...found.values()].map((x) => Math.abs(x - base)), 1e-9);
+    for (const [cell, x] of found) cell.show(x, base, most);
+  };
+  return makeSweep({
+    id: "sweep-patches",
+    label: "Logit difference with each patch",
+    jobs: cells,
+    measure: async ({ layer, position }) => {
+      const { of } = logitDifference(store);
+      if (position > store.token) return of(store.run); // no token sees a later one
+      const edits = store.editsOf({ ...NO_EDITS, patch: { layer, position } });
+      return of(await store.model.trace(store.run.ids, { edits, lane: "sweep-patches" }));
+    },
+    show: (cell, x) => {
+      found.set(cell, x);
+      if (found.size % store.config.n_layer === 0) colour();
+    },
+    clear: () => {
+      for (const cell of cells()) if (found.has(cell)) cell.show(null);
+      found.clear();
+    },
+    inputs: () => [store.run, store.otherRun, store.token],
+  });
+}
