@@ -1,0 +1,75 @@
+"""Numbers of a text for the diagram: norms at its last token, one head's pattern, the next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_gpt.lens.diagram.parts import Anatomy
+from mlx_gpt.text.tokenizer import Tokenizer
+
+SHOWN = 24  # tokens of a pattern that are drawn
+STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+ADDED = ("hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``norms`` are lengths of vectors (C,) at the last token; ``heads`` of what each head of the opened layer adds.
+
+    ``scores`` and ``pattern`` (N, N) are those of the opened head between the first N tokens, ``labels``.
+    """
+
+    labels: list[str]
+    norms: dict[str, float]
+    heads: list[float]
+    scores: np.ndarray
+    pattern: np.ndarray
+    next_tokens: list[tuple[str, float]]
+
+
+def measure(anatomy: Anatomy, tokenizer: Tokenizer) -> Measured:
+    """Compute the numbers of a text from its trace."""
+    activations, prefix = anatomy.activations, f"blocks.{anatomy.layer}.attn"
+    ids, n = np.array(anatomy.tokens[0]), min(SHOWN, anatomy.tokens.shape[1])
+    names = [name for name in activations if name.endswith(STREAM + ADDED)]
+    norms = mx.stack([norm(activations[name]) for name in names])
+    heads = norm(activations[f"{prefix}.hook_result"])
+    scores, pattern = (
+        activations[f"{prefix}.{name}"][0, anatomy.head, :n, :n].astype(mx.float32)
+        for name in ("hook_attn_scores", "hook_pattern")
+    )
+    probabilities = mx.softmax(anatomy.logits[0, -1].astype(mx.float32))
+    best = mx.argsort(-probabilities)[:5]
+    mx.eval(norms, heads, scores, pattern, probabilities, best)
+    return Measured(
+        [token_label(tokenizer, int(i)) for i in ids[:n]],
+        dict(zip(names, np.array(norms).tolist(), strict=True)),
+        np.array(heads).tolist(),
+        np.array(scores),
+        np.array(pattern),
+        [(token_label(tokenizer, int(i)), float(np.array(probabilities)[i])) for i in np.array(best)],
+    )
+
+
+def norm(x: mx.array) -> mx.array:
+    """Return the lengths of the vectors of the last token: (1, T, ..., C) -> (...)."""
+    return mx.sqrt(mx.square(x[0, -1].astype(mx.float32)).sum(axis=-1))
+
+
+def token_label(tokenizer: Tokenizer, token_id: int) -> str:
+    """Return the text of an id, with a middle dot for the space before it."""
+    try:
+        token = tokenizer.token_bytes(token_id)
+    except ValueError:  # in a padded vocabulary
+        return f"id {token_id}"
+    text = token.decode("utf-8", errors="backslashreplace")
+    text = text.replace("\n", "\\n")
+    return f"·{text[1:]}" if text.startswith(" ") else text
+
+
+def cut(text: str, n: int) -> str:
+    """Return the first n characters of a text, the last of them … if it is longer."""
+    return text if len(text) <= n else text[: n - 1] + "…"

@@ -1,0 +1,131 @@
+"""Elements of an SVG, its style, and how numbers and shapes are written in it."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree
+
+from mlx_gpt.lens.diagram.parts import Function
+
+Element = ElementTree.Element
+MONO = 0.61  # width of a character of a monospaced font, in em
+SANS = 0.54  # of another font, about
+SIZES = {"title": 20, "small": 11, "mono": 11, "tiny": 9.5}  # of fonts, in pixels; others have 12
+
+LIGHT = {
+    "bg": "#ffffff",
+    "fg": "#20242c",
+    "muted": "#667080",
+    "line": "#d3d8e0",
+    "surface": "#f5f6f8",
+    "stream": "#2f6fb5",
+    "query": "#c4452d",
+    "key": "#23805a",
+    "value": "#7d4bb3",
+    "mlp": "#9a6b00",
+    "accent": "#20242c",
+}
+DARK = {
+    "bg": "#14171c",
+    "fg": "#e4e7ec",
+    "muted": "#98a2b3",
+    "line": "#3a414d",
+    "surface": "#1b1f26",
+    "stream": "#6aa8ee",
+    "query": "#f08a72",
+    "key": "#63c29a",
+    "value": "#bd96ee",
+    "mlp": "#dcae4c",
+    "accent": "#e4e7ec",
+}
+
+
+def colors(palette: dict[str, str]) -> str:
+    """Return the definitions of the colors; a page that defines ``--fg`` and the others gives its own."""
+    return "".join(f"--d-{name}:var(--{name},{value});" for name, value in palette.items())
+
+
+STYLE = f"""
+.diagram{{{colors(LIGHT)}}}
+@media (prefers-color-scheme:dark){{.diagram{{{colors(DARK)}}}}}
+.diagram text{{font:12px system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;fill:var(--d-fg)}}
+.diagram .mono{{font:11px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}}
+.diagram .small{{font-size:11px}}
+.diagram .tiny{{font-size:9.5px}}
+.diagram .muted{{fill:var(--d-muted)}}
+.diagram .bold{{font-weight:600}}
+.diagram .title{{font-size:20px;font-weight:650}}
+.diagram .end{{text-anchor:end}}
+.diagram .middle{{text-anchor:middle}}
+.diagram .page{{fill:var(--d-bg)}}
+.diagram .panel{{fill:var(--d-surface)}}
+.diagram .zoom{{fill:var(--d-line);fill-opacity:.35}}
+.diagram .stream{{--h:var(--d-stream)}}
+.diagram .query{{--h:var(--d-query)}}
+.diagram .key{{--h:var(--d-key)}}
+.diagram .value{{--h:var(--d-value)}}
+.diagram .mlp{{--h:var(--d-mlp)}}
+.diagram .norm{{--h:var(--d-muted)}}
+.diagram .pattern{{--h:var(--d-accent)}}
+.diagram .fill{{fill:var(--h)}}
+.diagram .tint{{fill:var(--h);fill-opacity:.17}}
+.diagram .outline{{fill:var(--d-bg);stroke:var(--h);stroke-opacity:.75}}
+.diagram .stroke{{fill:none;stroke:var(--h);stroke-width:1.3}}
+.diagram .wide{{stroke-width:5;stroke-linecap:round}}
+.diagram .area{{fill:var(--h);fill-opacity:.55;stroke:var(--d-bg);stroke-width:.5}}
+.diagram .frame{{fill:none;stroke:var(--d-line)}}
+.diagram a:hover .outline,.diagram a:hover .tint{{stroke:var(--h);stroke-width:2;stroke-opacity:1}}
+""".strip()
+
+
+def element(tag: str, *children: Element | str | None, **attributes: Any) -> Element:
+    """Return an element; ``class_`` and ``data_part`` become ``class`` and ``data-part``, None is left out."""
+    named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items() if value is not None}
+    node = ElementTree.Element(tag, {name: written(value) for name, value in named.items()})
+    for child in children:
+        if isinstance(child, str):
+            node.text = printable(child)
+        elif child is not None:
+            node.append(child)
+    return node
+
+
+def written(value: Any) -> str:
+    """Write an attribute, a number to a tenth."""
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Escape control and bidirectional characters, and those that XML does not allow, as Python does."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def label(x: float, y: float, text: str, class_: str = "", width: float | None = None) -> Element:
+    """Return a text with its baseline at y, squeezed if it would be wider than ``width``."""
+    is_wide = width is not None and text_width(text, class_) > width
+    fit = {"textLength": width, "lengthAdjust": "spacingAndGlyphs"} if is_wide else {}
+    return element("text", text, x=x, y=y, class_=class_ or None, **fit)
+
+
+def text_width(text: str, class_: str) -> float:
+    """Estimate the width of a text in pixels."""
+    classes = class_.split()
+    size = next((SIZES[name] for name in ("title", "tiny", "small", "mono") if name in classes), 12)
+    return len(text) * size * (MONO if "mono" in classes else SANS)
+
+
+def link(function: Function, *children: Element | None, title: str, code: str, **attributes: Any) -> Element:
+    """Return a link to a function in the code, with its name in the tooltip."""
+    line = function.__code__.co_firstlineno
+    href = f"{code}/{function.__module__.replace('.', '/')}.py#L{line}"
+    tooltip = element("title", f"{title}\n{function.__module__}.{function.__qualname__}")
+    return element("a", tooltip, *children, href=href, **attributes)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def number(value: float) -> str:
+    """Write a measured number to three digits: 0.0123, 1.23, 123, 1,230."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
