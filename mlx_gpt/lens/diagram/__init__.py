@@ -50,7 +50,7 @@ def draw_diagram(
 
     A group of a component has its name as ``data-part``; colors are CSS variables that a page can define (``STYLE``).
     Raises ``UsageError`` for a layer or head that the model does not have, and for a text that is empty, longer than
-    the context or without a tokenizer.
+    the context or without a tokenizer, and ``ValueError`` for ids that are not the model's.
     """
     check_head(model, layer, head)
     ids: Any = mx.zeros((1, model.config.n_positions), mx.int32)
@@ -58,7 +58,8 @@ def draw_diagram(
     if text is not None:
         if tokenizer is None:
             raise UsageError("a text needs the model's tokenizer; give both or neither")
-        ids = [tokenizer.encode_prompt(text)]
+        found = tokenizer.encode_prompt(text)
+        ids = [found] if found else mx.zeros((1, 0), mx.int32)
     anatomy = Anatomy(model, ids, layer, head)
     if text is not None and tokenizer is not None:
         measured = measure(anatomy, tokenizer)
@@ -72,11 +73,13 @@ def draw_diagram(
 
 def write_svg(nodes: list[Element], height: float, title: str, description: str) -> str:
     """Return the text of an SVG with these elements on a page."""
+    style = element("style")
+    style.text = STYLE
     root = element(
         "svg",
         element("title", title, id="diagram-title"),
         element("desc", description, id="diagram-desc"),
-        element("style", STYLE),
+        style,
         element("rect", width=WIDTH, height=height, rx=10, class_="page"),
         *nodes,
         xmlns="http://www.w3.org/2000/svg",

@@ -26,7 +26,7 @@ class Column:
         self.root.append(self.part)
         self.y += 8
         heading = label(self.x, self.y + 13, title, "bold")
-        self.draw(link(function, heading, title=title, code=self.code))
+        self.draw(link(function, heading, title=[title], code=self.code))
         if right:
             self.draw(label(self.x + self.width, self.y + 13, right, "small muted end"))
         if note:
@@ -57,7 +57,7 @@ class Column:
         name, shape = short(tensor.name), shape_text(tensor.shape)
         middle, last = (shape, f"{tensor.size:,}") if tensor.is_parameter else (self.norm(tensor.name), shape)
         end, y = self.x + self.width, self.y + 14
-        taken = LAST + text_width(middle, "mono") if middle else text_width(last, "mono")
+        taken = LAST + text_width(middle, "mono") if middle else 8 + text_width(last, "mono")
         texts = [
             label(self.x + 8, y, name, "mono", self.width - taken - 14),
             label(end - LAST, y, middle, "mono end" if middle.startswith("|") else "mono muted end"),
@@ -87,9 +87,9 @@ class Column:
         anatomy = self.anatomy
         return f"{format_large(anatomy.flops_of(*prefixes) / anatomy.tokens.size, 'FLOP')} per token"
 
-    def note(self, text: str, right: str = "", indent: float = 0) -> None:
+    def note(self, text: str, right: str = "") -> None:
         """Write a line in small letters."""
-        self.draw(label(self.x + indent, self.y + 9, text, "small muted"))
+        self.draw(label(self.x, self.y + 9, text, "small muted"))
         if right:
             self.draw(label(self.x + self.width, self.y + 9, right, "small muted end"))
         self.y += 16
@@ -130,17 +130,15 @@ def frame(tensor: Tensor, x: float, y: float, width: float, height: float) -> li
     ]
 
 
-def describe(tensor: Tensor) -> str:
-    """Return the tooltip of a tensor: its full name, axes, type, and count of parameters or FLOPs."""
-    text = shape_line(tensor)
-    if tensor.axes:
-        text += f" ({', '.join(tensor.axes)})"
-    text += f", {str(tensor.array.dtype).removeprefix('mlx.core.')}"
+def describe(tensor: Tensor) -> list[str]:
+    """Return the lines of a tensor's tooltip: full name, shape, axes and type; count of parameters or FLOPs."""
+    axes = f" ({', '.join(tensor.axes)})" if tensor.axes else ""
+    lines = [f"{shape_line(tensor)}{axes}, {str(tensor.array.dtype).removeprefix('mlx.core.')}"]
     if tensor.is_parameter:
-        text += f", {tensor.size:,} parameters"
+        lines.append(f"{tensor.size:,} parameters")
     if tensor.product:
-        text += f"\n{tensor.product}: {tensor.flops:,} FLOPs"
-    return text
+        lines.append(f"{tensor.product}: {tensor.flops:,} FLOPs")
+    return lines
 
 
 def shape_line(tensor: Tensor) -> str:

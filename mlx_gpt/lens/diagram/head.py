@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_gpt.lens.diagram.columns import Column, arrow
 from mlx_gpt.lens.diagram.measure import cut
-from mlx_gpt.lens.diagram.svg import Element, element, label, number, shape_text
+from mlx_gpt.lens.diagram.svg import Element, element, label, number, shape_text, tooltip
 from mlx_gpt.model.attention import AttentionHead
 
 SMALL, LARGE, CELL = 100.0, 190.0, 19.0  # width of the drawings of scores and mask, and of the pattern
@@ -135,11 +135,11 @@ def draw_pattern(column: Column) -> None:
     for i in range(n):
         for j in range(i + 1):
             weight = float(pattern[i, j])
-            tooltip = element("title", f"{labels[i]} looks at {labels[j]}: {weight:.3f}")
+            about = tooltip(f"{labels[i]} looks at {labels[j]}: {weight:.3f}")
             group.append(
                 element(
                     "rect",
-                    tooltip,
+                    about,
                     x=x + j * size,
                     y=y + i * size,
                     width=size,

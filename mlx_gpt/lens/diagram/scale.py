@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mlx_gpt.lens.diagram.columns import short
 from mlx_gpt.lens.diagram.parts import Anatomy, Tensor
-from mlx_gpt.lens.diagram.svg import MONO, Element, element, label
+from mlx_gpt.lens.diagram.svg import MONO, Element, element, label, tooltip
 
 HEIGHT = 96.0  # of a band
 Rectangle = tuple[float, float, float, float]  # x, y, width, height
@@ -78,5 +78,5 @@ def draw_band(what: str, groups: list[Group], whole: int, x: float, y: float, wi
             )
             for i, hue in enumerate(tensor.hues)
         ]
-        band.insert(0, element("g", element("title", text), *areas))
+        band.insert(0, element("g", tooltip(text), *areas))
     return band

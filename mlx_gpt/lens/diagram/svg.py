@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -97,7 +98,13 @@ def written(value: Any) -> str:
 
 def printable(text: str) -> str:
     """Escape control and bidirectional characters, and those that XML does not allow, as Python does."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def tooltip(*lines: str) -> Element:
+    node = element("title")
+    node.text = "\n".join(map(printable, lines))
+    return node
 
 
 def label(x: float, y: float, text: str, class_: str = "", width: float | None = None) -> Element:
@@ -114,12 +121,12 @@ def text_width(text: str, class_: str) -> float:
     return len(text) * size * (MONO if "mono" in classes else SANS)
 
 
-def link(function: Function, *children: Element | None, title: str, code: str, **attributes: Any) -> Element:
-    """Return a link to a function in the code, with its name in the tooltip."""
+def link(function: Function, *children: Element, title: Sequence[str], code: str, **attributes: Any) -> Element:
+    """Return a link to a function in the code, with its name in the last line of the tooltip."""
     line = function.__code__.co_firstlineno
     href = f"{code}/{function.__module__.replace('.', '/')}.py#L{line}"
-    tooltip = element("title", f"{title}\n{function.__module__}.{function.__qualname__}")
-    return element("a", tooltip, *children, href=href, **attributes)
+    about = tooltip(*title, f"{function.__module__}.{function.__qualname__}")
+    return element("a", about, *children, href=href, **attributes)
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

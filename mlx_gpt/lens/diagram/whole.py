@@ -49,10 +49,10 @@ def draw_stack(column: Column) -> tuple[float, float]:
     blocks = [anatomy.block_parameters(layer) for layer in range(L)]
     count = f"{total(tensor for tensors in blocks for tensor in tensors):,} parameters"
     column.open_part("blocks", f"{L} block{'s' * (L > 1)}", Block.__call__, right=count)
-    what = "|x| added by" if column.measured else "parameters:"
-    column.draw(label(column.x + BARS + 66, column.y + 9, "attention", "small fill value"))
-    column.draw(label(column.x + BARS + 122, column.y + 9, "MLP", "small fill mlp"))
-    column.note(what, "stream" if column.measured else "block", indent=BARS)
+    what = "|x| added" if column.measured else "parameters"
+    column.draw(label(column.x + BARS, column.y + 9, "attention", "small fill value"))
+    column.draw(label(column.x + BARS + 60, column.y + 9, "MLP", "small fill mlp"))
+    column.note(what, "stream" if column.measured else "block")
     rows = [row_values(column, layer, tensors) for layer, tensors in enumerate(blocks)]
     folded = [[*layers] for _, layers in groupby(range(L), lambda layer: (layer == anatomy.layer, rows[layer]))]
     height = TALL if len(folded) <= MANY else LOW
@@ -63,7 +63,7 @@ def draw_stack(column: Column) -> tuple[float, float]:
             opened = (column.y, column.y + height - 2)
         row = draw_row(column, layers, rows[layers[0]], longest, height)
         title = [f"{total(blocks[l]):,} parameters in h.{l}: {', '.join(map(shape_line, blocks[l]))}" for l in layers]
-        column.draw(link(Block.__call__, row, title="\n".join(title), code=column.code))
+        column.draw(link(Block.__call__, row, title=title, code=column.code))
         column.y += height
     return opened
 
