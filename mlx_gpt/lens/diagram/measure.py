@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.lens.diagram.parts import Anatomy
+from mlx_gpt.lens.views.subject import numbers, token_label
 from mlx_gpt.text.tokenizer import Tokenizer
 
 SHOWN = 24  # tokens of a pattern that are drawn
@@ -33,41 +34,28 @@ class Measured:
 def measure(anatomy: Anatomy, tokenizer: Tokenizer) -> Measured:
     """Compute the numbers of a text from its trace."""
     activations, prefix = anatomy.activations, f"blocks.{anatomy.layer}.attn"
-    ids, n = np.array(anatomy.tokens[0]), min(SHOWN, anatomy.tokens.shape[1])
+    n = min(SHOWN, anatomy.tokens.shape[1])
     names = [name for name in activations if name.endswith(STREAM + ADDED)]
     norms = mx.stack([norm(activations[name]) for name in names])
-    heads = norm(activations[f"{prefix}.hook_result"])
     scores, pattern = (
-        activations[f"{prefix}.{name}"][0, anatomy.head, :n, :n].astype(mx.float32)
+        numbers(activations[f"{prefix}.{name}"][0, anatomy.head, :n, :n])
         for name in ("hook_attn_scores", "hook_pattern")
     )
-    probabilities = mx.softmax(anatomy.logits[0, -1].astype(mx.float32))
-    best = mx.argsort(-probabilities)[:5]
-    mx.eval(norms, heads, scores, pattern, probabilities, best)
+    probabilities = numbers(mx.softmax(anatomy.logits[0, -1].astype(mx.float32)))
+    best = np.argsort(-probabilities)[:5]
     return Measured(
-        [token_label(tokenizer, int(i)) for i in ids[:n]],
-        dict(zip(names, np.array(norms).tolist(), strict=True)),
-        np.array(heads).tolist(),
-        np.array(scores),
-        np.array(pattern),
-        [(token_label(tokenizer, int(i)), float(np.array(probabilities)[i])) for i in np.array(best)],
+        [token_label(tokenizer, int(i)) for i in np.array(anatomy.tokens[0, :n])],
+        dict(zip(names, numbers(norms).tolist(), strict=True)),
+        numbers(norm(activations[f"{prefix}.hook_result"])).tolist(),
+        scores,
+        pattern,
+        [(token_label(tokenizer, int(i)), float(probabilities[i])) for i in best],
     )
 
 
 def norm(x: mx.array) -> mx.array:
     """Return the lengths of the vectors of the last token: (1, T, ..., C) -> (...)."""
     return mx.sqrt(mx.square(x[0, -1].astype(mx.float32)).sum(axis=-1))
-
-
-def token_label(tokenizer: Tokenizer, token_id: int) -> str:
-    """Return the text of an id, with a middle dot for the space before it."""
-    try:
-        token = tokenizer.token_bytes(token_id)
-    except ValueError:  # in a padded vocabulary
-        return f"id {token_id}"
-    text = token.decode("utf-8", errors="backslashreplace")
-    text = text.replace("\n", "\\n")
-    return f"·{text[1:]}" if text.startswith(" ") else text
 
 
 def cut(text: str, n: int) -> str:

@@ -13,32 +13,10 @@ MONO = 0.61  # width of a character of a monospaced font, in em
 SANS = 0.54  # of another font, about
 SIZES = {"title": 20, "small": 11, "mono": 11, "tiny": 9.5}  # of fonts, in pixels; others have 12
 
-LIGHT = {
-    "bg": "#ffffff",
-    "fg": "#20242c",
-    "muted": "#667080",
-    "line": "#d3d8e0",
-    "surface": "#f5f6f8",
-    "stream": "#2f6fb5",
-    "query": "#c4452d",
-    "key": "#23805a",
-    "value": "#7d4bb3",
-    "mlp": "#9a6b00",
-    "accent": "#20242c",
-}
-DARK = {
-    "bg": "#14171c",
-    "fg": "#e4e7ec",
-    "muted": "#98a2b3",
-    "line": "#3a414d",
-    "surface": "#1b1f26",
-    "stream": "#6aa8ee",
-    "query": "#f08a72",
-    "key": "#63c29a",
-    "value": "#bd96ee",
-    "mlp": "#dcae4c",
-    "accent": "#e4e7ec",
-}
+LIGHT = {"bg": "#ffffff", "surface": "#f5f6f8", "fg": "#1d2430", "muted": "#5f6878", "line": "#d3d8e0"}
+LIGHT |= {"stream": "#2f6fde", "query": "#c2571a", "key": "#1b7f5c", "value": "#7a4cc2", "mlp": "#a8842c"}
+DARK = {"bg": "#14171d", "surface": "#1b1f27", "fg": "#e8eaf0", "muted": "#9aa3b2", "line": "#3a414d"}
+DARK |= {"stream": "#6ea2ff", "query": "#f0965a", "key": "#55c69a", "value": "#b590f2", "mlp": "#dcb95c"}
 
 
 def colors(palette: dict[str, str]) -> str:
@@ -67,7 +45,7 @@ STYLE = f"""
 .diagram .value{{--h:var(--d-value)}}
 .diagram .mlp{{--h:var(--d-mlp)}}
 .diagram .norm{{--h:var(--d-muted)}}
-.diagram .pattern{{--h:var(--d-accent)}}
+.diagram .pattern{{--h:var(--d-fg)}}
 .diagram .fill{{fill:var(--h)}}
 .diagram .tint{{fill:var(--h);fill-opacity:.17}}
 .diagram .outline{{fill:var(--d-bg);stroke:var(--h);stroke-opacity:.75}}
