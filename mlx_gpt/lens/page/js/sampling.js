@@ -12,7 +12,7 @@ export function forbid(logits, ids) {
 
 /** Divide the logits by `temperature`: below 1 sharpens the distribution, above 1 flattens it. */
 export function withTemperature(logits, temperature) {
-  const max = largest(logits);
+  const max = largestLogit(logits);
   const divisor = Math.max(Math.fround(temperature), 1e-30);
   return Float32Array.from(logits, (logit) => Math.fround(logit - max) / divisor);
 }
@@ -46,7 +46,7 @@ export function keepTopP(logits, p) {
 
 /** Return the most probable id, the first of several. */
 export function greedy(logits) {
-  return logits.indexOf(largest(logits));
+  return logits.indexOf(largestLogit(logits));
 }
 
 /** Keep the most probable id alone: what temperature 0 means. */
@@ -91,6 +91,6 @@ export function makeRandom(seed) {
   return next;
 }
 
-function largest(logits) {
+function largestLogit(logits) {
   return logits.reduce((max, logit) => Math.max(max, logit), -Infinity);
 }
