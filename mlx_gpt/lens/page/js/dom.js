@@ -96,8 +96,8 @@ export function explain(element, how) {
   element.addEventListener("keydown", (event) => event.key === "Escape" && closePopover());
 }
 
-/** Show a formula beside an element, or beside a box in it, until ``closePopover``. */
-export function openPopover(owner, { formula, filled, note }, at = owner.getBoundingClientRect()) {
+/** Show {formula, filled, content, note} beside an element, or beside a box in it, until ``closePopover``. */
+export function openPopover(owner, { formula, filled, content, note }, at = owner.getBoundingClientRect()) {
   closePopover();
   popover.owner = owner;
   popover.element = h(
@@ -105,6 +105,7 @@ export function openPopover(owner, { formula, filled, note }, at = owner.getBoun
     { id: "popover", class: "popover", role: "tooltip" },
     h("div", { class: "formula", text: formula }),
     filled ? h("div", { class: "formula filled", text: filled }) : null,
+    content ?? null,
     note ? h("p", { text: note }) : null,
   );
   document.body.append(popover.element);

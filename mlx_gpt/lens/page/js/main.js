@@ -8,11 +8,15 @@ import { makeNextView } from "./views/next.js";
 import { makeTour } from "./tour.js";
 import { makeAttentionView } from "./views/attention.js";
 import { makeHeadView } from "./views/head.js";
+import { makeLogitLensView } from "./views/logitlens.js";
+import { makeStreamView } from "./views/stream.js";
 
 // In the order of the navigation: make functions, (store) -> {id, title, element, update}.
 const VIEWS = [
   makeAttentionView,
   makeHeadView,
+  makeStreamView,
+  makeLogitLensView,
   makeChangeView,
 ];
 const ASIDE = [makeNextView]; // always beside the chosen view

@@ -17,6 +17,8 @@ export const INITIAL = {
   topP: 1,
   seed: 0,
   pins: [], //                 up to two states without pins, to compare
+  target: null, //             the token whose logit is taken apart; null: the most probable one
+  versus: null, //             a token whose logit is subtracted from that
   tour: null, //               step of the guided tour
 };
 const OF_RUN = ["text", "other", "heads", "mlps", "patch"];
@@ -189,6 +191,8 @@ export class Store {
       topK: (x) => whole(x, V + 1),
       topP: (x) => real(x, 0, 1),
       seed: (x) => whole(x, 2 ** 32),
+      target: (x) => x === null || whole(x, V),
+      versus: (x) => x === null || whole(x, V),
       tour: (x) => x === null || whole(x, 8),
     };
     if (!isRecord(given)) return state;

@@ -1,0 +1,209 @@
+// The logit lens: what the model would predict at each position if it stopped after each layer.
+
+import { clamp, closePopover, h, heat, openPopover, percent, put, showToken } from "../dom.js";
+import { logitLens, topTokens } from "../readings.js";
+import { row } from "../tensor.js";
+
+const SLICE = 12; // milliseconds of work between two chances for the page to react
+const TOP = 5;
+const MODES = {
+  top: { title: "most probable token", legend: "Colour: its probability.", steps: [0, 0.25, 0.5, 0.75, 1], shade: (p) => p },
+  p: { title: "probability of the final prediction", legend: "Colour: that probability.", steps: [0, 0.25, 0.5, 0.75, 1], shade: (p) => p },
+  rank: { title: "rank of the final prediction", legend: "Colour: the rank, 1 for the most probable token.", steps: [1, 10, 100, 1000], shade: (rank) => 1 - Math.log10(rank) / 3 },
+};
+
+export function makeLogitLensView(store) {
+  const { n_layer } = store.config;
+  const mode = h("select", { id: "lens-mode", on: { change: () => repaint() } }, ...Object.entries(MODES).map(([value, { title }]) => h("option", { value, text: title })));
+  const legend = h("div", { class: "row legend muted" });
+  const body = h("tbody");
+  const table = h("table", { class: "lens", role: "grid", "data-keys": "" }, h("caption", { class: "muted", text: CAPTION }), headOf(n_layer), body);
+  const element = h("div", {}, h("h2", { text: "Logit lens" }), h("p", { text: INTRO }), h("div", { class: "row choices" }, h("label", {}, "show the ", mode), legend), h("div", { class: "scroll" }, table));
+  const lens = { run: null, rows: [], active: [0, n_layer] }; // rows: what was read at each position
+  const visible = new Set(); // positions whose rows are on the screen and were not read yet
+  let working = false;
+
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const position = Number(target.dataset.position);
+      if (isIntersecting && !lens.rows[position]) visible.add(position);
+      else visible.delete(position);
+    }
+    work();
+  }, { rootMargin: "400px" });
+
+  /** Read the visible positions, a slice at a time. */
+  async function work() {
+    if (working) return;
+    working = true;
+    while (visible.size) {
+      const end = performance.now() + SLICE;
+      while (visible.size && performance.now() < end) readRow([...visible].reduce((a, b) => Math.min(a, b)));
+      await new Promise((resolve) => setTimeout(resolve));
+    }
+    working = false;
+  }
+
+  function readRow(position) {
+    visible.delete(position);
+    if (position >= lens.run.ids.length) return;
+    lens.rows[position] ??= readLens(store, lens.run, position);
+    paintRow(body.children[position], lens.rows[position], mode.value, store);
+  }
+
+  function repaint() {
+    put(legend, ...legendOf(MODES[mode.value]));
+    lens.rows.forEach((_, position) => readRow(position));
+  }
+
+  /** The cell at a position and layer, which may have to be read first. */
+  function cellAt([position, layer]) {
+    if (!lens.rows[position]) readRow(position);
+    return body.children[position].children[layer + 1];
+  }
+
+  function activate(place) {
+    cellAt(lens.active).tabIndex = -1;
+    lens.active = place;
+    cellAt(place).tabIndex = 0;
+  }
+
+  function open(cell) {
+    const [position, layer] = placeOf(cell);
+    store.point({ token: position, layer: Math.max(layer - 1, 0) });
+    openPopover(cell, detailsOf(store, lens, position, layer));
+  }
+
+  const onCell = (action) => ({ target }) => target.closest("td") && action(target.closest("td"));
+  table.addEventListener("pointerover", onCell(open));
+  table.addEventListener("pointerleave", () => { closePopover(); store.point({}); });
+  table.addEventListener("focusin", onCell((cell) => { activate(placeOf(cell)); open(cell); }));
+  table.addEventListener("focusout", closePopover);
+  table.addEventListener("click", onCell((cell) => { store.set({ token: placeOf(cell)[0] }); cell.focus(); }));
+  table.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") closePopover();
+    if (event.key === "Enter" || event.key === " ") store.set({ token: lens.active[0] });
+    const place = stepFrom(event.key, lens.active, lens.run.ids.length - 1, n_layer);
+    if (place || event.key === " ") event.preventDefault();
+    if (place) cellAt(place).focus();
+  });
+
+  const update = () => {
+    const { shown: run } = store;
+    if (run !== lens.run) {
+      const same = sharedRows(run, lens.run);
+      lens.run = run;
+      lens.rows.length = Math.min(lens.rows.length, same);
+      [...body.children].slice(same).forEach((line) => { observer.unobserve(line); line.remove(); });
+      visible.clear();
+      for (let position = same; position < run.ids.length; position++) {
+        body.append(lineOf(store, position));
+        observer.observe(body.lastChild);
+      }
+      lens.active = [store.token, n_layer];
+      repaint();
+      activate([store.token, n_layer]);
+    }
+    [...body.children].forEach((line, position) => line.setAttribute("aria-selected", position === store.token));
+  };
+  return { id: "lens", title: "Logit lens", element, update };
+}
+
+const INTRO =
+  "Each layer's vector, read as if it were the last: the final norm and the head are applied to it. " +
+  "Read a row from left to right to see a prediction form; the last column is what the model says comes after the token.";
+const CAPTION = "Hover, tap or focus a cell for its five most probable tokens; click it to select the token.";
+
+function headOf(n_layer) {
+  const titles = Array.from({ length: n_layer + 1 }, (_, i) => (i === 0 ? "start" : i < n_layer ? `after ${i - 1}` : `after ${i - 1}: the model`));
+  return h("thead", {}, h("tr", {}, h("th", { scope: "col", text: "token" }), ...titles.map((text) => h("th", { scope: "col", text }))));
+}
+
+function lineOf(store, position) {
+  const text = showToken(store.tokenAt(position, store.shown));
+  return h("tr", { "data-position": position }, h("th", { scope: "row", text }));
+}
+
+/** What is read at a position: for each layer's input and the last output {top, p, rank}, the last two of the prediction. */
+function readLens(store, run, position) {
+  if (!store.living) return readRecorded(run.logitLens(position, TOP));
+  const logits = logitLens(run, position); // (n_layer + 1, V)
+  const tops = Array.from({ length: logits.shape[0] }, (_, i) => topTokens(row(logits, i), TOP));
+  const { id } = tops.at(-1)[0];
+  return tops.map((top, i) => {
+    const others = row(logits, i);
+    const rank = others.reduce((count, logit) => count + (logit > others[id]), 1);
+    return { top, id, rank, p: top[0].probability * Math.exp(others[id] - top[0].logit) };
+  });
+}
+
+/** Where only the most probable tokens were recorded, the prediction is looked up among them. */
+function readRecorded(tops) {
+  const { id } = tops.at(-1)[0];
+  return tops.map((top) => {
+    const place = top.findIndex((token) => token.id === id);
+    return { top, id, rank: place < 0 ? null : place + 1, p: place < 0 ? null : top[place].probability };
+  });
+}
+
+/** How many rows two runs share: those of the tokens that are equal from the beginning on. */
+function sharedRows(run, before) {
+  if (!before || run.key !== before.key) return 0;
+  let n = 0;
+  while (n < run.ids.length && run.ids[n] === before.ids[n]) n++;
+  return n;
+}
+
+function paintRow(line, layers, mode, { tokenizer }) {
+  const { shade } = MODES[mode];
+  const position = Number(line.dataset.position);
+  const cells = layers.map(({ top, id, p, rank }, layer) => {
+    const value = { top: top[0].probability, p, rank }[mode];
+    const text = { top: () => showToken(tokenizer.tokenText(top[0].id)), p: () => (p === null ? "–" : percent(p)), rank: () => (rank === null ? `> ${TOP}` : String(rank)) }[mode]();
+    return h("td", {
+      tabindex: "-1", text, "data-what": `lens-${mode}`, "data-position": position, "data-layer": layer, "data-id": mode === "top" ? top[0].id : id, "data-value": value,
+      style: { background: colour(value === null ? 0 : shade(value)) },
+    });
+  });
+  const focused = line.contains(document.activeElement) ? [...line.children].indexOf(document.activeElement) : -1;
+  put(line, line.firstChild, ...cells);
+  line.children[focused]?.focus();
+}
+
+/** Text stays legible on the full colour. */
+function colour(shade) {
+  return heat(0.6 * clamp(shade, 0, 1));
+}
+
+function legendOf({ legend, steps, shade }) {
+  const swatch = (value) => h("span", { class: "swatch", style: { background: colour(shade(value)) }, text: value > 0 && steps[0] === 1 ? String(value) : percent(value) });
+  return [h("span", { text: legend }), ...steps.map(swatch)];
+}
+
+function placeOf(cell) {
+  return [Number(cell.dataset.position), Number(cell.dataset.layer)];
+}
+
+function stepFrom(key, [position, layer], last, n_layer) {
+  const place = {
+    ArrowUp: [position - 1, layer], ArrowDown: [position + 1, layer], ArrowLeft: [position, layer - 1], ArrowRight: [position, layer + 1],
+    Home: [position, 0], End: [position, n_layer], PageUp: [position - 10, layer], PageDown: [position + 10, layer],
+  }[key];
+  return place && [clamp(place[0], 0, last), clamp(place[1], 0, n_layer)];
+}
+
+/** The popover of a cell: its most probable tokens, and where the final prediction stands. */
+function detailsOf({ tokenizer, shown }, { rows }, position, layer) {
+  const { top, id, p, rank } = rows[position][layer];
+  const text = (token) => showToken(tokenizer.tokenText(token));
+  const lines = top.map((token, i) =>
+    h("tr", {}, h("td", { text: String(i + 1) }), h("th", { scope: "row", text: text(token.id) }), h("td", { "data-what": "lens-token", "data-id": token.id, "data-value": token.probability, text: percent(token.probability) })),
+  );
+  const where = layer === 0 ? "at the start" : `after layer ${layer - 1}`;
+  return {
+    formula: "softmax(W_U · LN_f(x))",
+    filled: `x: the vector of “${showToken(tokenizer.tokenText(shown.ids[position]))}” ${where}`,
+    content: h("table", { class: "top" }, h("tbody", {}, ...lines)),
+    note: rank === null ? `The final prediction “${text(id)}” is not among these.` : `The final prediction “${text(id)}” has rank ${rank} and ${percent(p)}.`,
+  };
+}
