@@ -17,8 +17,8 @@ export function makeLogitLensView(store) {
   const mode = h("select", { id: "lens-mode", on: { change: () => repaint() } }, ...Object.entries(MODES).map(([value, { title }]) => h("option", { value, text: title })));
   const legend = h("div", { class: "row legend muted" });
   const body = h("tbody");
-  const table = h("table", { class: "lens", role: "grid", "data-keys": "" }, h("caption", { class: "muted", text: CAPTION }), headOf(n_layer), body);
-  const element = h("div", {}, h("h2", { text: "Logit lens" }), h("p", { text: INTRO }), h("div", { class: "row choices" }, h("label", {}, "show the ", mode), legend), h("div", { class: "scroll" }, table));
+  const table = h("table", { class: "lens", role: "grid", "data-keys": "", "aria-label": "Logit lens: a row for each token, a column for each layer" }, headOf(n_layer), body);
+  const element = h("div", {}, h("h2", { text: "Logit lens" }), h("p", { text: INTRO }), h("p", { class: "muted", text: CONTROLS }), h("div", { class: "row choices" }, h("label", {}, "show the ", mode), legend), h("div", { class: "scroll" }, table));
   const lens = { run: null, rows: [], active: [0, n_layer] }; // rows: what was read at each position
   const visible = new Set(); // positions whose rows are on the screen and were not read yet
   let working = false;
@@ -112,7 +112,7 @@ export function makeLogitLensView(store) {
 const INTRO =
   "Each layer's vector, read as if it were the last: the final norm and the head are applied to it. " +
   "Read a row from left to right to see a prediction form; the last column is what the model says comes after the token.";
-const CAPTION = "Hover, tap or focus a cell for its five most probable tokens; click it to select the token.";
+const CONTROLS = "Hover, tap or focus a cell for its five most probable tokens; click it to select the token.";
 
 function headOf(n_layer) {
   const titles = Array.from({ length: n_layer + 1 }, (_, i) => (i === 0 ? "start" : i < n_layer ? `after ${i - 1}` : `after ${i - 1}: the model`));

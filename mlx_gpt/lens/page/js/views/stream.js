@@ -6,10 +6,10 @@ import { measures, readStream, vectorAt } from "../stream_reading.js";
 import { norm } from "../tensor.js";
 
 const COLUMNS = {
-  norm: { title: "norm", formula: "‖a‖ = √(Σ a²)", note: "The length of the vector." },
-  cosine: { title: "cosine", formula: "a · x / (‖a‖ ‖x‖)", note: "Its direction against the stream x before it: 1 is the same, 0 a new one, −1 the opposite." },
-  share: { title: "share", formula: "a · x_last / ‖x_last‖²", note: "How much of the last vector it is, measured along it. All shares sum to 100 %." },
-  value: { title: "adds to the logit", formula: "(a − mean a) ∘ w_LN · W_U[target] / scale", note: "What it adds to the logit of the target. The parts and the bias of the final norm sum to the logit." },
+  norm: { title: "norm", show: (x) => fixed(x, 1), formula: "‖a‖ = √(Σ a²)", note: "The length of the vector." },
+  cosine: { title: "cosine", show: (x) => fixed(x, 2), formula: "a · x / (‖a‖ ‖x‖)", note: "Its direction against the stream x before it: 1 is the same, 0 a new one, −1 the opposite." },
+  share: { title: "share", show: (x) => `${fixed(100 * x, 1)} %`, formula: "a · x_last / ‖x_last‖²", note: "How much of the last vector it is, measured along it. All shares sum to 100 %." },
+  value: { title: "logit", show: (x) => fixed(x, 2), formula: "(a − mean a) ∘ w_LN · W_U[target] / scale", note: "What it adds to the logit of the target. The parts and the bias of the final norm sum to the logit." },
 };
 
 export function makeStreamView(store) {
@@ -94,9 +94,11 @@ function tableRow(kind, label, title, ...cells) {
 }
 
 function partRow(part, most, title = titleOf(part)) {
-  const cell = (name, text) => (part[name] === null || part[name] === undefined ? "" : number(part[name], { what: `stream-${name}`, part: part.label }, () => explainMeasure(part, name), text));
-  const share = part.share === null || part.share === undefined ? "" : `${fmt(100 * part.share)} %`;
-  return tableRow(`part ${part.kind}`, part.label, title, cell("norm"), cell("cosine"), cell("share", share), barred(part.value, most, cell("value")));
+  const cell = (name) => {
+    const value = part[name] ?? null;
+    return value === null ? "" : number(value, { what: `stream-${name}`, part: part.label }, () => explainMeasure(part, name), COLUMNS[name].show(value));
+  };
+  return tableRow(`part ${part.kind}`, part.label, title, cell("norm"), cell("cosine"), cell("share"), barred(part.value, most, cell("value")));
 }
 
 function explainMeasure(part, name) {
@@ -106,7 +108,7 @@ function explainMeasure(part, name) {
 
 function titleOf({ kind, label, head }) {
   if (kind === "head") return head === null ? "output bias" : `head ${head}`;
-  return { embed: "token embedding", pos_embed: "position embedding" }[label] ?? { mlp: "MLP", patch: "patch" }[kind];
+  return { embed: "token", pos_embed: "position" }[label] ?? { mlp: "MLP", patch: "patch" }[kind];
 }
 
 /** Opens the heads of a layer. */
@@ -129,8 +131,8 @@ function headRows(store, { layer, heads }, { stages }, most) {
 
 function stageRow({ norm: size, value }, stage) {
   const note = `Length of the vector ${stageName(stage)}.`;
-  const length = number(size, { what: "stream-norm", stage }, () => ({ formula: COLUMNS.norm.formula, note }));
-  const sum = number(value, { what: "stream-sum", stage }, () => ({ formula: "sum of the parts so far", note: "What the vector adds to the logit at this place, at the scale of the final norm." }));
+  const length = number(size, { what: "stream-norm", stage }, () => ({ formula: COLUMNS.norm.formula, note }), fixed(size, 1));
+  const sum = number(value, { what: "stream-sum", stage }, () => ({ formula: "sum of the parts so far", note: "What the vector adds to the logit at this place, at the scale of the final norm." }), fixed(value, 2));
   return tableRow("stage", `stage-${stage}`, stageName(stage), length, "", "", sum);
 }
 
@@ -164,9 +166,9 @@ function sumText(values) {
 
 function sumRows({ bias, sum, logit, versus }, most) {
   const what = versus === null ? "logit" : "difference of the logits";
-  const biasPart = { label: "ln_final_bias", kind: "bias", name: "b_LN", value: bias };
-  const total = number(sum, { what: "stream-total" }, () => ({ formula: "parts + bias", filled: `${fmt(sum)} = ${sumText([sum - bias, bias])}` }));
-  const model = number(logit, { what: "stream-model" }, () => ({ formula: "W_U[target] · LN_f(x)", note: "Computed by the forward pass. The sum equals it." }));
+  const biasPart = { label: "ln_final_bias", kind: "embed", name: "b_LN", value: bias };
+  const total = number(sum, { what: "stream-total" }, () => ({ formula: "parts + bias", filled: `${fmt(sum)} = ${sumText([sum - bias, bias])}` }), fixed(sum, 2));
+  const model = number(logit, { what: "stream-model" }, () => ({ formula: "W_U[target] · LN_f(x)", note: "Computed by the forward pass. The sum equals it." }), fixed(logit, 2));
   return [
     partRow(biasPart, most, "final norm's bias"),
     tableRow("total", "sum", "sum of all parts", "", "", "", total),
@@ -178,6 +180,11 @@ function sumRows({ bias, sum, logit, versus }, most) {
 function barred(value, most, cell) {
   const bar = h("span", { class: value < 0 ? "bar negative" : "bar", "aria-hidden": "true", style: { "--x": clamp(value / most, -1, 1) } });
   return h("span", { class: "barred" }, bar, cell);
+}
+
+/** A number with a fixed number of decimals, so that columns align. */
+function fixed(x, decimals) {
+  return x.toFixed(decimals).replace("-", "−");
 }
 
 function stageName(stage) {
