@@ -48,12 +48,14 @@ export function drawWeights(canvas, weights, rows, T, lastOf) {
   });
 }
 
-/** Draw a vector as a row of cells: positive and negative numbers in two hues, or all on one; ``most`` is full colour. */
-export function drawVector(canvas, vector, most, hue = null) {
+/** Draw a vector as rows of cells, one by default: positive and negative numbers in two hues, or all on one; ``most`` is
+ *  full colour. Infinite numbers are left transparent. */
+export function drawVector(canvas, vector, most, hue = null, rows = 1) {
   const [positive, negative] = hue ? [palette(hue), palette(hue)] : [palette("--pos"), palette("--neg")];
-  paintCells(canvas, vector.length, 1, (pixels) => {
+  paintCells(canvas, vector.length / rows, rows, (pixels) => {
     vector.forEach((x, i) => {
-      pixels[i] = (x < 0 ? negative : positive)[Math.min(255, Math.round((255 * Math.abs(x)) / (most || 1)))];
+      const colours = x < 0 ? negative : positive;
+      if (Number.isFinite(x)) pixels[i] = colours[Math.min(255, Math.round((255 * Math.abs(x)) / (most || 1)))];
     });
   });
 }

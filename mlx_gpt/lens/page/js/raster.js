@@ -1,13 +1,12 @@
-// Heat maps on a canvas, one pixel a number, enlarged by CSS. The pointer and the arrow keys choose a number.
+// Heat maps in which the pointer and the arrow keys choose a number.
 
+import { drawVector, onCells } from "./canvas.js";
 import { clamp, closePopover, fmt, h, openPopover } from "./dom.js";
-
-const liveRasters = new Set(); // functions that draw the heat maps in the page again
 
 /**
  * A heat map. ``describe(row, column)`` returns {formula, filled, note} of a number, for the popover; ``data`` become
  * data- attributes; ``onPoint(row, column)`` is called when a number is chosen, ``onPick`` when it is clicked or
- * confirmed with Enter. ``show({rows, columns, data, limit})`` sets the numbers, row by row; ``limit`` has the full colour.
+ * confirmed with Enter. ``show({rows, columns, data, limit})`` sets the numbers, row by row; ``limit`` has the full colour. ``draw`` draws again.
  */
 export function makeRaster({ label, data = {}, describe, onPoint = () => {}, onPick = () => {} }) {
   const canvas = h("canvas", { "aria-hidden": "true" });
@@ -16,7 +15,7 @@ export function makeRaster({ label, data = {}, describe, onPoint = () => {}, onP
   const element = h("div", { class: "raster", role: "slider", tabindex: "0", "data-keys": "", ...attributes }, canvas, mark);
   const raster = { element, canvas, grid: null, cell: [0, 0] };
 
-  const drawAgain = () => (canvas.isConnected ? drawGrid(canvas, raster.grid) : liveRasters.delete(drawAgain));
+  raster.draw = () => drawVector(canvas, raster.grid.data, raster.grid.limit, null, raster.grid.rows);
 
   raster.show = (grid) => {
     raster.grid = grid;
@@ -24,8 +23,7 @@ export function makeRaster({ label, data = {}, describe, onPoint = () => {}, onP
     element.setAttribute("aria-label", typeof label === "function" ? label() : label);
     element.setAttribute("aria-valuemin", 0);
     element.setAttribute("aria-valuemax", grid.rows * grid.columns - 1);
-    drawGrid(canvas, grid);
-    liveRasters.add(drawAgain);
+    raster.draw();
     raster.mark(...raster.cell, !mark.hidden);
   };
 
@@ -49,22 +47,12 @@ export function makeRaster({ label, data = {}, describe, onPoint = () => {}, onP
     onPoint(row, column);
     openPopover(element, describe(row, column), mark.getBoundingClientRect());
   };
-  const cellAt = (event) => {
-    const { left, top, width, height } = canvas.getBoundingClientRect();
-    const { rows, columns } = raster.grid;
-    return [
-      clamp(Math.floor(((event.clientY - top) / height) * rows), 0, rows - 1),
-      clamp(Math.floor(((event.clientX - left) / width) * columns), 0, columns - 1),
-    ];
+  const enter = (column, row) => {
+    if (mark.hidden || row !== raster.cell[0] || column !== raster.cell[1] || !element.hasAttribute("aria-describedby")) point(row, column);
   };
-  const pointAt = (event) => {
-    const cell = cellAt(event);
-    if (mark.hidden || cell[0] !== raster.cell[0] || cell[1] !== raster.cell[1] || event.type !== "pointermove") point(...cell);
-  };
-  for (const event of ["pointerenter", "pointermove", "pointerdown"]) element.addEventListener(event, pointAt);
-  element.addEventListener("click", () => onPick(...raster.cell));
+  onCells(canvas, { enter, leave: closePopover, choose: () => onPick(...raster.cell) });
   element.addEventListener("focus", () => element.matches(":focus-visible") && point(...raster.cell));
-  for (const event of ["pointerleave", "blur"]) element.addEventListener(event, closePopover);
+  element.addEventListener("blur", closePopover);
   element.addEventListener("keydown", (event) => {
     if (event.key === "Escape") return closePopover();
     if (event.key === "Enter") return onPick(...raster.cell);
@@ -101,26 +89,3 @@ export function limitOf(...arrays) {
   sizes.sort((a, b) => a - b);
   return sizes[Math.floor(0.99 * (sizes.length - 1))] || sizes.at(-1) || 1;
 }
-
-function drawGrid(canvas, { rows, columns, data, limit }) {
-  canvas.width = columns;
-  canvas.height = rows;
-  const context = canvas.getContext("2d");
-  const image = context.createImageData(columns, rows);
-  const [none, above, below] = ["--bg", "--pos", "--neg"].map(colourOf);
-  for (let i = 0; i < rows * columns; i++) {
-    const share = clamp(Math.abs(data[i]) / limit, 0, 1);
-    const full = data[i] < 0 ? below : above;
-    for (let c = 0; c < 3; c++) image.data[4 * i + c] = none[c] + share * (full[c] - none[c]);
-    image.data[4 * i + 3] = Number.isFinite(data[i]) ? 255 : 0; // masked numbers have no colour
-  }
-  context.putImageData(image, 0, 0);
-}
-
-/** Red, green and blue of a variable of style.css, written as #rrggbb. */
-function colourOf(variable) {
-  const hex = getComputedStyle(document.documentElement).getPropertyValue(variable).trim();
-  return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
-}
-
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => liveRasters.forEach((drawAgain) => drawAgain()));

@@ -1,10 +1,10 @@
 // The logit lens: what the model would predict at each position if it stopped after each layer.
 
+import { inSlices } from "../canvas.js";
 import { clamp, closePopover, h, heat, openPopover, percent, put, showToken } from "../dom.js";
 import { logitLens, topTokens } from "../readings.js";
 import { row } from "../tensor.js";
 
-const SLICE = 12; // milliseconds of work between two chances for the page to react
 const TOP = 5;
 const MODES = {
   top: { title: "most probable token", legend: "Colour: its probability.", steps: [0, 0.25, 0.5, 0.75, 1], shade: (p) => p },
@@ -21,7 +21,6 @@ export function makeLogitLensView(store) {
   const element = h("div", {}, h("h2", { text: "Logit lens" }), h("p", { text: INTRO }), h("p", { class: "muted", text: CONTROLS }), h("div", { class: "row choices" }, h("label", {}, "show the ", mode), legend), h("div", { class: "scroll" }, table));
   const lens = { run: null, rows: [], active: [0, n_layer] }; // rows: what was read at each position
   const visible = new Set(); // positions whose rows are on the screen and were not read yet
-  let working = false;
 
   const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
@@ -29,20 +28,9 @@ export function makeLogitLensView(store) {
       if (isIntersecting && !lens.rows[position]) visible.add(position);
       else visible.delete(position);
     }
-    work();
+    read([...visible].sort((a, b) => a - b));
   }, { rootMargin: "400px" });
-
-  /** Read the visible positions, a slice at a time. */
-  async function work() {
-    if (working) return;
-    working = true;
-    while (visible.size) {
-      const end = performance.now() + SLICE;
-      while (visible.size && performance.now() < end) readRow([...visible].reduce((a, b) => Math.min(a, b)));
-      await new Promise((resolve) => setTimeout(resolve));
-    }
-    working = false;
-  }
+  const read = inSlices(readRow);
 
   function readRow(position) {
     visible.delete(position);

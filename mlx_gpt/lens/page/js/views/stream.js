@@ -1,5 +1,6 @@
 // One token's vector on its way through the model: what each part adds to it, and to the logit of a predicted token.
 
+import { onTheme } from "../canvas.js";
 import { clamp, fmt, h, number, percent, put, showToken } from "../dom.js";
 import { limitOf, makeRaster } from "../raster.js";
 import { measures, readStream, vectorAt } from "../stream_reading.js";
@@ -18,6 +19,7 @@ export function makeStreamView(store) {
   const versus = targetSelect("stream-versus", (id) => store.set({ versus: id }));
   const body = h("div");
   const opened = new Set(); // layers whose heads are shown
+  const strips = [];
   const element = h(
     "div",
     { class: "stream-view" },
@@ -42,8 +44,10 @@ export function makeStreamView(store) {
     const chosen = { target: store.state.target ?? likely[0].id, versus: store.state.versus };
     const reading = { ...chosen, ...readStream(store.shown, store.config, store.token, chosen.target, chosen.versus) };
     intro.textContent = introOf(store);
-    put(body, tableOf(store, reading, opened, toggle), h("p", { class: "muted", text: legend(store, reading) }));
+    strips.length = 0;
+    put(body, tableOf(store, reading, strips, opened, toggle), h("p", { class: "muted", text: legend(store, reading) }));
   };
+  onTheme(() => strips.forEach((strip) => strip.draw()));
   return { id: "stream", title: "Residual stream", element, update };
 }
 
@@ -59,11 +63,10 @@ function legend({ config }, { stages }) {
 
 // The table: a row for each part, and for the stream after each layer a row and its strip.
 
-function tableOf(store, reading, opened, toggle) {
+function tableOf(store, reading, strips, opened, toggle) {
   const { parts, stages, bias } = reading;
   const most = Math.max(...parts.map(({ value }) => Math.abs(value)), Math.abs(bias));
   const rows = [];
-  const strips = [];
   const limit = stages[0].vector && limitOf(...stages.map(({ vector }) => vector));
   stages.forEach((stage, i) => {
     for (const part of parts.filter(({ layer }) => layer === i - 1)) {
@@ -156,18 +159,18 @@ function describeNumber({ stages, parts }, stage, c) {
   const terms = [...before, ...added.map((part) => ({ title: titleOf(part) ?? "attention", value: part.vector[c] }))];
   return {
     formula: `x[${c}] ${stageName(stage)} = ${terms.map(({ title }) => title).join(" + ")}`,
-    filled: `${fmt(stages[stage].vector[c])} = ${sumText(terms.map(({ value }) => value))}`,
+    filled: `${fmt(stages[stage].vector[c])} = ${termsText(terms.map(({ value }) => value))}`,
   };
 }
 
-function sumText(values) {
+function termsText(values) {
   return values.map(fmt).join(" + ").replaceAll("+ −", "− ");
 }
 
 function sumRows({ bias, sum, logit, versus }, most) {
   const what = versus === null ? "logit" : "difference of the logits";
   const biasPart = { label: "ln_final_bias", kind: "embed", name: "b_LN", value: bias };
-  const total = number(sum, { what: "stream-total" }, () => ({ formula: "parts + bias", filled: `${fmt(sum)} = ${sumText([sum - bias, bias])}` }), fixed(sum, 2));
+  const total = number(sum, { what: "stream-total" }, () => ({ formula: "parts + bias", filled: `${fmt(sum)} = ${termsText([sum - bias, bias])}` }), fixed(sum, 2));
   const model = number(logit, { what: "stream-model" }, () => ({ formula: "W_U[target] · LN_f(x)", note: "Computed by the forward pass. The sum equals it." }), fixed(logit, 2));
   return [
     partRow(biasPart, most, "final norm's bias"),
