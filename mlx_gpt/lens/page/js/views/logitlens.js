@@ -15,7 +15,7 @@ const MODES = {
 export function makeLogitLensView(store) {
   const { n_layer } = store.config;
   const mode = h("select", { id: "lens-mode", on: { change: () => repaint() } }, ...Object.entries(MODES).map(([value, { title }]) => h("option", { value, text: title })));
-  const legend = h("div", { class: "row legend muted" });
+  const legend = h("div", { class: "row lens-legend muted" });
   const body = h("tbody");
   const table = h("table", { class: "lens", role: "grid", "data-keys": "", "aria-label": "Logit lens: a row for each token, a column for each layer" }, headOf(n_layer), body);
   const element = h("div", {}, h("h2", { text: "Logit lens" }), h("p", { text: INTRO }), h("p", { class: "muted", text: CONTROLS }), h("div", { class: "row choices" }, h("label", {}, "show the ", mode), legend), h("div", { class: "scroll" }, table));

@@ -181,7 +181,7 @@ function sumRows({ bias, sum, logit, versus }, most) {
 
 /** A number with a bar from zero, to the left for a negative one. */
 function barred(value, most, cell) {
-  const bar = h("span", { class: value < 0 ? "bar negative" : "bar", "aria-hidden": "true", style: { "--x": clamp(value / most, -1, 1) } });
+  const bar = h("span", { class: value < 0 ? "signed negative" : "signed", "aria-hidden": "true", style: { "--x": clamp(value / most, -1, 1) } });
   return h("span", { class: "barred" }, bar, cell);
 }
 
