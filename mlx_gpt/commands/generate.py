@@ -125,7 +125,7 @@ class Generate(GenerationFlags):
         if self.speed.save_prompt_cache is not None:
             if settings.context == SLIDE:
                 raise UsageError("--save-prompt-cache saves what --context slide drops; leave out one")
-            check_writable(self.speed.save_prompt_cache)
+            check_writable("--save-prompt-cache", self.speed.save_prompt_cache)
         return settings
 
     def _ids(self, tokenizer: Tokenizer) -> list[int]:
@@ -168,21 +168,19 @@ def idle(settings: GenerationSettings) -> dict[str, str]:
     return dict.fromkeys(drawing, "with --temperature 0") | {"length_penalty": "without --beams above 1"}
 
 
-def check_writable(file: str) -> None:
-    """Raise ``UsageError`` unless the file of ``--save-prompt-cache`` can be written; this is tried beside it."""
+def check_writable(flag: str, file: str) -> None:
+    """Raise ``UsageError`` unless the file of a flag can be written; this is tried beside it."""
     path = Path(os.path.realpath(expand_user(file)))
     try:
         if path.is_dir() or not file:
-            raise UsageError(f"--save-prompt-cache {file!r}: expected a file, found a folder; give a name in it")
+            raise UsageError(f"{flag} {file!r}: expected a file, found a folder; give a name in it")
         if not path.parent.is_dir():
-            raise UsageError(f"--save-prompt-cache {file}: there is no folder {Path(file).parent}; create it")
+            raise UsageError(f"{flag} {file}: there is no folder {Path(file).parent}; create it")
         check_replaceable(expand_user(file))
         with hidden_folder(path.parent):
             pass
     except OSError as error:
-        raise UsageError(
-            f"--save-prompt-cache {file}: cannot be written ({error.strerror}); choose another path"
-        ) from error
+        raise UsageError(f"{flag} {file}: cannot be written ({error.strerror}); choose another path") from error
 
 
 def in_order(run: Generation, n: int) -> Iterator[tuple[int, Piece | None]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from mlx_gpt.commands.generate import prompt_ids, prompt_text
+from mlx_gpt.commands.generate import check_writable, prompt_ids, prompt_text
 from mlx_gpt.commands.generation_flags import Flag, load_quantized, note
 from mlx_gpt.commands.given import refuse_idle
 from mlx_gpt.errors import UsageError
@@ -24,7 +23,7 @@ from mlx_gpt.text.pipes import STDIN
 Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Token = Annotated[str | None, arg(metavar="TOKEN", help_behavior_hint="")]
-File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+File = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")]
 WIDTH = 150  # of tables in a file or pipe
 TEXT_OPTIONAL = ("heads", "circuits")
 
@@ -102,6 +101,7 @@ class Lens:
         options = self._options(VIEWS)
         if self.out is not None:
             check_image(self.out)
+            check_writable("--out", self.out)
         text = self._text()
         model, tokenizer = load_quantized(self.model, self.revision)
 
@@ -113,8 +113,10 @@ class Lens:
             options["corrupted"] = ids_of(options["corrupted"])
         with make_console(stderr=True).status("computing"):
             view = VIEWS[self.view](subject, **options)
+            parts = " and ".join(self.without)
+            view = replace(view, title=f"{view.title}, without {parts}" if parts else view.title)
             if self.generate is not None:
-                view = view.followed_by(generated(subject, self.generate, " and ".join(self.without)))
+                view = view.followed_by(generated(subject, self.generate, parts))
         if self.json:
             tokens = {"ids": subject.ids, "tokens": subject.labels(subject.ids)}
             print(as_json(view, view=self.view, model=self.model, without=self.without, **tokens))
@@ -131,7 +133,7 @@ class Lens:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise UsageError(f"--view {self.view}: expected one of {', '.join(views)}{hint}")
         known = inspect.signature(views[self.view]).parameters
-        given = {name: value for name, value in vars(self.options).items() if value not in (None, False)}
+        given = {name: value for name, value in vars(self.options).items() if value is not None and value is not False}
         refuse_idle(given, dict.fromkeys(given.keys() - known.keys(), f"with --view {self.view}"))
         required = [name for name, parameter in known.items() if parameter.default is parameter.empty][1:]
         if missing := [f"--{name}" for name in required if name not in given]:

@@ -23,6 +23,8 @@ def find_component(model: GPT, name: str) -> tuple[str, int | None]:
     heads of a layer add. Another name is that of an activation, or a pattern of such. Raises ``UsageError``.
     """
     found = COMPONENT.fullmatch(name)
+    if not found and re.match(r"L\d", name, re.IGNORECASE):
+        raise UsageError(f"{name!r}: expected a head (L3H1), a neuron (L3N17), L3MLP, L3ATTN or an activation")
     if not found:
         ActivationNames(model.config).find(name)
         return name, None

@@ -27,7 +27,7 @@ def generated(subject: Subject, n: int, without: str) -> View:
         chosen = mx.take_along_axis(logprobs, new[..., None], axis=-1)[0, :, 0]
         values.append([*np.exp(numbers(chosen)), *[np.nan] * (n - len(ids))])
         texts.append([*side.labels(ids), *[""] * (n - len(ids))])
-        remarks.append(f"{name}: {one_line(side.tokenizer.decode(ids))}")
+        remarks.append(f"{name}: {one_line(side.tokenizer.decode(ids).strip())}")
     columns = [str(i + 1) for i in range(n)]
     title = "continuation at temperature 0, and the probability of each token"
     table = Table(title, list(sides), columns, np.array(values), ("", "token"), texts, scale="share")

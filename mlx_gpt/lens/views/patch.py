@@ -9,11 +9,13 @@ import numpy as np
 from mlx_gpt.errors import UsageError
 from mlx_gpt.lens.components import find_component
 from mlx_gpt.lens.gradients import Metric, logit_difference
+from mlx_gpt.lens.names import ActivationNames
 from mlx_gpt.lens.patching import activation_patching, attribution_patching
 from mlx_gpt.lens.paths import path_patching
 from mlx_gpt.lens.trace import trace
 from mlx_gpt.lens.views.subject import Subject, numbers, one_token
 from mlx_gpt.lens.views.view import POSITION, Table, View
+from mlx_gpt.model.gpt import GPT
 
 PARTS = ("resid_pre", "attn_out", "mlp_out")
 
@@ -40,8 +42,8 @@ def patch(
     other = Subject(subject.model, subject.tokenizer, corrupted, subject.edits)
     if len(corrupted) != len(subject.ids):
         raise UsageError(
-            f"the corrupted text must have the text's {len(subject.ids)} tokens, not {len(corrupted)}; they are "
-            f"{' '.join(other.labels(corrupted[:40]))}"
+            f"the corrupted text must have as many tokens as the text, {len(subject.ids)}, not {len(corrupted)}: "
+            f"{' '.join(subject.labels(subject.ids[:40]))} | {' '.join(other.labels(corrupted[:40]))}"
         )
     answer_id, wrong_id = pair(subject, other, answer, wrong)
     metric = logit_difference(answer_id, wrong_id)
@@ -110,14 +112,18 @@ def path_table(
     subject: Subject, other: Subject, path: tuple[str, str], metric: Metric, base: float, names: str
 ) -> tuple[Table, str]:
     """Return a table of the effect of one component on the inputs of another, and how to read it."""
-    sender = ("hook_embed", None) if path[0] == "embed" else find_component(subject.model, path[0])
-    receiver, head = ("hook_unembed", None) if path[1] == "logits" else find_component(subject.model, path[1])
-    receivers = {"input": receiver.replace("hook_mlp_out", "mlp.hook_pre")}
-    if receiver.endswith("attn.hook_z"):
-        receivers = {f"{x}": receiver.replace("hook_z", f"hook_{x[0]}") for x in ("queries", "keys", "values")}
+    (sending, head), (receiving, reader) = (end_of_path(subject.model, name) for name in path)
+    order = ActivationNames(subject.model.config).stored.index
+    if sending == "hook_unembed" or (receiving != "hook_unembed" and order(sending) >= order(receiving)):
+        raise UsageError(f"{path[1]} does not read {path[0]}: a path leads to a later layer, or from a head to its MLP")
+    receivers = {"input": receiving.replace("hook_mlp_out", "mlp.hook_pre")}
+    if reader is not None:
+        receivers = {
+            inputs: receiving.replace("hook_z", f"hook_{inputs[0]}") for inputs in ("queries", "keys", "values")
+        }
     effects = [
         path_patching(
-            subject.model, other.tokens, subject.tokens, sender, (name, head), metric, edits=subject.edits
+            subject.model, other.tokens, subject.tokens, (sending, head), (name, reader), metric, edits=subject.edits
         ).item()
         - base
         for name in receivers.values()
@@ -129,3 +135,11 @@ def path_table(
     )
     title = f"{path[0]} to {path[1]}"
     return Table(title, [title], list(receivers), np.array([effects]), ("path", "input"), format="{:+.3f}"), reading
+
+
+def end_of_path(model: GPT, name: str) -> tuple[str, int | None]:
+    """Return what a name means as the beginning or end of a path."""
+    found = {"embed": ("hook_embed", None), "logits": ("hook_unembed", None)}.get(name) or find_component(model, name)
+    if not found[0].endswith(("hook_z", "hook_mlp_out", "hook_embed", "hook_unembed")) or "*" in found[0]:
+        raise UsageError(f"a path leads between heads (L3H1), MLPs (L3MLP), embed and logits, not {name!r}")
+    return found

@@ -26,11 +26,13 @@ READABLE = 4000  # at most so many cells of a table have text
 NARROWEST, LONGEST = 6.0, 400  # inches of a figure's sides
 
 
-def check_image(path: Path) -> None:
-    """Raise ``UsageError`` unless a path ends like an image file and can be written."""
-    if path.suffix.lower() not in SUFFIXES:
-        found = f"not {path.suffix!r}" if path.suffix else "found none"
-        raise UsageError(f"--out {path}: expected a name that ends in {', '.join(SUFFIXES)}, {found}")
+def check_image(name: str) -> None:
+    """Raise ``UsageError`` unless a file's name ends as those of images do."""
+    suffix = Path(name).suffix
+    if suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"{name}: a plot's name ends in {', '.join(SUFFIXES)}, {f'not {suffix}' if suffix else 'and this in none'}"
+        )
 
 
 def plot_view(view: View, path: Path) -> None:

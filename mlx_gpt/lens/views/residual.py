@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from mlx_gpt.errors import UsageError
 from mlx_gpt.lens.attribution import logit_attribution, logit_direction, logit_lens_top, residual_streams
 from mlx_gpt.lens.views.subject import Subject, numbers
 from mlx_gpt.lens.views.view import POSITION, Array, Table, View
@@ -88,6 +89,8 @@ def attribution(subject: Subject, answer: str | None = None, wrong: str | None =
 
 def neurons(subject: Subject, answer: str | None = None, wrong: str | None = None, top: int = 16) -> View:
     """Show the neurons that add most to the difference of two logits at the end, up or down, and what they write."""
+    if top < 1:
+        raise UsageError(f"at least 1 neuron is shown, not {top}")
     model, (right, other) = subject.model, subject.pair(answer, wrong)
     _, activations = subject.trace(*STREAM, "blocks.*.attn.hook_z", "blocks.*.mlp.hook_post")
     values, labels = logit_attribution(model, activations, logit_direction(model, right, other), "neuron")

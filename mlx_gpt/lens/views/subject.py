@@ -72,7 +72,7 @@ def one_token(tokenizer: Tokenizer, text: str, flag: str) -> int:
         return ids[0]
     found = ", ".join(token_label(tokenizer, i) for i in ids[:8]) or "none"
     hint = ""
-    if not text.startswith(" ") and len(tokenizer.encode(f" {text}", is_start=False)) == 1:
+    if text and not text.startswith(" ") and len(tokenizer.encode(f" {text}", is_start=False)) == 1:
         hint = f"; with a space before it, {' ' + text!r}, it is one"
     raise UsageError(f"{flag} {text!r} must be one token, not {len(ids)} ({found}){hint}")
 

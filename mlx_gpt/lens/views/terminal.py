@@ -17,6 +17,7 @@ BOUNDS = (0.1, 0.3, 0.5, 0.7, 0.9)  # lower bounds of the shades that have a col
 # Of 256 colours, which Terminal.app has too: above zero and below it, readable on a dark and on a light background.
 ABOVE = ("black on color(153)", "black on color(117)", *(f"white on color({i})" for i in (32, 25, 18)))
 BELOW = ("black on color(224)", "black on color(217)", *(f"white on color({i})" for i in (167, 160, 88)))
+TOKENS = 24  # the last ones, which are shown even if they need several parts
 ROWS, LABEL, CELL = 40, 18, 16  # at most: rows, width of a row's label and of a cell
 
 
@@ -34,22 +35,25 @@ def print_view(console: Console, view: View) -> None:
             for line in lines(shown, columns):
                 console.print(line, no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
         if console.is_terminal and not console.no_color:
-            console.print(legend(table))
+            console.print(legend(table), no_wrap=True)
         if shown.values.shape != table.values.shape:
             console.print(Text(left_out(table, shown), "dim"))
             is_cut = True
+    if view.remarks:
+        console.print()
     for remark in view.remarks:
-        console.print(f"\n{remark}", markup=False, highlight=False)
+        console.print(remark, markup=False, highlight=False)
     if is_cut:
         console.print(Text("\n--json prints all of it, --out plots it.", "dim"))
 
 
 def fitting(table: Table, width: int) -> Table:
-    """Return the part that is shown: the last positions that fit, the first of other rows, all other columns."""
+    """Return the part that is shown: the last positions, the first of other rows, all other columns."""
     kept = [ROWS, len(table.columns)]
     if table.axes[1] == POSITION:
+        table = table.part(slice(-ROWS if table.axes[0] == POSITION else None, None), slice(-width, None))
         room = width - label_width(table) - np.cumsum([w + 1 for w in reversed(widths(table))])
-        kept[1] = max(1, int((room >= 0).sum()))
+        kept[1] = max(TOKENS, int((room >= 0).sum()))
         kept[0] = min(kept) if table.axes[0] == POSITION else ROWS
     return table.part(
         *(slice(-n, None) if axis == POSITION else slice(n) for n, axis in zip(kept, table.axes, strict=True))
@@ -138,11 +142,10 @@ def legend(table: Table) -> Text:
     """Return a legend of the colours."""
     from rich.text import Text
 
-    line = Text("colours from ", "dim")
     has_negative = bool((np.nan_to_num(table.values) < 0).any())
-    value = SCALES[table.scale][1]
-    number = "{:.0%}" if table.by_column else table.format
+    value, largest = SCALES[table.scale][1], float(table.largest().max(initial=0))
+    line = Text().append("from ", "dim")
     for bound in [*(-bound for bound in reversed(BOUNDS) if has_negative), *BOUNDS]:
-        text = number.format(bound if table.by_column else value(bound, float(table.largest()[0])))
+        text = f"{bound:.0%}" if table.by_column else f"{value(bound, largest):.3g}"
         line.append(f" {text} ", style_of(bound))
     return line.append(" of the column's largest" if table.by_column else "", "dim")
