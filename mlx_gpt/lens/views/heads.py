@@ -18,7 +18,7 @@ LENGTH, BATCH = 25, 4  # of the random tokens, which are repeated once
 def heads(subject: Subject, ablate: str = "zero") -> View:
     """Show scores of each head on repeated random tokens, its entropy and mass on the first token, and its ablation.
 
-    Entropy, mass and loss are those of the text, or without one of the random tokens.
+    Entropy, mass and loss are those of the text, or without one of some of the random tokens.
     """
     model, n = subject.model, subject.model.config.n_positions
     length = min(LENGTH, n // 2)
@@ -29,9 +29,11 @@ def heads(subject: Subject, ablate: str = "zero") -> View:
         if ablate == "resample":
             tokens = mx.repeat(tokens, BATCH, axis=0)
     else:
-        tokens, what = repeated_tokens(model.config.vocab_size, length, BATCH), "the random tokens"
+        rows = 2 if ablate == "resample" else 1
+        tokens = repeated_tokens(model.config.vocab_size, length, rows)
+        what = f"{tokens.size} of the random tokens"
         reference = None
-    _, activations = trace(model, tokens[:1], subject.edits, "blocks.*.attn.hook_pattern")
+    _, activations = trace(model, tokens, subject.edits, "blocks.*.attn.hook_pattern")
     measured = [scores[kind] for kind in KINDS]
     measured += [reading(activations).mean(axis=(1, 3)) for reading in (attention_entropy, first_token_mass)]
     measured.append(ablate_heads(model, tokens, ablate, reference, edits=subject.edits))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 BOUNDS = (0.1, 0.3, 0.5, 0.7, 0.9)  # lower bounds of the shades that have a colour
 # Of 256 colours, which Terminal.app has too: above zero and below it, readable on a dark and on a light background.
-ABOVE = ("black on color(153)", "black on color(117)", *(f"white on color({i})" for i in (32, 25, 18)))
-BELOW = ("black on color(224)", "black on color(217)", *(f"white on color({i})" for i in (167, 160, 88)))
+ABOVE = ("black on color(153)", "black on color(117)", *(f"bright_white on color({i})" for i in (32, 25, 18)))
+BELOW = ("black on color(224)", "black on color(217)", *(f"bright_white on color({i})" for i in (167, 160, 88)))
 TOKENS = 24  # the last ones, which are shown even if they need several parts
 ROWS, LABEL, CELL = 40, 18, 16  # at most: rows, width of a row's label and of a cell
 
