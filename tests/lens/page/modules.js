@@ -48,11 +48,11 @@ globalThis.modules = {
 
   probabilities: (logits, all) => all.map((settings) => [...softmax(applyRules(Float32Array.from(logits), settings))]),
 
-  /** Draw n ids from probabilities. */
-  draw(probabilities, seed, n) {
+  /** Draw n ids from probabilities with each seed. */
+  draw: (probabilities, seeds, n) => seeds.map((seed) => {
     const random = makeRandom(seed);
     return Array.from({ length: n }, () => pick(Float32Array.from(probabilities), random));
-  },
+  }),
 };
 
 function withVector(edits) {

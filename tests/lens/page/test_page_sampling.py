@@ -56,15 +56,16 @@ def test_temperature_0_is_the_first_of_the_most_probable(modules: Any) -> None:
 
 def test_ids_are_drawn_as_often_as_they_are_probable_and_a_seed_repeats_them(modules: Any) -> None:
     probabilities = [0.0, 0.5, 0.3, 0.0, 0.2, 0.0]
-    drawn = modules("draw", probabilities, 5, 20_000)
+    (drawn,) = modules("draw", probabilities, [5], 20_000)
     shares = np.bincount(drawn, minlength=6) / len(drawn)
     np.testing.assert_allclose(shares, probabilities, atol=0.015)
     assert shares[[0, 3, 5]].sum() == 0
-    assert modules("draw", probabilities, 5, 50) == drawn[:50] != modules("draw", probabilities, 6, 50)
+    again, other = modules("draw", probabilities, [5, 6], 50)
+    assert again == drawn[:50] != other
 
 
 def test_the_first_draws_of_neighboring_seeds_are_unrelated(modules: Any) -> None:
-    first = [modules("draw", [0.25] * 4, seed, 1)[0] for seed in range(400)]
+    first = [ids[0] for ids in modules("draw", [0.25] * 4, [*range(400)], 1)]
     assert (np.abs(np.bincount(first, minlength=4) - 100) < 40).all()
     repeats = sum(a == b for a, b in pairwise(first))
     assert 60 < repeats < 140

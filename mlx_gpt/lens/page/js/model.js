@@ -264,15 +264,7 @@ export class Run {
       this.activations.set(name, edited);
       return edited;
     }
-    const stored = this.stored(name);
-    if (isAttentionMap(name)) { // (H, T, S)
-      const [H, n, S] = x.shape;
-      for (let i = 0; i < H * n; i++) {
-        row(stored, Math.floor(i / n), start + (i % n)).set(edited.data.subarray(i * S, (i + 1) * S));
-      }
-    } else {
-      stored.data.set(edited.data, start * (x.data.length / x.shape[0]));
-    }
+    copyTokens(edited, this.stored(name), name, start, x.shape[isAttentionMap(name) ? 1 : 0]);
     return edited;
   }
 
@@ -313,15 +305,7 @@ export class Run {
     if (n === 0) return 0;
     const other = runs[lengths.indexOf(n)];
     for (const name of Object.keys(this.shapes)) {
-      const [tensor, from] = [this.stored(name), other.get(name)];
-      if (!isAttentionMap(name)) {
-        tensor.data.set(from.data.subarray(0, n * sizeOf(tensor.shape.slice(1))));
-      } else {
-        for (let i = 0; i < tensor.shape[0] * n; i++) {
-          const index = [Math.floor(i / n), i % n];
-          row(tensor, ...index).set(row(from, ...index).subarray(0, n));
-        }
-      }
+      copyTokens(other.get(name), this.stored(name), name, 0, n);
     }
     return n;
   }
@@ -354,6 +338,24 @@ function shapesOf(config, T) {
     for (const [name, shape] of Object.entries(block)) shapes[`blocks.${layer}.${name}`] = shape;
   }
   return { ...shapes, "ln_final.hook_scale": [T, 1], "ln_final.hook_normalized": [T, C], hook_unembed: [T, vocab_size] };
+}
+
+/** Copy the first n tokens of an activation to those from `start` on of a longer or shorter text. */
+function copyTokens(from, to, name, start, n) {
+  if (!isAttentionMap(name)) {
+    const size = sizeOf(to.shape.slice(1));
+    to.data.set(from.data.subarray(0, n * size), start * size);
+    return;
+  }
+  const [H, T, S] = to.shape;
+  const [, ofHead, ofQuery] = from.shape;
+  const keys = Math.min(S, ofQuery); // those of the future are masked
+  for (let head = 0; head < H; head++) {
+    for (let i = 0; i < n; i++) {
+      const begin = (head * ofHead + i) * ofQuery;
+      to.data.set(from.data.subarray(begin, begin + keys), (head * T + start + i) * S);
+    }
+  }
 }
 
 /** Return how many numbers some runs hold. */

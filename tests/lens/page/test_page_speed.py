@@ -1,0 +1,70 @@
+"""The page stays responsive: while a text is typed or a head edited, no task of its thread takes long.
+
+On a machine without other work none takes 100 ms; ``LIMIT`` leaves room for other tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.browser import open_page
+
+from mlx_gpt.lens.page import make_page
+from mlx_gpt.store.folder import load
+
+pytestmark = pytest.mark.browser
+TINYWORLD = Path(__file__).parents[3] / "weights/tinyworld"
+LIMIT = 200  # ms
+TEXT = "One sunny morning, Lily went to the garden. She wanted to swim. " * 8  # 128 tokens of 144
+OBSERVE = """() => {
+  globalThis.tasks = [];
+  new PerformanceObserver((list) => tasks.push(...list.getEntries())).observe({ type: "longtask" });
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    file = tmp_path_factory.mktemp("page") / "tinyworld.html"
+    file.write_text(make_page(*load(TINYWORLD), ["Lily went to the garden."], "tinyworld")[0], encoding="utf-8")
+    with open_page(browser, file) as opened:
+        opened.wait_for_function("globalThis.mlxGptPage?.run && !mlxGptPage.busy")
+        opened.evaluate(OBSERVE)
+        yield opened
+
+
+def longest_task(page: Any, act: Any) -> float:
+    """Return the duration in ms of the longest task during an action and what it causes; 0 if none took 50."""
+    page.evaluate("tasks.length = 0")
+    act()
+    page.wait_for_function("!mlxGptPage.busy")
+    page.wait_for_timeout(200)  # the observer reports later
+    return page.evaluate("Math.max(0, ...tasks.map(({ duration }) => duration))")
+
+
+def type_at(page: Any, key: str) -> None:
+    page.focus("#text")
+    page.keyboard.press(key)
+    page.keyboard.type("The cat", delay=20)
+
+
+ACTIONS = {
+    "a long text": lambda page: page.fill("#text", TEXT),
+    "typing at the end": lambda page: type_at(page, "Control+End"),
+    "typing at the beginning": lambda page: type_at(page, "Control+Home"),
+    "an edit": lambda page: page.evaluate("mlxGptPage.scale('heads', '2.1', Math.random())"),
+}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_no_task_takes_long(page: Any, name: str) -> None:
+    durations = []
+    for _ in range(5):  # the machine may be busy with other tests
+        page.fill("#text", TEXT if name != "a long text" else "")
+        page.wait_for_function("!mlxGptPage.busy")
+        durations.append(longest_task(page, lambda: ACTIONS[name](page)))
+        if durations[-1] < LIMIT:
+            return
+    pytest.fail(f"{name}: the longest tasks took {durations} ms, each over {LIMIT}")
