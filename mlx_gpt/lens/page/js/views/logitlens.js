@@ -40,7 +40,7 @@ export function makeLogitLensView(store) {
   }
 
   function repaint() {
-    put(legend, ...legendOf(MODES[mode.value]));
+    put(legend, ...swatchesOf(MODES[mode.value]));
     lens.rows.forEach((_, position) => readRow(position));
   }
 
@@ -163,7 +163,7 @@ function colour(shade) {
   return heat(0.6 * clamp(shade, 0, 1));
 }
 
-function legendOf({ legend, steps, shade }) {
+function swatchesOf({ legend, steps, shade }) {
   const swatch = (value) => h("span", { class: "swatch", style: { background: colour(shade(value)) }, text: value > 0 && steps[0] === 1 ? String(value) : percent(value) });
   return [h("span", { text: legend }), ...steps.map(swatch)];
 }
