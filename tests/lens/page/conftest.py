@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.browser import browser  # noqa: F401  # a fixture
-from mlx.utils import tree_unflatten
+from helpers.living_page import rounded, tinyworld  # noqa: F401  # a fixture
 
 from mlx_gpt.lens.page.bundle import join_modules
-from mlx_gpt.lens.page.living import half_weights, living_data, tokenizer_data
+from mlx_gpt.lens.page.living import living_data, tokenizer_data
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -35,10 +34,7 @@ class Modules:
     def open(self, model: GPT, tokenizer: Tokenizer) -> GPT:
         """Open a model; return it with the weights of the page, rounded to float16."""
         self("open", living_data(model, tokenizer, [], "test"))
-        rounded = GPT(model.config)
-        weights = {name: mx.array(weight.astype(np.float32)) for name, weight in half_weights(model).items()}
-        rounded.update(tree_unflatten([*weights.items()]))
-        return rounded
+        return rounded(model)
 
     def open_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Open a tokenizer alone."""
