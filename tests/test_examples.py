@@ -26,7 +26,7 @@ def run(name: str, folder: Path) -> str:
     (folder / "sitecustomize.py").write_text(NO_NETWORK)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(ROOT / "examples" / name)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, encoding="utf-8", timeout=20)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, encoding="utf-8", timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -52,6 +52,11 @@ def residual_stream(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run("03_residual_stream.py", tmp_path_factory.mktemp("residual_stream"))
 
 
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return run("04_heads.py", tmp_path_factory.mktemp("heads"))
+
+
 def part(output: str, number: int) -> str:
     """Return a numbered section of an example's output."""
     return re.split(r"^\d\. ", output, flags=re.MULTILINE)[number]
@@ -68,7 +73,7 @@ def test_the_walk_through_names_existing_files_and_the_numbers_that_the_example_
     assert re.findall(r"\d+", row)[1:3] == list(weights.groups())
 
 
-@pytest.mark.parametrize("example", ["from_scratch", "one_head", "one_block", "residual_stream"])
+@pytest.mark.parametrize("example", ["from_scratch", "one_head", "one_block", "residual_stream", "heads"])
 def test_the_output_fits_on_a_screen(example: str, request: pytest.FixtureRequest) -> None:
     lines = request.getfixturevalue(example).splitlines()
     assert len(lines) <= 120
@@ -172,3 +177,35 @@ def test_the_head_that_adds_little_itself_is_the_one_without_which_most_is_lost(
     assert lost["L3H0"] > 5 * adds["L3H0"]
     assert sorted(lost.values())[-2] < 3
     assert re.search(r"L3H0 gives 99\.\d% of its attention to ' had'", residual_stream)
+
+
+def test_one_head_notices_the_word_that_introduces_the_thing(heads: str) -> None:
+    scores = [int(percent) for percent in re.findall(r"head \d +(\d+)%", part(heads, 2))]
+    assert len(scores) == 12
+    assert scores.index(max(scores)) == 2 * 3 + 0  # block 3, head 0
+    assert sorted(scores)[-1] >= 98
+    assert sorted(scores)[-2] < 30
+    rows = re.findall(r"^ *(\S+) .*│ +(\S+) (\d+)%$", part(heads, 3), flags=re.MULTILINE)
+    stops = [(seen, int(percent) > 95) for token, seen, percent in rows if token == "."]
+    assert stops[1:3] == [("She", True), ("had", True)]
+
+
+def test_without_the_head_stories_introduce_a_second_thing(heads: str) -> None:
+    found = re.search(r"second thing: (\d+) of 16, without L3H0 (\d+) of 16", part(heads, 4))
+    assert found
+    assert found[1] == "0"
+    assert int(found[2]) >= 6
+
+
+def test_every_part_that_is_taken_out_raises_the_loss(heads: str) -> None:
+    losses = {name: float(loss) for name, loss in re.findall(r"^(.+): loss ([\d.]+)$", heads, flags=re.MULTILINE)}
+    whole = losses.pop("The model as it is")
+    assert list(losses) == ["Without L3H0", "Without the scale", "Trained with the mask, used without"]
+    assert min(losses.values()) > whole + 0.05
+    entropies = [float(number) for number in re.findall(r"attention ([\d.]+)", part(heads, 5))]
+    assert entropies[1] < entropies[0] / 2
+
+
+def test_a_model_trained_without_the_mask_has_the_lower_loss(heads: str) -> None:
+    with_mask, without = (line.split(" -> ") for line in part(heads, 6).splitlines() if " -> " in line)
+    assert float(without[-1].split()[0]) < 0.75 * float(with_mask[-1].split()[0])
