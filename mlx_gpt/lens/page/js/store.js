@@ -69,8 +69,15 @@ export class Store {
     this.notify();
   }
 
-  /** What the pointer is over: {token, key, layer, head}, each optional. Not part of the link. */
+  /** What the pointer is over: {token, key, layer, head}, each optional. Not part of the link. Leaving, {}, takes effect
+   *  after the events at hand, so that going from one token to the next draws once. */
   point(hover) {
+    clearTimeout(this.leaving);
+    if (Object.keys(hover).length === 0) this.leaving = setTimeout(() => this.pointAt(hover));
+    else this.pointAt(hover);
+  }
+
+  pointAt(hover) {
     if (JSON.stringify(hover) === JSON.stringify(this.hover)) return;
     this.hover = hover;
     this.notify();

@@ -15,6 +15,7 @@ export function makePattern(store) {
   const matrix = h("div", { class: "pattern" }, h("div", { class: "corner muted" }, "keys →", h("br"), "queries ↓"), keys, queries, cells);
   const readout = h("p", { class: "readout", "aria-live": "polite" });
   let shown = null;
+  let dense = false; // too narrow to label all cells: only those of the chosen one
 
   const enter = (key, query) => {
     store.point({ token: query, key });
@@ -38,7 +39,17 @@ export function makePattern(store) {
     if (!shown || room <= 0) return; // not on the screen
     const cell = clamp(room / shown.T, 1, 30);
     matrix.style.setProperty("--cell", `${cell >= 3 ? Math.floor(cell) : cell}px`);
-    matrix.classList.toggle("dense", cell < 11);
+    if (matrix.classList.toggle("dense", cell < 11) !== dense) write();
+  };
+  const write = () => {
+    dense = matrix.classList.contains("dense");
+    put(queries, ...patternLabels(store, shown.T, dense, (query) => store.point({ token: query })));
+    put(keys, ...patternLabels(store, shown.T, dense, (key) => store.point({ token: shown.query, key })));
+    mark();
+  };
+  const mark = () => {
+    markLabel(store, queries, shown.query, dense);
+    markLabel(store, keys, shown.key, dense);
   };
   const element = h("div", { class: "large" }, matrix, readout);
   new ResizeObserver(fit).observe(element);
@@ -48,35 +59,36 @@ export function makePattern(store) {
     shown = at;
     const changed = (...names) => names.some((name) => at[name] !== before[name]);
     if (changed("run")) {
-      put(queries, ...patternLabels(store, at.T, (query) => store.point({ token: query })));
-      put(keys, ...patternLabels(store, at.T, (key) => store.point({ token: shown.query, key })));
       matrix.style.setProperty("--n", at.T);
       fit();
+      write();
     }
     if (changed("run", "layer", "head")) draw();
     if (!changed("run", "layer", "head", "query", "key")) return;
     matrix.style.setProperty("--query-at", at.query);
     matrix.style.setProperty("--key-at", at.key);
-    markLabel(queries, at.query);
-    markLabel(keys, at.key);
+    mark();
     put(readout, ...patternReadout(store, at));
   };
   return { element, update };
 }
 
-/** The tokens of the text beside the rows or above the columns. */
-function patternLabels(store, T, enter) {
-  return Array.from({ length: T }, (_, position) =>
+/** The tokens of the text beside the rows or above the columns; a place for one where they are dense. */
+function patternLabels(store, T, dense, enter) {
+  const leave = () => store.point({});
+  return Array.from({ length: dense ? 1 : T }, (_, position) =>
     h("span", {
-      text: showToken(store.tokenAt(position)),
-      on: { pointerenter: () => enter(position), pointerleave: () => store.point({}), click: () => store.set({ token: position }) },
+      text: dense ? "" : showToken(store.tokenAt(position)),
+      on: dense ? {} : { pointerenter: () => enter(position), pointerleave: leave, click: () => store.set({ token: position }) },
     }),
   );
 }
 
-function markLabel(list, position) {
+function markLabel(store, list, position, dense) {
   list.querySelector(".pointed")?.classList.remove("pointed");
-  list.children[position].classList.add("pointed");
+  const label = list.children[dense ? 0 : position];
+  label.classList.add("pointed");
+  if (dense) label.textContent = showToken(store.tokenAt(position));
 }
 
 function patternReadout(store, at) {

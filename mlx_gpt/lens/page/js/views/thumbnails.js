@@ -21,12 +21,12 @@ export function makeThumbnails(store) {
     grid.style.setProperty("--query-at", at.query);
     grid.style.setProperty("--rows", at.T);
     const before = shown;
-    shown = at;
+    shown = { ...at, chosen };
     const order = [heads[chosen], ...heads.filter((_, i) => i !== chosen)];
     if (at.run !== before.run) draw(order);
     if (at.run !== before.run || at.query !== before.query) look(order);
-    heads.forEach((thumbnail, i) => thumbnail.mark(i === chosen));
-    if (grid.contains(document.activeElement)) heads[chosen].element.focus();
+    heads.forEach((thumbnail, i) => thumbnail.mark(i === chosen, store.state.heads));
+    if (chosen !== before.chosen && grid.contains(document.activeElement)) heads[chosen].element.focus();
   };
   return { element: h("div", { class: "scroll all-heads" }, grid), update };
 }
@@ -63,13 +63,15 @@ function makeThumbnail(store, layer, head) {
     numbers(looks, "strongest", weight, `→ ${quoted(store, key).slice(1, -1)} ${percent(weight)}`, { query, key });
   };
 
-  const mark = (chosen) => {
-    const factor = store.state.heads[`${layer}.${head}`];
-    name.textContent = `L${layer} H${head}${factor === undefined ? "" : ` ×${factor}`}`;
+  let marked = "";
+  const mark = (chosen, factors) => {
+    const factor = factors[`${layer}.${head}`];
+    const scaled = factor === undefined ? "" : ` ×${factor}`;
+    if (marked === (marked = `${chosen}${scaled}`)) return;
+    name.textContent = `L${layer} H${head}${scaled}`;
     element.classList.toggle("edited", factor !== undefined);
     element.setAttribute("aria-pressed", chosen);
     element.setAttribute("tabindex", chosen ? "0" : "-1");
-    element.setAttribute("aria-label", `Layer ${layer}, head ${head}: ${kind.textContent}${factor === undefined ? "" : `, scaled by ${factor}`}`);
   };
   return { element, draw, look, mark };
 }

@@ -1,4 +1,4 @@
-// The weights of one query of the chosen head as a table.
+// The weights of the selected token's query in the chosen head as a table.
 
 import { h, number, put, showToken } from "../dom.js";
 import { explainScore, explainWeight, patternOf, quoted, scoresOf } from "../heads.js";
@@ -10,14 +10,15 @@ export function makeWeights(store) {
   const table = h("table", { class: "weights" }, caption, h("thead", {}, h("tr", {}, ...columns)), body);
   const element = h("div", { class: "scroll low", tabindex: "0", role: "region", "aria-label": "Weights of the query" }, table);
   let shown = {};
-  const update = (at) => {
+  const update = ({ key, ...looked }) => {
+    const at = { ...looked, query: Math.min(store.token, looked.T - 1) };
     if (["run", "layer", "head", "query"].some((name) => at[name] !== shown[name])) {
       caption.textContent = `Where ${quoted(store, at.query)} at position ${at.query} looks in layer ${at.layer}, head ${at.head}`;
       put(body, ...weightRows(store, at));
     }
     shown = at;
     body.querySelector(".pointed")?.classList.remove("pointed");
-    body.children[at.key]?.classList.add("pointed");
+    body.children[key]?.classList.add("pointed");
   };
   return { element, update };
 }
