@@ -1,5 +1,6 @@
 // One head in six steps, from the query and the keys of a token to what the head adds to its residual stream.
 
+import { onTheme } from "../canvas.js";
 import { closePopover, h, put, showToken } from "../dom.js";
 import { patternOf, quoted, scoresOf, strongestKey, vectorOf } from "../heads.js";
 import { additionStep } from "./head_addition.js";
@@ -43,6 +44,11 @@ export function makeHeadView(store) {
     controls.update(at);
     if (!sameQuery) title.textContent = `Layer ${at.layer}, head ${at.head}, at ${quoted(store, at.query)}, position ${at.query}${scaled(store, at)}.`;
   };
+  onTheme(() => {
+    const drawn = shown.run;
+    shown = {};
+    if (drawn) update();
+  });
   return { id: "head", title: "One head", element, update };
 }
 

@@ -60,6 +60,7 @@ export function makePattern(store) {
     const changed = (...names) => names.some((name) => at[name] !== before[name]);
     if (changed("run")) {
       matrix.style.setProperty("--n", at.T);
+      element.classList.toggle("long", at.T > 24); // needs the whole width
       fit();
       write();
     }

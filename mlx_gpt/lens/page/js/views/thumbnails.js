@@ -1,15 +1,16 @@
 // A grid of small attention patterns, a row for each layer and a column for each head.
 
 import { drawWeights, inSlices, onTheme } from "../canvas.js";
-import { h, percent } from "../dom.js";
-import { patternOf, quoted, strongestKey, summarize } from "../heads.js";
+import { h, percent, showToken } from "../dom.js";
+import { patternOf, strongestKey, summarize } from "../heads.js";
 
 export function makeThumbnails(store) {
   const { n_layer: L, n_head: H } = store.config;
-  const heads = Array.from({ length: L * H }, (_, i) => makeThumbnail(store, Math.floor(i / H), i % H));
+  const few = H <= 4; // there is room beside each pattern
+  const heads = Array.from({ length: L * H }, (_, i) => makeThumbnail(store, Math.floor(i / H), i % H, few));
   const grid = h(
     "div",
-    { class: H <= 4 ? "thumbnails beside" : "thumbnails", role: "group", "aria-label": "Heads; choose one", style: { "--heads": H } },
+    { class: few ? "thumbnails beside" : "thumbnails", role: "group", "aria-label": "Heads; choose one", style: { "--heads": H } },
     ...heads.map(({ element }) => element),
   );
   let shown = {};
@@ -32,7 +33,7 @@ export function makeThumbnails(store) {
 }
 
 /** One head: its pattern, the row of the query, and what it attends to. */
-function makeThumbnail(store, layer, head) {
+function makeThumbnail(store, layer, head, few) {
   const [pattern, row] = [h("canvas", { class: "cells" }), h("canvas", { class: "cells query-row" })];
   const [name, kind, looks] = [h("span", { class: "name" }), h("span", {}), h("span", { class: "looks" })];
   const element = h(
@@ -60,7 +61,7 @@ function makeThumbnail(store, layer, head) {
     drawWeights(row, weights.subarray(query * T, (query + 1) * T), 1, T, () => T - 1);
     const key = strongestKey(weights, T, query);
     const weight = weights[query * T + key];
-    numbers(looks, "strongest", weight, `→ ${quoted(store, key).slice(1, -1)} ${percent(weight)}`, { query, key });
+    numbers(looks, "strongest", weight, `→ ${showToken(store.tokenAt(key))}${few ? ` ${percent(weight)}` : ""}`, { query, key });
   };
 
   let marked = "";
