@@ -118,21 +118,21 @@ export class Store {
     this.notify();
   }
 
-  /** Trace what a state describes: {run, edited, otherRun}, null for what it has not. Used for pins too. */
-  async runsOf(state) {
-    const run = await this.traceText(state.text);
-    const otherRun = await this.traceText(state.other);
+  /** Trace what a state describes: {run, edited, otherRun}, null for what it has not. Lanes do not stop each other. */
+  async runsOf(state, lane = "text") {
+    const run = await this.traceText(state.text, lane);
+    const otherRun = await this.traceText(state.other, lane);
     let edited = null;
     if (run && this.living && this.hasEdits(state)) {
       const edits = this.editsOf(state, otherRun);
-      edited = await this.model.trace(run.ids, { edits });
+      edited = await this.model.trace(run.ids, { edits, lane });
     }
     return { run, otherRun, edited };
   }
 
-  async traceText(text) {
+  async traceText(text, lane) {
     const ids = this.living ? this.idsOf(text) : this.model.idsOf(text);
-    return ids.length ? this.model.trace(ids, {}) : null;
+    return ids.length ? this.model.trace(ids, { lane }) : null;
   }
 
   /** The edits of a state as ``model.trace`` takes them. */

@@ -146,8 +146,8 @@ function normOfResult(run, { layer, head, query }) {
 
 /** The most probable next token after the text. */
 function top(store) {
-  const [{ id, p }] = store.run.top(store.run.ids.length - 1, 1);
-  return { text: store.tokenizer.tokenText(id), p };
+  const [{ id, probability }] = store.run.next(store.run.ids.length - 1, 1);
+  return { text: store.tokenizer.tokenText(id), p: probability };
 }
 
 function quote(token) {
