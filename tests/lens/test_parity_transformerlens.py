@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.lens_model import B, C, D, H, L, P, T, V, random_ids, random_model
+from helpers.lens_model import B, T, V, random_ids, random_model
 
 from mlx_gpt import lens
 from mlx_gpt.check.published_lens import losses_without_values
+from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import save
+from mlx_gpt.text.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")
 transformer_lens = pytest.importorskip("transformer_lens")
@@ -27,6 +31,9 @@ CORRECT, WRONG = [3, 4], [5, 6]
 
 def hooked(model: GPT, **processing: bool) -> Any:
     """Return the model in TransformerLens, with its weights as they are unless ``fold_ln``."""
+    settings = model.config
+    L, H, C, V = settings.n_layer, settings.n_head, settings.n_embd, settings.vocab_size
+    D, P = C // H, settings.n_positions
     config = transformer_lens.HookedTransformerConfig(
         n_layers=L, d_model=C, n_ctx=P, d_head=D, n_heads=H, d_vocab=V, act_fn="gelu_new", normalization_type="LN"
     )
@@ -74,14 +81,37 @@ def agree(ours: Any, theirs: Any, tolerance: float = 2e-5) -> None:
     np.testing.assert_allclose(np.array(ours), theirs.numpy(), rtol=0, atol=tolerance)
 
 
-def test_all_activations_agree() -> None:
-    _, theirs = hooked(MODEL).run_with_cache(ids(CLEAN))
-    _, ours = lens.trace(MODEL, CLEAN, names=[*theirs, "*ln1.hook_out", "*ln2.hook_out", "ln_final.hook_out"])
-    assert set(lens.activation_names(MODEL.config)) <= set(theirs)
+@pytest.mark.parametrize("size", ["small", pytest.param("124M", marks=pytest.mark.slow)])
+def test_all_activations_agree(size: str) -> None:
+    mx.random.seed(0)
+    model = MODEL if size == "small" else GPT(GPTConfig())
+    _, theirs = hooked(model).run_with_cache(ids(CLEAN))
+    _, ours = lens.trace(model, CLEAN, names=[*theirs, "*ln1.hook_out", "*ln2.hook_out", "ln_final.hook_out"])
+    assert set(lens.activation_names(model.config)) <= set(theirs)
     before_the_weight = not version("transformer-lens").startswith("2.")
     for name in theirs:
         ln_out = name.endswith("hook_normalized") and not before_the_weight
         agree(ours[name.replace("hook_normalized", "hook_out") if ln_out else name], theirs[name])
+
+
+@pytest.mark.skipif(version("transformer-lens").startswith("2."), reason="TransformerLens 2 has no bridge")
+def test_all_activations_of_the_bridge_agree_by_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformer_lens.model_bridge import TransformerBridge
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model, folder = random_model(vocab_size=257), str(tmp_path / "model")
+    save(model, Tokenizer.bytes(), folder)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    bridge = TransformerBridge.boot_transformers(folder, hf_model=theirs, tokenizer=tokenizer)
+    _, expected = bridge.run_with_cache(ids(CLEAN))
+    names = [name for name in expected if name not in ("embed.hook_in", "pos_embed.hook_in")]  # ids
+    _, ours = lens.trace(model, CLEAN, names=names)
+    assert len(names) > 100
+    for name in names:
+        masked = expected[name] < -1e38  # float32's lowest number, ours -inf
+        agree(ours[name], expected[name].masked_fill(masked, -torch.inf))
 
 
 EDITED = ["hook_pos_embed", "blocks.0.attn.hook_attn_scores", "blocks.1.attn.hook_pattern", "blocks.1.hook_resid_mid"]
