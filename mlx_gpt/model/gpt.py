@@ -128,7 +128,9 @@ def checked_ids(tokens: Sequence[Any] | np.ndarray, vocab_size: int) -> mx.array
         ids = np.asarray(tokens)
     except ValueError:
         raise ValueError("expected token ids of shape (B, T), got rows of different lengths") from None
-    if ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+    if ids.size == 0:
+        raise ValueError("the text is empty; give at least one token")
+    if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"expected integer token ids of shape (B, T), got {ids.dtype} of shape {ids.shape}")
     if ids.min() < 0 or ids.max() >= vocab_size:
         wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())

@@ -287,6 +287,7 @@ def test_one_pattern_takes_no_more_memory_than_a_forward_pass() -> None:
     ("tokens", "message"),
     [
         (mx.zeros((1, 0), mx.int32), "the text is empty; give at least one token"),
+        ([[]], "the text is empty; give at least one token"),
         (mx.zeros((1, P + 1), mx.int32), f"the text is {P + 1} tokens long and the model's context is {P}; shorten it"),
         ([[V]], f"between 0 and {V - 1}"),
         ([1, 2], "of shape"),

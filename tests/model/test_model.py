@@ -265,8 +265,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "truth values": ([[True, False]], "integer token ids .* got bool"),
     "text": ("tree", "integer token ids"),
     "rows of different lengths": ([[1, 2], [3]], "rows of different lengths"),
-    "nothing": ([], "integer token ids"),
-    "an empty row": ([[]], "integer token ids"),
+    "nothing": ([], "the text is empty"),
+    "an empty row": ([[]], "the text is empty"),
     "one dimension": ([1, 2, 3], r"shape \(B, T\), got .* of shape \(3,\)"),
     "three dimensions": ([[[1]]], r"shape \(B, T\), got .* of shape \(1, 1, 1\)"),
 }
