@@ -144,9 +144,9 @@ def legend(anatomy: Anatomy, y: float, has_text: bool) -> list[Element]:
     norms = "; |x|: length of the last token's vector" if has_text else ""
     axes = ", ".join(f"{letter} {anatomy.sizes[letter]:,}" for letter in "BTSCHDMV")
     lines = [
-        [("tint norm", f"parameter: the hub's name, shape (out×in), count{counts}"), ("", f"axes: {axes}")],
-        [("outline norm", f"activation: TransformerLens's name, shape{norms}"), *HUES.items()],
-        [("", "FLOPs: 2 for each multiply-add of a matrix product, masked scores included; nothing else is counted")],
+        [("tint norm", f"parameter: the hub's name, shape (out×in), count{counts}"), *HUES.items()],
+        [("outline norm", f"activation: TransformerLens's name, shape{norms}")],
+        [("", f"FLOPs: 2 for each multiply-add of a matrix product, masked scores included; axes: {axes}")],
     ]
     nodes = []
     for i, line in enumerate(lines):

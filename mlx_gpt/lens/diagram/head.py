@@ -8,10 +8,10 @@ import numpy as np
 
 from mlx_gpt.lens.diagram.columns import Column, arrow
 from mlx_gpt.lens.diagram.measure import cut
-from mlx_gpt.lens.diagram.svg import Element, element, label, number, shape_text, tooltip
+from mlx_gpt.lens.diagram.svg import Element, element, label, number, shape_text, text_width, tooltip
 from mlx_gpt.model.attention import AttentionHead
 
-SMALL, LARGE, CELL = 100.0, 190.0, 19.0  # width of the drawings of scores and mask, and of the pattern
+SMALL, LARGE, CELL = 100, 200, 19  # widest drawing of scores and mask, of the pattern, and its largest cell
 
 
 def draw_head(column: Column) -> None:
@@ -76,77 +76,60 @@ def draw_step(column: Column, text: str, name: str) -> float:
 def draw_scores_and_mask(column: Column) -> None:
     """Draw the scores of the head and the mask, cell by cell; without a text the mask only."""
     n = len(column.measured.labels) if column.measured else min(column.anatomy.sizes["T"], 12)
-    cell, x, y = SMALL / n, column.x + column.width - SMALL - 14, column.y + 18
-    steps = f"M{x:.1f} {y:.1f}v{SMALL}h{SMALL}v{-cell:.2f}" + f"h{-cell:.2f}v{-cell:.2f}" * (n - 1) + "z"
+    cell = SMALL // n
+    width, y = n * cell, column.y + 18.0
+    x = column.x + column.width - SMALL - 14
+    steps = f"M{x} {y:.1f}v{width}h{width}v{-cell}" + f"h{-cell}v{-cell}" * (n - 1) + "z"
     column.draw(
         column.link_tensor(
             column.anatomy.mask,
-            element("rect", x=x, y=y, width=SMALL, height=SMALL, class_="frame"),
+            element("rect", x=x, y=y, width=width, height=width, class_="frame"),
             element("path", d=steps, class_="tint pattern"),
             label(x, y - 6, f"mask {shape_text(column.anatomy.mask.shape)}", "mono"),
         )
     )
     if column.measured:
+        scores = column.measured.scores
+        allowed = scores[np.isfinite(scores)]
         column.draw(label(column.x + 14, y - 6, "scores", "mono"))
-        column.draw(heat_map(column.measured.scores, column.x + 14, y, cell))
-    column.y += 18 + SMALL + 8
-
-
-def heat_map(values: np.ndarray, x: float, y: float, cell: float) -> Element:
-    """Return the allowed cells of a head's scores: from the lowest, clear, to the highest."""
-    n = len(values)
-    allowed = values[np.isfinite(values)]
-    low, high = allowed.min(), allowed.max()
-    group = element("g", element("rect", x=x, y=y, width=n * cell, height=n * cell, class_="frame"))
-    for i in range(n):
-        for j in range(i + 1):
-            shade = (values[i, j] - low) / ((high - low) or 1)
-            if shade >= 0.01:
-                group.append(
-                    element(
-                        "rect",
-                        x=x + j * cell,
-                        y=y + i * cell,
-                        width=cell,
-                        height=cell,
-                        fill_opacity=f"{shade:.2f}",
-                        class_="fill pattern",
-                    )
-                )
-    return group
+        shades = (scores - allowed.min()) / (np.ptp(allowed) or 1)
+        column.draw(*cells(shades, column.x + 14, y, cell))
+    column.y = y + width + 8
 
 
 def draw_pattern(column: Column) -> None:
     """Draw the pattern of the head with its tokens; nothing without a text."""
     if not column.measured:
         return
-    labels, pattern = column.measured.labels, column.measured.pattern
-    n = len(labels)
-    size = min(CELL, LARGE / n)
-    x, y = column.x + column.width - n * size, column.y + 58
-    style = "mono" if size >= 12 else "mono tiny"
+    labels, pattern = [cut(text, 8) for text in column.measured.labels], column.measured.pattern
+    n, T = len(labels), column.anatomy.sizes["T"]
+    cell = min(CELL, LARGE // n)
+    style = "mono" if cell >= 12 else "mono tiny"
+    x, y = column.x + column.width - n * cell, column.y + 10 + max(text_width(text, style) for text in labels)
     for i, text in enumerate(labels):
-        at = (i + 0.5) * size
-        column.draw(label(x - 4, y + at + 3.5, cut(text, 8), style + " end"))
-        key = label(0, 0, cut(text, 8), style)
-        key.set("transform", f"translate({x + at + 3.5:.1f} {y - 4:.1f})rotate(-90)")
+        middle = (i + 0.5) * cell + 3.5
+        column.draw(label(x - 4, y + middle, text, style + " end"))
+        key = label(0, 0, text, style)
+        key.set("transform", f"translate({x + middle:.1f} {y - 4:.1f})rotate(-90)")
         column.draw(key)
-    group = element("g", element("rect", x=x, y=y, width=n * size, height=n * size, class_="frame"))
-    for i in range(n):
-        for j in range(i + 1):
-            weight = float(pattern[i, j])
-            about = tooltip(f"{labels[i]} looks at {labels[j]}: {weight:.3f}")
-            group.append(
-                element(
-                    "rect",
-                    about,
-                    x=x + j * size,
-                    y=y + i * size,
-                    width=size,
-                    height=size,
-                    fill_opacity=f"{weight:.3f}",
-                    class_="fill pattern",
-                )
-            )
-    column.draw(group)
-    column.y = y + n * size + 8
+    column.draw(*cells(pattern, x, y, cell, labels))
+    query, found, weight = column.measured.last
+    column.y = y + n * cell + 4
+    if n < T:
+        column.draw(label(x, column.y + 11, f"the first {n} of {T:,} tokens", "small muted"))
+        column.y += 15
+    text = f"“{query}” looks most at “{found}”: {weight:.2f}"
+    column.draw(label(column.x + column.width, column.y + 11, text, "mono muted end", column.width))
+    column.y += 22
+
+
+def cells(shades: np.ndarray, x: float, y: float, cell: int, labels: list[str] | None = None) -> list[Element]:
+    """Return the lower triangle of a matrix of numbers in [0, 1] as shaded cells, with labels also as tooltips."""
+    n = len(shades)
+    nodes = [element("rect", x=x, y=y, width=n * cell, height=n * cell, class_="frame")]
+    for i, j in zip(*np.tril_indices(n), strict=True):
+        shade = f"{float(shades[i, j]):.3f}"
+        about = tooltip(f"{labels[i]} looks at {labels[j]}: {shade}") if labels else None
+        place = {"x": x + j * cell, "y": y + i * cell, "width": cell, "height": cell}
+        nodes.append(element("rect", about, **place, fill_opacity=shade, class_="fill pattern"))
+    return nodes

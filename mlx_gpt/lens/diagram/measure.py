@@ -11,7 +11,7 @@ from mlx_gpt.lens.diagram.parts import Anatomy
 from mlx_gpt.lens.views.subject import numbers, token_label
 from mlx_gpt.text.tokenizer import Tokenizer
 
-SHOWN = 24  # tokens of a pattern that are drawn
+SHOWN = 20  # tokens of a pattern that are drawn
 STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 ADDED = ("hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out")
 
@@ -20,7 +20,8 @@ ADDED = ("hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out")
 class Measured:
     """``norms`` are lengths of vectors (C,) at the last token; ``heads`` of what each head of the opened layer adds.
 
-    ``scores`` and ``pattern`` (N, N) are those of the opened head between the first N tokens, ``labels``.
+    ``scores`` and ``pattern`` (N, N) are those of the opened head between the first N tokens, ``labels``; ``last``
+    is the last token, the token that it attends to most, and the weight.
     """
 
     labels: list[str]
@@ -28,28 +29,30 @@ class Measured:
     heads: list[float]
     scores: np.ndarray
     pattern: np.ndarray
+    last: tuple[str, str, float]
     next_tokens: list[tuple[str, float]]
 
 
 def measure(anatomy: Anatomy, tokenizer: Tokenizer) -> Measured:
     """Compute the numbers of a text from its trace."""
     activations, prefix = anatomy.activations, f"blocks.{anatomy.layer}.attn"
-    n = min(SHOWN, anatomy.tokens.shape[1])
     names = [name for name in activations if name.endswith(STREAM + ADDED)]
     norms = mx.stack([norm(activations[name]) for name in names])
+    last = numbers(activations[f"{prefix}.hook_pattern"][0, anatomy.head, -1])
+    probabilities = numbers(mx.softmax(anatomy.logits[0, -1].astype(mx.float32)))
+    labels = [token_label(tokenizer, int(i)) for i in np.array(anatomy.tokens[0])]
     scores, pattern = (
-        numbers(activations[f"{prefix}.{name}"][0, anatomy.head, :n, :n])
+        numbers(activations[f"{prefix}.{name}"][0, anatomy.head, :SHOWN, :SHOWN])
         for name in ("hook_attn_scores", "hook_pattern")
     )
-    probabilities = numbers(mx.softmax(anatomy.logits[0, -1].astype(mx.float32)))
-    best = np.argsort(-probabilities)[:5]
     return Measured(
-        [token_label(tokenizer, int(i)) for i in np.array(anatomy.tokens[0, :n])],
+        labels[:SHOWN],
         dict(zip(names, numbers(norms).tolist(), strict=True)),
         numbers(norm(activations[f"{prefix}.hook_result"])).tolist(),
         scores,
         pattern,
-        [(token_label(tokenizer, int(i)), float(probabilities[i])) for i in best],
+        (labels[-1], labels[last.argmax()], float(last.max())),
+        [(token_label(tokenizer, int(i)), float(probabilities[i])) for i in np.argsort(-probabilities)[:5]],
     )
 
 

@@ -112,5 +112,5 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def number(value: float) -> str:
-    """Write a measured number to three digits: 0.0123, 1.23, 123, 1,230."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    """Write a measured number to three digits: 0.0120, 1.23, 123, 1,230."""
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"

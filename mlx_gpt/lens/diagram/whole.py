@@ -11,8 +11,8 @@ from mlx_gpt.model.block import Block
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.ops import LayerNorm
 
-TALL, LOW, MANY = 22, 12, 16  # height of a block's row, and of one among more than MANY
-BARS, NUMBER = 62, 110  # where the bars of a row begin, and the width of the number at its end
+STACK, TALL, LOW = 264, 30, 12  # height of the stack of blocks, while its rows are not taller or lower than these
+BARS = 62  # where the bars of a row begin
 Row = tuple[float, float, str]
 
 
@@ -55,7 +55,7 @@ def draw_stack(column: Column) -> tuple[float, float]:
     column.note(what, "stream" if column.measured else "block")
     rows = [row_values(column, layer, tensors) for layer, tensors in enumerate(blocks)]
     folded = [[*layers] for _, layers in groupby(range(L), lambda layer: (layer == anatomy.layer, rows[layer]))]
-    height = TALL if len(folded) <= MANY else LOW
+    height = max(LOW, min(TALL, STACK // len(folded)))
     longest = max(max(attn, mlp) for attn, mlp, _ in rows) or 1
     opened = (0.0, 0.0)
     for layers in folded:
@@ -70,20 +70,28 @@ def draw_stack(column: Column) -> tuple[float, float]:
 
 def draw_row(column: Column, layers: list[int], values: Row, longest: float, height: int) -> Element:
     """Return the row of one or several blocks: names, the bars of attention and MLP, and a number."""
-    middle, bar = column.y + height / 2 - 1, (height - 8) / 2
-    style = "mono" if height == TALL else "mono tiny"
-    frame = "outline stream" if column.anatomy.layer in layers else "frame" if height == TALL else "panel"
+    middle, bar = column.y + height / 2 - 1, min((height - 8) / 2, 8)
+    style, frame = ("mono", "frame") if height >= 16 else ("mono tiny", "panel")
     attn, mlp, right = values
-    left, unit = column.x + BARS, (column.width - BARS - NUMBER) / longest
+    number_width = 60 if column.measured else 110
+    left, unit = column.x + BARS, (column.width - BARS - number_width) / longest
     first, last = layers[0], layers[-1]
     ends, times = (f"{first}", "") if first == last else (f"{first}…{last}", f"{len(layers)} × ")
     return element(
         "g",
-        element("rect", x=column.x, y=column.y, width=column.width, height=height - 2, rx=3, class_=frame),
+        element(
+            "rect",
+            x=column.x,
+            y=column.y,
+            width=column.width,
+            height=height - 2,
+            rx=3,
+            class_="outline stream" if column.anatomy.layer in layers else frame,
+        ),
         label(column.x + 8, middle + 4, f"h.{ends}", style),
         element("rect", x=left, y=middle - bar - 0.5, width=unit * attn, height=bar, class_="fill value"),
         element("rect", x=left, y=middle + 0.5, width=unit * mlp, height=bar, class_="fill mlp"),
-        label(column.x + column.width - 8, middle + 4, times + right, style + " muted end", NUMBER - 16),
+        label(column.x + column.width - 8, middle + 4, times + right, style + " muted end", number_width - 12),
         data_part=f"blocks.{ends}",
     )
 
