@@ -308,6 +308,38 @@ def test_a_diagram_of_a_large_model_is_small_and_computes_no_activation(layers: 
     assert mx.get_peak_memory() == before
 
 
+# The example
+
+NUMBER = r"\d[\d,]*(?:\.\d+)?"
+EXAMPLE = "One sunny morning, Lily went to the garden. She was kind. Lily had a red kite."
+REMEDY = (
+    f'draw it again: mlx-gpt lens weights/tinyworld "{EXAMPLE}" --layer 3 --head 0 --diagram examples/architecture.svg'
+)
+
+
+def exact_and_measured(root: ElementTree.Element) -> tuple[list[str], list[float]]:
+    """What must be equal in a diagram, and the numbers that another machine's rounding may change."""
+    exact, measured = [], []
+    for node in root.iter():
+        exact.append(node.tag)
+        for name, value in [*sorted(node.items()), ("text", node.text or "")]:
+            if name.startswith(("href", "data-")):
+                exact.append(f"{name}={value}")
+            else:
+                exact.append(f"{name}={re.sub(NUMBER, '', value)}")
+                measured += [float(found.replace(",", "")) for found in re.findall(NUMBER, value)]
+    return exact, measured
+
+
+def test_the_picture_in_examples_is_that_of_the_bundled_model_and_of_the_code_as_it_is() -> None:
+    model, tokenizer = load(ROOT / "weights/tinyworld")
+    drawn = parse(draw_diagram(model, tokenizer, EXAMPLE, name="tinyworld", layer=3, head=0))
+    kept = ElementTree.parse(ROOT / "examples/architecture.svg").getroot()
+    (exact, measured), (kept_exact, kept_measured) = exact_and_measured(drawn), exact_and_measured(kept)
+    assert exact == kept_exact, REMEDY
+    assert measured == pytest.approx(kept_measured, rel=0.02, abs=0.02), REMEDY
+
+
 # Bad input
 
 
