@@ -8,14 +8,13 @@ export function patternOf(run, layer, head) {
   return headMap(run, layer, head, "pattern");
 }
 
-/** The scores of a head before the softmax, (T, T); null where they are not recorded. */
+/** The scores of a head before the softmax, (T, T). */
 export function scoresOf(run, layer, head) {
   return headMap(run, layer, head, "attn_scores");
 }
 
 function headMap(run, layer, head, name) {
-  const tensor = run.get(`blocks.${layer}.attn.hook_${name}`);
-  return tensor ? row(tensor, head) : null;
+  return row(run.get(`blocks.${layer}.attn.hook_${name}`), head);
 }
 
 /** The vector of a head at a position: its q, k, v or z (D,), or its result (C,); null where it is not recorded. */
@@ -152,12 +151,11 @@ export function logitsOf(run, position, vector) {
 export function explainWeight(store, { run, layer, head, query, key }) {
   const T = run.ids.length;
   const weight = patternOf(run, layer, head)[query * T + key];
-  const scores = scoresOf(run, layer, head)?.subarray(query * T, query * T + query + 1);
+  const scores = scoresOf(run, layer, head).subarray(query * T, query * T + query + 1);
   const scale = scaleOf(store.config, layer).text;
   const formula = `weight = softmax(q·k × ${scale}) = exp(score − max) / Σ exp(score − max)`;
   const note = `Layer ${layer}, head ${head}: ${quoted(store, query)} looks at ${quoted(store, key)}.`;
   if (key > query) return { formula, filled: "exp(−∞) = 0", note: `${note.slice(0, -1)} in its future: not allowed.` };
-  if (!scores) return { formula, filled: `weight = ${fmt(weight)}`, note };
   const most = scores.reduce((a, b) => Math.max(a, b));
   const terms = Array.from(scores, (score) => Math.exp(score - most));
   const sum = terms.reduce((a, b) => a + b, 0);

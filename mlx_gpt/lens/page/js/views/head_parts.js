@@ -12,7 +12,7 @@ export function keysShown({ query, T, pattern }) {
   const strongest = [...all].sort((a, b) => pattern[query * T + b] - pattern[query * T + a]);
   const few = all.length <= MOST_KEYS + 2;
   const keys = few ? all : strongest.slice(0, MOST_KEYS).sort((a, b) => a - b);
-  return { keys, others: all.filter((key) => !keys.includes(key)), left: all.length - keys.length };
+  return { keys, others: all.filter((key) => !keys.includes(key)) };
 }
 
 export function keyTable(columns, rows, foot) {
@@ -35,15 +35,16 @@ export function weightBar(weight) {
   return h("span", { class: "weight-bar", "aria-hidden": "true", style: { "--share": weight } });
 }
 
-/** A labelled vector as a strip of colours. */
-export function strip(store, { layer, head, query }, label, vector, limit, describe, hue = null, what = "strip") {
-  const raster = makeRaster({ label: `${label}, ${vector.length} numbers`, data: { what, layer, head, query }, describe });
+/** A labelled vector as a strip of colours, whose numbers ``describe(_, i)`` explains. ``placed`` are its data- attributes. */
+export function vectorStrip(label, vector, { limit = largest(vector), describe, hue = null, placed }) {
+  const raster = makeRaster({ label: `${label}, ${vector.length} numbers`, data: placed, describe });
   raster.show({ rows: 1, columns: vector.length, data: vector, limit });
-  return h("div", { class: "vector-strip" }, h("span", { class: "strip-label", style: hue ? { "--hue": `var(${hue})` } : {}, text: label }), raster.element);
+  const name = h("span", { class: "strip-label", style: hue ? { "--hue": `var(${hue})` } : {}, text: label });
+  return h("div", { class: "vector-strip" }, name, raster.element);
 }
 
 /** The data- attributes of a number of a step. */
-export function placed(what, { layer, head, query }, more) {
+export function placed(what, { layer, head, query }, more = {}) {
   return { what, layer, head, query, ...more };
 }
 

@@ -29,7 +29,7 @@ function weightRows(store, at) {
   return Array.from({ length: query + 1 }, (_, key) => {
     const cell = { ...at, key };
     const data = { layer, head, query, key };
-    const score = scores ? number(scores[query * T + key], { what: "score", ...data }, () => explainScore(store, cell)) : "";
+    const score = number(scores[query * T + key], { what: "score", ...data }, () => explainScore(store, cell));
     const weight = number(weights[query * T + key], { what: "weight", ...data }, () => explainWeight(store, cell));
     const token = h("th", { scope: "row", text: showToken(store.tokenAt(key)) });
     return h(
