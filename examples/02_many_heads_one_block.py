@@ -1,7 +1,8 @@
 """From one head to GPT-2: heads form a layer, a layer and an MLP form a block, and blocks form the model.
 
 Run it:  python examples/02_many_heads_one_block.py  (offline, in a second)
-Each part is built by hand and compared with the package's. The example before this one is 01_one_head.py.
+Each part is built by hand and compared with the package's. The example before this one is 01_one_head.py, the next
+is 03_residual_stream.py.
 """
 
 import os

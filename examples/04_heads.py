@@ -49,8 +49,8 @@ scores = head_scores(model, length=40)  # kind -> (n_layer, H)
 for kind, score in scores.items():
     best = plain(score.argmax())
     print(f"{kind:<16} best: L{best // n_head}H{best % n_head} with {plain(score.max()):.2f} of its attention")
-print("A head of a kind has most of its attention there; one without a preference has about 0.02. These")
-print("stories never repeat a random word, so this small model has learned none of the three.")
+print("A head of a kind gives most of its attention there; one that looks everywhere alike 0.02 to 0.05.")
+print("Stories that never repeat random words have taught this small model none of the three.")
 
 title("2. Find a head by a question of our own: who notices that the story's thing has been introduced?")
 
@@ -86,6 +86,8 @@ for i, row in zip(ids, plain(pattern), strict=True):
     line = "".join(2 * " ░▒▓█"[round(4 * weight)] for weight in row)
     top = max(range(len(row)), key=row.__getitem__)
     print(f"{word(i):>8} {line}│ {word(ids[top])} {row[top]:.0%}")
+print("A row is a query, the columns are the same tokens, darker is more. From ' had' on, each token looks")
+print("at ' had', until a friend comes: the head tells the rest of the model how far the story is.")
 
 title(f"4. Take {NAME} out: the loss, and the text")
 
@@ -144,7 +146,7 @@ for name, edits in (("with 1/√D", {}), ("without", UNSCALED)):
     )
 report("Without the scale", UNSCALED)
 
-title("6. Take the causal mask out: the loss falls, and the text is gibberish")
+title("6. Take the causal mask out: a lower loss, and gibberish")
 
 kept: dict[str, mx.array] = {}
 
@@ -173,7 +175,7 @@ data = mx.array([characters.index(c) for c in text])
 SIZES = GPTConfig(vocab_size=len(characters), n_positions=8, n_embd=32, n_layer=1, n_head=1, initializer_range=0.5)
 
 
-def trained(edits: Edits, steps: int = 200) -> tuple[list[float], str]:
+def trained(edits: Edits, steps: int = 150) -> tuple[list[float], str]:
     """Return the losses of a training run, and what the model then writes."""
     mx.random.seed(2)
     tiny, T = GPT(SIZES), SIZES.n_positions
@@ -202,5 +204,5 @@ def trained(edits: Edits, steps: int = 200) -> tuple[list[float], str]:
 
 for name, edits in (("with the mask", {}), ("without", UNMASKED)):
     losses, written = trained(edits)
-    print(f"Trained {name:<13} loss", " -> ".join(f"{losses[i]:.2f}" for i in (0, 50, 100, 150, 200)), f" {written!r}")
+    print(f"Trained {name:<13} loss", " -> ".join(f"{losses[i]:.2f}" for i in (0, 50, 100, 150)), f" {written!r}")
 print("It says gibberish, and its loss is the lower one: it has learned to look at the answer.")

@@ -73,6 +73,21 @@ def test_the_walk_through_names_existing_files_and_the_numbers_that_the_example_
     assert re.findall(r"\d+", row)[1:3] == list(weights.groups())
 
 
+def without_numbers(text: str) -> list[str]:
+    """The lines of a text without what another machine may compute otherwise: numbers, bars, what tiny models write."""
+    return [re.sub(r"^(Trained .*loss) .*|[\d.%│█ -]+", r"\1 ", line).rstrip() for line in text.splitlines()]
+
+
+def test_the_walk_through_quotes_what_the_examples_print(request: pytest.FixtureRequest) -> None:
+    outputs = "\n".join(request.getfixturevalue(name) for name in ("from_scratch", "residual_stream", "heads"))
+    printed = without_numbers(outputs)
+    text = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(quoted) >= 5
+    for line in without_numbers("".join(quoted)):
+        assert line in printed, line
+
+
 @pytest.mark.parametrize("example", ["from_scratch", "one_head", "one_block", "residual_stream", "heads"])
 def test_the_output_fits_on_a_screen(example: str, request: pytest.FixtureRequest) -> None:
     lines = request.getfixturevalue(example).splitlines()
