@@ -7,16 +7,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from mlx_gpt.errors import UsageError
 from mlx_gpt.lens.page.bundle import join_page
 from mlx_gpt.lens.page.living import living_data
+from mlx_gpt.lens.page.recorded import recorded_data
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
 DEFAULT_TEXT = "The ancient oak tree provided cool shade on the hot summer day."
 
 
+LIVING_SIZE = 8_000_000  # characters of a page that computes; about 3 million parameters
+LIVING_PARAMETERS = 4_000_000  # more are never tried
+
+
 def make_page(model: GPT, tokenizer: Tokenizer, texts: Sequence[str] = (), name: str = "model") -> tuple[str, str]:
-    """Return the HTML of a page, which opens with the first text or a default one, and a line about the page."""
-    page = join_page(living_data(model, tokenizer, [*texts] or [DEFAULT_TEXT], name), f"{name} · mlx_gpt lens")
-    return page, f"living page, {len(page) / 1e6:.1f} MB: it computes in the browser, offline"
+    """Return the HTML of a page, which opens with the first text or a default one, and a line about the page.
+
+    The page computes if it is then smaller than 8 MB; else it is recorded, and shows these texts only. Raises
+    ``UsageError`` for an empty text in a recorded page.
+    """
+    texts, title = [*texts] or [DEFAULT_TEXT], f"{name} · mlx_gpt lens"
+    reason = f"the model has {model.n_parameters:,} parameters, too many for a page that computes (8 MB)"
+    if model.n_parameters <= LIVING_PARAMETERS:
+        try:
+            page = join_page(living_data(model, tokenizer, texts, name), title)
+            if len(page) <= LIVING_SIZE:
+                return page, f"living page, {len(page) / 1e6:.1f} MB: it computes in the browser, offline"
+        except UsageError as error:  # weights that float16 cannot hold
+            reason = str(error)
+    data = recorded_data(model, tokenizer, texts, name)
+    page = join_page(data, title)
+    return page, f"recorded page, {len(page) / 1e6:.1f} MB, of {recorded_texts(data, texts)}: {reason}"
+
+
+def recorded_texts(data: dict[str, Any], texts: Sequence[str]) -> str:
+    """Say how many texts of those asked for a recorded page has, and how many tokens."""
+    recorded, asked = len(data["texts"]), len({*texts})
+    tokens = sum(len(recording["ids"]) for recording in data["recordings"])
+    cut = ", the beginning of a longer text" if any(text not in texts for text in data["texts"]) else ""
+    return f"{recorded} of {asked} texts, {tokens} tokens{cut}"

@@ -12,6 +12,14 @@ globalThis.modules = {
     Object.assign(opened, await readPage(data));
   },
 
+  async openRecorded(text) {
+    opened.run = await opened.model.trace(opened.model.idsOf(text));
+    return [...opened.run.ids];
+  },
+
+  /** Call a method of the recorded run; return arrays as lists and tensors as {shape, data}. */
+  recorded: (method, ...given) => plain(opened.run[method](...given)),
+
   openTokenizer(data) {
     opened.tokenizer = makeTokenizer(data);
   },
@@ -54,6 +62,11 @@ globalThis.modules = {
     return Array.from({ length: n }, () => pick(Float32Array.from(probabilities), random));
   }),
 };
+
+function plain(value) {
+  if (ArrayBuffer.isView(value)) return Array.from(value, (x) => (x === -Infinity ? null : x));
+  return value?.shape ? { shape: value.shape, data: plain(value.data) } : value;
+}
 
 function withVector(edits) {
   return edits.patch ? { ...edits, patch: { ...edits.patch, value: Float32Array.from(edits.patch.value) } } : edits;

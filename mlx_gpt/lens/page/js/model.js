@@ -239,6 +239,11 @@ export class Run {
     return topTokens(row(this.logits, position), k);
   }
 
+  /** Return the logit of an id after a position. */
+  logit(position, id) {
+    return row(this.logits, position)[id];
+  }
+
   /** Return the k most probable tokens after a position at each layer's input and after the last layer. */
   logitLens(position, k) {
     const logits = logitLens(this, position);

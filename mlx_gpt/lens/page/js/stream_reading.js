@@ -1,6 +1,6 @@
 // The residual stream of one token: its parts with their sizes, the vector between them, and the logit that they sum to.
 
-import { at, dot, norm, row } from "./tensor.js";
+import { dot, norm, row } from "./tensor.js";
 
 /**
  * Read the stream at a position: {parts, stages, bias, sum, logit}.
@@ -55,10 +55,10 @@ function partNames({ n_layer }) {
 /** What each label adds to the logit or the difference, a Map; its bias; and the logit of the model. */
 function logitValues(run, config, position, target, versus) {
   const values = new Map(run.attribution(position, target).map(({ label, value }) => [label, value]));
-  let logit = at(run.logits, position, target);
+  let logit = run.logit(position, target);
   if (versus !== null) {
     for (const { label, value } of run.attribution(position, versus)) values.set(label, values.get(label) - value);
-    logit -= at(run.logits, position, versus);
+    logit -= run.logit(position, versus);
   }
   return { values, bias: values.get("ln_final_bias"), logit };
 }
