@@ -90,3 +90,11 @@ def test_without_it_the_object_is_introduced_again() -> None:
     for parts, fewest, most in ([], 0, 0), (["L3H0"], 15, 50), (["L3H1"], 0, 0), (["L4H0"], 0, 0):
         found = texts(prompt, 50, *parts, temperature=0.7)
         assert fewest <= sum(len(INTRODUCES.findall(text)) > 1 for text in found) <= most, parts
+
+
+def test_the_readme_shows_the_text_with_and_without_it() -> None:
+    page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert OPENING in page
+    for parts in [], ["L3H0"]:
+        (text,) = texts(OPENING, 1, *parts, max_tokens=20)
+        assert text.strip() in page

@@ -64,7 +64,7 @@ def plot_view(view: View, path: Path) -> None:
         y -= 2 * LINE
     with warnings.catch_warnings(), atomic_path(path) as hidden:
         warnings.filterwarnings("ignore", message="Glyph")  # characters that the font lacks are drawn as boxes
-        figure.savefig(hidden, dpi=150, facecolor="white")
+        figure.savefig(hidden, dpi=130, facecolor="white")
 
 
 @dataclass(frozen=True)
