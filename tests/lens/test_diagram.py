@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.lens_model import random_model
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
@@ -288,6 +288,16 @@ def test_text_names_and_tokens_are_escaped() -> None:
     root = parse(svg)
     assert all(c.isprintable() or c == "\n" for c in svg)
     assert r"<b>&\x1b[2J\u202e\n" in "".join(str(root[0].text))
+
+
+@pytest.mark.parametrize("damage", [lambda weight: weight * float("nan"), lambda weight: weight.astype(mx.bfloat16)])
+def test_models_of_nan_and_of_half_precision_are_drawn(damage: Any) -> None:
+    model = random_model(vocab_size=257)
+    model.update(tree_map(damage, model.parameters()))
+    root = parse(draw_diagram(model, Tokenizer.bytes(), TEXT, to_scale=True))
+    places = ("x", "y", "width", "height", "fill-opacity")
+    assert all(np.isfinite(float(node.get(name, 0))) for node in root.iter() for name in places)
+    assert len(boxes(root, "activation")) == 36
 
 
 def test_the_diagram_needs_nothing_outside_itself() -> None:

@@ -18,7 +18,7 @@ from mlx_gpt.lens.diagram.head import draw_head
 from mlx_gpt.lens.diagram.measure import Measured, cut, measure
 from mlx_gpt.lens.diagram.parts import Anatomy
 from mlx_gpt.lens.diagram.scale import draw_scale
-from mlx_gpt.lens.diagram.svg import STYLE, Element, element, label, text_width
+from mlx_gpt.lens.diagram.svg import STYLE, Element, element, label, rect, text_width
 from mlx_gpt.lens.diagram.whole import draw_model
 from mlx_gpt.lens.weights import check_head
 from mlx_gpt.model.gpt import GPT
@@ -80,7 +80,7 @@ def write_svg(nodes: list[Element], height: float, title: str, description: str)
         element("title", title, id="diagram-title"),
         element("desc", description, id="diagram-desc"),
         style,
-        element("rect", width=WIDTH, height=height, rx=10, class_="page"),
+        rect(0, 0, WIDTH, height, "page", rx=10),
         *nodes,
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {WIDTH} {height:.0f}",
@@ -112,7 +112,7 @@ def zoom(left: float, ends: tuple[float, float], place: tuple[int, int], bottom:
     """Return the panel of a column, and the area between it and the box that it opens."""
     x, width = place
     path = f"M{left:.1f} {ends[0]:.1f}L{x:.1f} {TOP + 8:.1f}V{bottom - 8:.1f}L{left:.1f} {ends[1]:.1f}z"
-    panel = element("rect", x=x, y=TOP, width=width, height=bottom - TOP, rx=8, class_="panel")
+    panel = rect(x, TOP, width, bottom - TOP, "panel", rx=8)
     return [panel, element("path", d=path, class_="zoom")]
 
 
@@ -153,7 +153,7 @@ def legend(anatomy: Anatomy, y: float, has_text: bool) -> list[Element]:
         x = float(MARGIN)
         for class_, text in line:
             if class_:
-                nodes.append(element("rect", x=x, y=y + 18 * i - 9, width=16, height=11, rx=2, class_=class_))
+                nodes.append(rect(x, y + 18 * i - 9, 16, 11, class_, rx=2))
                 x += 21
             nodes.append(label(x, y + 18 * i, text, "small muted"))
             x = max(x + text_width(text, "small") + 12, BLOCK[0] + BLOCK[1] / 2 if x < BLOCK[0] else 0)

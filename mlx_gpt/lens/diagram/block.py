@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlx_gpt.lens.diagram.columns import Column
 from mlx_gpt.lens.diagram.parts import total
-from mlx_gpt.lens.diagram.svg import element, label
+from mlx_gpt.lens.diagram.svg import element, label, rect
 from mlx_gpt.model.attention import MultiHeadAttention
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.mlp import MLP
@@ -65,8 +65,8 @@ def draw_heads(column: Column) -> tuple[float, float]:
         frame = "outline value" if i == anatomy.head else "frame"
         group = element(
             "g",
-            element("rect", x=x, y=top, width=width, height=STRIP, rx=2, class_=frame),
-            element("rect", x=x, y=top + STRIP - height, width=width, height=height, rx=2, class_="tint value"),
+            rect(x, top, width, STRIP, frame, rx=2),
+            rect(x, top + STRIP - height, width, height, "tint value", rx=2),
             label(x + width / 2, top + STRIP - 5, str(i), "mono middle") if width > 14 else None,
             data_part=f"blocks.{anatomy.layer}.attn.head.{i}",
         )

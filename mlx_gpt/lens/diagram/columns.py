@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlx_gpt.lens.diagram.measure import Measured
 from mlx_gpt.lens.diagram.parts import Anatomy, Function, Tensor
-from mlx_gpt.lens.diagram.svg import Element, element, label, link, number, shape_text, text_width
+from mlx_gpt.lens.diagram.svg import Element, element, label, link, number, rect, shape_text, text_width
 from mlx_gpt.train.units import format_large
 
 ROW, BOX = 24, 20  # height of a row, and of the box in it
@@ -116,18 +116,8 @@ class Column:
 def frame(tensor: Tensor, x: float, y: float, width: float, height: float) -> list[Element]:
     """Return the outline of a box: tinted for a parameter, in equal parts where it belongs to several functions."""
     style, share = "tint" if tensor.is_parameter else "outline", width / len(tensor.hues)
-    return [
-        element(
-            "rect",
-            x=x + i * share,
-            y=y,
-            width=share,
-            height=height,
-            rx=3 if len(tensor.hues) == 1 else None,
-            class_=f"{style} {hue}",
-        )
-        for i, hue in enumerate(tensor.hues)
-    ]
+    radius = 3 if len(tensor.hues) == 1 else 0
+    return [rect(x + i * share, y, share, height, f"{style} {hue}", rx=radius) for i, hue in enumerate(tensor.hues)]
 
 
 def describe(tensor: Tensor) -> list[str]:

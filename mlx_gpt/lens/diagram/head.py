@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_gpt.lens.diagram.columns import Column, arrow
 from mlx_gpt.lens.diagram.measure import cut
-from mlx_gpt.lens.diagram.svg import Element, element, label, number, shape_text, text_width, tooltip
+from mlx_gpt.lens.diagram.svg import Element, element, label, number, rect, shape_text, text_width, tooltip
 from mlx_gpt.model.attention import AttentionHead
 
 SMALL, LARGE, CELL = 100, 200, 19  # widest drawing of scores and mask, of the pattern, and its largest cell
@@ -83,14 +83,14 @@ def draw_scores_and_mask(column: Column) -> None:
     column.draw(
         column.link_tensor(
             column.anatomy.mask,
-            element("rect", x=x, y=y, width=width, height=width, class_="frame"),
+            rect(x, y, width, width, "frame"),
             element("path", d=steps, class_="tint pattern"),
             label(x, y - 6, f"mask {shape_text(column.anatomy.mask.shape)}", "mono"),
         )
     )
     if column.measured:
         scores = column.measured.scores
-        allowed = scores[np.isfinite(scores)]
+        allowed = scores[np.tril_indices(n)]
         column.draw(label(column.x + 14, y - 6, "scores", "mono"))
         shades = (scores - allowed.min()) / (np.ptp(allowed) or 1)
         column.draw(*cells(shades, column.x + 14, y, cell))
@@ -126,10 +126,9 @@ def draw_pattern(column: Column) -> None:
 def cells(shades: np.ndarray, x: float, y: float, cell: int, labels: list[str] | None = None) -> list[Element]:
     """Return the lower triangle of a matrix of numbers in [0, 1] as shaded cells, with labels also as tooltips."""
     n = len(shades)
-    nodes = [element("rect", x=x, y=y, width=n * cell, height=n * cell, class_="frame")]
+    nodes = [rect(x, y, n * cell, n * cell, "frame")]
     for i, j in zip(*np.tril_indices(n), strict=True):
-        shade = f"{float(shades[i, j]):.3f}"
-        about = tooltip(f"{labels[i]} looks at {labels[j]}: {shade}") if labels else None
-        place = {"x": x + j * cell, "y": y + i * cell, "width": cell, "height": cell}
-        nodes.append(element("rect", about, **place, fill_opacity=shade, class_="fill pattern"))
+        shade = f"{np.nan_to_num(shades[i, j]):.3f}"
+        about = [tooltip(f"{labels[i]} looks at {labels[j]}: {shade}")] if labels else []
+        nodes.append(rect(x + j * cell, y + i * cell, cell, cell, "fill pattern", *about, fill_opacity=shade))
     return nodes

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mlx_gpt.lens.diagram.columns import short
 from mlx_gpt.lens.diagram.parts import Anatomy, Tensor
-from mlx_gpt.lens.diagram.svg import MONO, Element, element, label, tooltip
+from mlx_gpt.lens.diagram.svg import Element, element, label, text_width, tooltip
 
 HEIGHT = 96.0  # of a band
 Rectangle = tuple[float, float, float, float]  # x, y, width, height
@@ -41,7 +41,8 @@ def activation_groups(anatomy: Anatomy) -> dict[str, list[Tensor]]:
     groups: dict[str, list[Tensor]] = {}
     for name in anatomy.activations:
         if name in anatomy.by_default or name == "hook_unembed":
-            group = ".".join(name.split(".")[:2]) if name.startswith("blocks.") else name.split(".")[0]
+            first, *rest = name.split(".")
+            group = f"L{rest[0]}" if first == "blocks" else first
             groups.setdefault(group, []).append(anatomy.activation(name))
     return groups
 
@@ -63,20 +64,26 @@ def draw_band(what: str, groups: list[Group], whole: int, x: float, y: float, wi
             height = HEIGHT * part / size
             same.setdefault((short(tensor.name), part), (tensor, []))[1].append((x, top, share, height))
             top += height
-        if share > len(name) * MONO * 11 + 4:
+        if share > text_width(name, "mono") + 4:
             band.append(label(x + share / 2, y + HEIGHT + 14, name, "mono muted middle"))
         x += share
     for (name, part), (tensor, rectangles) in same.items():
         each = f" in each of {len(rectangles)} blocks" if len(rectangles) > 1 else ""
         text = f"{name}: {part:,} {what}{each}, {part * len(rectangles) / whole:.2%}"
-        n = len(tensor.hues)
-        areas = [
-            element(
-                "path",
-                d="".join(f"M{x:.2f} {y + i * h / n:.2f}h{w:.2f}v{h / n:.2f}h{-w:.2f}z" for x, y, w, h in rectangles),
-                class_=f"area {hue}",
-            )
-            for i, hue in enumerate(tensor.hues)
+        paths = [
+            element("path", d=path, class_=f"area {hue}")
+            for hue, path in zip(tensor.hues, split(rectangles, len(tensor.hues)), strict=True)
         ]
-        band.insert(0, element("g", tooltip(text), *areas))
+        band.insert(0, element("g", tooltip(text), *paths))
+        left, top, share, height = rectangles[0]
+        if height >= 12 and share * len(rectangles) > text_width(name, "mono tiny") + 10:
+            band.append(label(left + 5, top + min(height / 2, 12) + 3, name, "mono tiny"))
     return band
+
+
+def split(rectangles: list[Rectangle], n: int) -> list[str]:
+    """Return paths of n equal layers of the rectangles."""
+    return [
+        "".join(f"M{x:.2f} {y + i * h / n:.2f}h{w:.2f}v{h / n:.2f}h{-w:.2f}z" for x, y, w, h in rectangles)
+        for i in range(n)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,7 +15,7 @@ SANS = 0.54  # of another font, about
 SIZES = {"title": 20, "small": 11, "mono": 11, "tiny": 9.5}  # of fonts, in pixels; others have 12
 
 LIGHT = {"bg": "#ffffff", "surface": "#f5f6f8", "fg": "#1d2430", "muted": "#5f6878", "line": "#d3d8e0"}
-LIGHT |= {"stream": "#2f6fde", "query": "#c2571a", "key": "#1b7f5c", "value": "#7a4cc2", "mlp": "#a8842c"}
+LIGHT |= {"stream": "#2f6fde", "query": "#c2571a", "key": "#1b7f5c", "value": "#7a4cc2", "mlp": "#8f6d14"}
 DARK = {"bg": "#14171d", "surface": "#1b1f27", "fg": "#e8eaf0", "muted": "#9aa3b2", "line": "#3a414d"}
 DARK |= {"stream": "#6ea2ff", "query": "#f0965a", "key": "#55c69a", "value": "#b590f2", "mlp": "#dcb95c"}
 
@@ -70,8 +71,10 @@ def element(tag: str, *children: Element | str | None, **attributes: Any) -> Ele
 
 
 def written(value: Any) -> str:
-    """Write an attribute, a number to a tenth."""
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else printable(str(value))
+    """Write an attribute, a number to a tenth, and 0 for one that is not finite, as those of a broken model."""
+    if not isinstance(value, float):
+        return printable(str(value))
+    return f"{value:.1f}".removesuffix(".0") if isfinite(value) else "0"
 
 
 def printable(text: str) -> str:
@@ -83,6 +86,10 @@ def tooltip(*lines: str) -> Element:
     node = element("title")
     node.text = "\n".join(map(printable, lines))
     return node
+
+
+def rect(x: float, y: float, width: float, height: float, class_: str, *children: Element, **more: Any) -> Element:
+    return element("rect", *children, x=x, y=y, width=width, height=height, class_=class_, **more)
 
 
 def label(x: float, y: float, text: str, class_: str = "", width: float | None = None) -> Element:

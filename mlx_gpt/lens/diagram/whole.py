@@ -6,7 +6,7 @@ from itertools import groupby
 
 from mlx_gpt.lens.diagram.columns import Column, shape_line
 from mlx_gpt.lens.diagram.parts import Tensor, total
-from mlx_gpt.lens.diagram.svg import Element, element, label, link, number
+from mlx_gpt.lens.diagram.svg import Element, element, label, link, number, rect
 from mlx_gpt.model.block import Block
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.ops import LayerNorm
@@ -72,6 +72,7 @@ def draw_row(column: Column, layers: list[int], values: Row, longest: float, hei
     """Return the row of one or several blocks: names, the bars of attention and MLP, and a number."""
     middle, bar = column.y + height / 2 - 1, min((height - 8) / 2, 8)
     style, frame = ("mono", "frame") if height >= 16 else ("mono tiny", "panel")
+    frame = "outline stream" if column.anatomy.layer in layers else frame
     attn, mlp, right = values
     number_width = 60 if column.measured else 110
     left, unit = column.x + BARS, (column.width - BARS - number_width) / longest
@@ -79,18 +80,10 @@ def draw_row(column: Column, layers: list[int], values: Row, longest: float, hei
     ends, times = (f"{first}", "") if first == last else (f"{first}…{last}", f"{len(layers)} × ")
     return element(
         "g",
-        element(
-            "rect",
-            x=column.x,
-            y=column.y,
-            width=column.width,
-            height=height - 2,
-            rx=3,
-            class_="outline stream" if column.anatomy.layer in layers else frame,
-        ),
+        rect(column.x, column.y, column.width, height - 2, frame, rx=3),
         label(column.x + 8, middle + 4, f"h.{ends}", style),
-        element("rect", x=left, y=middle - bar - 0.5, width=unit * attn, height=bar, class_="fill value"),
-        element("rect", x=left, y=middle + 0.5, width=unit * mlp, height=bar, class_="fill mlp"),
+        rect(left, middle - bar - 0.5, unit * attn, bar, "fill value"),
+        rect(left, middle + 0.5, unit * mlp, bar, "fill mlp"),
         label(column.x + column.width - 8, middle + 4, times + right, style + " muted end", number_width - 12),
         data_part=f"blocks.{ends}",
     )
@@ -116,7 +109,7 @@ def draw_next_tokens(column: Column) -> None:
         width = (column.width - 160) * probability
         column.draw(
             label(column.x + 92, column.y + 12, text, "mono end", 88),
-            element("rect", x=column.x + 100, y=column.y + 4, width=max(width, 0.5), height=9, class_="fill stream"),
+            rect(column.x + 100, column.y + 4, max(width, 0.5), 9, "fill stream"),
             label(column.x + 106 + width, column.y + 12, f"{probability:.1%}", "mono muted"),
         )
         column.y += 17
