@@ -58,11 +58,10 @@ class Column:
         middle, last = (shape, f"{tensor.size:,}") if tensor.is_parameter else (self.norm(tensor.name), shape)
         end, y = self.x + self.width, self.y + 14
         taken = LAST + text_width(middle, "mono") if middle else 8 + text_width(last, "mono")
-        texts = [
-            label(self.x + 8, y, name, "mono", self.width - taken - 14),
-            label(end - LAST, y, middle, "mono end" if middle.startswith("|") else "mono muted end"),
-            label(end - 8, y, last, "mono muted end", LAST - 16 if middle else None),
-        ]
+        texts = [label(self.x + 8, y, name, "mono", self.width - taken - 14)]
+        if middle:
+            texts.append(label(end - LAST, y, middle, "mono muted end" if tensor.is_parameter else "mono end"))
+        texts.append(label(end - 8, y, last, "mono muted end", LAST - 16 if middle else None))
         return self.link_tensor(tensor, *frame(tensor, self.x, self.y, self.width, BOX), *texts)
 
     def small_box(self, tensor: Tensor, x: float, width: float) -> Element:
