@@ -1,5 +1,6 @@
 // The page's modules for tests that call them without a page.
 
+import { decodeHalf } from "../../../mlx_gpt/lens/page/js/blob.js";
 import { readPage } from "../../../mlx_gpt/lens/page/js/data.js";
 import { applyRules, makeRandom, pick } from "../../../mlx_gpt/lens/page/js/sampling.js";
 import { softmax } from "../../../mlx_gpt/lens/page/js/tensor.js";
@@ -19,6 +20,8 @@ globalThis.modules = {
 
   /** Call a method of the recorded run; return arrays as lists and tensors as {shape, data}. */
   recorded: (method, ...given) => plain(opened.run[method](...given)),
+
+  decodeHalf: (bits) => [...decodeHalf(Uint16Array.from(bits))],
 
   openTokenizer(data) {
     opened.tokenizer = makeTokenizer(data);

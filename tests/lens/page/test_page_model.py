@@ -72,6 +72,12 @@ def test_every_activation_of_tinyworld_is_pythons(modules: Any, tinyworld: Any, 
     compare(modules, model, ids, {})
 
 
+def test_every_float16_is_decoded_exactly(modules: Any) -> None:
+    bits = np.arange(2**16, dtype=np.uint16)
+    bits = bits[np.isfinite(bits.view(np.float16))]
+    assert (np.array(modules("decodeHalf", bits.tolist())) == bits.view(np.float16).astype(np.float64)).all()
+
+
 @pytest.mark.parametrize("fields", VARIANTS, ids=lambda fields: str(fields)[1:-1] or "gpt2")
 def test_every_activation_of_other_models_is_pythons(modules: Any, fields: dict[str, Any]) -> None:
     model = modules.open(random_model(seed=1, **fields), Tokenizer.bytes())

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.browser import open_page
+from helpers.lens_model import random_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_gpt.errors import TokenizerError
+from mlx_gpt.lens.page import make_page
 from mlx_gpt.text.added_tokens import AddedToken
 from mlx_gpt.text.characters import CharacterTokenizer
 from mlx_gpt.text.token_settings import TokenSettings
@@ -111,6 +114,20 @@ def test_ids_of_generated_texts_are_pythons(modules: Any, flavor: Tokenizer, par
     text = "".join(parts)
     assert modules("encode", units(text)) == flavor.encode_prompt(text), ascii(text)
     assert modules("decode", ids) == flavor.decode(ids)  # of bytes that are no UTF-8
+
+
+def test_a_page_names_a_character_that_its_model_does_not_know(browser: Any, tmp_path: Path) -> None:
+    tokenizer = CharacterTokenizer({character: i for i, character in enumerate("\n abcde")})
+    file = tmp_path / "page.html"
+    file.write_text(make_page(random_model(vocab_size=7), tokenizer, ["abc"])[0], encoding="utf-8")
+    with open_page(browser, file) as page:
+        page.wait_for_function("globalThis.mlxGptPage?.run && !mlxGptPage.busy")
+        page.fill("#text", "abz")
+        page.wait_for_function("!mlxGptPage.busy")
+        assert "the model knows 7 characters" in page.locator(".note").first.inner_text()
+        page.fill("#text", "abcd")
+        page.wait_for_function("mlxGptPage.run.ids.length === 4 && !mlxGptPage.busy")
+        assert page.locator(".note").first.inner_text() == ""
 
 
 def test_characters_are_pythons_and_unknown_ones_are_named(modules: Any) -> None:

@@ -23,19 +23,16 @@ function readTensor({ shape, dtype, offset }, bytes) {
   return new Tensor(shape, new { float32: Float32Array, int32: Int32Array }[dtype](bytes, offset, size));
 }
 
-let halves = null; // the value of each of the 65,536 float16 numbers
-
-/** Return float16 numbers, given by their bits, as float32. */
+/**
+ * Return finite float16 numbers, given by their bits, as float32.
+ *
+ * The bits of a float16, moved to the places of a float32, are those of a number 2^112 times smaller: the exponents
+ * count from -15 and from -127.
+ */
 export function decodeHalf(bits) {
-  halves ??= Float32Array.from({ length: 65536 }, (_, half) => valueOfHalf(half));
-  return Float32Array.from(bits, (half) => halves[half]);
-}
-
-/** Return the value of a float16: 1 bit of sign, 5 of exponent, 10 of fraction (IEEE 754). */
-function valueOfHalf(bits) {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : (fraction / 1024) * 2 ** -14);
+  const values = new Float32Array(bits.length);
+  const words = new Uint32Array(values.buffer);
+  for (let i = 0; i < bits.length; i++) words[i] = ((bits[i] & 0x8000) << 16) | ((bits[i] & 0x7fff) << 13);
+  for (let i = 0; i < bits.length; i++) values[i] *= 2 ** 112;
+  return values;
 }

@@ -112,7 +112,7 @@ export class Store {
     } catch (error) {
       if (turn !== this.turn) return;
       this.remark = error.message;
-      if (error.name !== "Superseded" && error.name !== "NotRecorded") throw error;
+      if (!["Superseded", "NotRecorded", "UnknownCharacter"].includes(error.name)) throw error;
     }
     this.busy = false;
     this.notify();

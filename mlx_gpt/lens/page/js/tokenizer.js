@@ -89,6 +89,11 @@ export class Tokenizer {
   }
 }
 
+/** Raised for a character that a character model does not have. */
+export class UnknownCharacter extends Error {
+  name = "UnknownCharacter";
+}
+
 /** The tokenizer of nanoGPT's character models (text/characters.py): `characters` lists the one of each id. */
 export class CharacterTokenizer {
   constructor({ characters, start }) {
@@ -99,7 +104,7 @@ export class CharacterTokenizer {
   encode(text) {
     return Array.from(text, (character) => {
       if (this.ids.has(character)) return this.ids.get(character);
-      throw new Error(`the model knows ${this.ids.size} characters, and ${JSON.stringify(character)} is none of them`);
+      throw new UnknownCharacter(`the model knows ${this.ids.size} characters, and ${JSON.stringify(character)} is none of them`);
     });
   }
 
