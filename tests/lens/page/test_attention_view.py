@@ -106,6 +106,8 @@ def test_a_token_that_is_pointed_at_or_focused_shows_where_it_looks_in_all_heads
             assert sorted(drawn) == expected
         page.mouse.move(1, 1)
         assert_strongest(page, patterns, patterns.shape[-1] - 1)
+        page.locator(".tokens .token").nth(3).focus()
+        assert_strongest(page, patterns, 3)
         page.locator(f"{VIEW}.read .token").last.focus()
         page.keyboard.press("ArrowLeft")
         assert_strongest(page, patterns, patterns.shape[-1] - 2)
@@ -170,6 +172,22 @@ def test_a_click_chooses_a_head_and_an_edited_head_is_marked(tinyworld: LivingPa
         assert_shades(page, patterns[5, 1], patterns.shape[-1] - 1)
         assert_strongest(page, patterns, patterns.shape[-1] - 1)
         assert page.locator(f"{VIEW}.thumbnail.edited .name").all_inner_texts() == ["L1 H0 ×0", "L2 H1 ×0.5"]
+
+
+def test_a_tap_shows_the_number_of_a_cell_and_the_next_one_elsewhere_hides_it(tinyworld: LivingPage) -> None:
+    patterns = patterns_of(tinyworld)
+    T = patterns.shape[-1]
+    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True}
+    with tinyworld.open({"view": "attention", "layer": 1}, **phone) as page:
+        canvas = page.locator(f"{VIEW}.cell-area canvas")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        canvas.tap(position={"x": box["width"] * 2.5 / T, "y": box["height"] * 4.5 / T})
+        found = value(page, "pattern", layer=1, head=0, query=4, key=2)
+        assert found == pytest.approx(patterns[1, 0, 4, 2], rel=1e-4)
+        assert "softmax" in page.locator("#popover").inner_text()
+        page.locator(f"{VIEW}.read .token").first.tap()
+        assert page.locator("#popover").count() == 0
 
 
 @pytest.mark.parametrize("width", [360, 900, 1440])

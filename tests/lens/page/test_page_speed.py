@@ -1,4 +1,4 @@
-"""The page stays responsive: while a text is typed or a head edited, no task of its thread takes long.
+"""The page stays responsive: while a text is typed, a head edited or pointed at, no task of its thread takes long.
 
 On a machine without other work none takes 100 ms; ``LIMIT`` leaves room for other tests.
 """
@@ -50,11 +50,29 @@ def type_at(page: Any, key: str) -> None:
     page.keyboard.type("The cat", delay=20)
 
 
+def point_at_tokens(page: Any) -> None:
+    page.evaluate("mlxGptPage.set({ view: 'attention' })")
+    for position in range(3, 128, 20):
+        page.locator(".read .token").nth(position).hover()
+        page.wait_for_timeout(30)
+
+
+def flip_through_heads(page: Any, view: str) -> None:
+    page.evaluate("view => mlxGptPage.set({ view })", view)
+    page.locator("h1").click()
+    for key in ("ArrowRight", "ArrowDown", "ArrowDown", "["):
+        page.keyboard.press(key)
+        page.wait_for_timeout(30)
+
+
 ACTIONS = {
     "a long text": lambda page: page.fill("#text", TEXT),
     "typing at the end": lambda page: type_at(page, "Control+End"),
     "typing at the beginning": lambda page: type_at(page, "Control+Home"),
     "an edit": lambda page: page.evaluate("mlxGptPage.scale('heads', '2.1', Math.random())"),
+    "pointing at tokens in all heads": point_at_tokens,
+    "flipping through all heads": lambda page: flip_through_heads(page, "attention"),
+    "flipping through the steps of heads": lambda page: flip_through_heads(page, "head"),
 }
 
 

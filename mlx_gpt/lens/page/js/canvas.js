@@ -76,7 +76,8 @@ export function onCells(canvas, { enter, leave, choose }) {
     return [index(event.clientX, box.left, box.width, canvas.width), index(event.clientY, box.top, box.height, canvas.height)];
   };
   for (const event of ["pointermove", "pointerdown"]) canvas.addEventListener(event, (e) => enter(...cell(e)));
-  canvas.addEventListener("pointerleave", leave);
+  canvas.addEventListener("pointerleave", (event) => event.pointerType !== "touch" && leave()); // a tap stays until the next
+  canvas.addEventListener("pointercancel", leave);
   if (choose) canvas.addEventListener("click", (event) => choose(...cell(event)));
 }
 

@@ -102,9 +102,10 @@ function tokens(store) {
 function tokenButton(store, position) {
   const text = showToken(store.tokenAt(position));
   const id = store.run.ids[position];
+  const [enter, leave] = [() => store.point({ token: position }), () => store.point({})];
   return h("button", {
     class: "token", type: "button", "data-position": position, "data-id": id, title: `token ${id} at position ${position}`, text,
-    on: { click: () => store.set({ token: position }), pointerenter: () => store.point({ token: position }), pointerleave: () => store.point({}) },
+    on: { click: () => store.set({ token: position }), pointerenter: enter, focus: enter, pointerleave: leave, blur: leave },
   });
 }
 

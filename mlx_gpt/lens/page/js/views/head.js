@@ -42,7 +42,7 @@ export function makeHeadView(store) {
     closePopover();
     HEAD_STEPS.forEach(({ ofKey, show }, i) => (!sameQuery || ofKey) && put(steps[i].content, ...show(store, at)));
     controls.update(at);
-    if (!sameQuery) title.textContent = `Layer ${at.layer}, head ${at.head}, at ${quoted(store, at.query)}, position ${at.query}${scaled(store, at)}.`;
+    if (!sameQuery) title.textContent = `Layer ${at.layer}, head ${at.head}, at ${quoted(store, at.query)}, position ${at.query}${scaled(at)}.`;
   };
   onTheme(() => {
     const drawn = shown.run;
@@ -59,12 +59,12 @@ function readHead(store) {
   const query = Math.min(store.token, run.ids.length - 1);
   const [q, z, result] = ["q", "z", "result"].map((name) => vectorOf(run, layer, head, name, query));
   const of = (name) => (key) => vectorOf(run, layer, head, name, key);
-  const factor = store.state.heads[`${layer}.${head}`] ?? 1;
+  const factor = run.edits.heads?.[`${layer}.${head}`] ?? 1;
   return { run, layer, head, query, T: run.ids.length, pattern: patternOf(run, layer, head), scores: scoresOf(run, layer, head), q, z, result, k: of("k"), v: of("v"), factor };
 }
 
-function scaled(store, { factor }) {
-  return factor === 1 || store.edited === null ? "" : factor === 0 ? ", knocked out" : `, scaled by ${factor}`;
+function scaled({ factor }) {
+  return factor === 1 ? "" : factor === 0 ? ", knocked out" : `, scaled by ${factor}`;
 }
 
 /** Mark the rows of the key that is pointed at. */

@@ -48,7 +48,7 @@ export function maskStep(store, at) {
   };
   const hidden = T - 1 - query;
   const said = hidden
-    ? `${quoted(store, query)} may look at itself and at the tokens before it. The scores of the ${hidden === 1 ? "later token" : `${hidden} later tokens`} become −∞.`
+    ? `${quoted(store, query)} may look at itself and at the tokens before it. ${hidden === 1 ? "The score of the later token becomes" : `The scores of the ${hidden} later tokens become`} −∞.`
     : `${quoted(store, query)} is the last token, so nothing is in its future: the mask hides no key from it. For earlier tokens the scores of later ones become −∞.`;
   return [h("p", { text: said }), keyTable(["Key", "Score", "After the mask"], [...keys, ...future].map(row), [moreRow(others.length, hidden - future.length)])];
 }

@@ -10,7 +10,7 @@ export function makeWeights(store) {
   const table = h("table", { class: "weights" }, caption, h("thead", {}, h("tr", {}, ...columns)), body);
   const element = h("div", { class: "scroll low", tabindex: "0", role: "region", "aria-label": "Weights of the query" }, table);
   let shown = {};
-  const update = ({ key, ...looked }) => {
+  const update = (looked) => {
     const at = { ...looked, query: Math.min(store.token, looked.T - 1) };
     if (["run", "layer", "head", "query"].some((name) => at[name] !== shown[name])) {
       caption.textContent = `Where ${quoted(store, at.query)} at position ${at.query} looks in layer ${at.layer}, head ${at.head}`;
@@ -18,7 +18,7 @@ export function makeWeights(store) {
     }
     shown = at;
     body.querySelector(".pointed")?.classList.remove("pointed");
-    body.children[key]?.classList.add("pointed");
+    if (looked.query === at.query) body.children[at.key]?.classList.add("pointed");
   };
   return { element, update };
 }
