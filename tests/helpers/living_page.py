@@ -52,7 +52,7 @@ class LivingPage:
 
 def settle(page: Any) -> None:
     """Wait until a page has computed what its state needs."""
-    page.wait_for_function("globalThis.mlxGptPage && !mlxGptPage.busy")
+    page.wait_for_function("() => globalThis.mlxGptPage && !mlxGptPage.busy")
 
 
 def value(page: Any, what: str, **data: Any) -> float:

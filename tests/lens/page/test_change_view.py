@@ -113,7 +113,7 @@ def generated(page: Any, title: str) -> list[int]:
 
 
 def finish(page: Any) -> None:
-    page.wait_for_function("document.getElementById('generate').textContent === 'Generate'")
+    page.wait_for_function("() => document.getElementById('generate').textContent === 'Generate'")
 
 
 def test_greedy_text_with_and_without_edits_is_pythons(tinyworld: LivingPage) -> None:
@@ -150,7 +150,7 @@ def test_a_sampled_text_is_the_one_sampled_token_by_token_and_can_be_stopped(tin
         assert generated(page, "Unchanged") == []  # that of another text
         page.select_option("#length", "160")
         page.evaluate("document.getElementById('generate').click()")
-        page.wait_for_function("document.querySelectorAll('[data-what=generated] span').length > 2")
+        page.wait_for_function("() => document.querySelectorAll('[data-what=generated] span').length > 2")
         page.click("#generate")
         count = len(generated(page, "Unchanged"))
         page.wait_for_timeout(200)

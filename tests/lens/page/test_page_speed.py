@@ -30,7 +30,7 @@ def page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any
     file = tmp_path_factory.mktemp("page") / "tinyworld.html"
     file.write_text(make_page(*load(TINYWORLD), ["Lily went to the garden."], "tinyworld")[0], encoding="utf-8")
     with open_page(browser, file) as opened:
-        opened.wait_for_function("globalThis.mlxGptPage?.run && !mlxGptPage.busy")
+        opened.wait_for_function("() => globalThis.mlxGptPage?.run && !mlxGptPage.busy")
         opened.evaluate(OBSERVE)
         yield opened
 
@@ -39,7 +39,7 @@ def longest_task(page: Any, act: Any) -> float:
     """Return the duration in ms of the longest task during an action and what it causes; 0 if none took 50."""
     page.evaluate("tasks.length = 0")
     act()
-    page.wait_for_function("!mlxGptPage.busy")
+    page.wait_for_function("() => !mlxGptPage.busy")
     page.wait_for_timeout(200)  # the observer reports later
     return page.evaluate("Math.max(0, ...tasks.map(({ duration }) => duration))")
 
@@ -81,7 +81,7 @@ def test_no_task_takes_long(page: Any, name: str) -> None:
     durations = []
     for _ in range(5):  # the machine may be busy with other tests
         page.fill("#text", TEXT if name != "a long text" else "")
-        page.wait_for_function("!mlxGptPage.busy")
+        page.wait_for_function("() => !mlxGptPage.busy")
         durations.append(longest_task(page, lambda: ACTIONS[name](page)))
         if durations[-1] < LIMIT:
             return

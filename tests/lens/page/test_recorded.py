@@ -115,7 +115,7 @@ def test_every_view_of_a_recorded_page_opens(
     file = tmp_path / "page.html"
     file.write_text(html, encoding="utf-8")
     with open_page(browser, file) as page:
-        page.wait_for_function("globalThis.mlxGptPage?.run && !mlxGptPage.busy")
+        page.wait_for_function("() => globalThis.mlxGptPage?.run && !mlxGptPage.busy")
         for tab in page.locator("nav [role=tab]").all():
             tab.click()
             page.wait_for_timeout(20)
