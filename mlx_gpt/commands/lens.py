@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -107,13 +108,15 @@ class Lens:
         from mlx_gpt.lens.views import VIEWS
         from mlx_gpt.lens.views.plot import check_image
 
-        view = self.view or (None if self.page or self.diagram else "attention")
+        view = self.view
+        if all(part is None for part in (view, self.page, self.diagram)):
+            view = "attention"
         options = self._options(view, VIEWS)
+        if self.out is not None:
+            check_image(self.out)
         for flag in ("out", "page", "diagram"):
             if (file := getattr(self, flag)) is not None:
                 check_writable(f"--{flag}", file)
-        if self.out is not None:
-            check_image(self.out)
         texts = self._texts(view)
         model, tokenizer = load_quantized(self.model, self.revision)
         if self.diagram is not None:
@@ -143,21 +146,23 @@ class Lens:
 
         subject = Subject(model, tokenizer, ids_of(text), without(model, self.without))
         if "corrupted" in options:
-            options["corrupted"] = ids_of(options["corrupted"])
+            options["corrupted"] = ids_of(prompt_text(options["corrupted"], None))
         with make_console(stderr=True).status("computing"):
             view = VIEWS[name](subject, **options)
             parts = " and ".join(self.without)
             view = replace(view, title=f"{view.title}, without {parts}" if parts else view.title)
             if self.generate is not None:
                 view = view.followed_by(generated(subject, self.generate, parts))
+        if self.out is not None:  # before stdout, whose reader may leave
+            plot_view(view, expand_user(self.out))
+            note(f"{self.out}: written")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # characters outside its encoding become ?
         if self.json:
             tokens = {"ids": subject.ids, "tokens": subject.labels(subject.ids)}
             print(as_json(view, view=name, model=self.model, without=self.without, **tokens))
         else:
             print_view(make_console(width=None if sys.stdout.isatty() else WIDTH), view)
-        if self.out is not None:
-            plot_view(view, expand_user(self.out))
-            note(f"{self.out}: written")
 
     def _write_diagram(self, file: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> None:
         import os

@@ -135,6 +135,21 @@ def test_a_diagram_is_written_and_no_view_is_printed(here: Path, capsys: pytest.
     assert "pattern of L1H1" in shown(capsys, [*LENS, *arguments, "--view", "attention"])
 
 
+def test_a_page_is_written_with_its_texts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LENS, "--page", "page.html", "--text", "a second text"]) == 0
+    assert the_line(capsys.readouterr().err).startswith("page.html: living page")
+    page = Path("page.html").read_text()
+    assert page.startswith("<!")
+    assert TEXT in page
+    assert "a second text" in page
+
+
+def test_characters_that_the_output_cannot_encode_are_replaced(here: Path) -> None:
+    done = in_a_process(*LENS, "--view", "attribution", cwd=here, env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert "attribution of" in done.stdout
+
+
 def test_control_characters_of_a_text_are_escaped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "\x1b]0;title\x07\u202e\x9b"
     found = shown(capsys, ["lens", "model", hostile, "--layer", "0", "--head", "0"])
@@ -198,12 +213,14 @@ WRONG: list[tuple[list[str], int, str]] = [
     ([*LENS, "--out", "no/plot.png"], 2, "--out no/plot.png: there is no folder no; create it"),
     ([*LENS, "--page", "model"], 2, "--page 'model': expected a file, found a folder"),
     ([*LENS, "--diagram", "/dev/null"], 2, "cannot be written (a device or a pipe, not a regular file)"),
+    (["lens", "model", "a\udcff"], 1, "the prompt: expected text in UTF-8, found other bytes"),
+    ([*LENS, "--view", "patch", "--corrupted", "a\udcff"], 1, "the prompt: expected text in UTF-8"),
     (["lens", "text.txt", TEXT], 1, "text.txt: expected a model folder or a file of weights"),
     (["lens", "./nowhere", TEXT], 1, "./nowhere: no such folder, and not a hub id"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), WRONG, ids=lambda part: str(part)[-60:])
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG, ids=lambda part: ascii(part)[-60:])
 def test_an_error_is_one_line_and_leaves_no_files(
     arguments: list[str], code: int, message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,7 +132,7 @@ class HeatMap:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.annotate(
-            table.title,
+            table.title if self.texts else f"{table.title}; darkest: {table.format.format(table.largest().max())}",
             (0, 1),
             (0, (self.top - LINE) * 72),
             "axes fraction",
