@@ -44,12 +44,17 @@ def patch(opened: LivingPage, layer: int, position: int, other: str = OTHER) -> 
     return {name: edit}
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exp = np.exp(logits - logits.max())
+    return exp / exp.sum()
+
+
 def assert_effect(page: Any, opened: LivingPage, edits: Edits, text: str = TEXT) -> None:
     """Assert that probabilities, divergence and losses are those of Python with these edits."""
     settle(page)
     ids = mx.array([ids_of(opened, text)])
     before, after = (lens.trace(opened.model, ids, e, ())[0] for e in ({}, edits))
-    p, q = (np.array(mx.softmax(x[0, -1], axis=-1, precise=True), np.float64) for x in (before, after))
+    p, q = (softmax(np.array(x[0, -1], np.float64)) for x in (before, after))
     shown = [int(x) for x in page.eval_on_selector_all("[data-what=effect-a]", "all => all.map(x => x.dataset.id)")]
     assert set(shown) == {*np.argsort(-p)[:6].tolist(), *np.argsort(-q)[:6].tolist()}
     for name, expected in (("effect-a", p), ("effect-b", q), ("effect-difference", q - p)):
@@ -149,7 +154,7 @@ def test_a_sampled_text_is_the_one_sampled_token_by_token_and_can_be_stopped(tin
         assert page.evaluate("mlxGptPage.run.ids.slice(-5)") == at_once[:5]
         assert generated(page, "Unchanged") == []  # that of another text
         page.select_option("#length", "160")
-        page.evaluate("document.getElementById('generate').click()")
+        page.click("#generate")
         page.wait_for_function("() => document.querySelectorAll('[data-what=generated] span').length > 2")
         page.click("#generate")
         count = len(generated(page, "Unchanged"))
@@ -176,7 +181,7 @@ def test_a_pressed_cell_patches_that_position_from_the_second_text(tinyworld: Li
 
 
 def finish_sweep(page: Any, name: str) -> None:
-    page.wait_for_function(f"document.getElementById('{name}').textContent !== 'Stop'", timeout=60_000)
+    page.wait_for_function(f"() => document.getElementById('{name}').textContent !== 'Stop'")
 
 
 def test_the_loss_without_each_head_is_that_of_ablate_heads(tinyworld: LivingPage) -> None:

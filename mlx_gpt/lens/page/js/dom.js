@@ -84,6 +84,11 @@ export function setNumber(element, value, data = {}, text = fmt(value)) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Let the page draw and react before a long computation goes on. */
+export function letDraw() {
+  return new Promise((resolve) => setTimeout(resolve));
+}
+
 const popover = { element: null, owner: null };
 
 /** Show ``how()`` = {formula, filled, note} beside an element while it is hovered or focused, or after a tap. */

@@ -29,6 +29,7 @@ export class Model {
     this.canCompute = true;
     this.calls = new Map(); // the newest call of each lane
     this.recent = []; // finished runs, the newest first
+    this.paused = 0; // when the page could react last
     const { n_embd, inner_dim, vocab_size } = config;
     const ofBlock = 4 * n_embd * n_embd + 2 * n_embd * inner_dim;
     this.rowsAtOnce = Math.ceil(SLICE_PRODUCTS / Math.max(ofBlock, n_embd * vocab_size));
@@ -55,16 +56,14 @@ export class Model {
     this.calls.set(lane, call);
     this.checkLength(ids.length);
     const run = new Run(this, ids, edits);
-    const before = this.recent.filter((other) => other.key === run.key);
-    const same = before.find((other) => other.ids.length === ids.length && sharedLength(other.ids, ids) === ids.length);
+    const same = this.recent.find((other) => other.key === run.key && String(other.ids) === String(ids));
     if (same) return same;
-    let start = run.copyShared(before);
-    let since = performance.now();
+    let start = run.copyShared(this.recent);
     const pause = async () => {
-      if (performance.now() - since > SLICE_MS) {
+      if (performance.now() - this.paused > SLICE_MS) {
         onSlice(start / ids.length);
         await nextTask();
-        since = performance.now();
+        this.paused = performance.now();
       }
       if (this.calls.get(lane) !== call) throw new Superseded("a newer text is computed");
     };
@@ -78,7 +77,7 @@ export class Model {
   /**
    * Continue a text by up to n ids: `pick(logits, run)` returns the next one, or null to stop. Returns the new ids.
    *
-   * `onToken(id, run)` is called after each one with the run that it was picked from. Ends where the context is full.
+   * `onToken(id, run)` is called after each one with the run that it was picked from, and awaited. Ends where the context is full.
    */
   async generate(ids, n, pick, edits = {}, onToken = () => {}, lane = "generate") {
     const all = [...ids];
@@ -87,7 +86,7 @@ export class Model {
       const id = pick(row(run.logits, all.length - 1), run);
       if (id === null) break;
       all.push(id);
-      onToken(id, run);
+      await onToken(id, run);
     }
     return all.slice(ids.length);
   }
@@ -303,9 +302,16 @@ export class Run {
     return x;
   }
 
+  /** Return how many first tokens have the activations of another run: those before another token or patch. */
+  sharedWith(other) {
+    if (factorsKey(other.edits) !== factorsKey(this.edits)) return 0;
+    const patches = other.key === this.key ? [] : [other, this].map(({ edits }) => edits.patch?.position ?? Infinity);
+    return Math.min(sharedLength(other.ids, this.ids), ...patches);
+  }
+
   /** Copy the rows that the longest shared beginning of some runs has; return its length. */
   copyShared(runs) {
-    const lengths = runs.map((other) => sharedLength(other.ids, this.ids));
+    const lengths = runs.map((other) => this.sharedWith(other));
     const n = Math.max(0, ...lengths);
     if (n === 0) return 0;
     const other = runs[lengths.indexOf(n)];
@@ -423,10 +429,15 @@ function rowsOf(tensor, start, n) {
   return new Tensor([n, ...tensor.shape.slice(1)], tensor.data.subarray(start * size, (start + n) * size));
 }
 
-/** Return a text that is equal for equal edits. */
-function editsKey({ heads = {}, mlps = {}, patch = null }) {
+/** Return a text that is equal for equal factors of heads and MLPs. */
+function factorsKey({ heads = {}, mlps = {} }) {
   const changed = [heads, mlps].map((factors) => Object.entries(factors).filter(([, factor]) => factor !== 1).sort());
-  return JSON.stringify([...changed, patch && [patch.name, patch.position, [...patch.value]]]);
+  return JSON.stringify(changed);
+}
+
+/** Return a text that is equal for equal edits. */
+function editsKey({ patch = null, ...factors }) {
+  return factorsKey(factors) + JSON.stringify(patch && [patch.name, patch.position, [...patch.value]]);
 }
 
 /** Return the length of the common beginning of two lists. */

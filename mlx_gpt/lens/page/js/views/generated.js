@@ -1,6 +1,6 @@
 // Text generated with the edits beside that of the unchanged model: the same seed, the same sampling rules.
 
-import { h, put } from "../dom.js";
+import { h, letDraw, put } from "../dom.js";
 import { makePicker, settingsOf } from "../distribution.js";
 import { NO_EDITS } from "../edits.js";
 
@@ -83,8 +83,12 @@ async function generateInto(column, store, edits, lane, n, wanted) {
     if (!wanted() || tokenizer.ends.includes(last)) return null;
     return (last = choose(logits));
   };
+  const add = (id) => {
+    if (wanted()) column.add(id);
+    return letDraw();
+  };
   try {
-    await model.generate(run.ids, n, pick, edits, (id) => wanted() && column.add(id), lane);
+    await model.generate(run.ids, n, pick, edits, add, lane);
   } catch (error) {
     if (error.name !== "Superseded") throw error;
   }

@@ -102,10 +102,13 @@ function patchCell(store, layer, position) {
 /** On request: the logit difference with each patch (lens.activation_patching). */
 function patchSweep(store, cells) {
   const found = new Map();
-  const colour = () => {
+  let most = 0; // largest change so far: full colour
+  const show = (cell, x) => {
     const base = logitDifference(store).of(store.run);
-    const most = Math.max(...[...found.values()].map((x) => Math.abs(x - base)), 1e-9);
-    for (const [cell, x] of found) cell.show(x, base, most);
+    found.set(cell, x);
+    const grows = Math.abs(x - base) > most;
+    if (grows) most = 1.2 * Math.abs(x - base);
+    for (const [one, y] of grows ? found : [[cell, x]]) one.show(y, base, most || 1);
   };
   return makeSweep({
     id: "sweep-patches",
@@ -117,13 +120,11 @@ function patchSweep(store, cells) {
       const edits = store.editsOf({ ...NO_EDITS, patch: { layer, position } });
       return of(await store.model.trace(store.run.ids, { edits, lane: "sweep-patches" }));
     },
-    show: (cell, x) => {
-      found.set(cell, x);
-      if (found.size % store.config.n_layer === 0) colour();
-    },
+    show,
     clear: () => {
       for (const cell of cells()) if (found.has(cell)) cell.show(null);
       found.clear();
+      most = 0;
     },
     inputs: () => [store.run, store.otherRun, store.token],
   });

@@ -1,6 +1,6 @@
 // Many runs of the model one after another, on request, with progress.
 
-import { h } from "../dom.js";
+import { h, letDraw } from "../dom.js";
 
 /** A button that starts and stops a sweep: {element, update}. ``jobs()`` lists what to run, ``measure(job)`` resolves to a
  *  value, ``show(job, value)`` shows it. When one of ``inputs()`` changes, the sweep stops and ``clear()`` is called. */
@@ -27,6 +27,7 @@ export function makeSweep({ id, label, jobs, measure, show, clear, inputs }) {
     draw("");
     for (const [i, job] of list.entries()) {
       const value = await measure(job);
+      await letDraw();
       if (current !== sweep || !sweep.running) return;
       show(job, value);
       progress.value = (i + 1) / list.length;
