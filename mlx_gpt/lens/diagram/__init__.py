@@ -26,7 +26,7 @@ from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.units import format_large
 
 WIDTH, MARGIN, TOP = 952, 20, 96
-MODEL, BLOCK, HEAD = (20, 272), (314, 320), (656, 276)  # left edges and widths of the columns
+MODEL, BLOCK, HEAD = (16, 280), (314, 320), (656, 276)  # left edges and widths
 HUES = {"fill stream": "stream", "fill query": "query", "fill key": "key", "fill value": "value", "fill mlp": "MLP"}
 
 
@@ -119,7 +119,7 @@ def zoom(left: float, ends: tuple[float, float], place: tuple[int, int], bottom:
 def heading(anatomy: Anatomy, name: str, text: str | None) -> list[Element]:
     """Return the name of the model, its size and what is measured."""
     T = anatomy.sizes["T"]
-    shown = f"a full context of {T:,} tokens" if text is None else f"“{cut(text, 80)}”, {T:,} token{'s' * (T > 1)}"
+    shown = f"a full context of {T:,} tokens" if text is None else f"“{cut(text, 110)}”, {T:,} token{'s' * (T > 1)}"
     width = WIDTH - 2 * MARGIN
     return [
         label(MARGIN, 36, cut(name, 70) or "GPT-2", "title", width),

@@ -49,7 +49,7 @@ def draw_stack(column: Column) -> tuple[float, float]:
     blocks = [anatomy.block_parameters(layer) for layer in range(L)]
     count = f"{total(tensor for tensors in blocks for tensor in tensors):,} parameters"
     column.open_part("blocks", f"{L} block{'s' * (L > 1)}", Block.__call__, right=count)
-    what = "|x| added" if column.measured else "parameters"
+    what = "|x| added" if column.measured else "weights"
     column.draw(label(column.x + BARS, column.y + 9, "attention", "small fill value"))
     column.draw(label(column.x + BARS + 60, column.y + 9, "MLP", "small fill mlp"))
     column.note(what, "stream" if column.measured else "block")
