@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +12,9 @@ from helpers.lens_model import V, random_model
 from helpers.living_page import TEXT, LivingPage, settle, value
 
 from mlx_gpt import lens
+from mlx_gpt.lens import page as pages
 from mlx_gpt.text.characters import CharacterTokenizer
+from mlx_gpt.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.browser
 VIEW = "#view-head "
@@ -188,6 +191,23 @@ def test_numbers_explain_themselves_with_their_values(small: LivingPage) -> None
         page.locator(f"{VIEW}.raster[data-what=z]").hover()
         assert "Σ weight × v" in page.locator("#popover").inner_text()
         page.keyboard.press("Escape")
+
+
+def test_a_recorded_head_shows_what_was_recorded_and_says_what_was_not(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "LIVING_PARAMETERS", 0)
+    recorded = LivingPage(browser, tmp_path, model := random_model(vocab_size=260, n_positions=50), Tokenizer.bytes())
+    recorded.model = model  # not rounded
+    with recorded.open({"view": "head", "layer": 2, "head": 1, "token": 20}) as page:
+        head = Head(recorded, TEXT, 2, 1)
+        for key, weight in shown(page, "weight").items():
+            assert weight == pytest.approx(head.of("pattern")[20, key], abs=4e-4)
+        assert value(page, "result-norm") == pytest.approx(np.linalg.norm(head.of("result")[20]), rel=1e-4)
+        for token, change in shown(page, "moved-logit").items():
+            assert change == pytest.approx(head.attribution(20, token), rel=1e-3, abs=1e-5)
+        assert page.locator(f"{VIEW}:text('a living page shows')").count() == 3
+        assert page.locator(f"{VIEW}.raster").count() == 0
 
 
 def test_buttons_go_through_the_steps(small: LivingPage) -> None:

@@ -120,7 +120,7 @@ def test_every_view_of_a_recorded_page_opens(
             tab.click()
             page.wait_for_timeout(20)
         page.select_option("#text", TEXTS[1])
-        page.wait_for_function(f"mlxGptPage.run.ids.length === {len(TEXTS[1])} && !mlxGptPage.busy")
+        page.wait_for_function(f"() => mlxGptPage.run.ids.length === {len(TEXTS[1])} && !mlxGptPage.busy")
         assert page.locator(".tokens button").count() == len(TEXTS[1])
 
 
