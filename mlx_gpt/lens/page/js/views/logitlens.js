@@ -37,6 +37,7 @@ export function makeLogitLensView(store) {
     if (position >= lens.run.ids.length) return;
     lens.rows[position] ??= readLens(store, lens.run, position);
     paintRow(body.children[position], lens.rows[position], mode.value, store);
+    if (position === lens.active[0]) body.children[position].children[lens.active[1] + 1].tabIndex = 0;
   }
 
   function repaint() {

@@ -118,7 +118,7 @@ function titleOf({ kind, label, head }) {
 function openButton({ kind, layer }, opened, toggle) {
   if (kind !== "attn") return undefined;
   const label = `attention of layer ${layer}, its heads`;
-  return h("button", { type: "button", class: "open", "data-open": layer, "aria-expanded": opened.has(layer), "aria-label": label, text: "attention", on: { click: () => toggle(layer) } });
+  return h("button", { type: "button", class: "open", "data-open": layer, "aria-expanded": String(opened.has(layer)), "aria-label": label, text: "attention", on: { click: () => toggle(layer) } });
 }
 
 function headRows(store, { layer, heads }, { stages }, most) {
