@@ -40,7 +40,9 @@ def attribution(opened: LivingPage, activations: Any, position: int, target: int
     return dict(zip(labels, np.array(values[:, 0, position]).tolist(), strict=True))
 
 
-def assert_logits(page: Any, opened: LivingPage, run: Any, position: int, target: int, versus: int | None = None) -> None:
+def assert_logits(
+    page: Any, opened: LivingPage, run: Any, position: int, target: int, versus: int | None = None
+) -> None:
     logits, activations = run
     values = attribution(opened, activations, position, target, versus, "layer")
     size = max(abs(x) for x in values.values())
