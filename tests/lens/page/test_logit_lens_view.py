@@ -90,6 +90,7 @@ def test_hover_and_arrows_open_the_top_five(tinyworld: LivingPage) -> None:
         cells(page, "top", 10)
         page.hover('td[data-layer="3"][data-position="4"]')
         assert_popover(page, expected[3, 4])
+        page.mouse.move(1, 1)
         page.locator("#lens-mode").focus()
         page.keyboard.press("Tab")
         assert_popover(page, expected[6, 9])  # the last token's prediction

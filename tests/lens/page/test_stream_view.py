@@ -1,4 +1,4 @@
-"""The view of the residual stream shows what each part adds to a token's vector and to a logit, with Python's numbers."""
+"""The view of the residual stream shows what each part adds to a token's vector and a logit, with Python's numbers."""
 
 from __future__ import annotations
 

@@ -65,7 +65,12 @@ export function makeLogitLensView(store) {
 
   const onCell = (action) => ({ target }) => target.closest("td") && action(target.closest("td"));
   table.addEventListener("pointerover", onCell(open));
-  table.addEventListener("pointerleave", () => { closePopover(); store.point({}); });
+  table.addEventListener("pointerleave", () => {
+    const focused = table.querySelector("td:focus-visible");
+    closePopover();
+    store.point({});
+    if (focused) open(focused);
+  });
   table.addEventListener("focusin", onCell((cell) => { activate(placeOf(cell)); open(cell); }));
   table.addEventListener("focusout", closePopover);
   table.addEventListener("click", onCell((cell) => { store.set({ token: placeOf(cell)[0] }); cell.focus(); }));
