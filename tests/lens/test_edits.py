@@ -13,6 +13,7 @@ from helpers.lens_model import B, H, L, T, largest_difference, random_ids, rando
 from mlx_gpt.errors import UsageError
 from mlx_gpt.lens import activation_names, trace
 from mlx_gpt.model.attention import attention_scores
+from mlx_gpt.model.quantize import quantize
 
 MODEL, TOKENS = random_model(), random_ids()
 LOGITS, PLAIN = trace(MODEL, TOKENS)
@@ -42,12 +43,18 @@ def test_every_activation_matters_to_the_logits() -> None:
         assert largest_difference(logits, LOGITS) > 1e-3, name
 
 
-def test_patching_everything_at_one_place_gives_the_other_text() -> None:
-    other = random_ids(1)
-    _, source = trace(MODEL, other)
+@pytest.mark.parametrize("kind", ["float32", "float16", "8 bits", "4 bits"])
+def test_patching_everything_at_one_place_gives_the_other_text(kind: str) -> None:
+    model, other = random_model(n_embd=64), random_ids(1)
+    if kind == "float16":
+        model.set_dtype(mx.float16)
+    elif kind != "float32":
+        model = quantize(model, int(kind[0]))
+    expected, source = trace(model, other)
+    assert largest_difference(expected, trace(model, TOKENS)[0]) > 0.1
     for name in ("blocks.0.hook_resid_pre", "blocks.2.hook_resid_mid", "ln_final.hook_normalized"):
-        logits, _ = trace(MODEL, TOKENS, {name: lambda x, name: source[name]})
-        assert largest_difference(logits, MODEL(other)) < 1e-5
+        logits, _ = trace(model, TOKENS, {name: lambda x, name: source[name]})
+        assert largest_difference(logits, expected) < 1e-5
 
 
 def test_edited_scores_may_see_the_future() -> None:

@@ -74,6 +74,17 @@ def test_dropout_is_off_even_in_training() -> None:
     assert largest_difference(trace(model.train(), tokens)[0], expected) < 1e-5
 
 
+def test_a_row_of_a_batch_is_the_same_alone() -> None:
+    model, tokens = random_model(), random_ids()
+    logits, activations = trace(model, tokens)
+    for row in range(B):
+        alone, of_row = trace(model, tokens[row : row + 1])
+        assert largest_difference(alone, logits[row : row + 1]) < 1e-5
+        for name, x in of_row.items():
+            exact = np.array(activations[name][row : row + 1])
+            np.testing.assert_allclose(np.array(x), exact, rtol=0, atol=1e-5, err_msg=name)
+
+
 def test_it_compiles() -> None:
     model, tokens = random_model(), random_ids()
     names = ["blocks.1.attn.hook_pattern", "blocks.2.hook_in"]
