@@ -10,7 +10,6 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 products, so that 
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from math import exp, sqrt
 from pathlib import Path
 from textwrap import fill
@@ -157,7 +156,7 @@ def keep(x: mx.array, name: str) -> mx.array:
 
 
 def unmasked(scores: mx.array, name: str) -> mx.array:
-    """The scores again, without -inf for the keys of the future."""
+    """Return the scores without -inf for the keys of the future."""
     q, k = (kept[letter].swapaxes(1, 2) for letter in "qk")
     return q @ k.swapaxes(-1, -2) / sqrt(q.shape[-1])
 
@@ -181,20 +180,13 @@ def trained(edits: Edits, steps: int = 150) -> tuple[list[float], str]:
     tiny, T = GPT(SIZES), SIZES.n_positions
     optimizer = optim.Adam(0.007)
     loss_and_gradient = nn.value_and_grad(tiny, lambda x, y: mean_loss(trace(tiny, x, edits, names=())[0], y))
-    optimizer.init(tiny.trainable_parameters())
-    state = [tiny.state, optimizer.state]
-
-    @partial(mx.compile, inputs=state, outputs=state)
-    def step(x: mx.array, y: mx.array) -> mx.array:
-        loss, gradient = loss_and_gradient(x, y)
-        optimizer.update(tiny, gradient)
-        return loss
-
     losses = []
     for _ in range(steps + 1):
         rows = data[mx.random.randint(0, len(data) - T, (32, 1)) + mx.arange(T + 1)]  # (B, T + 1)
-        losses.append(plain(step(rows[:, :-1], rows[:, 1:])))
-        mx.eval(state)
+        value, gradient = loss_and_gradient(rows[:, :-1], rows[:, 1:])
+        optimizer.update(tiny, gradient)
+        mx.eval(tiny.parameters(), optimizer.state)
+        losses.append(plain(value))
     ids = plain(data[:4])
     for _ in range(28):
         logits, _ = trace(tiny, [ids[-T:]], edits, names=())
