@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
@@ -79,6 +81,19 @@ def test_its_logits_loss_and_text_are_the_packages(folder: Path) -> None:
     assert scratch.loss(weights, ids, n_head).item() == pytest.approx(loss.item(), rel=1e-5)
     text = scratch.generate(weights, ids[:4].tolist(), n_head, 8)
     assert text == [*ids[:4].tolist(), *generate(model, ids[None, :4], 8)[0].tolist()]
+
+
+def test_a_file_of_transformers_with_masks_has_its_logits(tmp_path: Path) -> None:
+    fixture = ROOT / "tests/fixtures/tiny-gpt2"  # its names begin with "transformer."
+    shutil.copy(fixture / "config.json", tmp_path)
+    mask = {f"transformer.h.{layer}.attn.bias": mx.ones((1, 1, 24, 24)) for layer in range(3)}  # as in old files
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), mx.load(str(fixture / "model.safetensors")) | mask)
+    Tokenizer.bytes().save(tmp_path)
+    weights, n_head, _ = scratch.load(tmp_path)
+    stored = np.load(fixture / "logits.npz")
+    for ids, logits in zip(stored["ids"], stored["plain"], strict=True):
+        difference = np.abs(np.array(scratch.gpt(weights, mx.array(ids.astype(np.int32)), n_head)) - logits)
+        assert difference.max() < 1e-5 * np.abs(logits).max()
 
 
 def test_it_generates_beyond_its_context(folder: Path) -> None:
