@@ -7,18 +7,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from mlx_gpt.errors import UsageError
+from mlx_gpt.errors import TokenizerError, UsageError
+from mlx_gpt.generate.generation import generate
 from mlx_gpt.lens.page.bundle import join_page
 from mlx_gpt.lens.page.living import living_data
 from mlx_gpt.lens.page.recorded import recorded_data
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
-DEFAULT_TEXT = "The ancient oak tree provided cool shade on the hot summer day."
-
-
+EXPLANATION = "The ancient oak tree provided cool shade on the hot summer day."
 LIVING_SIZE = 8_000_000  # characters of a page that computes; about 3 million parameters
 LIVING_PARAMETERS = 4_000_000  # more are never tried
 
@@ -29,7 +29,7 @@ def make_page(model: GPT, tokenizer: Tokenizer, texts: Sequence[str] = (), name:
     The page computes if it is then smaller than 8 MB; else it is recorded, and shows these texts only. Raises
     ``UsageError`` for an empty text in a recorded page.
     """
-    texts, title = [*texts] or [DEFAULT_TEXT], f"{name} · mlx_gpt lens"
+    texts, title = [*texts] or [default_text(model, tokenizer)], f"{name} · mlx_gpt lens"
     reason = f"the model has {model.n_parameters:,} parameters, too many for a page that computes (8 MB)"
     if model.n_parameters <= LIVING_PARAMETERS:
         try:
@@ -41,6 +41,15 @@ def make_page(model: GPT, tokenizer: Tokenizer, texts: Sequence[str] = (), name:
     data = recorded_data(model, tokenizer, texts, name)
     page = join_page(data, title)
     return page, f"recorded page, {len(page) / 1e6:.1f} MB, of {recorded_texts(data, texts)}: {reason}"
+
+
+def default_text(model: GPT, tokenizer: Tokenizer) -> str:
+    """Return the sentence of the explanation, or a generated one for a vocabulary that lacks its words."""
+    with suppress(TokenizerError):  # a character that the vocabulary lacks
+        if len(tokenizer.encode_prompt(EXPLANATION)) <= 2 * len(EXPLANATION.split()):
+            return EXPLANATION
+    tokens = min(24, model.config.n_positions - 1)
+    return "".join(generate(model, tokenizer, max_tokens=tokens, temperature=0.7, seed=0)) if tokens else EXPLANATION
 
 
 def recorded_texts(data: dict[str, Any], texts: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ const STEPS = [
     state: () => ({ view: "lens", token: null }),
     say: ({ tokens, store }) =>
       `If the model stopped after an early layer, what would it say next? The logit lens shows it for each layer and token. ` +
-      `In the last row, after ${quote(tokens.at(-1))}, stands the prediction: ${quote(top(store).text)} with ${percent(top(store).p)}.`,
+      `At the end of the last row, after ${quote(tokens.at(-1))}, stands the prediction: ${quote(top(store).text)} with ${percent(top(store).p)}.`,
   },
   {
     title: "Now change something",
