@@ -42,10 +42,10 @@ class LivingPage:
         self.file.write_text(make_page(model, tokenizer, [TEXT], "test")[0], encoding="utf-8")
 
     @contextmanager
-    def open(self, state: Any = None, **context: Any) -> Iterator[Any]:
-        """Open the page with a state, what its link holds; wait until everything is computed."""
-        link = f"#{quote(json.dumps(state))}" if state is not None else ""
-        with open_page(self.browser, self.file, link, **context) as page:
+    def open(self, state: Any = None, *, link: str = "", **context: Any) -> Iterator[Any]:
+        """Open the page with a state, or the ``link`` that holds it; wait until everything is computed."""
+        link = quote(json.dumps(state)) if state is not None else link
+        with open_page(self.browser, self.file, f"#{link}", **context) as page:
             settle(page)
             yield page
 

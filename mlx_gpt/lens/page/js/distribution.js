@@ -14,8 +14,8 @@ export class NextToken {
   constructor(run, position, settings = RAW) {
     const recorded = run.logits ? null : run.next(position, RECORDED);
     this.ids = recorded && recorded.map(({ id }) => id); // of the entries; null: entry i is token i
-    this.logits = recorded ? Float32Array.from(recorded, ({ probability }) => Math.log(probability)) : row(run.logits, position);
-    this.logZ = recorded ? 0 : logSumExp(this.logits);
+    this.logits = recorded ? Float32Array.from(recorded, ({ logit }) => logit) : row(run.logits, position);
+    this.logZ = recorded ? recorded[0].logit - Math.log(recorded[0].probability) : logSumExp(this.logits);
     this.settings = settings;
     this.allowed = applyRules(this.logits, settings);
     this.probabilities = softmax(this.allowed);

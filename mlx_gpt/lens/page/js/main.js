@@ -3,6 +3,8 @@
 import { h, put, showToken } from "./dom.js";
 import { Store } from "./store.js";
 import { readPage } from "./data.js";
+import { makeCopyLink } from "./views/copy_link.js";
+import { makeCompareView } from "./views/compare.js";
 import { makeChangeView } from "./views/change.js";
 import { makeNextView } from "./views/next.js";
 import { makeTour } from "./tour.js";
@@ -18,6 +20,7 @@ const VIEWS = [
   makeStreamView,
   makeLogitLensView,
   makeChangeView,
+  makeCompareView,
 ];
 const ASIDE = [makeNextView]; // always beside the chosen view
 
@@ -73,9 +76,11 @@ function input(store) {
     ? h("textarea", { id: "text", rows: 2, spellcheck: "false", autocapitalize: "off", maxlength: 19999 })
     : h("select", { id: "text" }, ...store.texts.map((text) => h("option", { value: text, text: showToken(text).replaceAll("␣", " ") })));
   field.addEventListener("input", () => store.set({ text: field.value }));
-  const element = h("div", { class: "input" }, h("label", { for: "text", text: "Text" }), field, note);
+  const copy = makeCopyLink(store);
+  const element = h("div", { class: "input" }, h("label", { for: "text", text: "Text" }), field, h("div", { class: "row" }, copy.element, note));
   const update = () => {
     if (field.value !== store.state.text) field.value = store.state.text;
+    copy.update();
     note.textContent = store.remark || (store.run || store.busy ? "" : "Type a text.");
   };
   return { element, update };

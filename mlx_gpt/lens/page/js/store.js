@@ -16,12 +16,12 @@ export const INITIAL = {
   topK: 0, //                  0: all tokens
   topP: 1,
   seed: 0,
-  pins: [], //                 up to two states without pins, to compare
+  pins: [], //                 states A and B without pins, to compare; null: none
   target: null, //             the token whose logit is taken apart; null: the most probable one
   versus: null, //             a token whose logit is subtracted from that
   tour: null, //               step of the guided tour
 };
-const OF_RUN = ["text", "other", "heads", "mlps", "patch"];
+export const OF_RUN = ["text", "other", "heads", "mlps", "patch"];
 
 export class Store {
   constructor(model, tokenizer, config, texts) {
@@ -34,6 +34,7 @@ export class Store {
     this.remark = "";
     this.listeners = [];
     this.turn = 0; // of the newest computation
+    this.written = -Infinity; // when the link was written last
   }
 
   get shown() {
@@ -155,16 +156,31 @@ export class Store {
   // The link: what differs from the initial state, as JSON behind the #.
 
   link(state = this.state) {
-    const changed = Object.entries(state).filter(([name, v]) => JSON.stringify(v) !== JSON.stringify(this.initial[name]));
-    return changed.length ? `#${encodeURIComponent(JSON.stringify(Object.fromEntries(changed)))}` : "#";
+    const changed = this.changesOf(state);
+    return Object.keys(changed).length ? `#${encodeURIComponent(JSON.stringify(changed))}` : "#";
   }
 
+  changesOf({ pins, ...state }) {
+    const entries = Object.entries(state).filter(([name, v]) => JSON.stringify(v) !== JSON.stringify(this.initial[name]));
+    if (pins.length) entries.push(["pins", pins.map((pin) => pin && this.changesOf(pin))]);
+    return Object.fromEntries(entries);
+  }
+
+  /** Write the link at once, but several within half a second as one: browsers limit how often a page may. */
   writeLink() {
+    clearTimeout(this.writing);
+    const wait = this.written + 500 - performance.now();
+    if (wait > 0) {
+      this.writing = setTimeout(() => this.writeLink(), wait);
+      return;
+    }
+    this.written = performance.now();
     history.replaceState(null, "", this.link());
   }
 
   /** Take the state from the address. What does not fit the model is left out. */
   readLink() {
+    clearTimeout(this.writing);
     let given = {};
     try {
       given = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
@@ -176,8 +192,8 @@ export class Store {
     this.notify();
   }
 
-  /** A state from untrusted JSON. */
-  checked(given) {
+  /** A state from untrusted JSON. A pin has no pins. */
+  checked(given, isPin = false) {
     const { n_layer: L, n_head: H, n_positions: T, vocab_size: V } = this.config;
     const state = { ...this.initial };
     const whole = (x, most) => Number.isInteger(x) && x >= 0 && x < most;
@@ -204,7 +220,8 @@ export class Store {
     };
     if (!isRecord(given)) return state;
     for (const [name, test] of Object.entries(tests)) if (name in given && test(given[name])) state[name] = given[name];
-    if (Array.isArray(given.pins)) state.pins = given.pins.slice(0, 2).map((pin) => ({ ...this.checked(pin), pins: [] }));
+    if (isPin || !Array.isArray(given.pins)) return state;
+    state.pins = given.pins.slice(0, 2).map((pin) => (isRecord(pin) ? this.checked(pin, true) : null));
     return state;
   }
 }
