@@ -164,18 +164,18 @@ def title(text: str) -> None:
     print(f"\n{text}\n{'─' * len(text)}")
 
 
-def main(folder: str = "", text: str = "One sunny morning, Lily went to the barn. She was") -> None:
+def main(folder: str = "", text: str = "") -> None:
     weights, n_head, tokenizer = load(Path(folder or Path(__file__).parent.parent / "weights/tinyworld"))
+    (V, C), context = weights["wte"]["weight"].shape, len(weights["wpe"]["weight"])
     title("1. Text becomes tokens, and tokens become ids (␣ is a space, � part of a character)")
-    for example in ("An oak tree: 🌳", text):
-        ids = tokenizer.encode(example)
+    for example in ("An oak tree: 🌳", text or "One sunny morning, Lily went to the barn. She was"):
+        ids = tokenizer.encode(example)[-context:]  # of a longer text, only the end is read
         tokens = [tokenizer.decode([i]).replace(" ", "␣") for i in ids]
         print(*(f"{token:<{len(str(i))}}" for token, i in zip(tokens, ids, strict=True)))
         print(*(f"{i:<{len(token)}}" for token, i in zip(tokens, ids, strict=True)))
 
     title("2. The model gives each token of the vocabulary a probability to come next")
-    (V, C), T = weights["wte"]["weight"].shape, len(ids)
-    print(f"ids ({T},) -> vectors ({T}, {C}) -> {len(weights['h'])} blocks ({T}, {C}) -> logits ({T}, {V})\n")
+    print(f"ids ({(T := len(ids))},) -> vectors {T, C} -> {len(weights['h'])} blocks {T, C} -> logits {T, V}\n")
     probabilities: Any = mx.softmax(gpt(weights, mx.array(ids), n_head)[-1]).tolist()  # after the last token
     for p, i in sorted(zip(probabilities, range(V), strict=True), reverse=True)[:6]:
         print(f"{tokenizer.decode([i])!r:>12} {p:4.0%} {'█' * round(60 * p)}")
@@ -196,4 +196,4 @@ def main(folder: str = "", text: str = "One sunny morning, Lily went to the barn
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3])
