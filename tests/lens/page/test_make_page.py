@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[3] / "weights" / "tinyworld"
 
 
 def test_a_vocabulary_with_its_words_gets_the_sentence_of_the_explanation() -> None:
-    tokenizer = Tokenizer.train([EXPLANATION] * 9, 350)
+    tokenizer = Tokenizer.train([EXPLANATION] * 9, 300)
     assert default_text(random_model(), tokenizer) == EXPLANATION
 
 
