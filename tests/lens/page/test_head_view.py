@@ -170,7 +170,7 @@ def test_a_head_that_is_scaled_moves_that_much(small: LivingPage) -> None:
         head = Head(small, "abcdefgh", 1, 1, edit)
         assert_close(strip(page, "z"), head.of("z")[7])
         assert_addition(page, head, 7)
-        assert "scaled by -0.5" in page.locator(f"{VIEW}[data-what=read-head]").inner_text()
+        assert "scaled by −0.5" in page.locator(f"{VIEW}[data-what=read-head]").inner_text()
 
 
 def test_numbers_explain_themselves_with_their_values(small: LivingPage) -> None:

@@ -26,7 +26,8 @@ export function vectorOf(run, layer, head, name, position) {
 /** What the scores are multiplied by, and how it is written. */
 export function scaleOf(config, layer) {
   const D = config.n_embd / config.n_head;
-  const root = config.scale_attn_weights === false ? { value: 1, text: "1" } : { value: 1 / Math.sqrt(D), text: `1/√${D}` };
+  const root =
+    config.scale_attn_weights === false ? { value: 1, text: "1" } : { value: 1 / Math.sqrt(D), text: `1/√${D}` };
   if (!config.scale_attn_by_inverse_layer_idx) return root;
   return { value: root.value / (layer + 1), text: `${root.text} / ${layer + 1}` };
 }
@@ -43,7 +44,7 @@ export function summarize(pattern, T) {
     if (mean > share) [offset, share] = [back, mean];
   }
   const best = Math.max(first, share);
-  const name = first >= share ? "first" : ["itself", "previous"][offset] ?? `${offset} back`;
+  const name = first >= share ? "first" : (["itself", "previous"][offset] ?? `${offset} back`);
   const text = best < 0.25 ? `≈ ${Math.round(keysAttended(pattern, T))} keys` : `${name} ${percent(best)}`;
   return { first, offset, share, text };
 }
@@ -72,7 +73,7 @@ export function describe({ first, offset, share, text }, T) {
   if (T === 1) return "There is one token, which can only look at itself.";
   const back = ["the token itself", "the token before"][offset] ?? `the token ${offset} back`;
   const spread = text.startsWith("≈") ? ` It spreads over about ${text.slice(2)}.` : "";
-  return `On average ${percent(share)} of a query's attention goes to ${back}, ${percent(first)} to the first token.${spread}`;
+  return `On average ${percent(share)} of the attention goes to ${back}, ${percent(first)} to the first token.${spread}`;
 }
 
 /** The key with the largest weight of a query. */
@@ -110,8 +111,11 @@ export function explainScore(store, { run, layer, head, query, key }) {
   const formula = `score = q·k × ${scale.text}`;
   if (!q || !k) return { formula, filled: `score = ${fmt(scoresOf(run, layer, head)[query * run.ids.length + key])}` };
   const product = dot(q, k);
-  const filled = `q·k = ${productsText(q, k)} = ${fmt(product)}\nscore = ${fmt(product)} × ${fmt(scale.value)} = ${fmt(product * scale.value)}`;
-  return { formula, filled, note: `Query of ${quoted(store, query)}, key of ${quoted(store, key)}.` };
+  const lines = [
+    `q·k = ${productsText(q, k)} = ${fmt(product)}`,
+    `score = ${fmt(product)} × ${fmt(scale.value)} = ${fmt(product * scale.value)}`,
+  ];
+  return { formula, filled: lines.join("\n"), note: `Query of ${quoted(store, query)}, key of ${quoted(store, key)}.` };
 }
 
 /** A number of a query, key or value: what the layer's weights make of the token's normalized vector. */
@@ -123,14 +127,20 @@ export function explainProjection(store, { run, layer, head }, letter, position,
   const output = "qkv".indexOf(letter) * C + head * (C / H) + i;
   const of = (name) => store.model.weight(`h.${layer}.attn.c_attn.${name}`);
   const x = row(run.get(`blocks.${layer}.ln1.hook_out`), position);
-  return { formula, filled: `${productsText(x, row(of("weight"), output))} + ${fmt(of("bias").data[output])} = ${fmt(value)}` };
+  return {
+    formula,
+    filled: `${productsText(x, row(of("weight"), output))} + ${fmt(of("bias").data[output])} = ${fmt(value)}`,
+  };
 }
 
 /** A number of what a head adds to the stream. */
 export function explainResult(store, { layer, head, z, result }, c) {
   const formula = `result${c} = z · W_O, column ${c}`;
   if (!store.living || !z) return { formula, filled: `result${c} = ${fmt(result[c])}` };
-  const outputs = row(store.model.weight(`h.${layer}.attn.c_proj.weight`), c).subarray(head * z.length, (head + 1) * z.length);
+  const outputs = row(store.model.weight(`h.${layer}.attn.c_proj.weight`), c).subarray(
+    head * z.length,
+    (head + 1) * z.length,
+  );
   return { formula, filled: `${productsText(z, outputs)} = ${fmt(result[c])}` };
 }
 
@@ -161,5 +171,11 @@ export function explainWeight(store, { run, layer, head, query, key }) {
   const sum = terms.reduce((a, b) => a + b, 0);
   const score = explainScore(store, { run, layer, head, query, key }).filled;
   const exp = `exp(${fmt(scores[key])} − ${fmt(most)})`.replace("− −", "+ ");
-  return { formula, note, filled: `${score}\n${exp} = ${fmt(terms[key])}\nΣ = ${sumText(terms.map(fmt))} = ${fmt(sum)}\nweight = ${fmt(terms[key])} / ${fmt(sum)} = ${fmt(weight)}` };
+  const lines = [
+    score,
+    `${exp} = ${fmt(terms[key])}`,
+    `Σ = ${sumText(terms.map(fmt))} = ${fmt(sum)}`,
+    `weight = ${fmt(terms[key])} / ${fmt(sum)} = ${fmt(weight)}`,
+  ];
+  return { formula, note, filled: lines.join("\n") };
 }

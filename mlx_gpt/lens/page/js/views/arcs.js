@@ -8,7 +8,12 @@ const MOST_ARCS = 12; // the strongest keys
 
 export function makeArcs(store) {
   const lines = svg("svg", { class: "arcs", "aria-hidden": "true" });
-  const text = h("div", { class: "read", role: "group", "aria-label": "The text, shaded by the weights of a query; select a token", "data-keys": true });
+  const text = h("div", {
+    class: "read",
+    role: "group",
+    "aria-label": "The text, shaded by the weights of a query; select a token",
+    "data-keys": true,
+  });
   const element = h("div", { class: "shaded" }, lines, text);
   let shown = {};
   let tokens = [];
@@ -39,8 +44,17 @@ function readToken(store, position) {
   const enter = () => store.point({ token: position });
   const leave = () => store.point({});
   return h("button", {
-    type: "button", class: "token", text: showToken(store.tokenAt(position)), "data-position": position,
-    on: { click: () => store.set({ token: position }), pointerenter: enter, focus: enter, pointerleave: leave, blur: leave },
+    type: "button",
+    class: "token",
+    text: showToken(store.tokenAt(position)),
+    "data-position": position,
+    on: {
+      click: () => store.set({ token: position }),
+      pointerenter: enter,
+      focus: enter,
+      pointerleave: leave,
+      blur: leave,
+    },
   });
 }
 
@@ -56,15 +70,20 @@ function shadeToken(token, weight, { layer, head, query, key }, position) {
 /** Curves from the query to its strongest keys; their width and depth are the weight. */
 function arcPaths({ run, layer, head, T, query }, tokens) {
   const weights = patternOf(run, layer, head).subarray(query * T, query * T + query);
-  const keys = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, MOST_ARCS).filter((key) => weights[key] >= 0.02);
+  const keys = [...weights.keys()]
+    .sort((a, b) => weights[b] - weights[a])
+    .slice(0, MOST_ARCS)
+    .filter((key) => weights[key] >= 0.02);
   const top = (token) => [token.offsetLeft + token.offsetWidth / 2, token.offsetTop];
   const [x, y] = top(tokens[query]);
   return keys.map((key) => {
     const [toX, toY] = top(tokens[key]);
     const height = Math.min(26, 8 + Math.abs(toX - x) / 8);
     return svg("path", {
-      d: `M${x} ${y}C${x} ${y - height} ${toX} ${toY - height} ${toX} ${toY}`, "data-key": key,
-      "stroke-width": 1 + 3 * weights[key], "stroke-opacity": Math.min(1, 0.15 + shade(weights[key])),
+      d: `M${x} ${y}C${x} ${y - height} ${toX} ${toY - height} ${toX} ${toY}`,
+      "data-key": key,
+      "stroke-width": 1 + 3 * weights[key],
+      "stroke-opacity": Math.min(1, 0.15 + shade(weights[key])),
     });
   });
 }

@@ -7,6 +7,11 @@ import { makePattern } from "./pattern.js";
 import { makeThumbnails } from "./thumbnails.js";
 import { makeWeights } from "./weights.js";
 
+const INTRODUCTION =
+  "Every head divides the attention of each token, its query, among the keys of that token and of those before it. " +
+  "In a pattern each row is a query and each column a key. Point at a token to see where it looks in all heads; " +
+  "choose a head here or with the arrow keys.";
+
 export function makeAttentionView(store) {
   const title = h("h3", {});
   const summary = h("p", { class: "muted" });
@@ -17,8 +22,13 @@ export function makeAttentionView(store) {
     "div",
     {},
     h("h2", { text: "Attention" }),
-    h("p", { text: "Every head divides the attention of each token, its query, among the keys of that token and of those before it. In a pattern each row is a query and each column a key. Point at a token to see where it looks in all heads; choose a head here or with the arrow keys." }),
-    h("div", { class: "attention" }, heads.element, h("div", { class: "chosen" }, chosen, ...parts.map((part) => part.element))),
+    h("p", { text: INTRODUCTION }),
+    h(
+      "div",
+      { class: "attention" },
+      heads.element,
+      h("div", { class: "chosen" }, chosen, ...parts.map((part) => part.element)),
+    ),
   );
   let said = "";
   const update = () => {
@@ -33,7 +43,7 @@ export function makeAttentionView(store) {
   return { id: "attention", title: "Attention", element, update };
 }
 
-/** What the view shows: a run, a head, the query that is pointed at or selected, and a key: that pointed at, or the strongest. */
+/** What the view shows: a run, a head, the query that is pointed at or selected, the key pointed at or the strongest. */
 function lookedAt(store) {
   const { layer, head } = store.state;
   const run = store.shown;

@@ -1,7 +1,7 @@
 // One head in six steps, from the query and the keys of a token to what the head adds to its residual stream.
 
 import { onTheme } from "../canvas.js";
-import { closePopover, h, put, showToken } from "../dom.js";
+import { closePopover, fmt, h, put, showToken } from "../dom.js";
 import { patternOf, quoted, scoresOf, strongestKey, vectorOf } from "../heads.js";
 import { additionStep } from "./head_addition.js";
 import { maskStep, productStep, scaleStep, softmaxStep, valueStep } from "./head_steps.js";
@@ -19,10 +19,21 @@ const HEAD_STEPS = [
 export function makeHeadView(store) {
   const title = h("p", { "aria-live": "polite", "data-what": "read-head" });
   const controls = makeControls(store, (key) => choose(key));
-  const steps = HEAD_STEPS.map(({ title }) => ({ content: h("div", { class: "step-content" }), title: h("h3", { tabindex: "-1", text: title }) }));
+  const steps = HEAD_STEPS.map(({ title }) => ({
+    content: h("div", { class: "step-content" }),
+    title: h("h3", { tabindex: "-1", text: title }),
+  }));
   const items = steps.map((step) => h("li", {}, step.title, step.content));
   const stepper = makeStepper(items, (i) => steps[i].title.focus({ preventScroll: true }));
-  const element = h("div", {}, h("h2", { text: "One head" }), title, controls.element, stepper.element, h("ol", { class: "steps" }, ...items));
+  const element = h(
+    "div",
+    {},
+    h("h2", { text: "One head" }),
+    title,
+    controls.element,
+    stepper.element,
+    h("ol", { class: "steps" }, ...items),
+  );
   let shown = {};
   let chosenKey = null;
 
@@ -42,7 +53,8 @@ export function makeHeadView(store) {
     closePopover();
     HEAD_STEPS.forEach(({ ofKey, show }, i) => (!sameQuery || ofKey) && put(steps[i].content, ...show(store, at)));
     controls.update(at);
-    if (!sameQuery) title.textContent = `Layer ${at.layer}, head ${at.head}, at ${quoted(store, at.query)}, position ${at.query}${scaled(at)}.`;
+    const place = `${quoted(store, at.query)} at position ${at.query}`;
+    if (!sameQuery) title.textContent = `Layer ${at.layer}, head ${at.head}${scaled(at)}, read by ${place}.`;
   };
   onTheme(() => {
     const drawn = shown.run;
@@ -60,16 +72,18 @@ function readHead(store) {
   const [q, z, result] = ["q", "z", "result"].map((name) => vectorOf(run, layer, head, name, query));
   const of = (name) => (key) => vectorOf(run, layer, head, name, key);
   const factor = run.edits.heads?.[`${layer}.${head}`] ?? 1;
-  return { run, layer, head, query, T: run.ids.length, pattern: patternOf(run, layer, head), scores: scoresOf(run, layer, head), q, z, result, k: of("k"), v: of("v"), factor };
+  const [pattern, scores] = [patternOf(run, layer, head), scoresOf(run, layer, head)];
+  return { run, layer, head, query, T: run.ids.length, pattern, scores, q, z, result, k: of("k"), v: of("v"), factor };
 }
 
 function scaled({ factor }) {
-  return factor === 1 ? "" : factor === 0 ? ", knocked out" : `, scaled by ${factor}`;
+  return factor === 1 ? "" : factor === 0 ? ", knocked out" : `, scaled by ${fmt(factor)}`;
 }
 
 /** Mark the rows of the key that is pointed at. */
 function markKey(element, key) {
-  for (const row of element.querySelectorAll("tr[data-key]")) row.classList.toggle("pointed", Number(row.dataset.key) === key);
+  for (const row of element.querySelectorAll("tr[data-key]"))
+    row.classList.toggle("pointed", Number(row.dataset.key) === key);
 }
 
 /** Choices of layer, head and key. */
@@ -89,7 +103,9 @@ function makeControls(store, chooseKey) {
     head.input.value = at.head;
     if (listed.run !== at.run || listed.query !== at.query) {
       listed = at;
-      const keys = Array.from({ length: at.query + 1 }, (_, i) => h("option", { value: i, text: `${i} ${showToken(store.tokenAt(i))}` }));
+      const keys = Array.from({ length: at.query + 1 }, (_, i) =>
+        h("option", { value: i, text: `${i} ${showToken(store.tokenAt(i))}` }),
+      );
       put(key.input, ...keys);
     }
     key.input.value = at.key;
@@ -104,7 +120,9 @@ function makeStepper(items, onStep) {
   const button = (text, by) => h("button", { type: "button", text, on: { click: () => go(step + by) } });
   const [back, next] = [button("Previous step", -1), button("Next step", 1)];
   const mark = () => {
-    items.forEach((item, i) => (i === step ? item.setAttribute("aria-current", "step") : item.removeAttribute("aria-current")));
+    items.forEach((item, i) =>
+      i === step ? item.setAttribute("aria-current", "step") : item.removeAttribute("aria-current"),
+    );
     [back.disabled, next.disabled] = [step === 0, step === items.length - 1];
     place.textContent = `Step ${step + 1} of ${items.length}`;
   };

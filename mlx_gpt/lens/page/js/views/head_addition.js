@@ -4,19 +4,25 @@ import { fmt, h, number, showToken } from "../dom.js";
 import { explainResult, logitsOf, productsText, sumText, throughFinalNorm } from "../heads.js";
 import { topTokens } from "../readings.js";
 import { dot, norm, row } from "../tensor.js";
-import { placed, vectorStrip } from "./head_parts.js";
+import { notRecorded, paragraph, placed, labelledRow, vectorStrip, weightBar } from "./head_parts.js";
 
 const MOVED = 5; // tokens that the head raises, and lowers, most
 
 export function additionStep(store, at) {
   const { run, layer, head, query, result } = at;
-  const say = h("p", { text: "The output matrix W_O takes z back to the width of the residual stream. The head adds this vector to the stream of its token; later layers and the prediction read the sum." });
+  const say = paragraph(
+    "The output matrix W_O takes z back to the width of the residual stream. The head adds this vector to the stream",
+    "of its token; later layers and the prediction read the sum.",
+  );
   const size = run.norms(`blocks.${layer}.attn.hook_result`)[query * store.config.n_head + head];
-  const how = () => ({ formula: "length = √Σ resultᵢ²", filled: result ? `√(${sumText(Array.from(result, (x) => `${fmt(x)}²`))}) = ${fmt(size)}` : "" });
+  const squares = () => sumText(Array.from(result, (x) => `${fmt(Math.abs(x))}²`));
+  const how = () => ({ formula: "length = √Σ resultᵢ²", filled: result ? `√(${squares()}) = ${fmt(size)}` : "" });
   const length = h("p", { class: "result" }, "length of the vector: ", number(size, placed("result-norm", at), how));
-  if (!result) return [say, length, movedLogits(store, at), h("p", { class: "muted", text: "This page was recorded without the vector itself; a living page shows it, and all logits that it moves." })];
+  const leftOut = "the vector itself; a living page shows it, and all logits that it moves";
+  if (!result) return [say, length, movedLogits(store, at), notRecorded(leftOut)];
   const describe = (_, c) => explainResult(store, at, c);
-  return [say, vectorStrip("z × W_O", result, { describe, hue: "--stream", placed: placed("result", at) }), length, cosineLine(at), movedLogits(store, at)];
+  const strip = vectorStrip("z × W_O", result, placed("result", at), { describe, hue: "--stream" });
+  return [say, strip, length, cosineLine(at), movedLogits(store, at)];
 }
 
 /** Cosine of the vector and the stream that it is added to. */
@@ -30,7 +36,8 @@ function cosineLine(at) {
     filled: `${fmt(dot(result, x))} / (${fmt(norm(result))} × ${fmt(norm(x))}) = ${fmt(cosine)}`,
     note: "x is the stream before this layer. 1: the head makes it longer; 0: it adds something new; −1: it takes away.",
   });
-  return h("p", { class: "result" }, "cosine with the stream before: ", number(cosine, placed("result-cosine", at), how));
+  const shown = number(cosine, placed("result-cosine", at), how);
+  return h("p", { class: "result" }, "cosine with the stream before: ", shown);
 }
 
 /** The tokens whose logits the vector raises and lowers most, read by the final norm and the head of the model. */
@@ -38,14 +45,12 @@ function movedLogits(store, at) {
   const { raised, lowered, explainLogit } = store.living ? movedOfAll(at) : movedOfRecorded(at);
   const most = Math.max(...[...raised, ...lowered].map(({ value }) => Math.abs(value))) || 1;
   const entry = ({ id, value }) =>
-    h(
-      "tr",
-      {},
-      h("th", { scope: "row", text: showToken(store.tokenizer.tokenText(id)) }),
-      h("td", {}, number(value, placed("moved-logit", at, { token: id }), () => explainLogit(id, value))),
-      h("td", {}, h("span", { class: value < 0 ? "weight-bar lowered" : "weight-bar raised", "aria-hidden": "true", style: { "--share": Math.abs(value) / most } })),
-    );
-  const list = (caption, tokens) => (tokens.length ? h("table", {}, h("caption", { text: caption }), h("tbody", {}, ...tokens.map(entry))) : null);
+    labelledRow(showToken(store.tokenizer.tokenText(id)), [
+      number(value, placed("moved-logit", at, { token: id }), () => explainLogit(id, value)),
+      weightBar(Math.abs(value) / most, value < 0 ? "lowered" : "raised"),
+    ]);
+  const list = (caption, tokens) =>
+    tokens.length ? h("table", {}, h("caption", { text: caption }), h("tbody", {}, ...tokens.map(entry))) : null;
   return h("div", { class: "row moved" }, list("Logits raised most", raised), list("Logits lowered most", lowered));
 }
 
@@ -58,13 +63,19 @@ function movedOfAll({ run, query, result }) {
     filled: `${productsText(read, row(run.model.head, id))} = ${fmt(value)}`,
     note: "The final norm at the scale of this text, then the token's direction in the model's head.",
   });
-  return { raised: topTokens(logits, MOVED).map(withValue), lowered: topTokens(logits.map((x) => -x), MOVED).map(withValue), explainLogit };
+  const raised = topTokens(logits, MOVED).map(withValue);
+  const negated = logits.map((x) => -x);
+  const lowered = topTokens(negated, MOVED).map(withValue);
+  return { raised, lowered, explainLogit };
 }
 
 /** Of the tokens whose attribution was recorded. */
 function movedOfRecorded({ run, query, layer, head }) {
   const of = (id) => run.attribution(query, id).find(({ label }) => label === `L${layer}H${head}`).value;
-  const moved = [...new Set(run.targets(query))].map((id) => ({ id, value: of(id) })).sort((a, b) => b.value - a.value);
+  const moved = [...new Set(run.targets(query))].map((id) => ({ id, value: of(id) }));
+  moved.sort((a, b) => b.value - a.value);
   const explainLogit = (id, value) => ({ formula: "change of the logit, as recorded", filled: fmt(value) });
-  return { raised: moved.filter(({ value }) => value > 0).slice(0, MOVED), lowered: moved.filter(({ value }) => value < 0).reverse().slice(0, MOVED), explainLogit };
+  const raised = moved.filter(({ value }) => value > 0).slice(0, MOVED);
+  const lowered = moved.reverse().filter(({ value }) => value < 0).slice(0, MOVED);
+  return { raised, lowered, explainLogit };
 }

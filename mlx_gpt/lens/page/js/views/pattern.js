@@ -9,10 +9,37 @@ const CELL_STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], 
 
 export function makePattern(store) {
   const canvas = h("canvas", { class: "cells" });
-  const [cursor, row, column] = [h("div", { class: "cursor" }), h("div", { class: "guide row-guide" }), h("div", { class: "guide column-guide" })];
-  const cells = h("div", { class: "cell-area", tabindex: "0", role: "group", "data-keys": true, "aria-label": "Pattern: arrows go to another query or key" }, canvas, row, column, cursor);
-  const [queries, keys] = [h("div", { class: "row-labels", "aria-hidden": "true" }), h("div", { class: "column-labels", "aria-hidden": "true" })];
-  const matrix = h("div", { class: "pattern" }, h("div", { class: "corner muted" }, "keys →", h("br"), "queries ↓"), keys, queries, cells);
+  const [cursor, row, column] = [
+    h("div", { class: "cursor" }),
+    h("div", { class: "guide row-guide" }),
+    h("div", { class: "guide column-guide" }),
+  ];
+  const cells = h(
+    "div",
+    {
+      class: "cell-area",
+      tabindex: "0",
+      role: "group",
+      "data-keys": true,
+      "aria-label": "Pattern: arrows go to another query or key",
+    },
+    canvas,
+    row,
+    column,
+    cursor,
+  );
+  const [queries, keys] = [
+    h("div", { class: "row-labels", "aria-hidden": "true" }),
+    h("div", { class: "column-labels", "aria-hidden": "true" }),
+  ];
+  const matrix = h(
+    "div",
+    { class: "pattern" },
+    h("div", { class: "corner muted" }, "keys →", h("br"), "queries ↓"),
+    keys,
+    queries,
+    cells,
+  );
   const readout = h("p", { class: "readout", "aria-live": "polite" });
   let shown = null;
   let dense = false; // too narrow to label all cells: only those of the chosen one
@@ -32,7 +59,8 @@ export function makePattern(store) {
   });
   cells.addEventListener("blur", leave);
 
-  const draw = () => shown && drawWeights(canvas, patternOf(shown.run, shown.layer, shown.head), shown.T, shown.T, (query) => query);
+  const draw = () =>
+    shown && drawWeights(canvas, patternOf(shown.run, shown.layer, shown.head), shown.T, shown.T, (query) => query);
   onTheme(draw);
   const fit = () => {
     const room = element.clientWidth - LABEL_WIDTH;
@@ -80,7 +108,9 @@ function patternLabels(store, T, dense, enter) {
   return Array.from({ length: dense ? 1 : T }, (_, position) =>
     h("span", {
       text: dense ? "" : showToken(store.tokenAt(position)),
-      on: dense ? {} : { pointerenter: () => enter(position), pointerleave: leave, click: () => store.set({ token: position }) },
+      on: dense
+        ? {}
+        : { pointerenter: () => enter(position), pointerleave: leave, click: () => store.set({ token: position }) },
     }),
   );
 }
@@ -96,5 +126,7 @@ function patternReadout(store, at) {
   const { run, layer, head, query, key, T } = at;
   const weight = patternOf(run, layer, head)[query * T + key];
   const data = { what: "pattern", layer, head, query, key };
-  return [quoted(store, query), ` at ${query} gives `, quoted(store, key), ` at ${key} the weight `, number(weight, data, () => explainWeight(store, at)), ` (${percent(weight)})`];
+  const shown = number(weight, data, () => explainWeight(store, at));
+  const [from, to] = [quoted(store, query), quoted(store, key)];
+  return [`${from} at ${query} gives ${to} at ${key} the weight `, shown, ` (${percent(weight)})`];
 }

@@ -1,7 +1,7 @@
 // A grid of small attention patterns, a row for each layer and a column for each head.
 
 import { drawWeights, inSlices, onTheme } from "../canvas.js";
-import { h, percent, showToken } from "../dom.js";
+import { clamp, fmt, h, percent, showToken } from "../dom.js";
 import { patternOf, strongestKey, summarize } from "../heads.js";
 
 export function makeThumbnails(store) {
@@ -10,7 +10,12 @@ export function makeThumbnails(store) {
   const heads = Array.from({ length: L * H }, (_, i) => makeThumbnail(store, Math.floor(i / H), i % H, few));
   const grid = h(
     "div",
-    { class: few ? "thumbnails beside" : "thumbnails", role: "group", "aria-label": "Heads; choose one", style: { "--heads": H } },
+    {
+      class: few ? "thumbnails beside" : "thumbnails",
+      role: "group",
+      "aria-label": "Heads; choose one",
+      style: { "--heads": H },
+    },
     ...heads.map(({ element }) => element),
   );
   let shown = {};
@@ -27,9 +32,18 @@ export function makeThumbnails(store) {
     if (at.run !== before.run) draw(order);
     if (at.run !== before.run || at.query !== before.query) look(order);
     heads.forEach((thumbnail, i) => thumbnail.mark(i === chosen, store.state.heads));
+    if (chosen !== before.chosen) reveal(element, heads[chosen].element);
     if (chosen !== before.chosen && grid.contains(document.activeElement)) heads[chosen].element.focus();
   };
-  return { element: h("div", { class: "scroll all-heads" }, grid), update };
+  const element = h("div", { class: "scroll all-heads" }, grid);
+  return { element, update };
+}
+
+/** Scroll an element so that a part of it is seen; the page does not move. */
+function reveal(element, { offsetTop, offsetLeft, offsetHeight, offsetWidth }) {
+  const { scrollTop, scrollLeft, clientHeight, clientWidth } = element;
+  element.scrollTop = clamp(scrollTop, offsetTop + offsetHeight - clientHeight, offsetTop);
+  element.scrollLeft = clamp(scrollLeft, offsetLeft + offsetWidth - clientWidth, offsetLeft);
 }
 
 /** One head: its pattern, the row of the query, and what it attends to. */
@@ -38,7 +52,13 @@ function makeThumbnail(store, layer, head, few) {
   const [name, kind, looks] = [h("span", { class: "name" }), h("span", {}), h("span", { class: "looks" })];
   const element = h(
     "button",
-    { type: "button", class: "thumbnail", "data-layer": layer, "data-head": head, on: { click: () => store.set({ layer, head }) } },
+    {
+      type: "button",
+      class: "thumbnail",
+      "data-layer": layer,
+      "data-head": head,
+      on: { click: () => store.set({ layer, head }) },
+    },
     h("span", { class: "frame" }, pattern),
     row,
     h("span", { class: "captions" }, name, kind, looks),
@@ -61,13 +81,16 @@ function makeThumbnail(store, layer, head, few) {
     drawWeights(row, weights.subarray(query * T, (query + 1) * T), 1, T, () => T - 1);
     const key = strongestKey(weights, T, query);
     const weight = weights[query * T + key];
-    numbers(looks, "strongest", weight, `→ ${showToken(store.tokenAt(key))}${few ? ` ${percent(weight)}` : ""}`, { query, key });
+    numbers(looks, "strongest", weight, `→ ${showToken(store.tokenAt(key))}${few ? ` ${percent(weight)}` : ""}`, {
+      query,
+      key,
+    });
   };
 
   let marked = "";
   const mark = (chosen, factors) => {
     const factor = factors[`${layer}.${head}`];
-    const scaled = factor === undefined ? "" : ` ×${factor}`;
+    const scaled = factor === undefined ? "" : ` ×${fmt(factor)}`;
     if (marked === (marked = `${chosen}${scaled}`)) return;
     name.textContent = `L${layer} H${head}${scaled}`;
     element.classList.toggle("edited", factor !== undefined);

@@ -8,12 +8,16 @@ export function makeWeights(store) {
   const body = h("tbody", {});
   const columns = ["Position", "Key", "Score", "Weight"].map((text) => h("th", { scope: "col", text }));
   const table = h("table", { class: "weights" }, caption, h("thead", {}, h("tr", {}, ...columns)), body);
-  const element = h("div", { class: "scroll low", tabindex: "0", role: "region", "aria-label": "Weights of the query" }, table);
+  const element = h(
+    "div",
+    { class: "scroll low", tabindex: "0", role: "region", "aria-label": "Weights of the query" },
+    table,
+  );
   let shown = {};
   const update = (looked) => {
     const at = { ...looked, query: Math.min(store.token, looked.T - 1) };
     if (["run", "layer", "head", "query"].some((name) => at[name] !== shown[name])) {
-      caption.textContent = `Where ${quoted(store, at.query)} at position ${at.query} looks in layer ${at.layer}, head ${at.head}`;
+      caption.textContent = `Where ${quoted(store, at.query)} at ${at.query} looks in layer ${at.layer}, head ${at.head}`;
       put(body, ...weightRows(store, at));
     }
     shown = at;
@@ -35,7 +39,10 @@ function weightRows(store, at) {
     return h(
       "tr",
       { on: { pointerenter: () => store.point({ token: query, key }), pointerleave: () => store.point({}) } },
-      h("td", { text: key }), token, h("td", {}, score), h("td", {}, weight),
+      h("td", { text: key }),
+      token,
+      h("td", {}, score),
+      h("td", {}, weight),
     );
   });
 }
