@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +13,8 @@ from mlx_gpt.lens.gradients import Metric, logit_difference
 from mlx_gpt.lens.names import ActivationNames
 from mlx_gpt.lens.patching import activation_patching, attribution_patching
 from mlx_gpt.lens.paths import path_patching
-from mlx_gpt.lens.trace import trace
-from mlx_gpt.lens.views.subject import Subject, numbers, one_token
-from mlx_gpt.lens.views.view import POSITION, Table, View
+from mlx_gpt.lens.views.subject import Subject, numbers
+from mlx_gpt.lens.views.view import POSITION, Array, Table, View
 from mlx_gpt.model.gpt import GPT
 
 PARTS = ("resid_pre", "attn_out", "mlp_out")
@@ -39,81 +39,95 @@ def patch(
         raise UsageError(f"what is patched is one of {', '.join(PARTS)}, not {part!r}")
     if path and estimate:
         raise UsageError("a path is not estimated; leave out one of the two")
-    other = Subject(subject.model, subject.tokenizer, corrupted, subject.edits)
-    if len(corrupted) != len(subject.ids):
-        raise UsageError(
-            f"the corrupted text must have as many tokens as the text, {len(subject.ids)}, not {len(corrupted)}: "
-            f"{' '.join(subject.labels(subject.ids[:40]))} | {' '.join(other.labels(corrupted[:40]))}"
-        )
-    answer_id, wrong_id = pair(subject, other, answer, wrong)
-    metric = logit_difference(answer_id, wrong_id)
-    clean, base = (float(numbers(metric(side.trace()[0]))) for side in (subject, other))
-    names = " − ".join(subject.labels([answer_id, wrong_id]))
-    remarks = [f"The difference is {clean:+.3f} in the text and {base:+.3f} in the corrupted one."]
+    contrast = Contrast.of(subject, corrupted, answer, wrong)
     if path:
-        table, reading = path_table(subject, other, path, metric, base, names)
-        return View(f"path patching of {names}", reading, [table], remarks)
-
-    def effects(name: str, over: str) -> np.ndarray:
-        run = attribution_patching if estimate else activation_patching
-        found = run(subject.model, subject.tokens, other.tokens, metric, name, (over,), edits=subject.edits)
-        return numbers(found) - (0 if estimate else base)
-
-    L, H = subject.model.config.n_layer, subject.model.config.n_head
-    layers = [f"L{l}" for l in range(L)]
-    positions = [
-        name if a == b else f"{name}|{other.labels([b])[0]}"
-        for name, a, b in zip(subject.positions, subject.ids, corrupted, strict=True)
-    ]
-    tables = [
-        Table(
-            f"{part} of each layer at each position",
-            layers,
-            positions,
-            effects(f"hook_{part}", "position"),
-            ("layer", POSITION),
-            format="{:+.2f}",
-        ),
-        Table(
-            "heads, at all positions",
-            layers,
-            [f"H{h}" for h in range(H)],
-            effects("attn.hook_z", "head"),
-            ("layer", "head"),
-            format="{:+.2f}",
-        ),
-    ]
-    reading = (
-        f"The corrupted text is run with one activation from the text; a cell is how much that changes the difference "
-        f"of two logits after the last token, {names}, in logits"
-        f"{', estimated by gradients' if estimate else ''}. To restore all of it takes {clean - base:+.3f}."
-    )
-    return View(f"patching of {names}", reading, tables, remarks)
-
-
-def pair(subject: Subject, other: Subject, answer: str | None, wrong: str | None) -> tuple[int, int]:
-    """Return the ids of the tokens to compare: by default the most probable next one of each text."""
-
-    def choose(side: Subject, text: str | None, flag: str) -> int:
-        if text is not None:
-            return one_token(side.tokenizer, text, flag)
-        return int(numbers(trace(side.model, side.tokens, names=())[0][0, -1]).argmax())
-
-    found = choose(subject, answer, "--answer"), choose(other, wrong, "--wrong")
-    if found[0] == found[1]:
-        raise UsageError(
-            f"answer and wrong answer are the same token, {subject.labels(found[:1])[0]}; give two with --answer and "
-            "--wrong"
+        tables, reading = [path_table(contrast, path)], path_reading(contrast, path)
+    else:
+        tables = [positions_table(contrast, part, estimate), heads_table(contrast, estimate)]
+        reading = (
+            "The corrupted text is run with one activation from the text; a cell is how much that changes the "
+            f"difference of two logits after the last token, {contrast.names}, in logits"
+            f"{', estimated by gradients' if estimate else ''}. To restore all of it takes "
+            f"{contrast.difference - contrast.base:+.3f}."
         )
-    return found
+    remark = f"The difference is {contrast.difference:+.3f} in the text and {contrast.base:+.3f} in the corrupted one."
+    return View(f"{'path ' if path else ''}patching of {contrast.names}", reading, tables, [remark])
 
 
-def path_table(
-    subject: Subject, other: Subject, path: tuple[str, str], metric: Metric, base: float, names: str
-) -> tuple[Table, str]:
-    """Return a table of the effect of one component on the inputs of another, and how to read it."""
-    (sending, head), (receiving, reader) = (end_of_path(subject.model, name) for name in path)
-    order = ActivationNames(subject.model.config).stored.index
+@dataclass(frozen=True)
+class Contrast:
+    """A text, a corrupted one of as many tokens, and a difference of two logits that is measured in both."""
+
+    clean: Subject
+    corrupted: Subject
+    names: str
+    """of the two tokens"""
+    metric: Metric
+    difference: float
+    base: float
+    """the difference in the corrupted text"""
+
+    @classmethod
+    def of(cls, clean: Subject, ids: Sequence[int], answer: str | None, wrong: str | None) -> Contrast:
+        """Return the contrast of a text with another, ids (T,); by default of the most probable next token of each."""
+        corrupted = replace(clean, ids=ids)
+        if len(ids) != len(clean.ids):
+            raise UsageError(
+                f"the corrupted text must have as many tokens as the text, {len(clean.ids)}, not {len(ids)}: "
+                f"{' '.join(clean.labels(clean.ids[:40]))} | {' '.join(clean.labels(ids[:40]))}"
+            )
+        given = clean.token(answer, "--answer"), clean.token(wrong, "--wrong")
+        right, other = (
+            side.likely()[0] if token is None else token for side, token in zip((clean, corrupted), given, strict=True)
+        )
+        names = clean.labels([right, other])
+        if right == other:
+            raise UsageError(
+                f"answer and wrong answer are the same token, {names[0]}; give two with --answer and --wrong"
+            )
+        metric = logit_difference(right, other)
+        values = (float(numbers(metric(side.trace()[0]))) for side in (clean, corrupted))
+        return cls(clean, corrupted, " − ".join(names), metric, *values)
+
+    def effects(self, name: str, over: str, estimate: bool) -> Array:
+        """Return the change of the difference for each layer and what ``over`` counts."""
+        run = attribution_patching if estimate else activation_patching
+        ids, edits = (self.clean.tokens, self.corrupted.tokens), self.clean.edits
+        found = run(self.clean.model, *ids, self.metric, name, (over,), edits=edits)
+        return numbers(found) - (0 if estimate else self.base)
+
+
+def positions_table(contrast: Contrast, part: str, estimate: bool) -> Table:
+    """Return the effect of a part by layer and position; where the texts differ, both tokens name it."""
+    effects = contrast.effects(f"hook_{part}", "position", estimate)
+    names = [
+        name if clean == other else f"{name}|{other}"
+        for name, clean, other in zip(
+            contrast.clean.positions,
+            *(side.labels(side.ids) for side in (contrast.clean, contrast.corrupted)),
+            strict=True,
+        )
+    ]
+    title = f"{part} of each layer at each position"
+    return Table(title, layer_names(effects), names, effects, ("layer", POSITION), format="{:+.2f}")
+
+
+def heads_table(contrast: Contrast, estimate: bool) -> Table:
+    """Return the effect of each head at all positions."""
+    effects = contrast.effects("attn.hook_z", "head", estimate)
+    columns = [f"H{h}" for h in range(effects.shape[1])]
+    return Table("heads, at all positions", layer_names(effects), columns, effects, ("layer", "head"), format="{:+.2f}")
+
+
+def layer_names(effects: Array) -> list[str]:
+    return [f"L{l}" for l in range(len(effects))]
+
+
+def path_table(contrast: Contrast, path: tuple[str, str]) -> Table:
+    """Return the effect of one component on the inputs of another."""
+    model = contrast.clean.model
+    (sending, head), (receiving, reader) = (end_of_path(model, name) for name in path)
+    order = ActivationNames(model.config).stored.index
     if sending == "hook_unembed" or (receiving != "hook_unembed" and order(sending) >= order(receiving)):
         raise UsageError(f"{path[1]} does not read {path[0]}: a path leads to a later layer, or from a head to its MLP")
     receivers = {"input": receiving.replace("hook_mlp_out", "mlp.hook_pre")}
@@ -121,20 +135,22 @@ def path_table(
         receivers = {
             inputs: receiving.replace("hook_z", f"hook_{inputs[0]}") for inputs in ("queries", "keys", "values")
         }
-    effects = [
-        path_patching(
-            subject.model, other.tokens, subject.tokens, (sending, head), (name, reader), metric, edits=subject.edits
-        ).item()
-        - base
-        for name in receivers.values()
-    ]
-    reading = (
+
+    def effect(receiver: str) -> float:
+        ids, ends = (contrast.corrupted.tokens, contrast.clean.tokens), ((sending, head), (receiver, reader))
+        return float(numbers(path_patching(model, *ids, *ends, contrast.metric, edits=contrast.clean.edits)))
+
+    effects = np.array([[effect(receiver) - contrast.base for receiver in receivers.values()]])
+    title = " to ".join(path)
+    return Table(title, [title], list(receivers), effects, ("path", "input"), format="{:+.3f}")
+
+
+def path_reading(contrast: Contrast, path: tuple[str, str]) -> str:
+    return (
         f"The corrupted text is run, but {path[1]} reads {path[0]} as it is in the text, while other heads and MLPs "
         "stay; a cell is how much that changes the difference of two logits after the last token, "
-        f"{names}, in logits."
+        f"{contrast.names}, in logits."
     )
-    title = f"{path[0]} to {path[1]}"
-    return Table(title, [title], list(receivers), np.array([effects]), ("path", "input"), format="{:+.3f}"), reading
 
 
 def end_of_path(model: GPT, name: str) -> tuple[str, int | None]:

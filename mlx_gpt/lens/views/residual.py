@@ -50,34 +50,22 @@ def attribution(subject: Subject, answer: str | None = None, wrong: str | None =
     L, H = model.config.n_layer, model.config.n_head
     logits, activations = subject.trace(*STREAM, "blocks.*.attn.hook_z")
     values, labels = logit_attribution(model, activations, logit_direction(model, right, other), "head")
-    by_label = dict(zip(labels, numbers(values[:, 0, -1]).tolist(), strict=True))
+    added = dict(zip(labels, numbers(values[:, 0, -1]).tolist(), strict=True))
     total = float(numbers(logits[0, -1, right] - logits[0, -1, other]))
-    columns = [*(f"H{h}" for h in range(H)), "bias", "MLP", "sum"]
-    grid = np.full((L, len(columns)), np.nan)
-    for l in range(L):
-        grid[l, :-1] = [
-            *(by_label.pop(f"L{l}H{h}") for h in range(H)),
-            by_label.pop(f"{l}_attn_bias"),
-            by_label.pop(f"{l}_mlp_out"),
-        ]
-        grid[l, -1] = grid[l, :-1].sum()
-    rest = total - grid[:, -1].sum() - sum(by_label.values())
-    by_label |= {"removed": rest} if subject.edits else {}
-    summed = grid[:, -1].sum() + sum(by_label.values())
-    names = [f"L{l}" for l in range(L)]
-    by_label = {"token": by_label.pop("embed"), "position": by_label.pop("pos_embed")} | by_label
-    parts = np.array([[value] for value in (*by_label.values(), grid[:, -1].sum(), summed)])
+    columns = {"bias": "{}_attn_bias", "MLP": "{}_mlp_out"}
+    columns = {f"H{h}": f"L{{}}H{h}" for h in range(H)} | columns
+    grid = np.array([[added.pop(name.format(l)) for name in columns.values()] for l in range(L)])
+    grid = np.concatenate([grid, grid.sum(axis=1, keepdims=True)], axis=1)
+    rest = {"token": added.pop("embed"), "position": added.pop("pos_embed"), **added, "all layers": grid[:, -1].sum()}
+    if subject.edits:
+        rest["removed"] = total - sum(rest.values())
+    rest["sum"] = summed = sum(rest.values())
     pair = " − ".join(subject.labels([right, other]))
+    title, axes = "heads, attention's output bias and MLP of each layer", ("layer", "part")
+    number = "{:+.2f}"
     tables = [
-        Table(
-            "heads, attention's output bias and MLP of each layer",
-            names,
-            columns,
-            grid,
-            ("layer", "part"),
-            format="{:+.2f}",
-        ),
-        Table("the rest", [*by_label, "all layers", "sum"], ["adds"], parts, ("part", ""), format="{:+.2f}"),
+        Table(title, [f"L{l}" for l in range(L)], [*columns, "sum"], grid, axes, format=number),
+        Table("the rest", list(rest), ["adds"], np.array([*rest.values()])[:, None], ("part", ""), format=number),
     ]
     reading = (
         f"Each part adds so much to the difference of two logits after the last token, {pair}, in logits; "

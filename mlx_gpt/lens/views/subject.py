@@ -46,35 +46,31 @@ class Subject:
         """Return the texts of ids (n,) as labels."""
         return [token_label(self.tokenizer, int(i)) for i in ids]
 
-    def pair(self, answer: str | None, wrong: str | None) -> tuple[int, int]:
-        """Return the ids of two next tokens to compare; by default the most probable ones of the unedited run."""
-        given = [
-            None if text is None else one_token(self.tokenizer, text, name)
-            for text, name in ((answer, "--answer"), (wrong, "--wrong"))
-        ]
+    def likely(self) -> list[int]:
+        """Return the ids of the three most probable next tokens of the unedited run, in order."""
         logits = trace(self.model, self.tokens, names=())[0][0, -1]
-        likely = [int(i) for i in np.array(mx.argsort(-logits)[:3])]
-        right = likely[0] if given[0] is None else given[0]
-        if given[0] is None and right == given[1]:
-            right = likely[1]
-        other = next(i for i in likely if i != right) if given[1] is None else given[1]
-        V = self.model.config.vocab_size
-        for i in (right, other):
-            if i >= V:
-                raise UsageError(f"token {i} is not among the model's {V} ids")
+        return [int(i) for i in np.array(mx.argsort(-logits)[:3])]
+
+    def pair(self, answer: str | None, wrong: str | None) -> tuple[int, int]:
+        """Return the ids of two next tokens to compare; by default the most probable ones."""
+        given = self.token(answer, "--answer"), self.token(wrong, "--wrong")
+        likely = [i for i in self.likely() if i not in given]
+        right, other = (likely.pop(0) if token is None else token for token in given)
         return right, other
 
-
-def one_token(tokenizer: Tokenizer, text: str, flag: str) -> int:
-    """Return the id of a text of one token, or raise ``UsageError`` that names its tokens."""
-    ids = tokenizer.encode(text, allow_special=True, is_start=False)
-    if len(ids) == 1:
+    def token(self, text: str | None, flag: str) -> int | None:
+        """Return the id of a text of one token, None for none. Raises ``UsageError`` that names several tokens."""
+        if text is None:
+            return None
+        ids = self.tokenizer.encode(text, allow_special=True, is_start=False)
+        if len(ids) != 1:
+            found = ", ".join(self.labels(ids[:8])) or "none"
+            is_word = text and len(self.tokenizer.encode(f" {text}", is_start=False)) == 1
+            hint = f"; with a space before it, {' ' + text!r}, it is one" if is_word else ""
+            raise UsageError(f"{flag} {text!r} must be one token, not {len(ids)} ({found}){hint}")
+        if ids[0] >= self.model.config.vocab_size:
+            raise UsageError(f"{flag} {text!r} is token {ids[0]}, and the model has {self.model.config.vocab_size}")
         return ids[0]
-    found = ", ".join(token_label(tokenizer, i) for i in ids[:8]) or "none"
-    hint = ""
-    if text and not text.startswith(" ") and len(tokenizer.encode(f" {text}", is_start=False)) == 1:
-        hint = f"; with a space before it, {' ' + text!r}, it is one"
-    raise UsageError(f"{flag} {text!r} must be one token, not {len(ids)} ({found}){hint}")
 
 
 def numbers(x: mx.array) -> Array:
