@@ -363,6 +363,8 @@ def test_every_part_of_a_wide_table_has_the_rows_and_the_last_the_notes() -> Non
     lines = printed(View("v", "how", [numbered(2, 30, notes=["first", "second"])]))
     rows = [line for line in lines if line.startswith("r1")]
     assert len(rows) > 1
+    long = Table("t", ["r"], ["c"], np.ones((1, 1)), notes=["word " * 40])
+    assert printed(View("v", "how", [long]), force_terminal=True, color_system=None)[-1].startswith("--json prints all")
     assert [line.endswith("  second") for line in rows] == [False] * (len(rows) - 1) + [True]
     found = [text for line in rows for text in line.split()[1:] if text != "second"]
     assert found == [f"{value:.2f}" for value in range(30, 60)]

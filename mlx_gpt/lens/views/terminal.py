@@ -33,6 +33,7 @@ def print_view(console: Console, view: View) -> None:
         shown = fitting(table, console.width)
         for columns in blocks(shown, console.width):
             for line in lines(shown, columns):
+                is_cut |= console.is_terminal and line.cell_len > console.width
                 console.print(line, no_wrap=True, overflow="ellipsis" if console.is_terminal else "ignore", crop=False)
         if console.is_terminal and not console.no_color:
             console.print(legend(table), no_wrap=True)
