@@ -42,7 +42,7 @@ def bar(value: float, scale: float = 1.5) -> str:
 
 title("1. A text, and the token that we follow")
 
-# Stories of this small world introduce a thing, and then a friend comes: "Her brother ...", "His sister ...".
+# Stories of this small world introduce an object, and then a friend comes: "Her brother ...", "His sister ...".
 TEXT = "One sunny morning, Lily went to the garden. She was kind. Lily had a red kite."
 ids = tokenizer.encode(TEXT)
 logits, activations = trace(model, [ids])  # (B, T, V), and every activation by its name
@@ -123,6 +123,6 @@ layer, head = map(int, strongest[1:].split("H"))
 row = activations[f"blocks.{layer}.attn.hook_pattern"][0, head, -1]  # (T,)
 seen = plain(row.argmax())
 print(
-    f"\n{strongest} gives {plain(row[seen]):.1%} of its attention to {word(ids[seen])}: the thing has been introduced."
+    f"\n{strongest} gives {plain(row[seen]):.1%} of its attention to {word(ids[seen])}: the object has been introduced."
 )
 print("What else does this head do, and what becomes of the stories without it? Next: examples/04_heads.py")

@@ -51,7 +51,7 @@ for kind, score in scores.items():
 print("A head of a kind gives most of its attention there; one that looks everywhere alike 0.02 to 0.05.")
 print("Stories that never repeat random words have taught this small model none of the three.")
 
-title("2. Find a head by a question of our own: who notices that the story's thing has been introduced?")
+title("2. Find a head by a question of our own: who notices that the story's object was introduced?")
 
 # "Lily had a red kite." or "Somebody took a red kite to the park." comes once in a story, and then a friend comes. At
 # the full stop the model must know that it has been. A score: the attention from there to " had" or " Somebody".
@@ -105,8 +105,8 @@ def story(edits: Edits, cache: bool = True) -> str:
     return fill(f"… {tokenizer.decode(plain(ids[0]))} …", 96, initial_indent="    ", subsequent_indent="    ")
 
 
-def second_things(edits: Edits) -> int:
-    """Count the stories of 16, drawn at temperature 0.7, that soon introduce a second thing."""
+def second_objects(edits: Edits) -> int:
+    """Count the stories of 16, drawn at temperature 0.7, that soon introduce a second object."""
     prompts = [tokenizer.encode(TEXT)] * 16
     texts = map(tokenizer.decode, plain(generate(model, prompts, 24, edits=edits, temperature=0.7, seed=0)))
     return sum(bool(re.search("had a |Somebody took a ", text)) for text in texts)
@@ -125,9 +125,8 @@ ABLATED: Edits = {f"blocks.{LAYER}.attn.hook_z": without_head}
 print(TEXT)
 report("The model as it is", {})
 report(f"Without {NAME}", ABLATED)
-print(
-    f"Stories that introduce a second thing: {second_things({})} of 16, without {NAME} {second_things(ABLATED)} of 16."
-)
+with_head, without = second_objects({}), second_objects(ABLATED)
+print(f"Stories that introduce a second object: {with_head} of 16, without {NAME} {without} of 16.")
 
 title("5. Take the scale 1/√D out of all heads: softmax saturates")
 

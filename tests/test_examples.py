@@ -194,7 +194,7 @@ def test_the_head_that_adds_little_itself_is_the_one_without_which_most_is_lost(
     assert re.search(r"L3H0 gives 99\.\d% of its attention to ' had'", residual_stream)
 
 
-def test_one_head_notices_the_word_that_introduces_the_thing(heads: str) -> None:
+def test_one_head_notices_the_word_that_introduces_the_object(heads: str) -> None:
     scores = [int(percent) for percent in re.findall(r"head \d +(\d+)%", part(heads, 2))]
     assert len(scores) == 12
     assert scores.index(max(scores)) == 2 * 3 + 0  # block 3, head 0
@@ -205,8 +205,8 @@ def test_one_head_notices_the_word_that_introduces_the_thing(heads: str) -> None
     assert stops[1:3] == [("She", True), ("had", True)]
 
 
-def test_without_the_head_stories_introduce_a_second_thing(heads: str) -> None:
-    found = re.search(r"second thing: (\d+) of 16, without L3H0 (\d+) of 16", part(heads, 4))
+def test_without_the_head_stories_introduce_a_second_object(heads: str) -> None:
+    found = re.search(r"second object: (\d+) of 16, without L3H0 (\d+) of 16", part(heads, 4))
     assert found
     assert found[1] == "0"
     assert int(found[2]) >= 6
