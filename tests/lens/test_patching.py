@@ -16,10 +16,12 @@ from mlx_gpt.lens import (
     activation_patching,
     attribution_patching,
     gradients,
+    head_scores,
     logit_difference,
     path_patching,
     trace,
 )
+from mlx_gpt.lens.components import without
 from mlx_gpt.model.quantize import quantize
 from mlx_gpt.train.loss import mean_loss
 
@@ -245,3 +247,32 @@ def paths(sender: tuple[str, int | None], receiver: tuple[str, int | None]) -> m
 
 def test_texts_of_one_row_are_patched_too() -> None:
     assert activation_patching(MODEL, CLEAN[:1], CORRUPTED[:1], logit_difference(3, 5)).shape == (L, T)
+
+
+# Under edits
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda model, edits: mx.stack([*head_scores(model, P // 2, edits=edits).values()]),
+        lambda model, edits: ablate_heads(model, CLEAN, "mean", CORRUPTED, edits=edits),
+        lambda model, edits: activation_patching(model, CLEAN, CORRUPTED, METRIC, edits=edits),
+        lambda model, edits: activation_patching(model, CLEAN, CORRUPTED, METRIC, "attn.hook_z", ["head"], edits),
+        lambda model, edits: attribution_patching(model, CLEAN, CORRUPTED, METRIC, edits=edits),
+        lambda model, edits: path_patching(
+            model, CLEAN, CORRUPTED, ("blocks.0.attn.hook_z", 1), ("blocks.2.attn.hook_q", 3), METRIC, edits=edits
+        ),
+    ],
+    ids=["head scores", "ablation", "patching", "patching of heads", "attribution patching", "path"],
+)
+def test_readings_without_parts_are_those_of_a_model_whose_parts_write_nothing(read: Callable) -> None:
+    other = random_model()
+    D = other.config.n_embd // H
+    other.h[0].attn.c_proj.weight[:, 2 * D : 3 * D] = 0
+    other.h[1].mlp.c_proj.weight, other.h[1].mlp.c_proj.bias = (
+        mx.zeros_like(other.h[1].mlp.c_proj[name]) for name in ("weight", "bias")
+    )
+    found = read(MODEL, without(MODEL, ["L0H2", "L1MLP"]))
+    assert largest_difference(found, read(other, None)) < 1e-5
+    assert largest_difference(found, read(MODEL, None)) > 1e-4
