@@ -201,7 +201,9 @@ def test_bars_of_blocks_are_in_proportion_to_what_attention_and_mlp_add() -> Non
     model, tokenizer = random_model(vocab_size=257), Tokenizer.bytes()
     root = parse(draw_diagram(model, tokenizer, TEXT))
     (stack,) = [node for node in root.iter(f"{SVG}g") if node.get("data-part") == "blocks"]
-    widths = [float(bar.get("width", 0)) for bar in stack.iter(f"{SVG}rect") if "fill" in bar.get("class", "").split()]
+    widths = [
+        float(bar.get("width", 0)) for bar in stack.iter(f"{SVG}rect") if "d-fill" in bar.get("class", "").split()
+    ]
     activations = trace(model, [tokenizer.encode_prompt(TEXT)])[1]
     norms = [
         np.linalg.norm(np.array(activations[f"blocks.{layer}.hook_{part}_out"])[0, -1])

@@ -39,6 +39,7 @@ def draw_diagram(
     to_scale: bool = False,
     layer: int = 0,
     head: int = 0,
+    fold: bool = True,
     code: str = "..",
 ) -> str:
     """Return the architecture of a model, with one layer and one of its heads opened, as the text of an SVG.
@@ -46,7 +47,7 @@ def draw_diagram(
     Each parameter and activation is a box with its name and shape that links to its function below ``code``, a folder
     or address that holds ``mlx_gpt``. With a text, boxes show norms at its last token and the head's pattern; without
     one, shapes and FLOPs are those of a full context, and no activation is computed. ``to_scale`` adds areas in
-    proportion to parameters, FLOPs and activations.
+    proportion to parameters, FLOPs and activations; ``fold`` lets blocks with equal numbers share a row.
 
     A group of a component has its name as ``data-part``; colors are CSS variables that a page can define (``STYLE``).
     Raises ``UsageError`` for a layer or head that the model does not have, and for a text that is empty, longer than
@@ -63,7 +64,7 @@ def draw_diagram(
     anatomy = Anatomy(model, ids, layer, head)
     if text is not None and tokenizer is not None:
         measured = measure(anatomy, tokenizer)
-    nodes, bottom = draw_columns(anatomy, measured, code)
+    nodes, bottom = draw_columns(anatomy, measured, fold, code)
     if to_scale:
         bands, bottom = draw_scale(anatomy, MARGIN, bottom + 14, WIDTH - 2 * MARGIN)
         nodes.append(bands)
@@ -85,20 +86,20 @@ def write_svg(nodes: list[Element], height: float, title: str, description: str)
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {WIDTH} {height:.0f}",
         role="img",
-        class_="diagram",
         aria_labelledby="diagram-title diagram-desc",
     )
+    root.set("class", "diagram")
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def draw_columns(anatomy: Anatomy, measured: Measured | None, code: str) -> tuple[list[Element], float]:
+def draw_columns(anatomy: Anatomy, measured: Measured | None, fold: bool, code: str) -> tuple[list[Element], float]:
     """Draw the model, its opened block and head beside each other, and return the elements and their lower end."""
 
     def column(place: tuple[int, int], left: int, right: int, top: int) -> Column:
         return Column(anatomy, measured, code, place[0] + left, place[1] - left - right, TOP + top)
 
     model, block, head = column(MODEL, 28, 0, 0), column(BLOCK, 36, 10, 10), column(HEAD, 16, 16, 10)
-    row, strip = draw_model(model), draw_block(block)
+    row, strip = draw_model(model, fold), draw_block(block)
     draw_head(head)
     bottom = max(model.y, block.y, head.y) + 6
     zooms = [

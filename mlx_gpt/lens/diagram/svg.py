@@ -29,38 +29,43 @@ STYLE = f"""
 .diagram{{{colors(LIGHT)}}}
 @media (prefers-color-scheme:dark){{.diagram{{{colors(DARK)}}}}}
 .diagram text{{font:12px system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;fill:var(--d-fg)}}
-.diagram .mono{{font:11px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}}
-.diagram .small{{font-size:11px}}
-.diagram .tiny{{font-size:9.5px}}
-.diagram .muted{{fill:var(--d-muted)}}
-.diagram .bold{{font-weight:600}}
-.diagram .title{{font-size:20px;font-weight:650}}
-.diagram .end{{text-anchor:end}}
-.diagram .middle{{text-anchor:middle}}
-.diagram .page{{fill:var(--d-bg)}}
-.diagram .panel{{fill:var(--d-surface)}}
-.diagram .zoom{{fill:var(--d-line);fill-opacity:.35}}
-.diagram .stream{{--h:var(--d-stream)}}
-.diagram .query{{--h:var(--d-query)}}
-.diagram .key{{--h:var(--d-key)}}
-.diagram .value{{--h:var(--d-value)}}
-.diagram .mlp{{--h:var(--d-mlp)}}
-.diagram .norm{{--h:var(--d-muted)}}
-.diagram .pattern{{--h:var(--d-fg)}}
-.diagram .fill{{fill:var(--h)}}
-.diagram .tint{{fill:var(--h);fill-opacity:.17}}
-.diagram .outline{{fill:var(--d-bg);stroke:var(--h);stroke-opacity:.75}}
-.diagram .stroke{{fill:none;stroke:var(--h);stroke-width:1.3}}
-.diagram .wide{{stroke-width:5;stroke-linecap:round}}
-.diagram .area{{fill:var(--h);fill-opacity:.55;stroke:var(--d-bg);stroke-width:.5}}
-.diagram .frame{{fill:none;stroke:var(--d-line)}}
-.diagram a:hover .outline,.diagram a:hover .tint{{stroke:var(--h);stroke-width:2;stroke-opacity:1}}
+.diagram .d-mono{{font:11px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}}
+.diagram .d-small{{font-size:11px}}
+.diagram .d-tiny{{font-size:9.5px}}
+.diagram .d-muted{{fill:var(--d-muted)}}
+.diagram .d-bold{{font-weight:600}}
+.diagram .d-title{{font-size:20px;font-weight:650}}
+.diagram .d-end{{text-anchor:end}}
+.diagram .d-middle{{text-anchor:middle}}
+.diagram .d-page{{fill:var(--d-bg)}}
+.diagram .d-panel{{fill:var(--d-surface)}}
+.diagram .d-zoom{{fill:var(--d-line);fill-opacity:.35}}
+.diagram .d-stream{{--h:var(--d-stream)}}
+.diagram .d-query{{--h:var(--d-query)}}
+.diagram .d-key{{--h:var(--d-key)}}
+.diagram .d-value{{--h:var(--d-value)}}
+.diagram .d-mlp{{--h:var(--d-mlp)}}
+.diagram .d-norm{{--h:var(--d-muted)}}
+.diagram .d-pattern{{--h:var(--d-fg)}}
+.diagram .d-fill{{fill:var(--h)}}
+.diagram .d-tint{{fill:var(--h);fill-opacity:.17}}
+.diagram .d-outline{{fill:var(--d-bg);stroke:var(--h);stroke-opacity:.75}}
+.diagram .d-stroke{{fill:none;stroke:var(--h);stroke-width:1.3}}
+.diagram .d-wide{{stroke-width:5;stroke-linecap:round}}
+.diagram .d-area{{fill:var(--h);fill-opacity:.55;stroke:var(--d-bg);stroke-width:.5}}
+.diagram .d-frame{{fill:none;stroke:var(--d-line);pointer-events:all}}
+.diagram a:hover .d-outline,.diagram a:hover .d-tint{{stroke:var(--h);stroke-width:2;stroke-opacity:1}}
 """.strip()
 
 
 def element(tag: str, *children: Element | str | None, **attributes: Any) -> Element:
-    """Return an element; ``class_`` and ``data_part`` become ``class`` and ``data-part``, None is left out."""
-    named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items() if value is not None}
+    """Return an element; ``data_part`` becomes ``data-part``, None is left out.
+
+    Each class in ``class_`` gets the prefix ``d-``, so that no rule of a page with the diagram in it applies.
+    """
+    if classes := attributes.pop("class_", None):
+        attributes["class"] = " ".join(f"d-{name}" for name in classes.split())
+    named = {name.replace("_", "-"): value for name, value in attributes.items() if value is not None}
     node = ElementTree.Element(tag, {name: written(value) for name, value in named.items()})
     for child in children:
         if isinstance(child, str):

@@ -16,7 +16,7 @@ BARS = 62  # where the bars of a row begin
 Row = tuple[float, float, str]
 
 
-def draw_model(column: Column) -> tuple[float, float]:
+def draw_model(column: Column, fold: bool) -> tuple[float, float]:
     """Draw the model from ids to logits, and return the top and bottom of the opened block's row."""
     anatomy = column.anatomy
     column.open_part("tokens", "Tokens", GPT.embed)
@@ -27,7 +27,7 @@ def draw_model(column: Column) -> tuple[float, float]:
     column.open_part("pos_embed", "Position embedding", GPT.embed)
     column.boxes(*anatomy.parameters("wpe"))
     column.adds(column.activations("hook_pos_embed"), "stream")
-    opened = draw_stack(column)
+    opened = draw_stack(column, fold)
     column.open_part("ln_final", "Final layer norm", LayerNorm.__call__)
     end = column.reads(column.y + 10)
     column.boxes(*anatomy.parameters("ln_f"))
@@ -43,8 +43,8 @@ def draw_model(column: Column) -> tuple[float, float]:
     return opened
 
 
-def draw_stack(column: Column) -> tuple[float, float]:
-    """Draw a row for each block, or for several with equal numbers; return the ends of the opened one's row."""
+def draw_stack(column: Column, fold: bool) -> tuple[float, float]:
+    """Draw a row for each block, or one for several with equal numbers; return the ends of the opened one's row."""
     anatomy, L = column.anatomy, column.anatomy.model.config.n_layer
     blocks = [anatomy.block_parameters(layer) for layer in range(L)]
     count = f"{total(tensor for tensors in blocks for tensor in tensors):,} parameters"
@@ -54,7 +54,8 @@ def draw_stack(column: Column) -> tuple[float, float]:
     column.draw(label(column.x + BARS + 60, column.y + 9, "MLP", "small fill mlp"))
     column.note(what, "stream" if column.measured else "block")
     rows = [row_values(column, layer, tensors) for layer, tensors in enumerate(blocks)]
-    folded = [[*layers] for _, layers in groupby(range(L), lambda layer: (layer == anatomy.layer, rows[layer]))]
+    keys = [(layer == anatomy.layer, rows[layer]) if fold else layer for layer in range(L)]
+    folded = [[*layers] for _, layers in groupby(range(L), keys.__getitem__)]
     height = max(LOW, min(TALL, STACK // len(folded)))
     longest = max(max(attn, mlp) for attn, mlp, _ in rows) or 1
     opened = (0.0, 0.0)
