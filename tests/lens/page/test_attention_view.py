@@ -190,6 +190,21 @@ def test_a_tap_shows_the_number_of_a_cell_and_the_next_one_elsewhere_hides_it(ti
         assert page.locator("#popover").count() == 0
 
 
+def test_patterns_follow_the_theme(tinyworld: LivingPage) -> None:
+    first_pixels = """all => all.map((drawn) => {
+      const copy = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+      copy.drawImage(drawn, 0, 0);
+      return [...copy.getImageData(0, 0, 1, 1).data];
+    })"""
+    with tinyworld.open({"view": "attention"}, color_scheme="light") as page:
+        assert_strongest(page, patterns := patterns_of(tinyworld), patterns.shape[-1] - 1)
+        for scheme, key in (("light", [0x1B, 0x7F, 0x5C, 255]), ("dark", [0x55, 0xC6, 0x9A, 255])):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_timeout(300)
+            patterns_drawn = page.eval_on_selector_all(f"{VIEW}.frame canvas, {VIEW}.cell-area canvas", first_pixels)
+            assert patterns_drawn == [key] * 13  # the first token has itself only: weight 1
+
+
 @pytest.mark.parametrize("width", [360, 900, 1440])
 def test_nothing_is_wider_than_the_page(tinyworld: LivingPage, width: int) -> None:
     with tinyworld.open({"view": "attention", "text": LONG}, viewport={"width": width, "height": 800}) as page:
