@@ -39,6 +39,7 @@ def chromium_at(own: str) -> str | None:
 def open_page(browser: Any, file: Path, link: str = "", **context: Any) -> Iterator[Any]:
     """Open a file offline. The page must report no error, break its policy nowhere and ask for no URL.
 
+    In it ``wait_for_function`` takes a function, "() => ..."; an expression would be evaluated, against the policy.
     ``link`` is what follows the file's address, such as ``#...``; ``context`` are settings of a new browser context:
     ``viewport={"width": 360, "height": 740}``, ``color_scheme="dark"``.
     """

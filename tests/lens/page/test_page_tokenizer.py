@@ -44,11 +44,12 @@ TEXTS = {
     "punctuation": '"Hello," (she) said... -- [ok]; {a_b} #1 @x $5 100% a/b\\c ~`^|<>=+*&',
     "a long word": "ab" * 700 + "é" * 300,
 }
-WORDS = "don't we'll it's the cat the dog thé café naïve 🙂🙂 👩‍👩‍👧 مرحبا مرحبا 12 123 1234   \n\n\t  ... ... end. "
+WORDS = "don't we'll it's the cat the dog thé café naïve 🙂🙂 👩‍👩‍👧 مرحبا مرحبا 12 123 1234   \n\n\t  ... ... end."
+RARE = "\x85\x85\x85\x85 a\ufeff\ufeff b\ufeff\ufeff"
 
 
 def flavors() -> dict[str, Tokenizer]:
-    trained = Tokenizer.train([WORDS * 3], 300)
+    trained = Tokenizer.train([(WORDS + RARE) * 3], 300)
     top = trained.vocab_size
     added = [
         AddedToken("<|endoftext|>", trained.eot_id),
@@ -58,18 +59,20 @@ def flavors() -> dict[str, Tokenizer]:
         AddedToken("<late>", top + 3, special=False, normalized=True),
         AddedToken("<late><right>", top + 4, special=False),
         AddedToken("é+", top + 5, special=False),
+        AddedToken("<right>s", top + 6, special=False),
     ]
     specials = {token.text: token.id for token in added}
     named = {"eos_token": "<|endoftext|>"}
     eot = trained.eot_id
     surrounded = TokenSettings(tuple(added), named, (eot,), eot, (eot, top), (top + 1,), add_prefix_space=True)
     opened = TokenSettings(tuple(added), named, (eot,), eot, (eot,))
+    unmerged = trained.ranks | {b" qzx": top + 7}  # which no merges make
     return {
         "tinyworld": Tokenizer.from_folder(TINYWORLD),
         "bytes": Tokenizer.bytes(),
         "trained": trained,
         "with added tokens and a space before": Tokenizer(trained.ranks, specials, surrounded),
-        "with a start token": Tokenizer(trained.ranks, specials, opened),
+        "with a start token": Tokenizer(unmerged, specials, opened),
     }
 
 
@@ -78,6 +81,8 @@ ADDED = {
     "at the ends": "<left>word",
     "of a long one": "<late><right><late>  <right>\n\n<left><left>",
     "space before an added token": "  <left>  x",
+    "a token that begins another": "<right>s <right> s <right>ss",
+    "a token that no merges make": "a qzx qzxy qzx",
 }
 
 
@@ -121,13 +126,13 @@ def test_a_page_names_a_character_that_its_model_does_not_know(browser: Any, tmp
     file = tmp_path / "page.html"
     file.write_text(make_page(random_model(vocab_size=7), tokenizer, ["abc"])[0], encoding="utf-8")
     with open_page(browser, file) as page:
-        page.wait_for_function("globalThis.mlxGptPage?.run && !mlxGptPage.busy")
+        page.wait_for_function("() => globalThis.mlxGptPage?.run && !mlxGptPage.busy")
         page.fill("#text", "abz")
-        page.wait_for_function("!mlxGptPage.busy")
-        assert "the model knows 7 characters" in page.locator(".note").first.inner_text()
+        page.wait_for_function("() => !mlxGptPage.busy")
+        assert "the model knows 7 characters" in page.locator(".input p.note").inner_text()
         page.fill("#text", "abcd")
-        page.wait_for_function("mlxGptPage.run.ids.length === 4 && !mlxGptPage.busy")
-        assert page.locator(".note").first.inner_text() == ""
+        page.wait_for_function("() => mlxGptPage.run.ids.length === 4 && !mlxGptPage.busy")
+        assert page.locator(".input p.note").inner_text() == ""
 
 
 def test_characters_are_pythons_and_unknown_ones_are_named(modules: Any) -> None:
