@@ -21,7 +21,7 @@ import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
 
 FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")  # of a model folder
-Weights = dict[str, Any]  # nested by name: weights["h"][0]["attn"]["c_attn"]["weight"]
+Weights = dict[str, Any]  # OpenAI's names: wte and wpe, the token and position vectors; h, the blocks; ln_f, ...
 
 # 1. Text becomes tokens: bytes, joined into pieces that were frequent in the training text ----------------------------
 
