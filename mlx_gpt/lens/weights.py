@@ -33,6 +33,16 @@ def dense_weight(layer: nn.Module) -> mx.array:
     return mx.dequantize(layer.weight, layer.scales, biases, group_size=layer.group_size, bits=layer.bits, **mode)
 
 
+def n_weights(model: GPT) -> int:
+    """Return the number of parameters, of a quantized matrix those that it stands for; a tied head counts once."""
+    total = model.n_parameters
+    for layer in model.modules():
+        if "scales" in layer:
+            stored = sum(layer[name].size for name in ("weight", "scales", "biases") if name in layer)
+            total += layer.scales.size * layer.group_size - stored
+    return total
+
+
 def input_matrices(attn: MultiHeadAttention) -> tuple[mx.array, mx.array, mx.array]:
     """Return W_Q, W_K and W_V of a layer: (H, C, D) each. A head's query is ``x @ W_Q[h]``, and its bias."""
     q, k, v = (part.reshape(attn.n_head, -1, part.shape[1]) for part in mx.split(dense_weight(attn.c_attn), 3))

@@ -16,6 +16,7 @@ from mlx_gpt.lens.diagram import draw_diagram
 from mlx_gpt.lens.page.bundle import join_page
 from mlx_gpt.lens.page.living import living_data
 from mlx_gpt.lens.page.recorded import recorded_data
+from mlx_gpt.lens.weights import n_weights
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -30,10 +31,11 @@ def make_page(model: GPT, tokenizer: Tokenizer, texts: Sequence[str] = (), name:
     The page computes if it is then smaller than 8 MB; else it is recorded, and shows these texts only. Raises
     ``UsageError`` for an empty text in a recorded page.
     """
+    size = n_weights(model)
     texts, title = [*texts] or [default_text(model, tokenizer)], f"{name} · mlx_gpt lens"
     svg = draw_diagram(model, name=name, fold=False)
-    reason = f"the model has {model.n_parameters:,} parameters, too many for a page that computes (8 MB)"
-    if model.n_parameters <= LIVING_PARAMETERS:
+    reason = f"the model has {size:,} parameters, too many for a page that computes (8 MB)"
+    if size <= LIVING_PARAMETERS:
         try:
             page = join_page(living_data(model, tokenizer, texts, name), title, svg)
             if len(page) <= LIVING_SIZE:

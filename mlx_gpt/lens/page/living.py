@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gpt.errors import UsageError
-from mlx_gpt.lens.weights import dense_weight
+from mlx_gpt.lens.weights import dense_weight, n_weights
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.characters import CharacterTokenizer
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ def living_data(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], name: st
     return {
         "kind": "living",
         "name": name,
-        "parameters": model.n_parameters,
+        "parameters": n_weights(model),
         "config": {**asdict(model.config), "inner_dim": model.config.inner_dim},
         "tokenizer": tokenizer_data(tokenizer),
         "texts": [*texts],

@@ -13,7 +13,7 @@ from mlx_gpt.lens.attribution import decompose_resid, logit_lens_top
 from mlx_gpt.lens.hooks import Activations
 from mlx_gpt.lens.page.living import packed
 from mlx_gpt.lens.trace import trace
-from mlx_gpt.lens.weights import head_matrix
+from mlx_gpt.lens.weights import head_matrix, n_weights
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def recorded_data(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], name: 
     return {
         "kind": "recorded",
         "name": name,
-        "parameters": model.n_parameters,
+        "parameters": n_weights(model),
         "config": {**asdict(model.config), "inner_dim": model.config.inner_dim},
         "tokenizer": {"kind": "recorded", "tokens": {i: token_text(tokenizer, i) for i in sorted(ids)}},
         "texts": [recording["text"] for recording in recordings],

@@ -23,6 +23,11 @@ globalThis.modules = {
 
   decodeHalf: (bits) => [...decodeHalf(Uint16Array.from(bits))],
 
+  /** Let the model compute so many tokens in one go. */
+  setRowsAtOnce(n) {
+    opened.model.rowsAtOnce = n;
+  },
+
   openTokenizer(data) {
     opened.tokenizer = makeTokenizer(data);
   },

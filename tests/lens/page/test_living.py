@@ -10,6 +10,7 @@ from helpers.lens_model import C, L, V, random_model
 
 from mlx_gpt.errors import UsageError
 from mlx_gpt.lens.page.living import half_weights, living_data
+from mlx_gpt.model.quantize import quantize
 from mlx_gpt.text.tokenizer import Tokenizer
 
 
@@ -25,6 +26,13 @@ def test_the_data_is_json_that_is_not_much_larger_than_the_weights() -> None:
     data = json.dumps(living_data(model, Tokenizer.bytes(), ["a"], "small"))
     assert len(data) < 1.4 * 2 * model.n_parameters + 20_000
     assert json.loads(data)["parameters"] == model.n_parameters
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_model_has_as_many_parameters_as_before(bits: int) -> None:
+    model = random_model(n_embd=64)
+    n = model.n_parameters
+    assert living_data(quantize(model, bits), Tokenizer.bytes(), [], "small")["parameters"] == n > model.n_parameters
 
 
 @pytest.mark.parametrize("factor", [1e6, float("nan")])

@@ -154,6 +154,18 @@ def test_a_shared_beginning_gives_the_same_numbers_as_a_fresh_pass(modules: Any)
                 assert (found[name] == expected).all(), (name, ids)
 
 
+def test_a_text_in_slices_gives_the_same_numbers_as_in_one(modules: Any) -> None:
+    edits = {"heads": {"0.1": 0.5}, "mlps": {"1": 2}}
+    edits["patch"] = {"name": "blocks.1.hook_resid_mid", "position": 7, "value": [0.5] * C}
+    found = []
+    for n in (P, 1, 4):
+        modules.open(random_model(), Tokenizer.bytes())
+        modules("setRowsAtOnce", n)
+        found.append(modules.trace(ids_of(P - 1), edits))
+    for name, whole in found[0].items():
+        assert all((sliced[name] == whole).all() for sliced in found[1:]), name
+
+
 def test_a_newer_text_stops_an_older_one_of_its_lane(modules: Any) -> None:
     modules.open(random_model(), Tokenizer.bytes())
     texts = [ids_of(n) for n in (20, 21, 22, 23)]
