@@ -12,7 +12,6 @@ from typing import Any
 
 from mlx_gpt.errors import TokenizerError, UsageError
 from mlx_gpt.generate.generation import generate
-from mlx_gpt.lens.diagram import draw_diagram
 from mlx_gpt.lens.page.bundle import join_page
 from mlx_gpt.lens.page.living import living_data
 from mlx_gpt.lens.page.recorded import recorded_data
@@ -33,17 +32,16 @@ def make_page(model: GPT, tokenizer: Tokenizer, texts: Sequence[str] = (), name:
     """
     size = n_weights(model)
     texts, title = [*texts] or [default_text(model, tokenizer)], f"{name} · mlx_gpt lens"
-    svg = draw_diagram(model, name=name, fold=False)
     reason = f"the model has {size:,} parameters, too many for a page that computes (8 MB)"
     if size <= LIVING_PARAMETERS:
         try:
-            page = join_page(living_data(model, tokenizer, texts, name), title, svg)
+            page = join_page(living_data(model, tokenizer, texts, name), title)
             if len(page) <= LIVING_SIZE:
                 return page, f"living page, {len(page) / 1e6:.1f} MB: it computes in the browser, offline"
         except UsageError as error:  # weights that float16 cannot hold
             reason = str(error)
     data = recorded_data(model, tokenizer, texts, name)
-    page = join_page(data, title, svg)
+    page = join_page(data, title)
     return page, f"recorded page, {len(page) / 1e6:.1f} MB, of {recorded_texts(data, texts)}: {reason}"
 
 

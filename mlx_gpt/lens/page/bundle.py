@@ -21,30 +21,21 @@ EXPORT = re.compile(r"^export (?=(?:async )?function|const|let|class)", re.MULTI
 NAME = re.compile(r"^(?:export )?(?:async )?(?:function\*?|const|let|class) (\w+)", re.MULTILINE)
 
 
-def join_page(data: dict[str, Any], title: str, svg: str = "") -> str:
-    """Return the HTML of a page with this data, ``JSON``-like, title, and diagram of the model.
+def join_page(data: dict[str, Any], title: str) -> str:
+    """Return the HTML of a page with this data, ``JSON``-like, and title.
 
     The content security policy allows this script and this style by their hashes, and nothing else: no network, no
     ``eval``, no inline handlers.
     """
     script = f'(function () {{\n"use strict";\n{join_modules(FOLDER / "js" / "main.js")}\n}})();'
-    svg, svg_style = without_style(svg)
-    style = (FOLDER / "style.css").read_text(encoding="utf-8") + svg_style
+    style = (FOLDER / "style.css").read_text(encoding="utf-8")
     return Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(title),
         policy=f"default-src 'none'; img-src data:; script-src {source(script)}; style-src {source(style)}",
         style=style,
-        map=svg,
         data=json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c"),
         script=script,
     )
-
-
-def without_style(svg: str) -> tuple[str, str]:
-    """Return an SVG without its style, and the style, which the policy allows only as part of the page's own."""
-    before, _, rest = svg.partition("<style>")
-    style, _, after = rest.partition("</style>")
-    return before + after, style
 
 
 def source(content: str) -> str:

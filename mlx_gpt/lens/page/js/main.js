@@ -11,7 +11,6 @@ import { makeTour } from "./tour.js";
 import { makeAttentionView } from "./views/attention.js";
 import { makeHeadView } from "./views/head.js";
 import { makeLogitLensView } from "./views/logitlens.js";
-import { makeMapView } from "./views/map.js";
 import { makeStreamView } from "./views/stream.js";
 
 // In the order of the navigation: make functions, (store) -> {id, title, element, update}.
@@ -22,7 +21,6 @@ const VIEWS = [
   makeLogitLensView,
   makeChangeView,
   makeCompareView,
-  makeMapView,
 ];
 const ASIDE = [makeNextView]; // always beside the chosen view
 
