@@ -1,0 +1,29 @@
+"""Arrays of MLX, torch and NumPy as NumPy arrays."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    """Return a copy of an array of any of the three libraries, or of nested lists, as NumPy.
+
+    Floating types that NumPy lacks, such as bfloat16, become float32. Raises ``TypeError`` for anything else.
+    """
+    if isinstance(array, np.ndarray):
+        return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float8_e4m3fn") else array.copy()
+    mx = sys.modules.get("mlx.core")
+    if mx is not None and isinstance(array, mx.array):
+        array = array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+        return np.array(array)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        return (array.to(torch.float32) if array.is_floating_point() else array).numpy().copy()
+    converted = np.array(array)
+    if converted.dtype.kind not in "biuf":
+        raise TypeError(f"expected an array of numbers, not {type(array).__name__}")
+    return converted

@@ -1,0 +1,174 @@
+"""The model under examination: the user's functions, called so that nothing they do can end the examination."""
+
+from __future__ import annotations
+
+import io
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mlx_gpt.check.doctor.arrays import as_numpy
+
+Made = TypeVar("Made")
+CALL_SECONDS = 20.0  # the longest that one call may take, unless the budget ends before
+
+
+class CallFailed(Exception):
+    """A function of the user's raised, blocked, or returned something of the wrong kind."""
+
+    def __init__(self, name: str, code: str, message: str):
+        super().__init__(message)
+        self.name, self.code, self.message = name, code, message
+
+
+class TimeIsUp(BaseException):
+    """A call took too long. Not an ``Exception``, so that a user's own handler does not swallow it."""
+
+
+class BudgetSpent(Exception):
+    """The minutes of the examination are over."""
+
+
+class Case:
+    """The arguments of ``examine``: ``given`` by name, called through methods that time, silence and check them.
+
+    Evidence that several checks use is made once: ``case.once(function)``.
+    """
+
+    def __init__(self, given: Mapping[str, Any], vocab_size: int, n_positions: int, minutes: float, seed: int = 0):
+        self.given = {name: value for name, value in given.items() if value is not None}
+        self.vocab_size, self.n_positions = vocab_size, n_positions
+        self.end = time.monotonic() + 60 * minutes
+        self.rng = np.random.default_rng(seed)
+        self.one_row = False  # forward takes one row at a time
+        self.changed_inputs: set[str] = set()  # functions that wrote into their arguments
+        self._made: dict[Any, Any] = {}
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.given for name in names)
+
+    def seconds_left(self) -> float:
+        return self.end - time.monotonic()
+
+    def once(self, make: Callable[[Case], Made]) -> Made:
+        """Return ``make(self)``, computed at the first call; what it raised is raised again."""
+        if make not in self._made:
+            try:
+                self._made[make] = (make(self), None)
+            except CallFailed as error:
+                self._made[make] = (None, error)
+        made, failure = self._made[make]
+        if failure is not None:
+            raise failure
+        return made
+
+    def call(self, name: str, *arguments: Any, **settings: Any) -> Any:
+        """Call a function of the user's. Raises ``CallFailed`` or ``BudgetSpent``."""
+        return self.call_function(name, self.given[name], *arguments, **settings)
+
+    def call_function(self, name: str, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+        left = self.seconds_left()
+        if left <= 0:
+            raise BudgetSpent
+        before = [np.copy(argument) for argument in arguments if isinstance(argument, np.ndarray)]
+        try:
+            with silenced(), time_limit(min(CALL_SECONDS, left)):
+                result = function(*arguments, **settings)
+        except KeyboardInterrupt:
+            raise
+        except TimeIsUp:
+            if left < CALL_SECONDS:
+                raise BudgetSpent from None
+            raise CallFailed(name, "too-slow", f"{name} took more than {CALL_SECONDS:g} s and was stopped") from None
+        except BaseException as error:
+            raise CallFailed(name, "raises", f"{name} raised {type(error).__name__}: {error}") from error
+        after = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+        if any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
+            self.changed_inputs.add(name)
+            for argument, original in zip(after, before, strict=True):
+                argument[...] = original
+        return result
+
+    def logits(self, ids: Any, name: str = "forward", function: Callable[..., Any] | None = None) -> np.ndarray:
+        """Return the logits of ids (B, T), (B, T, V) in float32. Row by row for a forward that takes one row."""
+        ids = np.asarray(ids, np.int32)
+        if self.one_row and len(ids) > 1:
+            return np.concatenate([self.logits(row[None], name, function) for row in ids])
+        call = self.given[name] if function is None else function
+        logits = self._array(name, self.call_function(name, lambda x: as_numpy(call(x)), ids.copy()))
+        if logits.shape != (*ids.shape, self.vocab_size):
+            raise CallFailed(
+                name,
+                "wrong-shape",
+                f"{name} returned shape {logits.shape} for ids {ids.shape}; expected {(*ids.shape, self.vocab_size)}",
+            )
+        return logits.astype(np.float32)
+
+    def arrays(self, name: str, *arguments: Any) -> dict[str, np.ndarray]:
+        """Return the arrays that ``parameters`` or ``gradient`` gives."""
+        found = self.call_function(name, lambda *given: named_arrays(self.given[name](*given)), *arguments)
+        return found
+
+    def number(self, name: str, *arguments: Any, function: Callable[..., Any] | None = None) -> float:
+        """Return the number that ``loss`` or ``step`` gives."""
+        call = self.given[name] if function is None else function
+        value = self._array(name, self.call_function(name, lambda *given: as_numpy(call(*given)), *arguments))
+        if value.size != 1:
+            raise CallFailed(name, "wrong-shape", f"{name} returned shape {value.shape}; expected one number")
+        return float(value.reshape(-1)[0])
+
+    def _array(self, name: str, value: Any) -> np.ndarray:
+        if not isinstance(value, np.ndarray):
+            raise CallFailed(name, "wrong-shape", f"{name} returned {type(value).__name__}; expected an array")
+        return value
+
+    def ids(self, rows: int, length: int) -> np.ndarray:
+        """Return random ids (rows, length), int32."""
+        return self.rng.integers(0, self.vocab_size, (rows, length)).astype(np.int32)
+
+    @contextmanager
+    def parameters_restored(self) -> Iterator[None]:
+        """Put the parameters back at the end, where they can be read and loaded."""
+        if not self.has("parameters", "load_parameters"):
+            yield
+            return
+        saved = self.arrays("parameters")
+        try:
+            yield
+        finally:
+            self.given["load_parameters"](saved)
+
+
+def named_arrays(found: Any) -> dict[str, np.ndarray]:
+    return {str(name): as_numpy(array) for name, array in dict(found).items()}
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Drop what the user's functions print."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise ``TimeIsUp`` after some seconds, at the next Python instruction; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: Any) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

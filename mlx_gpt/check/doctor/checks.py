@@ -1,0 +1,61 @@
+"""The list of checks: each a function from the case to at most one finding.
+
+A check is registered with its code. Its docstring's first line is the symptom or property in one sentence, which the
+table in ``README.md`` repeats; the rest gives the measure, its threshold with the margin, and the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_gpt.check.doctor.case import Case
+
+WARNINGS = {"undertrained", "overfitted", "too-slow", "corpus-too-small", "identical-heads", "dead-units"}
+WARNINGS |= {"precision-loss"}
+NOTES = {"training-mode-without-dropout-effect", "as-good-as-its-loss", "repetition-loop"}
+
+
+@dataclass(frozen=True)
+class DoctorCheck:
+    """A check with its code, the arguments it needs, and the codes of findings that it explains if it finds."""
+
+    code: str
+    find: Callable[[Case], dict[str, Any] | None]  # the fields of a finding
+    needs: tuple[str, ...]
+    explains: tuple[str, ...]
+
+    @property
+    def severity(self) -> str:
+        return "warning" if self.code in WARNINGS else "note" if self.code in NOTES else "fault"
+
+    @property
+    def symptom(self) -> str:
+        return (self.find.__doc__ or "").partition("\n")[0].rstrip(".")
+
+    def missing(self, case: Case) -> str | None:
+        """Return the first argument that this check needs and was not given; one of ``a|b`` is enough."""
+        return next((need for need in self.needs if not any(case.has(name) for name in need.split("|"))), None)
+
+
+CHECKS: list[DoctorCheck] = []  # in the order in which to repair what they find
+
+
+def check(
+    code: str, *needs: str, explains: Sequence[str] = ()
+) -> Callable[[Callable[[Case], Any]], Callable[[Case], Any]]:
+    """Register a check: ``@check("future-leak", "forward", explains=("samples-worse-than-loss",))``.
+
+    The function returns None, or ``dict(measured=, expected=, why=, remedy=, evidence=)`` for a finding.
+    """
+
+    def register(function: Callable[[Case], Any]) -> Callable[[Case], Any]:
+        CHECKS.append(DoctorCheck(code, function, needs, tuple(explains)))
+        return function
+
+    return register
+
+
+class NotApplicable(Exception):
+    """A check cannot be made with what was given; the message says what it needs."""

@@ -1,0 +1,155 @@
+"""Run the checks on a model within a time budget, and put the findings in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlx_gpt.check.doctor import causality  # noqa: F401  (registers its checks)
+from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
+from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
+from mlx_gpt.check.doctor.report import Finding, Report
+
+
+def examine(
+    forward: Any,
+    *,
+    vocab_size: int | None = None,
+    n_positions: int | None = None,
+    forward_training: Any = None,
+    loss: Any = None,
+    gradient: Any = None,
+    parameters: Any = None,
+    load_parameters: Any = None,
+    step: Any = None,
+    learning_rate: float | None = None,
+    new_step: Any = None,
+    sample: Any = None,
+    sample_many: Any = None,
+    sample_settings: Any = None,
+    cached: Any = None,
+    reload: Any = None,
+    encode: Any = None,
+    decode: Any = None,
+    encode_training: Any = None,
+    end_of_text: int | None = None,
+    batches: Any = None,
+    train_ids: Any = None,
+    val_ids: Any = None,
+    train_text: str | None = None,
+    metrics: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    val_loss: float | None = None,
+    minutes: float = 1.0,
+) -> Report:
+    """Examine a GPT and return what is wrong with it, in the order in which to repair it.
+
+    ``forward`` maps ids (B, T) int32, a NumPy array, to logits (B, T, V) of MLX, NumPy or torch; or it is an
+    ``mlx.nn.Module`` or ``torch.nn.Module``, from which forward passes in both modes, parameters, gradient and a step
+    are taken, and the two numbers where its config has them.
+
+    ``forward_training``: the same in training mode. ``loss(x, y) -> float``: the user's own, ids (B, T) each.
+    ``gradient(x, y) -> dict``: of the mean loss in evaluation mode; frozen parameters may be absent. ``parameters() ->
+    dict``: a copy. ``load_parameters(dict)``. ``step(x, y) -> float``: one optimizer step at ``learning_rate``, returns
+    its loss; ``new_step() -> step``: with a fresh optimizer. ``sample(ids, n, **settings) -> list``: n new ids, or the
+    prompt and n; ``sample_many(prompts, n, **settings)``: of different lengths; ``sample_settings``: names of what
+    ``sample`` accepts. ``cached(ids, n_prompt) -> logits (T, V)``: prefill, then one token at a time. ``reload() ->
+    forward``: saved and loaded again. ``encode``, ``decode``: as used for generation; ``encode_training`` where
+    training used another. ``end_of_text``: the id that ends a text. ``batches() -> iterator of (x, y)``: what training
+    is fed. ``metrics``: a metrics.jsonl, or dicts with step, loss, val_loss, learning_rate, grad_norm. ``val_loss``:
+    as reported. ``minutes``: time budget.
+
+    What the functions raise, print or change is reported; parameters are restored where ``load_parameters`` allows.
+    Raises ``TypeError`` for wrong arguments and ``ValueError`` for wrong values.
+    """
+    given = dict(locals())
+    minutes, vocab_size, n_positions = (given.pop(name) for name in ("minutes", "vocab_size", "n_positions"))
+    given, vocab_size, n_positions = with_module(given, vocab_size, n_positions)
+    for name, value in (("vocab_size", vocab_size), ("n_positions", n_positions)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, not {value!r}")
+    if not minutes > 0:
+        raise ValueError(f"minutes must be above 0, not {minutes!r}")
+    return run_checks(Case(given, vocab_size, n_positions, minutes), CHECKS)
+
+
+def with_module(
+    given: dict[str, Any], vocab_size: int | None, n_positions: int | None
+) -> tuple[dict[str, Any], Any, Any]:
+    """Return the arguments with what an MLX or torch module gives, where ``forward`` is one."""
+    from mlx_gpt.check.doctor.modules import arguments_of, is_module
+
+    module = given["forward"]
+    if not is_module(module):
+        if not callable(module):
+            raise TypeError(f"forward must be a function or a module, not {type(module).__name__}")
+        return given, vocab_size, n_positions
+    taken, sizes = arguments_of(module)
+    merged = {**taken, **{name: value for name, value in given.items() if value is not None and name != "forward"}}
+    return merged, vocab_size or sizes.get("vocab_size"), n_positions or sizes.get("n_positions")
+
+
+def run_checks(case: Case, checks: Sequence[DoctorCheck]) -> Report:
+    """Run the checks in order, the cheap ones that explain the others first."""
+    findings: dict[str, Finding] = {}
+    examined: list[str] = []
+    skipped: dict[str, str] = {}
+    for check in checks:
+        if missing := check.missing(case):
+            skipped[check.code] = missing
+            continue
+        try:
+            found = check.find(case)
+        except BudgetSpent:
+            skipped[check.code] = "minutes"
+            continue
+        except NotApplicable as reason:
+            skipped[check.code] = str(reason)
+            continue
+        except CallFailed as failure:
+            found = None
+            findings.setdefault(failure.code, failed_call(failure))
+            skipped[check.code] = failure.name
+            continue
+        examined.append(check.code)
+        if found is not None:
+            findings[check.code] = Finding(code=check.code, severity=check.severity, **found)
+    return Report(in_order(findings, checks), examined, skipped)
+
+
+def failed_call(failure: CallFailed) -> Finding:
+    """Return the finding for a function that raised, blocked or returned something else."""
+    remedies = {
+        "raises": f"call {failure.name} by itself with the arguments of the message, and mend what it raises",
+        "wrong-shape": f"return from {failure.name} what its description in examine() says",
+        "too-slow": f"make {failure.name} faster, examine a smaller model, or give more minutes",
+    }
+    severity = "warning" if failure.code == "too-slow" else "fault"
+    return Finding(
+        failure.code, severity, failure.message, "a result", failure.message, remedies[failure.code],
+        {"function": failure.name},
+    )  # fmt: skip
+
+
+def in_order(findings: dict[str, Finding], checks: Sequence[DoctorCheck]) -> list[Finding]:
+    """Return the findings in the order of repair, with those that another explains as its consequences."""
+    order = {check.code: place for place, check in enumerate(checks)}
+    explains = {check.code: check.explains for check in checks}
+    explained: dict[str, list[str]] = {}
+    hidden: set[str] = set()
+    for code in sorted(findings, key=lambda code: order.get(code, -1)):
+        if code in hidden:
+            continue
+        mine = [other for other in explains.get(code, ()) if other in findings and other not in hidden]
+        hidden.update(mine)
+        explained[code] = mine
+    severity = {"fault": 0, "warning": 1, "note": 2}
+    shown = [code for code in explained if code not in hidden]
+    shown.sort(key=lambda code: (severity[findings[code].severity], order.get(code, -1)))
+    return [
+        replace(findings[code], evidence={**findings[code].evidence, "consequences": explained[code]})
+        if explained[code]
+        else findings[code]
+        for code in shown
+    ]

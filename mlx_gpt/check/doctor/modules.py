@@ -1,0 +1,217 @@
+"""Arguments of ``examine`` taken from a module of MLX or torch: forward passes, parameters, gradient, a step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.arrays import as_numpy
+
+LEARNING_RATE = 1e-3  # of the AdamW step that is made for a module
+SIZES = {
+    "vocab_size": ("vocab_size", "n_vocab", "padded_vocab_size"),
+    "n_positions": ("n_positions", "block_size", "n_ctx", "max_position_embeddings", "context_length", "max_seq_len"),
+}
+CONFIGS = ("config", "args", "cfg", "hparams")
+
+
+def is_module(model: Any) -> bool:
+    return is_mlx(model) or is_torch(model)
+
+
+def is_mlx(model: Any) -> bool:
+    nn = sys.modules.get("mlx.nn")
+    return nn is not None and isinstance(model, nn.Module)
+
+
+def is_torch(model: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def arguments_of(model: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the arguments of ``examine`` that a module gives, and its sizes where its config has them."""
+    arguments = (of_mlx if is_mlx(model) else of_torch)(model)
+    return {**arguments, "learning_rate": LEARNING_RATE, "module": model}, sizes_of(model)
+
+
+def sizes_of(model: Any) -> dict[str, int]:
+    """Return vocab_size and n_positions where the module or its config has them under a known name."""
+    places = [getattr(model, name, None) for name in CONFIGS] + [model]
+    found: dict[str, int] = {}
+    for size, names in SIZES.items():
+        for place in places:
+            for name in names:
+                value = place.get(name) if isinstance(place, dict) else getattr(place, name, None)
+                if isinstance(value, int) and not isinstance(value, bool):
+                    found.setdefault(size, value)
+    return found
+
+
+def logits_of(output: Any) -> Any:
+    """Return the logits of what a forward pass returns: an array, (logits, loss or cache), or an object with them."""
+    if isinstance(output, (tuple, list)):
+        return next(part for part in output if part is not None and len(getattr(part, "shape", ())) == 3)
+    if isinstance(output, dict):
+        return output["logits"]
+    return getattr(output, "logits", output)
+
+
+def of_mlx(model: Any) -> dict[str, Any]:
+    import mlx.core as mx
+    import mlx.nn as nn
+    import mlx.optimizers as optim
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    def without_dropout(ids: np.ndarray) -> np.ndarray:
+        layers = [module for module in model.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Dropout3d))]
+        kept = [layer._p_1 for layer in layers]
+        try:
+            for layer in layers:
+                layer._p_1 = 1
+            return forward(False)(ids)
+        finally:
+            for layer, share in zip(layers, kept, strict=True):
+                layer._p_1 = share
+
+    def forward(training: bool) -> Callable[[np.ndarray], np.ndarray]:
+        def run(ids: np.ndarray) -> np.ndarray:
+            was = model.training
+            model.train(training)
+            try:
+                return as_numpy(logits_of(model(mx.array(ids))))
+            finally:
+                model.train(was)
+
+        return run
+
+    def mean_loss(x: mx.array, y: mx.array) -> mx.array:
+        logits = logits_of(model(x)).astype(mx.float32)
+        return nn.losses.cross_entropy(logits, y, reduction="mean")
+
+    value_and_grad = nn.value_and_grad(model, mean_loss)
+
+    def gradient(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+        was = model.training
+        model.train(False)
+        try:
+            _, grads = value_and_grad(mx.array(x), mx.array(y))
+            return {name: as_numpy(grad) for name, grad in dict(tree_flatten(grads)).items()}
+        finally:
+            model.train(was)
+
+    def parameters() -> dict[str, np.ndarray]:
+        return {name: as_numpy(value) for name, value in dict(tree_flatten(model.parameters())).items()}
+
+    def load_parameters(values: dict[str, np.ndarray]) -> None:
+        current: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+        model.update(
+            tree_unflatten([(name, mx.array(value).astype(current[name].dtype)) for name, value in values.items()])
+        )
+        mx.eval(model.parameters())
+
+    def new_step() -> Callable[[np.ndarray, np.ndarray], float]:
+        optimizer = optim.AdamW(LEARNING_RATE, weight_decay=0.0, bias_correction=True)
+
+        def step(x: np.ndarray, y: np.ndarray) -> float:
+            loss, grads = value_and_grad(mx.array(x), mx.array(y))
+            optimizer.update(model, grads)
+            mx.eval(model.parameters(), optimizer.state)
+            return float(loss.item())
+
+        return step
+
+    return {
+        "forward": forward(False),
+        "forward_training": forward(True),
+        "forward_without_dropout": without_dropout,
+        "gradient": gradient,
+        "parameters": parameters,
+        "load_parameters": load_parameters,
+        "new_step": new_step,
+        "step": new_step(),
+    }
+
+
+def of_torch(model: Any) -> dict[str, Any]:
+    import torch
+
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+    def tensor(ids: np.ndarray) -> Any:
+        return torch.from_numpy(np.asarray(ids, np.int64)).to(device)
+
+    def run_in(training: bool, ids: Any) -> Any:
+        modes = {module: module.training for module in model.modules()}
+        model.train(training)
+        try:
+            return logits_of(model(ids))
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    def forward(training: bool) -> Callable[[np.ndarray], np.ndarray]:
+        def run(ids: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return as_numpy(run_in(training, tensor(ids)))
+
+        return run
+
+    def without_dropout(ids: np.ndarray) -> np.ndarray:
+        layers = [module for module in model.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd)]
+        kept = [layer.p for layer in layers]
+        try:
+            for layer in layers:
+                layer.p = 0.0
+            return forward(False)(ids)
+        finally:
+            for layer, p in zip(layers, kept, strict=True):
+                layer.p = p
+
+    def mean_loss(x: np.ndarray, y: np.ndarray, training: bool) -> Any:
+        logits = run_in(training, tensor(x))
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tensor(y).flatten())
+
+    def gradient(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        with torch.enable_grad():
+            grads = torch.autograd.grad(mean_loss(x, y, False), [p for _, p in named], allow_unused=True)
+        return {
+            name: np.zeros(tuple(p.shape), np.float32) if grad is None else as_numpy(grad)
+            for (name, p), grad in zip(named, grads, strict=True)
+        }
+
+    def parameters() -> dict[str, np.ndarray]:
+        return {name: as_numpy(value) for name, value in model.named_parameters()}
+
+    def load_parameters(values: dict[str, np.ndarray]) -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(torch.from_numpy(np.asarray(values[name])).to(parameter.dtype))
+
+    def new_step() -> Callable[[np.ndarray, np.ndarray], float]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+
+        def step(x: np.ndarray, y: np.ndarray) -> float:
+            with torch.enable_grad():
+                loss = mean_loss(x, y, True)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            return float(loss.item())
+
+        return step
+
+    return {
+        "forward": forward(False),
+        "forward_training": forward(True),
+        "forward_without_dropout": without_dropout,
+        "gradient": gradient,
+        "parameters": parameters,
+        "load_parameters": load_parameters,
+        "new_step": new_step,
+        "step": new_step(),
+    }

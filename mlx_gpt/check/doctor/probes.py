@@ -1,0 +1,123 @@
+"""Probes that several checks share: random texts, noise between equal calls, differences of two sets of texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.checks import NotApplicable
+
+LENGTH = 32  # tokens of a probe, where the context allows
+EQUAL = 1e-6  # relative difference of equal calls of equal shapes; healthy models: 0 (float32, bfloat16, 4 bits)
+CLOSE = 2e-3  # relative difference of calls of different shapes; healthy: below 4e-6 in float32, ... in bfloat16
+CALLS = 12  # of a forward pass that is not deterministic, to average
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Two equal calls: the largest difference, and the scale of the logits, their standard deviation."""
+
+    difference: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        return self.difference / self.scale
+
+
+def probe_length(case: Case) -> int:
+    return min(LENGTH, case.n_positions)
+
+
+def first_call(case: Case) -> np.ndarray:
+    """Return the logits of one random text, and learn whether forward takes two rows at once."""
+    ids = case.ids(1, probe_length(case))
+    logits = case.logits(ids)
+    try:
+        case.logits(np.concatenate([ids, ids]))
+    except CallFailed:
+        case.one_row = True
+    return logits
+
+
+def noise(case: Case) -> Noise:
+    """Compare two equal calls."""
+    return noise_of(case, "forward")
+
+
+def steady_noise(case: Case) -> Noise:
+    """Compare two equal calls of what further checks use: the module with its dropout off, where forward is random."""
+    found = case.once(noise)
+    if found.relative > EQUAL and case.has("forward_without_dropout"):
+        quiet = noise_of(case, "forward_without_dropout")
+        if quiet.relative <= EQUAL:
+            case.given["forward"] = case.given["forward_without_dropout"]
+            return quiet
+    return found
+
+
+def training_noise(case: Case) -> Noise:
+    """Compare two equal calls in training mode."""
+    return noise_of(case, "forward_training")
+
+
+def noise_of(case: Case, name: str) -> Noise:
+    case.once(first_call)
+    ids = case.ids(2, probe_length(case))
+    first, second = case.logits(ids, name), case.logits(ids, name)
+    finite = first[np.isfinite(first)]
+    scale = float(finite.std()) if finite.size else 0.0
+    return Noise(largest(between(first, second)), scale or 1.0)
+
+
+def silent_if_random(case: Case) -> None:
+    """Raise ``NotApplicable`` if equal calls differ, since a missing effect could then not be told from a small one."""
+    if case.once(steady_noise).relative > EQUAL:
+        raise NotApplicable("a forward pass without dropout")
+
+
+def largest(difference: np.ndarray) -> float:
+    """Return the largest magnitude: infinity where one side is not finite, 0 of nothing."""
+    return float(np.nan_to_num(np.abs(difference), nan=np.inf).max(initial=0))
+
+
+def between(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Return the difference of two arrays, 0 where both have NaN or the same infinity."""
+    same = (one == two) | (np.isnan(one) & np.isnan(two))
+    return np.where(same, 0, np.subtract(one, two, where=~same, out=np.zeros_like(one)))
+
+
+def mean_logits(case: Case, ids: np.ndarray, calls: int, name: str = "forward") -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard error of the logits over some calls; the error of one call is 0."""
+    if calls == 1:
+        logits = case.logits(ids, name)
+        return logits, np.zeros_like(logits)
+    many = np.stack([case.logits(ids, name) for _ in range(calls)])
+    return many.mean(axis=0), many.std(axis=0, ddof=1) / np.sqrt(calls)
+
+
+def effect(case: Case, before: np.ndarray, after: np.ndarray, name: str = "forward") -> np.ndarray:
+    """Return how far two sets of texts (B, T) differ in logits, per row and position, relative to their scale: (B, T).
+
+    Of a forward pass with dropout, the difference of the means beyond six standard errors.
+    """
+    random = case.once(training_noise if name == "forward_training" else steady_noise).relative > EQUAL
+    calls = CALLS if random else 1
+    one, one_error = mean_logits(case, before, calls, name)
+    two, two_error = mean_logits(case, after, calls, name)
+    beyond = np.abs(between(one, two)) - 6 * np.sqrt(one_error**2 + two_error**2)
+    return np.nan_to_num(np.maximum(beyond, 0), nan=np.inf).max(axis=-1) / case.once(steady_noise).scale
+
+
+def effects(case: Case, before: np.ndarray, after: np.ndarray, name: str = "forward") -> np.ndarray:
+    """Return ``effect`` of each row by itself, so that rows cannot change each other: (B, T)."""
+    pairs = zip(before, after, strict=True)
+    return np.concatenate([effect(case, one[None], two[None], name) for one, two in pairs])
+
+
+def others(case: Case, ids: np.ndarray) -> np.ndarray:
+    """Return random ids, none equal to the one in its place: (T,) -> (T,)."""
+    shift = case.rng.integers(1, max(case.vocab_size, 2), len(ids))
+    return ((ids + shift) % case.vocab_size).astype(np.int32)

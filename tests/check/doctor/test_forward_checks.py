@@ -1,0 +1,131 @@
+"""The doctor's exact checks of a forward pass name each planted fault, and pass healthy models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from helpers.plain_gpt import PlainConfig, PlainGPT
+
+from mlx_gpt import GPT, GPTConfig
+from mlx_gpt.check.doctor import Report, examine
+
+SIZES: list[Any] = [
+    PlainConfig(),
+    PlainConfig(vocab_size=7, n_positions=16, width=16, layers=1, heads=1),
+    pytest.param(
+        PlainConfig(vocab_size=300, n_positions=64, width=64, layers=3, heads=4, tied=False), marks=pytest.mark.slow
+    ),
+]
+FAULTS = {
+    "no-mask": "future-leak",
+    "inverted-mask": "future-leak",
+    "mask-shifted": "future-leak",
+    "weak-mask": "future-leak",
+    "no-mask-in-training": "future-leak-in-training",
+    "softmax-over-queries": "future-leak",
+    "only-itself": "past-ignored",
+    "cut": "context-too-short",
+    "position-blind": "position-blind",
+    "token-blind": "token-blind",
+    "softmax-over-batch": "batch-leak",
+    "batch-norm": "batch-leak",
+    "remembers": "depends-on-earlier-calls",
+    "positions-from-the-end": "length-dependent",
+    "nan": "non-finite",
+}
+
+
+def codes(report: Report) -> list[str]:
+    return [finding.code for finding in report.findings if finding.severity == "fault"]
+
+
+@pytest.mark.parametrize("config", SIZES, ids=lambda config: f"V{config.vocab_size}-L{config.layers}")
+@pytest.mark.parametrize(("fault", "code"), FAULTS.items())
+def test_a_planted_fault_is_named(fault: str, code: str, config: PlainConfig) -> None:
+    if fault == "position-blind" and config.n_positions < 48:
+        pytest.skip("needs a context of 48")
+    assert codes(examine(PlainGPT(config, {fault}))) == [code]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dropout_left_on_is_named(seed: int) -> None:
+    model = PlainGPT(PlainConfig(dropout=0.1), {"dropout-left-on"}, seed)
+    assert codes(examine(model)) == ["not-deterministic"]
+
+
+def test_two_faults_are_both_named() -> None:
+    model = PlainGPT(PlainConfig(dropout=0.1), {"dropout-left-on", "no-mask"})
+    assert set(codes(examine(model))) == {"not-deterministic", "future-leak"}
+
+
+HEALTHY: dict[str, Any] = {
+    "plain": lambda: PlainGPT(),
+    "one layer": lambda: PlainGPT(PlainConfig(layers=1, heads=1)),
+    "two tokens": lambda: PlainGPT(PlainConfig(vocab_size=2)),
+    "rotary": lambda: PlainGPT(PlainConfig(rope=True, rms=True)),
+    "rotary, three layers": lambda: PlainGPT(PlainConfig(rope=True, rms=True, layers=3, width=64)),
+    "dropout": lambda: PlainGPT(PlainConfig(dropout=0.2)),
+    "this package's": lambda: GPT(GPTConfig(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=2)),
+    "bfloat16": lambda: in_bfloat16(PlainGPT()),
+    "four bits": lambda: in_four_bits(PlainGPT(PlainConfig(width=64, vocab_size=64))),
+    "context of 5": lambda: PlainGPT(PlainConfig(n_positions=5)),
+}
+
+
+def in_bfloat16(model: nn.Module) -> nn.Module:
+    model.set_dtype(mx.bfloat16)
+    return model
+
+
+def in_four_bits(model: nn.Module) -> nn.Module:
+    nn.quantize(model, group_size=32, bits=4, class_predicate=lambda path, m: isinstance(m, nn.Linear))
+    return model
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_model_has_no_fault(name: str) -> None:
+    report = examine(HEALTHY[name]())
+    assert report.findings == []
+    assert report.ok
+
+
+def test_a_function_that_takes_one_row_is_no_fault() -> None:
+    model = PlainGPT()
+
+    def forward(ids: np.ndarray) -> mx.array:
+        (row,) = ids
+        return model(mx.array(row[None]))
+
+    report = examine(forward, vocab_size=61, n_positions=48)
+    assert report.findings == []
+    assert {"batch-leak", "row-alone-differs"} <= report.skipped.keys()
+
+
+def test_a_function_that_changes_its_input_is_named() -> None:
+    model = PlainGPT()
+
+    def forward(ids: np.ndarray) -> mx.array:
+        logits = model(mx.array(ids))
+        ids[:] = 0
+        return logits
+
+    assert codes(examine(forward, vocab_size=61, n_positions=48)) == ["changes-input"]
+
+
+def fails(ids: np.ndarray) -> Any:
+    raise SystemExit("no")
+
+
+@pytest.mark.parametrize(
+    ("forward", "code"),
+    [(fails, "raises"), (lambda ids: ids, "wrong-shape"), (lambda ids: None, "raises"), (lambda ids: "text", "raises")],
+)
+def test_a_function_that_fails_is_a_finding(forward: Any, code: str) -> None:
+    report = examine(forward, vocab_size=61, n_positions=48)
+    assert codes(report) == [code]
+    assert not report.ok
+    report.to_json()

@@ -1,0 +1,129 @@
+"""A GPT of one's own, as people write them, with faults to plant by name. No part of the package is used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+@dataclass
+class PlainConfig:
+    vocab_size: int = 61
+    n_positions: int = 48
+    width: int = 32
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.0
+    rope: bool = False  # rotary positions instead of learned ones
+    rms: bool = False  # RMSNorm instead of LayerNorm
+    tied: bool = True
+
+
+class PlainAttention(nn.Module):
+    def __init__(self, config: PlainConfig, faults: Collection[str]):
+        super().__init__()
+        self.config, self.faults = config, faults
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.rope:
+            self.rope = nn.RoPE(config.width // config.heads)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        (B, T, C), H = x.shape, self.config.heads
+        q, k, v = mx.split(self.qkv(x), 3, axis=-1)
+        if "heads-mixed-up" in self.faults:  # reshaped without a transpose
+            q, k, v = (a.reshape(B, H, T, C // H) for a in (q, k, v))
+        else:
+            q, k, v = (a.reshape(B, T, H, C // H).transpose(0, 2, 1, 3) for a in (q, k, v))
+        if self.config.rope:
+            q, k = self.rope(q), self.rope(k)
+        scores = q @ k.swapaxes(-1, -2) / (C // H) ** 0.5
+        pattern = self.pattern(scores, T)
+        z = self.dropout(pattern) @ v
+        z = z.reshape(B, T, C) if "heads-mixed-up" in self.faults else z.transpose(0, 2, 1, 3).reshape(B, T, C)
+        return self.out(z)
+
+    def pattern(self, scores: mx.array, T: int) -> mx.array:
+        is_past = mx.arange(T)[:, None] >= mx.arange(T)[None]
+        if "no-mask" in self.faults or ("no-mask-in-training" in self.faults and self.training):
+            is_past = mx.ones_like(is_past)
+        if "inverted-mask" in self.faults:
+            is_past = mx.arange(T)[:, None] <= mx.arange(T)[None]
+        if "mask-shifted" in self.faults:  # one token of the future is seen
+            is_past = mx.arange(T)[:, None] + 1 >= mx.arange(T)[None]
+        if "cut" in self.faults:  # each layer sees two tokens
+            is_past = is_past & (mx.arange(T)[None] > mx.arange(T)[:, None] - 2)
+        if "only-itself" in self.faults:
+            is_past = mx.arange(T)[:, None] == mx.arange(T)[None]
+        masked = mx.where(is_past, scores, -8.0 if "weak-mask" in self.faults else -mx.inf)
+        if "softmax-over-queries" in self.faults:
+            return mx.softmax(masked, axis=-2)
+        if "softmax-over-batch" in self.faults:
+            return mx.softmax(mx.where(is_past, scores, -1e9), axis=0) * is_past / T
+        return mx.softmax(masked, axis=-1)
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, config: PlainConfig, faults: Collection[str]):
+        super().__init__()
+        norm = nn.RMSNorm if config.rms else nn.LayerNorm
+        self.faults = faults
+        self.ln_1, self.ln_2 = norm(config.width), norm(config.width)
+        self.attention = PlainAttention(config, faults)
+        self.up, self.down = nn.Linear(config.width, 4 * config.width), nn.Linear(4 * config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if "residual-after-norm" in self.faults:
+            x = self.ln_1(x)
+            x = x + self.dropout(self.attention(x))
+            x = self.ln_2(x)
+            return x + self.dropout(self.down(nn.gelu(self.up(x))))
+        x = x + self.dropout(self.attention(self.ln_1(x)))
+        return x + self.dropout(self.down(nn.gelu(self.up(self.ln_2(x)))))
+
+
+class PlainGPT(nn.Module):
+    """Ids (B, T) -> logits (B, T, V)."""
+
+    def __init__(self, config: PlainConfig | None = None, faults: Collection[str] = (), seed: int = 0):
+        super().__init__()
+        mx.random.seed(seed)
+        self.config = config = config or PlainConfig()
+        self.faults = set(faults)
+        self.wte = nn.Embedding(config.vocab_size, config.width)
+        if not config.rope:
+            self.wpe = nn.Embedding(config.n_positions, config.width)
+        self.blocks = [PlainBlock(config, self.faults) for _ in range(config.layers)]
+        self.ln_f = nn.RMSNorm(config.width) if config.rms else nn.LayerNorm(config.width)
+        if not config.tied:
+            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.seen = mx.zeros(config.width)
+        self.apply(lambda p: mx.random.normal(p.shape, scale=0.02) if p.ndim > 1 else p)
+        if "dropout-left-on" in self.faults:
+            self.train = lambda mode=True: nn.Module.train(self, True)
+        self.eval()
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        x = self.wte(ids)
+        if "token-blind" in self.faults:
+            x = x * 0
+        if "wpe" in self and "position-blind" not in self.faults:
+            positions = mx.arange(ids.shape[1])
+            x = x + self.wpe(positions[::-1] if "positions-from-the-end" in self.faults else positions)
+        if "batch-norm" in self.faults:
+            x = x - 0.5 * x.mean(axis=0, keepdims=True)
+        if "remembers" in self.faults:
+            x = x + self.seen
+            self.seen = 0.5 * x[0, -1]
+        for block in self.blocks:
+            x = block(x)
+        x = self.ln_f(x)
+        logits = self.wte.as_linear(x) if self.config.tied else self.head(x)
+        if "nan" in self.faults:
+            logits = mx.where(mx.arange(ids.shape[1])[:, None] == 3, mx.nan, logits)
+        return mx.softmax(logits, axis=-1) if "returns-probabilities" in self.faults else logits
