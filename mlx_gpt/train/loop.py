@@ -29,7 +29,7 @@ from mlx_gpt.train.distributed import rank, size
 from mlx_gpt.train.extension import extend
 from mlx_gpt.train.gradient import largest_gradient
 from mlx_gpt.train.optimizer import make_optimizer
-from mlx_gpt.train.report.metrics import Report
+from mlx_gpt.train.report.metrics import RunReport
 from mlx_gpt.train.schedule import Schedule
 from mlx_gpt.train.signals import deferred
 from mlx_gpt.train.step import make_eval_step, make_train_step
@@ -64,7 +64,7 @@ class Trainer:
         train_stream: TokenStream,
         val_stream: TokenStream,
         config: TrainConfig,
-        report: Report,
+        report: RunReport,
         on_eval: OnEval | None = None,
         checkpoints: CheckpointManager | None = None,
         start: Checkpoint | None = None,

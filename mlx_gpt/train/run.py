@@ -27,7 +27,7 @@ from mlx_gpt.train.distributed import is_main
 from mlx_gpt.train.loop import OnEval, Trainer
 from mlx_gpt.train.machine import matrix_speed, memory_size, training_flops
 from mlx_gpt.train.memory import check_memory
-from mlx_gpt.train.report.metrics import Report, truncate_metrics
+from mlx_gpt.train.report.metrics import RunReport, truncate_metrics
 from mlx_gpt.train.report.plot import plot_loss
 from mlx_gpt.train.report.trackers import open_tracker
 from mlx_gpt.train.signals import interruptible
@@ -75,7 +75,7 @@ def run(
         speed = matrix_speed() / training_flops(model.config) if has_panel else None
         try:
             rows = truncate_metrics(out, start.progress, _reporter(console)) if start and main else []
-            with closing(Report(out if main else None, console, rows, dataset.tokens_per_byte, speed)) as report:
+            with closing(RunReport(out if main else None, console, rows, dataset.tokens_per_byte, speed)) as report:
                 trainer = Trainer(model, dataset.train, dataset.val, config, report, on_eval, checkpoints, start, group)
                 trainer.progress.data = dataset.hash
                 if report_to and main:  # before anything is written, since it may raise

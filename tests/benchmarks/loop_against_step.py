@@ -27,7 +27,7 @@ from mlx_gpt.tinyworld import stories as tinyworld
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import Trainer
 from mlx_gpt.train.optimizer import make_optimizer
-from mlx_gpt.train.report.metrics import Report
+from mlx_gpt.train.report.metrics import RunReport
 from mlx_gpt.train.run import new_model
 from mlx_gpt.train.step import make_train_step
 
@@ -74,7 +74,7 @@ def main() -> None:
     stories = tinyworld.generate_stories(2000, seed=0)
     dataset = dataset_from_texts("tinyworld", stories[:1990], stories[1990:], "bytes")
     with tempfile.TemporaryDirectory() as folder:
-        report = Report(Path(folder), Console(quiet=True))
+        report = RunReport(Path(folder), Console(quiet=True))
         checkpoints = CheckpointManager(Path(folder), dataset.tokenizer)
         model = new_model(NANO, dataset, seed=0)
         trainer = Trainer(model, dataset.train, dataset.val, CONFIG, report, checkpoints=checkpoints)

@@ -23,7 +23,7 @@ from mlx_gpt.cli import main
 from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.store.checkpoint import RunProgress
 from mlx_gpt.train.report import metrics as report_module
-from mlx_gpt.train.report.metrics import Report, bits_per_byte, truncate_metrics
+from mlx_gpt.train.report.metrics import RunReport, bits_per_byte, truncate_metrics
 from mlx_gpt.train.report.panel import REFRESH_RATE, Curve, LivePanel, sparkline
 from mlx_gpt.train.report.plot import plot_loss, running_mean
 from mlx_gpt.train.report.trackers import TRACKERS, open_tracker
@@ -70,7 +70,7 @@ def drawn(panel: LivePanel, width: int) -> list[str]:
 
 
 def test_a_row_is_written_to_disk_at_once(tmp_path: Path) -> None:
-    report = Report(tmp_path / "run", quiet())
+    report = RunReport(tmp_path / "run", quiet())
     assert not (tmp_path / "run").exists()
     report.row(step=1, tokens=8, loss=5.5)
     assert lines(tmp_path / "run") == [{"step": 1, "tokens": 8, "loss": 5.5}]
@@ -79,14 +79,14 @@ def test_a_row_is_written_to_disk_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [nan, inf, -inf, np.float32(nan), mx.array(inf)])
 def test_nan_and_inf_become_null_in_valid_json(tmp_path: Path, value: Any) -> None:
-    report = Report(tmp_path, quiet())
+    report = RunReport(tmp_path, quiet())
     report.row(step=1, loss=value)
     report.close()
     assert parse_strictly((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None}
 
 
 def test_numbers_of_numpy_and_mlx_are_written_as_numbers(tmp_path: Path) -> None:
-    report = Report(tmp_path, quiet())
+    report = RunReport(tmp_path, quiet())
     report.row(step=np.int64(3), loss=np.float32(0.5), grad_norm=mx.array(2.0))
     report.close()
     assert lines(tmp_path) == [{"step": 3, "loss": 0.5, "grad_norm": 2.0}]
@@ -95,7 +95,7 @@ def test_numbers_of_numpy_and_mlx_are_written_as_numbers(tmp_path: Path) -> None
 def test_a_loss_is_converted_to_bits_per_byte(tmp_path: Path) -> None:
     # Tokens of four bytes each, with a loss of four bits: 4 ln 2 nats.
     assert bits_per_byte(4 * log(2), tokens_per_byte=1 / 4) == pytest.approx(1.0)
-    report = Report(tmp_path, quiet(), tokens_per_byte=1 / 4)
+    report = RunReport(tmp_path, quiet(), tokens_per_byte=1 / 4)
     report.row(step=1, loss=1.0)
     report.row(step=1, val_loss=4 * log(2))
     report.close()
@@ -104,7 +104,7 @@ def test_a_loss_is_converted_to_bits_per_byte(tmp_path: Path) -> None:
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    report = Report(None, quiet())
+    report = RunReport(None, quiet())
     report.row(step=1, loss=1.0)
     report.close()
     assert report.rows == [{"step": 1, "loss": 1.0}]
@@ -115,7 +115,7 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
 
 
 def write_rows(folder: Path, n: int) -> None:
-    report = Report(folder, quiet())
+    report = RunReport(folder, quiet())
     for step in range(1, n + 1):
         report.row(step=step, tokens=8 * step, loss=1 / step)
     report.close()
@@ -131,7 +131,7 @@ def never(text: str) -> None:
 
 def test_a_resumed_run_drops_rows_after_its_checkpoint_and_appends(tmp_path: Path) -> None:
     write_rows(tmp_path, 5)
-    report = Report(tmp_path, quiet(), truncate_metrics(tmp_path, progress(3), never))
+    report = RunReport(tmp_path, quiet(), truncate_metrics(tmp_path, progress(3), never))
     report.row(step=4, loss=0.25)
     report.close()
     assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4] == [row["step"] for row in report.rows]
@@ -246,7 +246,7 @@ def test_a_failure_while_truncating_keeps_all_rows(tmp_path: Path, monkeypatch: 
 
 def test_without_a_terminal_evaluations_are_plain_lines(tmp_path: Path) -> None:
     console = quiet()
-    report = Report(tmp_path, console, tokens_per_byte=0.4)
+    report = RunReport(tmp_path, console, tokens_per_byte=0.4)
     for step in range(1, 101):
         report.row(step=step, tokens=8 * step, loss=2.0, tokens_per_second=1000.0)
         report.progress(step / 100, 60.0)
@@ -261,7 +261,7 @@ def test_without_evaluations_a_line_is_printed_twice_a_minute(tmp_path: Path, mo
     now = 0.0
     monkeypatch.setattr(report_module.time, "monotonic", lambda: now)
     console = quiet()
-    report = Report(tmp_path, console)
+    report = RunReport(tmp_path, console)
     for step in range(1, 101):
         now += 1.0
         report.row(step=step, loss=2.0)
@@ -306,7 +306,7 @@ def test_a_missing_value_is_shown_as_a_dash() -> None:
 def test_the_panel_delays_no_step(tmp_path: Path) -> None:
     """On a terminal a row and its progress take less than a millisecond, far less than the shortest step."""
     console = Console(file=StringIO(), force_terminal=True, width=80)
-    report = Report(tmp_path, console, matrix_tokens_per_second=1e3)
+    report = RunReport(tmp_path, console, matrix_tokens_per_second=1e3)
     times = []
     for step in range(1, 501):
         started = time.perf_counter()
@@ -321,7 +321,7 @@ def test_the_panel_delays_no_step(tmp_path: Path) -> None:
 
 def test_lines_stay_above_the_panel(tmp_path: Path) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=80, color_system=None)
-    report = Report(tmp_path, console)
+    report = RunReport(tmp_path, console)
     report.row(step=1, tokens=8, loss=2.0, val_loss=2.5)
     report.evaluated(0.5, 10.0)
     report.close()
@@ -331,7 +331,7 @@ def test_lines_stay_above_the_panel(tmp_path: Path) -> None:
 
 def test_nothing_is_printed_on_a_quiet_console(tmp_path: Path) -> None:
     console = Console(file=StringIO(), force_terminal=True, quiet=True)
-    report = Report(tmp_path, console)
+    report = RunReport(tmp_path, console)
     report.row(step=1, tokens=8, loss=2.0)
     report.evaluated(0.5, 10.0)
     report.close()

@@ -31,7 +31,7 @@ from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.loop import Trainer
 from mlx_gpt.train.loss import mean_loss, next_token_losses
 from mlx_gpt.train.optimizer import make_optimizer
-from mlx_gpt.train.report.metrics import Report
+from mlx_gpt.train.report.metrics import RunReport
 from mlx_gpt.train.run import new_model, run
 from mlx_gpt.train.step import make_eval_step, make_train_step
 from mlx_gpt.train.validation import evaluate
@@ -269,7 +269,7 @@ def test_on_eval_is_called_in_eval_mode_and_training_continues(dataset: Dataset,
     def on_eval(step: int, done: float) -> None:
         seen.append((step, done, model.training))
 
-    report = Report(tmp_path, quiet())
+    report = RunReport(tmp_path, quiet())
     Trainer(model, dataset.train, dataset.val, QUICK, report, on_eval).run()
     report.close()
     assert seen == [(3, 0.5, False)]

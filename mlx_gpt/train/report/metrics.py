@@ -34,7 +34,7 @@ LINE_INTERVAL = 30.0  # seconds between lines, at most, without a panel
 
 
 @dataclass
-class Report:
+class RunReport:
     """Record the metrics of a run in memory, in ``folder/metrics.jsonl``, on the console and in ``trackers``.
 
     Rows have ``step``, ``tokens`` and, where measured, ``loss`` and ``val_loss`` (nats per token), ``bits_per_byte``,

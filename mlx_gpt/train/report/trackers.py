@@ -14,7 +14,7 @@ class Tracker(Protocol):
     """Receives rows of metrics; no method waits for a network."""
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Record one row of ``Report``: ``step``, ``tokens`` and measured values."""
+        """Record one row of ``RunReport``: ``step``, ``tokens`` and measured values."""
 
     def close(self) -> None:
         """Write what is buffered."""
