@@ -16,13 +16,16 @@ from mlx.utils import tree_unflatten
 
 from helpers.browser import open_page
 from mlx_gpt.lens.page import make_page
+from mlx_gpt.lens.page.bundle import join_page
 from mlx_gpt.lens.page.living import half_weights
+from mlx_gpt.lens.page.recorded import recorded_data
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load
 from mlx_gpt.text.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parents[2] / "weights/tinyworld"
 TEXT = "One sunny morning, Lily went to the garden."
+OTHER = "One sunny morning, Tom went to the river."
 
 
 def rounded(model: GPT) -> GPT:
@@ -36,10 +39,10 @@ def rounded(model: GPT) -> GPT:
 class LivingPage:
     """The page of a model: a file to open, and the model and tokenizer that it has."""
 
-    def __init__(self, browser: Any, folder: Path, model: GPT, tokenizer: Tokenizer):
+    def __init__(self, browser: Any, folder: Path, model: GPT, tokenizer: Tokenizer, html: str):
         self.browser, self.file = browser, folder / "page.html"
-        self.model, self.tokenizer = rounded(model), tokenizer
-        self.file.write_text(make_page(model, tokenizer, [TEXT], "test")[0], encoding="utf-8")
+        self.model, self.tokenizer = model, tokenizer
+        self.file.write_text(html, encoding="utf-8")
 
     @contextmanager
     def open(self, state: Any = None, *, link: str = "", **context: Any) -> Iterator[Any]:
@@ -64,4 +67,14 @@ def value(page: Any, what: str, **data: Any) -> float:
 @pytest.fixture(scope="session")
 def tinyworld(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> LivingPage:
     """Return the page of the model in weights/, which opens with ``TEXT``."""
-    return LivingPage(browser, tmp_path_factory.mktemp("page"), *load(FOLDER))
+    model, tokenizer = load(FOLDER)
+    html, _ = make_page(model, tokenizer, [TEXT], "test")
+    return LivingPage(browser, tmp_path_factory.mktemp("page"), rounded(model), tokenizer, html)
+
+
+@pytest.fixture(scope="session")
+def recorded(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> LivingPage:
+    """Return a page of the same model that cannot compute, with two recorded texts."""
+    model, tokenizer = load(FOLDER)
+    html = join_page(recorded_data(model, tokenizer, [TEXT, OTHER], "test"), "test")
+    return LivingPage(browser, tmp_path_factory.mktemp("recorded"), model, tokenizer, html)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.browser import browser  # noqa: F401  # a fixture
-from helpers.living_page import rounded, tinyworld  # noqa: F401  # a fixture
+from helpers.living_page import recorded, rounded, tinyworld  # noqa: F401  # a fixture
 
 from mlx_gpt.lens.page.bundle import join_modules
 from mlx_gpt.lens.page.living import living_data, tokenizer_data

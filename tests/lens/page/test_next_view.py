@@ -168,3 +168,23 @@ def test_a_full_context_says_so_and_takes_no_token(tinyworld: LivingPage, text: 
         settle(page)
         assert page.input_value("#text") == text
         assert_bars(page, logits_of(tinyworld, text))
+
+
+def test_in_a_recorded_page_the_rules_apply_to_the_recorded_tokens_and_none_is_appended(recorded: LivingPage) -> None:
+    logits = logits_of(recorded, TEXT)
+    known = mx.argsort(-logits, axis=-1)[:, :50]
+    expected = dict(
+        zip(known[0].tolist(), probabilities(mx.take_along_axis(logits, known, axis=-1), 1.7, 7, 0.9), strict=True)
+    )
+    with recorded.open({"temperature": 1.7, "topK": 7, "topP": 0.9}) as page:
+        ids = shown_ids(page)
+        assert ids == known[0, :10].tolist()
+        found = [value(page, "next", id=i) for i in ids]
+        np.testing.assert_allclose(found, [expected[i] for i in ids], rtol=1e-3, atol=1e-9)  # recorded in float16
+        assert "of the 50 most probable, which are recorded" in page.locator("[data-what=kept]").inner_text()
+        assert "no token can be appended" in page.locator("[data-what=why-not]").inner_text()
+        assert page.locator("#sample").is_disabled()
+        assert page.locator(".bar").first.is_disabled()
+        page.click("#tab-change")
+        assert "needs a living page" in page.locator("#view-change").inner_text()
+        assert page.locator("#view-change button:enabled, #view-change input:enabled").count() == 0

@@ -220,6 +220,7 @@ export class Store {
     };
     if (!isRecord(given)) return state;
     for (const [name, test] of Object.entries(tests)) if (name in given && test(given[name])) state[name] = given[name];
+    if (!this.living) Object.assign(state, { other: "", heads: {}, mlps: {}, patch: null }); // it cannot compute them
     if (isPin || !Array.isArray(given.pins)) return state;
     state.pins = given.pins.slice(0, 2).map((pin) => (isRecord(pin) ? this.checked(pin, true) : null));
     return state;

@@ -92,7 +92,7 @@ function makeSide(store, name, i, onRun) {
 
 /** The tokens of both texts, one above the other by position. Pressing a pair selects its position. */
 function makeTokenPairs(store) {
-  const element = h("div", { class: "tokens pairs", role: "group", "aria-label": "Tokens of A above those of B; select a position" });
+  const element = h("div", { class: "pairs", role: "group", "aria-label": "Tokens of A above those of B; select a position" });
   let drawn = [];
   const update = ([a, b]) => {
     if (a !== drawn[0] || b !== drawn[1]) {

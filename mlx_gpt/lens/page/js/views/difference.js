@@ -17,8 +17,8 @@ export function makeDifferenceTable(store, labels, what) {
     if (key.every((x, i) => x === drawn[i])) return;
     drawn = key;
     const [p, q] = [a, b].map(({ run, position }) => new NextToken(run, position));
-    const ids = [...new Set([...p.top(COMPARED), ...q.top(COMPARED)])].filter((id) => p.has(id) && q.has(id));
-    ids.sort((x, y) => q.raw(y) - q.raw(x));
+    const ids = [...new Set([...p.top(COMPARED), ...q.top(COMPARED)])];
+    ids.sort((x, y) => (q.has(y) ? q.raw(y) : 0) - (q.has(x) ? q.raw(x) : 0));
     put(body, ...ids.map((id) => differenceRow(store, id, p, q, what)));
     put(total, ...divergenceOf(p, q, ids[0], labels, what));
   };
@@ -26,14 +26,15 @@ export function makeDifferenceTable(store, labels, what) {
 }
 
 function differenceRow(store, id, p, q, what) {
-  const [before, after] = [p.raw(id), q.raw(id)];
-  const change = after - before;
-  const cell = (x, part, how, text) => h("td", {}, number(x, { what: `${what}-${part}`, id }, how, text));
+  const [before, after] = [p, q].map((next) => (next.has(id) ? next.raw(id) : null));
+  const cell = (x, part, how, text) =>
+    x === null ? h("td", { class: "muted", title: "not recorded", text: "–" }) : h("td", {}, number(x, { what: `${what}-${part}`, id }, how, text(x)));
+  const change = before === null || after === null ? null : after - before;
   const minus = () => ({ formula: "difference of the probabilities", filled: `${fmt(after)} − ${fmt(before)} = ${fmt(change)}` });
-  const last = cell(change, "difference", minus, signedPercent(change));
+  const last = cell(change, "difference", minus, signedPercent);
   last.style.background = diverge(0.7 * change);
   const name = showToken(store.tokenizer.tokenText(id));
-  const both = [cell(before, "a", () => p.explain(id), percent(before)), cell(after, "b", () => q.explain(id), percent(after))];
+  const both = [cell(before, "a", () => p.explain(id), percent), cell(after, "b", () => q.explain(id), percent)];
   return h("tr", {}, h("th", { scope: "row", text: name }), ...both, last);
 }
 

@@ -14,53 +14,53 @@ export function logitDifference({ run, otherRun, token }) {
   return { right, wrong, of: (from, at = token) => row(from.logits, at)[right] - row(from.logits, at)[wrong] };
 }
 
-/** A table of buttons; pressing one patches there, pressing it again does not. */
+/** A table of buttons; pressing one patches there, pressing it again does not. Rows are kept when the texts change. */
 export function makePatchGrid(store) {
   const { n_layer } = store.config;
   const head = ["position", "text", "second text", ...Array.from({ length: n_layer }, (_, layer) => `layer ${layer}`)];
   const body = h("tbody");
   const headRow = h("tr", {}, ...head.map((text) => h("th", { scope: "col", text })));
   const table = h("table", { class: "switches patches" }, h("thead", {}, headRow), body);
-  let cells = [];
+  const rows = [];
   let drawn = [];
   let pressed; // the cell of the patch
-  const sweep = patchSweep(store, () => cells);
-  moveByArrows(table, n_layer, () => cells.map(({ button }) => button));
+  const cells = () => rows.slice(0, Math.min(store.run.ids.length, store.otherRun.ids.length)).flatMap((row) => row.cells);
+  const sweep = patchSweep(store, cells);
+  moveByArrows(table, n_layer, () => cells().map(({ button }) => button));
   const update = () => {
     const { run, otherRun, state } = store;
     if (drawn[0] !== run || drawn[1] !== otherRun) {
       drawn = [run, otherRun];
-      const rows = run.ids.map((_, position) => patchRow(store, position));
-      cells = rows.flatMap((row) => row.cells);
-      pressed = undefined;
-      put(body, ...rows.map(({ element }) => element));
-      cells[0].button.tabIndex = 0;
+      while (rows.length < run.ids.length) rows.push(patchRow(store, rows.length));
+      rows.forEach((row, position) => position < run.ids.length && row.update());
+      put(body, ...rows.slice(0, run.ids.length).map(({ element }) => element));
     }
-    const chosen = cells.find(({ layer, position }) => layer === state.patch?.layer && position === state.patch.position);
+    const chosen = state.patch ? rows[state.patch.position]?.cells[state.patch.layer] : undefined;
     if (chosen !== pressed) {
       pressed?.press(false);
       chosen?.press(true);
       pressed = chosen;
     }
+    if (!cells().some(({ button }) => button.tabIndex === 0)) cells()[0].button.tabIndex = 0;
     sweep.update();
   };
   return { element: h("div", {}, sweep.element, h("div", { class: "scroll tall" }, table)), update };
 }
 
+/** The tokens of both texts at a position, and a cell for each layer. */
 function patchRow(store, position) {
-  const { run, otherRun, config } = store;
-  const there = position < otherRun.ids.length;
-  const cells = Array.from({ length: there ? config.n_layer : 0 }, (_, layer) => patchCell(store, layer, position));
-  const differs = there && otherRun.ids[position] !== run.ids[position];
-  const element = h(
-    "tr",
-    { class: differs ? "differs" : null },
-    h("th", { scope: "row", text: position }),
-    h("td", { class: "word", text: showToken(store.tokenAt(position)) }),
-    h("td", { class: "word", text: there ? showToken(store.tokenAt(position, otherRun)) : "" }),
-    ...cells.map(({ button }) => h("td", {}, button)),
-  );
-  return { element, cells };
+  const cells = Array.from({ length: store.config.n_layer }, (_, layer) => patchCell(store, layer, position));
+  const [word, other] = [h("td", { class: "word" }), h("td", { class: "word" })];
+  const element = h("tr", {}, h("th", { scope: "row", text: position }), word, other, ...cells.map(({ button }) => h("td", {}, button)));
+  const update = () => {
+    const { run, otherRun } = store;
+    const there = position < otherRun.ids.length;
+    word.textContent = showToken(store.tokenAt(position));
+    other.textContent = there ? showToken(store.tokenAt(position, otherRun)) : "";
+    element.classList.toggle("differs", there && otherRun.ids[position] !== run.ids[position]);
+    for (const { button } of cells) button.disabled = !there;
+  };
+  return { element, cells, update };
 }
 
 /** A button for one layer and position. After a sweep it shows the logit difference with this patch. */
@@ -122,7 +122,7 @@ function patchSweep(store, cells) {
     },
     show,
     clear: () => {
-      for (const cell of cells()) if (found.has(cell)) cell.show(null);
+      for (const cell of found.keys()) cell.show(null);
       found.clear();
       most = 0;
     },
