@@ -1,4 +1,4 @@
-// The activation functions of MLPs, by their names in a model's config (activations.py). Each takes and returns a number.
+// The activation functions of MLPs, by their names in a model's config (activations.py): functions of a number.
 
 const gelu = (x) => x * normal(x);
 const gelu_new = (x) => x * sigmoid(2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x));

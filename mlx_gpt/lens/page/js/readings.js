@@ -1,4 +1,4 @@
-// Readings of a run at one position: the logits at every layer, and what each part adds to a logit (lens/attribution.py).
+// Readings of a run at one position (lens/attribution.py): the logits at every layer, what each part adds to a logit.
 
 import { Tensor, dot, linear, normalize, row, softmax, takeRows } from "./tensor.js";
 
@@ -21,8 +21,10 @@ export function logitLens(run, position) {
   const { model } = run;
   const { n_layer: L, n_embd: C } = model.config;
   const streams = new Tensor([L + 1, C]);
-  for (let layer = 0; layer < L; layer++) row(streams, layer).set(row(run.get(`blocks.${layer}.hook_resid_pre`), position));
-  row(streams, L).set(row(run.get(`blocks.${L - 1}.hook_resid_post`), position));
+  for (let layer = 0; layer <= L; layer++) {
+    const name = layer < L ? `blocks.${layer}.hook_resid_pre` : `blocks.${L - 1}.hook_resid_post`;
+    row(streams, layer).set(row(run.get(name), position));
+  }
   const { normalized } = normalize(streams, model.config.layer_norm_epsilon);
   return linear(model.scaleNorm("ln_f", normalized), model.head);
 }
@@ -61,6 +63,7 @@ export function logitAttribution(run, position, id) {
   const weighted = direction.map((value, c) => value * weight[c]);
   const mean = weighted.reduce((sum, value) => sum + value, 0) / weighted.length;
   const centered = weighted.map((value) => value - mean); // the norm removes each part's mean
-  const values = decomposeResid(run, position).map(({ label, vector }) => ({ label, value: dot(vector, centered) / scale }));
+  const parts = decomposeResid(run, position);
+  const values = parts.map(({ label, vector }) => ({ label, value: dot(vector, centered) / scale }));
   return [...values, { label: "ln_final_bias", value: dot(direction, model.weight("ln_f.bias").data) }];
 }

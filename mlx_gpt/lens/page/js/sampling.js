@@ -1,5 +1,5 @@
-// The sampling rules of generate/sampling.py, each a pure function of logits (V) that returns logits, and a choice of an
-// id. A rule forbids an id by -Infinity. Numbers are rounded to float32 as there, so that ties are the same.
+// The sampling rules of generate/sampling.py, each a pure function of logits (V) that returns logits, and the choice of
+// an id. A rule forbids an id by -Infinity. Numbers are rounded to float32 as there, so that ties are the same.
 
 import { softmax } from "./tensor.js";
 

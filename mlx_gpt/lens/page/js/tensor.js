@@ -137,3 +137,9 @@ export function normalize(x, epsilon) {
   }
   return { scale, normalized };
 }
+
+/** Return n rows of a matrix, or n numbers of a vector, from one on, as a view. */
+export function rowsOf(tensor, start, n) {
+  const size = sizeOf(tensor.shape.slice(1));
+  return new Tensor([n, ...tensor.shape.slice(1)], tensor.data.subarray(start * size, (start + n) * size));
+}

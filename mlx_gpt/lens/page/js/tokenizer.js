@@ -104,7 +104,8 @@ export class CharacterTokenizer {
   encode(text) {
     return Array.from(text, (character) => {
       if (this.ids.has(character)) return this.ids.get(character);
-      throw new UnknownCharacter(`the model knows ${this.ids.size} characters, and ${JSON.stringify(character)} is none of them`);
+      const known = `the model knows ${this.ids.size} characters`;
+      throw new UnknownCharacter(`${known}, and ${JSON.stringify(character)} is none of them`);
     });
   }
 
@@ -158,7 +159,8 @@ function splitAt(text, tokens) {
     const token = known.get(found[0]);
     let begin = found.index;
     let end = begin + found[0].length;
-    if (token.single_word && (isOfWord([...text.slice(0, begin)].at(-1)) || isOfWord([...text.slice(end)][0]))) continue;
+    const around = [[...text.slice(0, begin)].at(-1), [...text.slice(end)][0]];
+    if (token.single_word && around.some(isOfWord)) continue;
     if (token.lstrip) begin -= text.slice(start, begin).match(TRAILING_SPACE)[0].length;
     if (token.rstrip) end += text.slice(end).match(LEADING_SPACE)[0].length;
     if (start < begin) parts.push(text.slice(start, begin));
