@@ -12,6 +12,8 @@ from typing import Any
 
 from mlx_gpt.errors import TokenizerError, UsageError
 from mlx_gpt.generate.generation import generate
+from mlx_gpt.lens.diagram import draw_diagram
+from mlx_gpt.lens.diagram.svg import STYLE
 from mlx_gpt.lens.page.bundle import join_page
 from mlx_gpt.lens.page.living import living_data
 from mlx_gpt.lens.page.recorded import recorded_data
@@ -35,13 +37,13 @@ def make_page(model: GPT, tokenizer: Tokenizer, texts: Sequence[str] = (), name:
     reason = f"the model has {size:,} parameters, too many for a page that computes (8 MB)"
     if size <= LIVING_PARAMETERS:
         try:
-            page = join_page(living_data(model, tokenizer, texts, name), title)
+            page = join_page(living_data(model, tokenizer, texts, name) | page_map(model, name), title)
             if len(page) <= LIVING_SIZE:
                 return page, f"living page, {len(page) / 1e6:.1f} MB: it computes in the browser, offline"
         except UsageError as error:  # weights that float16 cannot hold
             reason = str(error)
     data = recorded_data(model, tokenizer, texts, name)
-    page = join_page(data, title)
+    page = join_page(data | page_map(model, name), title)
     return page, f"recorded page, {len(page) / 1e6:.1f} MB, of {recorded_texts(data, texts)}: {reason}"
 
 
@@ -52,6 +54,11 @@ def default_text(model: GPT, tokenizer: Tokenizer) -> str:
             return EXPLANATION
     tokens = min(24, model.config.n_positions - 1)
     return "".join(generate(model, tokenizer, max_tokens=tokens, temperature=0.7, seed=0)) if tokens else EXPLANATION
+
+
+def page_map(model: GPT, name: str) -> dict[str, str]:
+    """Return the diagram of a model without its style, which the page's policy would refuse; the page has it."""
+    return {"diagram": draw_diagram(model, name=name).replace(f"<style>{STYLE}</style>", "")}
 
 
 def recorded_texts(data: dict[str, Any], texts: Sequence[str]) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from mlx_gpt.lens.diagram.svg import STYLE
+
 FOLDER = Path(__file__).parent
 IMPORT = re.compile(r'^import \{[^}]*\} from "([^"]+)";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?function|const|let|class)", re.MULTILINE)
@@ -22,13 +24,13 @@ NAME = re.compile(r"^(?:export )?(?:async )?(?:function\*?|const|let|class) (\w+
 
 
 def join_page(data: dict[str, Any], title: str) -> str:
-    """Return the HTML of a page with this data, ``JSON``-like, and title.
+    """Return the HTML of a page with this data, ``JSON``-like, and title; its style has the diagram's.
 
     The content security policy allows this script and this style by their hashes, and nothing else: no network, no
     ``eval``, no inline handlers.
     """
     script = f'(function () {{\n"use strict";\n{join_modules(FOLDER / "js" / "main.js")}\n}})();'
-    style = (FOLDER / "style.css").read_text(encoding="utf-8")
+    style = f"{(FOLDER / 'style.css').read_text(encoding='utf-8')}\n{STYLE}"
     return Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(title),
         policy=f"default-src 'none'; img-src data:; script-src {source(script)}; style-src {source(style)}",

@@ -111,6 +111,7 @@ def test_another_token_and_target_are_chosen_by_clicks(tinyworld: LivingPage) ->
         assert_logits(page, tinyworld, run, 4, int(likely[2]))
         page.select_option("#stream-versus", str(likely[1]))
         assert_logits(page, tinyworld, run, 4, int(likely[2]), int(likely[1]))
+        page.wait_for_function("() => decodeURIComponent(location.hash).includes('versus')")
         page.reload()  # the link holds the choice
         settle(page)
         assert_logits(page, tinyworld, run, 4, int(likely[2]), int(likely[1]))

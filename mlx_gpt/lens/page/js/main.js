@@ -11,6 +11,7 @@ import { makeTour } from "./tour.js";
 import { makeAttentionView } from "./views/attention.js";
 import { makeHeadView } from "./views/head.js";
 import { makeLogitLensView } from "./views/logitlens.js";
+import { makeMapView } from "./views/map.js";
 import { makeStreamView } from "./views/stream.js";
 
 // In the order of the navigation: make functions, (store) -> {id, title, element, update}.
@@ -19,6 +20,7 @@ const VIEWS = [
   makeHeadView,
   makeStreamView,
   makeLogitLensView,
+  makeMapView,
   makeChangeView,
   makeCompareView,
 ];
@@ -29,6 +31,7 @@ async function start() {
   const data = JSON.parse(document.getElementById("page-data").textContent);
   const { model, tokenizer, config } = await readPage(data);
   const store = new Store(model, tokenizer, config, data.texts);
+  store.diagram = data.diagram;
   const views = VIEWS.map((make) => make(store));
   const asides = ASIDE.map((make) => make(store));
   const parts = [header(store, data), input(store), makeTour(store), tokens(store), navigation(store, views)];

@@ -19,6 +19,8 @@ export const INITIAL = {
   pins: [], //                 states A and B without pins, to compare; null: none
   target: null, //             the token whose logit is taken apart; null: the most probable one
   versus: null, //             a token whose logit is subtracted from that
+  zoom: "", //                 the component or activation that the map shows; "": the whole model
+  cell: null, //               [row, column] of a number in it
   tour: null, //               step of the guided tour
 };
 export const OF_RUN = ["text", "other", "heads", "mlps", "patch"];
@@ -216,6 +218,8 @@ export class Store {
       seed: (x) => whole(x, 2 ** 32),
       target: (x) => x === null || whole(x, V),
       versus: (x) => x === null || whole(x, V),
+      zoom: (x) => typeof x === "string" && x.length < 80,
+      cell: (x) => x === null || (Array.isArray(x) && x.length === 2 && whole(x[0], T) && whole(x[1], 2 ** 32)),
       tour: (x) => x === null || whole(x, 8),
     };
     if (!isRecord(given)) return state;

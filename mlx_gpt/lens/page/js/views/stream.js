@@ -39,9 +39,10 @@ export function makeStreamView(store) {
     const seen = [store.shown, store.token, store.state.target, store.state.versus];
     if (seen.every((value, i) => value === drawn[i])) return;
     drawn = seen;
-    const likely = store.shown.next(store.token, 10);
+    const likely = targetsOf(store);
+    const known = (id) => (id === null || store.living || likely.some((token) => token.id === id) ? id : null);
+    const chosen = { target: known(store.state.target) ?? likely[0].id, versus: known(store.state.versus) };
     fillTargets(store, target, versus, likely);
-    const chosen = { target: store.state.target ?? likely[0].id, versus: store.state.versus };
     const reading = { ...chosen, ...readStream(store.shown, store.config, store.token, chosen.target, chosen.versus) };
     intro.textContent = introOf(store);
     strips.length = 0;
@@ -128,7 +129,8 @@ function headRows(store, { layer, heads }, { stages }, most) {
     const bias = store.living && part.head === null ? model.weight(`h.${layer}.attn.c_proj.bias`).data : null;
     const vector = part.head === null ? bias : vectorAt(run, name, position, part.head);
     const sizes = measures(run, vector, `blocks.${layer}.hook_resid_pre`, stages.at(-1).vector, position);
-    return partRow({ ...part, name: part.head === null ? null : name, norm: vector && norm(vector), ...sizes }, most);
+    const size = part.head === null ? vector && norm(vector) : run.norms(name)[position * store.config.n_head + part.head];
+    return partRow({ ...part, name: part.head === null ? null : name, norm: size, ...sizes }, most);
   });
 }
 
@@ -198,6 +200,12 @@ function stageName(stage) {
 
 function targetSelect(id, choose) {
   return h("select", { id, on: { change: ({ target }) => choose(target.value === "" ? null : Number(target.value)) } });
+}
+
+/** The tokens to choose from: the most probable ones, in a recorded page those whose parts were recorded. */
+function targetsOf({ shown: run, token, living }) {
+  const likely = run.next(token, 10);
+  return living ? likely : likely.filter(({ id }) => run.targets(token).includes(id));
 }
 
 function fillTargets({ state, tokenizer }, target, versus, likely) {
