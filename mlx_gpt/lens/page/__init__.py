@@ -58,7 +58,7 @@ def default_text(model: GPT, tokenizer: Tokenizer) -> str:
 
 def page_map(model: GPT, name: str) -> dict[str, str]:
     """Return the diagram of a model without its style, which the page's policy would refuse; the page has it."""
-    return {"diagram": draw_diagram(model, name=name).replace(f"<style>{STYLE}</style>", "")}
+    return {"diagram": draw_diagram(model, name=name, fold=False).replace(f"<style>{STYLE}</style>", "")}
 
 
 def recorded_texts(data: dict[str, Any], texts: Sequence[str]) -> str:
