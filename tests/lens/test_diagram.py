@@ -145,13 +145,17 @@ def test_the_parameters_of_every_block_are_listed_and_all_counts_sum_to_the_tota
     assert f"{sum(counts):,.0f} parameters" in texts(stack)
 
 
-def test_blocks_with_equal_numbers_share_a_row_that_counts_them() -> None:
+def test_blocks_with_equal_numbers_share_a_row_that_counts_them_unless_asked_not_to() -> None:
     model = random_model(n_layer=5)
     size = sum(prod(shape) for name, shape in parameters(model).items() if name.startswith("h.0."))
-    (stack,) = [
-        node for node in parse(draw_diagram(model, layer=1)).iter(f"{SVG}g") if node.get("data-part") == "blocks"
-    ]
-    assert texts(stack)[-6:] == ["h.0", f"{size:,}", "h.1", f"{size:,}", "h.2…4", f"3 × {size:,}"]
+
+    def rows(**settings: Any) -> list[str]:
+        nodes = parse(draw_diagram(model, layer=1, **settings)).iter(f"{SVG}g")
+        (stack,) = [node for node in nodes if node.get("data-part") == "blocks"]
+        return [line for line in texts(stack) if line.startswith("h.") or f"{size:,}" in line]
+
+    assert rows() == ["h.0", f"{size:,}", "h.1", f"{size:,}", "h.2…4", f"3 × {size:,}"]
+    assert rows(fold=False) == [line for layer in range(5) for line in (f"h.{layer}", f"{size:,}")]
 
 
 # FLOPs
