@@ -235,6 +235,22 @@ def test_a_hostile_link_leaves_the_page_working(tinyworld: LivingPage, view: str
         assert_effect(page, tinyworld, head(1, 0))
 
 
+@pytest.mark.parametrize("link", ["%E0%A4%A", "{", "%7B%22heads", "[" * 9000, '{"pins":[' * 3000], ids=range(5))
+def test_a_damaged_link_is_reported_and_opens_the_first_text(tinyworld: LivingPage, link: str) -> None:
+    with tinyworld.open(link=link) as page:
+        assert "The link is damaged" in page.locator(".input").first.inner_text()
+        assert page.input_value("#text") == TEXT
+        page.fill("#text", "Lily")
+        settle(page)
+        assert "damaged" not in page.locator(".input").first.inner_text()
+
+
+def test_pins_within_pins_are_left_out(tinyworld: LivingPage) -> None:
+    nested = '{"pins":[' * 2000 + "]}" * 2000
+    with tinyworld.open(link=nested) as page:
+        assert page.evaluate("mlxGptPage.state.pins.map((pin) => pin.pins)") == [[]]
+
+
 @pytest.mark.parametrize("text", ["One", "Lily went to the garden. " * 40])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_texts_of_one_token_and_of_a_full_context_can_be_changed(tinyworld: LivingPage, text: str, width: int) -> None:

@@ -65,6 +65,30 @@ def flip_through_heads(page: Any, view: str) -> None:
         page.wait_for_timeout(30)
 
 
+def change_beside_a_second_text(page: Any) -> None:
+    page.click("#tab-change")
+    page.fill("#other", TEXT.replace("Lily", "Tom"))
+    page.wait_for_function("() => mlxGptPage.otherRun && !mlxGptPage.busy")
+    page.locator(".patches [data-layer='1'][data-position='4']").click()
+    for _ in range(5):
+        page.locator("#factor").press("ArrowRight")
+    type_at(page, "Control+Home")
+
+
+def generate_a_text(page: Any) -> None:
+    page.select_option("#length", "20")
+    page.click("#generate")
+    page.wait_for_function("() => document.getElementById('generate').textContent === 'Generate'")
+
+
+def compare_pins(page: Any) -> None:
+    page.click("#tab-compare")
+    page.get_by_role("button", name="Pin A", exact=True).click()
+    page.evaluate("mlxGptPage.scale('mlps', '2', Math.random())")
+    page.wait_for_function("() => !document.querySelector('.compare').hidden && !mlxGptPage.busy")
+    page.keyboard.press("ArrowDown")
+
+
 ACTIONS = {
     "a long text": lambda page: page.fill("#text", TEXT),
     "typing at the end": lambda page: type_at(page, "Control+End"),
@@ -72,6 +96,9 @@ ACTIONS = {
     "an edit": lambda page: page.evaluate("mlxGptPage.scale('heads', '2.1', Math.random())"),
     "pointing at tokens in all heads": point_at_tokens,
     "flipping through all heads": lambda page: flip_through_heads(page, "attention"),
+    "a patch, a factor and typing beside a second text": change_beside_a_second_text,
+    "generating with edits and without": generate_a_text,
+    "comparing": compare_pins,
     "flipping through the steps of heads": lambda page: flip_through_heads(page, "head"),
 }
 

@@ -104,14 +104,14 @@ export class Store {
   }
 
   /** Trace the text, the second text and, if there are edits, the text with them. A later call replaces an earlier one. */
-  async compute() {
+  async compute(remark = "") {
     const turn = ++this.turn;
     const state = this.state;
     this.busy = true;
     try {
       const runs = await this.runsOf(state);
       if (turn !== this.turn) return;
-      Object.assign(this, runs, { remark: this.remarkOf(state) });
+      Object.assign(this, runs, { remark: remark || this.remarkOf(state) });
     } catch (error) {
       if (turn !== this.turn) return;
       this.remark = error.message;
@@ -183,14 +183,14 @@ export class Store {
   /** Take the state from the address. What does not fit the model is left out. */
   readLink() {
     clearTimeout(this.writing);
-    let given = {};
+    let [given, damaged] = [{}, ""];
     try {
       given = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
     } catch {
-      this.remark = "The link is damaged; the page starts from the beginning.";
+      damaged = "The link is damaged; the page starts from the beginning.";
     }
     this.state = this.checked(given);
-    this.compute();
+    this.compute(damaged);
     this.notify();
   }
 

@@ -39,7 +39,7 @@ function differenceRow(store, id, p, q, what) {
 }
 
 function signedPercent(x) {
-  return Math.abs(x) < 0.0005 ? "≈ 0" : `${x > 0 ? "+" : "−"}${percent(Math.abs(x))}`;
+  return Math.abs(x) < 0.001 ? "≈ 0" : `${x > 0 ? "+" : "−"}${percent(Math.abs(x))}`;
 }
 
 /** The Kullback-Leibler divergence, where both distributions are known completely. */

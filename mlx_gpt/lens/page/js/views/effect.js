@@ -8,8 +8,8 @@ export function makeEffect(store) {
   const none = h("p", { class: "muted" });
   const heading = h("p", { class: "muted" });
   const table = makeDifferenceTable(store, ["unchanged", "edited"], "effect");
-  const losses = h("p");
-  const found = h("div", { "aria-live": "polite" }, heading, table.element, losses);
+  const losses = h("p", { "aria-live": "polite" });
+  const found = h("div", {}, heading, table.element, losses);
   let drawn = null;
   const update = () => {
     const { run, edited, token } = store;

@@ -17,7 +17,7 @@ export function logitDifference({ run, otherRun, token }) {
 /** A table of buttons; pressing one patches there, pressing it again does not. Rows are kept when the texts change. */
 export function makePatchGrid(store) {
   const { n_layer } = store.config;
-  const head = ["position", "text", "second text", ...Array.from({ length: n_layer }, (_, layer) => `layer ${layer}`)];
+  const head = ["at", "text", "second text", ...Array.from({ length: n_layer }, (_, layer) => `layer ${layer}`)];
   const body = h("tbody");
   const headRow = h("tr", {}, ...head.map((text) => h("th", { scope: "col", text })));
   const table = h("table", { class: "switches patches" }, h("thead", {}, headRow), body);
