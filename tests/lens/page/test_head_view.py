@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.lens_model import V, random_model
-from helpers.living_page import TEXT, LivingPage, settle, value
+from helpers.living_page import TEXT, LivingPage, rounded, settle, value
 
 from mlx_gpt import lens
 from mlx_gpt.lens import page as pages
@@ -55,7 +55,8 @@ def small(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> LivingPage:
     """Return the page of a random model whose scores are also divided by the layer's number."""
     characters = CharacterTokenizer({chr(97 + i): i for i in range(V)})
     model = random_model(scale_attn_by_inverse_layer_idx=True)
-    return LivingPage(browser, tmp_path_factory.mktemp("page"), model, characters)
+    html, _ = pages.make_page(model, characters, [TEXT], "test")
+    return LivingPage(browser, tmp_path_factory.mktemp("page"), rounded(model), characters, html)
 
 
 def strip(page: Any, what: str, **data: Any) -> np.ndarray:
@@ -197,8 +198,8 @@ def test_a_recorded_head_shows_what_was_recorded_and_says_what_was_not(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "LIVING_PARAMETERS", 0)
-    recorded = LivingPage(browser, tmp_path, model := random_model(vocab_size=260, n_positions=50), Tokenizer.bytes())
-    recorded.model = model  # not rounded
+    model, tokenizer = random_model(vocab_size=260, n_positions=50), Tokenizer.bytes()
+    recorded = LivingPage(browser, tmp_path, model, tokenizer, pages.make_page(model, tokenizer, [TEXT], "test")[0])
     with recorded.open({"view": "head", "layer": 2, "head": 1, "token": 20}) as page:
         head = Head(recorded, TEXT, 2, 1)
         for key, weight in shown(page, "weight").items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from helpers.browser import open_page
@@ -37,6 +39,10 @@ def test_it_tells_eight_steps_with_the_pattern_s_numbers(browser: Any, file: Pat
         for step, view in enumerate(VIEWS):
             page.get_by_text(f"step {step + 1} of 8").wait_for()
             assert state(page, "view") == view
+            if view == "head":  # at the step of the view that it speaks of, of the two tokens it names
+                current = page.locator(".steps > li[aria-current=step] h3").inner_text()
+                assert current == {1: "Queries ask, keys answer", 2: "Mask", 4: "Values move"}[step]
+                assert int(page.locator("#head-key").input_value()) == state(page, "key")
             if step == 3:  # the pattern weighs
                 said = page.locator("[data-what=tour]").inner_text()
                 layer, head, query = state(page, "layer"), state(page, "head"), state(page, "token")
@@ -46,6 +52,15 @@ def test_it_tells_eight_steps_with_the_pattern_s_numbers(browser: Any, file: Pat
             page.get_by_role("button", name="Finish" if step == 7 else "Next", exact=True).click()
         page.get_by_role("button", name="Guided tour").wait_for()
         assert state(page, "tour") is None
+
+
+def test_a_link_restores_key_and_step_of_one_head(browser: Any, file: Path) -> None:
+    link = "#" + quote(json.dumps({"view": "head", "layer": 3, "token": 5, "key": 2, "step": 3}))
+    with open_page(browser, file, link) as page:
+        page.get_by_text("Step 4 of 6").wait_for()
+        assert page.locator("#head-key").input_value() == "2"
+        page.keyboard.press("ArrowRight")  # another head: its own strongest key
+        assert state(page, "key") is None
 
 
 def test_a_link_opens_a_step_and_back_goes_to_the_one_before(browser: Any, file: Path) -> None:

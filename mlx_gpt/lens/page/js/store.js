@@ -8,6 +8,8 @@ export const INITIAL = {
   token: null, //              the selected position; null: the last
   layer: 0,
   head: 0,
+  key: null, //                the key that the view of one head shows; null: the one with the largest weight
+  step: 0, //                  of that view
   view: "attention",
   heads: {}, //                "layer.head": factor; 0 knocks the head out
   mlps: {}, //                 "layer": factor
@@ -23,7 +25,8 @@ export const INITIAL = {
   cell: null, //               [row, column] of a number in it
   tour: null, //               step of the guided tour
 };
-export const OF_RUN = ["text", "other", "heads", "mlps", "patch"];
+export const OF_QUERY = ["text", "layer", "head", "token"];
+const OF_RUN = ["text", "other", "heads", "mlps", "patch"];
 
 export class Store {
   constructor(model, tokenizer, config, texts) {
@@ -67,6 +70,7 @@ export class Store {
     const before = this.state;
     this.state = { ...before, ...changes };
     if ("text" in changes && changes.text !== before.text) this.state.token = changes.token ?? null;
+    if (!("key" in changes) && OF_QUERY.some((name) => this.state[name] !== before[name])) this.state.key = null;
     this.writeLink();
     if (OF_RUN.some((name) => this.state[name] !== before[name])) this.compute();
     this.notify();
@@ -208,6 +212,8 @@ export class Store {
       token: (x) => x === null || whole(x, T),
       layer: (x) => whole(x, L),
       head: (x) => whole(x, H),
+      key: (x) => x === null || whole(x, T),
+      step: (x) => whole(x, 6),
       view: (x) => typeof x === "string",
       heads: (x) => factors(x, /^\d+\.\d+$/, (name) => whole(+name.split(".")[0], L) && whole(+name.split(".")[1], H)),
       mlps: (x) => factors(x, /^\d+$/, (name) => whole(+name, L)),

@@ -14,7 +14,7 @@ const STEPS = [
   },
   {
     title: "Queries ask, keys answer",
-    state: ({ look }) => ({ view: "head", ...look.state }),
+    state: ({ look }) => ({ view: "head", ...look.state, step: 0 }),
     say: ({ look, tokens }) =>
       `In head ${look.head} of layer ${look.layer}, every token sends out a query, what it looks for, and a key, what it can be found by. ` +
       `The query of ${quote(tokens[look.query])} meets the key of ${quote(tokens[look.key])}: their dot product, ` +
@@ -22,7 +22,7 @@ const STEPS = [
   },
   {
     title: "The mask hides the future",
-    state: ({ look }) => ({ view: "head", ...look.state }),
+    state: ({ look }) => ({ view: "head", ...look.state, step: 2 }),
     say: ({ tokens, look }) =>
       `${quote(tokens[look.query])} may look at itself and at the ${look.query} tokens before it. The scores of later tokens become −∞, ` +
       "so that the model cannot learn to copy the word that it has to predict.",
@@ -36,7 +36,7 @@ const STEPS = [
   },
   {
     title: "Values move",
-    state: ({ look }) => ({ view: "head", ...look.state }),
+    state: ({ look }) => ({ view: "head", ...look.state, step: 4 }),
     say: ({ tokens, look }) =>
       `What is moved is the value, a third vector of each token. ${quote(tokens[look.query])} receives the values weighted by its row of the pattern` +
       `${look.norm === null ? "" : `, and the head adds a vector of length ${fmt(look.norm)} to its residual stream`}.`,
@@ -131,7 +131,7 @@ function worthALook(store) {
       }
     }
   }
-  const state = { layer: best.layer, head: best.head, token: best.query };
+  const state = { layer: best.layer, head: best.head, token: best.query, key: best.key };
   return { ...best, weight: Math.max(best.weight, 0), state, norm: normOfResult(run, best) };
 }
 

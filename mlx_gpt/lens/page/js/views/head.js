@@ -18,13 +18,13 @@ const HEAD_STEPS = [
 
 export function makeHeadView(store) {
   const title = h("p", { "aria-live": "polite", "data-what": "read-head" });
-  const controls = makeControls(store, (key) => choose(key));
+  const controls = makeControls(store);
   const steps = HEAD_STEPS.map(({ title }) => ({
     content: h("div", { class: "step-content" }),
     title: h("h3", { tabindex: "-1", text: title }),
   }));
   const items = steps.map((step) => h("li", {}, step.title, step.content));
-  const stepper = makeStepper(items, (i) => steps[i].title.focus({ preventScroll: true }));
+  const stepper = makeStepper(store, items, (i) => steps[i].title.focus({ preventScroll: true }));
   const element = h(
     "div",
     {},
@@ -35,18 +35,14 @@ export function makeHeadView(store) {
     h("ol", { class: "steps" }, ...items),
   );
   let shown = {};
-  let chosenKey = null;
 
-  const choose = (key) => {
-    chosenKey = key;
-    update();
-  };
   const update = () => {
     const at = readHead(store);
+    stepper.update();
     const same = (name) => at[name] === shown[name];
     const sameQuery = ["run", "layer", "head", "query"].every(same);
-    if (!sameQuery) chosenKey = null;
-    at.key = chosenKey ?? strongestKey(at.pattern, at.T, at.query);
+    const { key } = store.state;
+    at.key = key !== null && key <= at.query ? key : strongestKey(at.pattern, at.T, at.query);
     const before = shown;
     shown = at;
     if (sameQuery && at.key === before.key) return markKey(element, store.hover.key);
@@ -87,7 +83,7 @@ function markKey(element, key) {
 }
 
 /** Choices of layer, head and key. */
-function makeControls(store, chooseKey) {
+function makeControls(store) {
   const { n_layer: L, n_head: H } = store.config;
   const numbers = (n) => Array.from({ length: n }, (_, i) => h("option", { value: i, text: i }));
   const select = (label, id, options, choose) => {
@@ -96,7 +92,7 @@ function makeControls(store, chooseKey) {
   };
   const layer = select("Layer", "head-layer", numbers(L), (value) => store.set({ layer: value }));
   const head = select("Head", "head-head", numbers(H), (value) => store.set({ head: value }));
-  const key = select("Key", "head-key", [], chooseKey);
+  const key = select("Key", "head-key", [], (value) => store.set({ key: value }));
   let listed = {};
   const update = (at) => {
     layer.input.value = at.layer;
@@ -113,25 +109,26 @@ function makeControls(store, chooseKey) {
   return { element: h("div", { class: "row" }, layer.element, head.element, key.element), update };
 }
 
-/** Buttons that go through the items of a list; all are shown, and the present one is marked. */
-function makeStepper(items, onStep) {
-  let step = 0;
+/** Buttons that go through the items of a list, the steps; all are shown, and the present one is marked. */
+function makeStepper(store, items, onStep) {
   const place = h("span", { class: "muted", role: "status" });
-  const button = (text, by) => h("button", { type: "button", text, on: { click: () => go(step + by) } });
+  const button = (text, by) => h("button", { type: "button", text, on: { click: () => go(store.state.step + by) } });
   const [back, next] = [button("Previous step", -1), button("Next step", 1)];
-  const mark = () => {
+  let marked = null;
+  const update = () => {
+    const { step } = store.state;
+    if (step === marked) return;
     items.forEach((item, i) =>
       i === step ? item.setAttribute("aria-current", "step") : item.removeAttribute("aria-current"),
     );
     [back.disabled, next.disabled] = [step === 0, step === items.length - 1];
     place.textContent = `Step ${step + 1} of ${items.length}`;
+    if (marked !== null) items[step].scrollIntoView({ block: "nearest" });
+    marked = step;
   };
-  const go = (to) => {
-    step = to;
-    mark();
-    items[step].scrollIntoView({ block: "nearest" });
+  const go = (step) => {
+    store.set({ step });
     onStep(step);
   };
-  mark();
-  return { element: h("div", { class: "row stepper" }, back, next, place) };
+  return { element: h("div", { class: "row stepper" }, back, next, place), update };
 }
