@@ -15,7 +15,7 @@ import pytest
 from mlx.utils import tree_unflatten
 
 from helpers.browser import open_page
-from mlx_gpt.lens.page import make_page
+from mlx_gpt.lens.page import make_page, page_map
 from mlx_gpt.lens.page.bundle import join_page
 from mlx_gpt.lens.page.living import half_weights
 from mlx_gpt.lens.page.recorded import recorded_data
@@ -76,5 +76,5 @@ def tinyworld(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> LivingP
 def recorded(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> LivingPage:
     """Return a page of the same model that cannot compute, with two recorded texts."""
     model, tokenizer = load(FOLDER)
-    html = join_page(recorded_data(model, tokenizer, [TEXT, OTHER], "test"), "test")
+    html = join_page(recorded_data(model, tokenizer, [TEXT, OTHER], "test") | page_map(model, "test"), "test")
     return LivingPage(browser, tmp_path_factory.mktemp("recorded"), model, tokenizer, html)
