@@ -213,6 +213,18 @@ def test_the_logit_difference_with_each_patch_is_that_of_activation_patching(tin
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("text", ["Lily", ""])
+def test_a_sweep_ends_when_the_text_changes(tinyworld: LivingPage, text: str) -> None:
+    with tinyworld.open({"view": "change", "text": "Lily went to the garden. " * 20}) as page:
+        page.click("#sweep-parts")
+        page.fill("#text", text)
+        settle(page)
+        page.fill("#text", "Tom")
+        settle(page)
+        assert page.inner_text("#sweep-parts") == "Loss without each part"
+        assert page.locator("[data-what=ablated]:visible").count() == 0
+
+
 HOSTILE = [
     {"heads": {"9.9": 0}, "mlps": {"-1": 2}, "patch": {"layer": 99, "position": -1}},
     {"heads": [1], "mlps": "x", "patch": [], "temperature": "hot", "topK": 1e99, "topP": -1, "seed": 1.5},

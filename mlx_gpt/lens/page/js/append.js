@@ -11,7 +11,7 @@ export function makeAppender(store) {
   const append = (id, how = "Appended") => {
     if (store.busy || reasonAgainst()) return reasonAgainst();
     const { text, same } = continued(store, store.token, id);
-    if (text === null) return `${showToken(store.tokenizer.tokenText(id))} is only a part of a character and cannot stand in a text by itself.`;
+    if (text === null) return `${showToken(store.tokenizer.tokenText(id))} is only a part of a character and cannot stand in a text; choose another, or a new seed.`;
     undone.push({ text: store.state.text, token: store.state.token, after: text });
     store.set({ text, token: null });
     return `${how} ${showToken(store.tokenizer.tokenText(id))}${same ? "" : "; the new text is split into other tokens"}.`;

@@ -15,7 +15,7 @@ export function makeEditGrid(store) {
   const summary = h("span", { role: "status", "aria-live": "polite", "data-what": "edits" });
   const element = h(
     "section",
-    { "aria-label": "Knock out or scale" },
+    { class: store.config.n_head > 6 ? "wide" : null, "aria-label": "Knock out or scale" },
     h("h3", { text: "Knock out or scale" }),
     h("p", { class: "muted", text: "Press a head or an MLP to switch it off; the slider scales the chosen one." }),
     h("div", { class: "scroll" }, gridTable(rows, cells, chosen)),

@@ -14,8 +14,9 @@ export function makeLossSweep(store, cells) {
     label: "Loss without each part",
     jobs: () => (store.run.ids.length > 1 ? shown : []),
     measure: async ({ part }) => {
+      const { run } = store;
       const edits = { ...NO_EDITS, [part.kind]: { [part.name]: 0 } };
-      return lossOf(await store.model.trace(store.run.ids, { edits, lane: "sweep" })) - lossOf(store.run);
+      return lossOf(await store.model.trace(run.ids, { edits, lane: "sweep" })) - lossOf(run);
     },
     show: (cell, rise) => {
       found.set(cell, rise);

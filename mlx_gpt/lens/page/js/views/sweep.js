@@ -28,6 +28,7 @@ export function makeSweep({ id, label, jobs, measure, show, clear, inputs }) {
     for (const [i, job] of list.entries()) {
       const value = await measure(job);
       await letDraw();
+      update();
       if (current !== sweep || !sweep.running) return;
       show(job, value);
       progress.value = (i + 1) / list.length;
