@@ -10,71 +10,30 @@ import { at, dot, row } from "./tensor.js";
  * formula with its values, or {formula, filled, note}. ``context`` has store, run, layer and ``of``, the name of an
  * activation of the layer. What is filled in needs the weights only where ``weight`` is called.
  */
+const VECTOR = ["token", "number"];
+const HEAD_VECTOR = ["token", "head", "number"];
+const MAP = ["head", "query", "key"];
 const FORMULAS = {
-  hook_embed: {
-    axes: ["token", "number"],
-    formula: "W_E[id of the token]",
-    fill: ({ run, weight }, t, c) => `W_E[${run.ids[t]}, ${c}] = ${fmt(at(weight("wte.weight"), run.ids[t], c))}`,
-  },
-  hook_pos_embed: {
-    axes: ["token", "number"],
-    formula: "W_pos[position]",
-    fill: ({ weight }, t, c) => `W_pos[${t}, ${c}] = ${fmt(at(weight("wpe.weight"), t, c))}`,
-  },
-  hook_resid_pre: {
-    axes: ["token", "number"],
-    formula: "layer 0: hook_embed + hook_pos_embed; later: hook_resid_post of the layer before",
-    fill: ({ run, layer }, ...i) => (layer === 0 ? plus(run, ["hook_embed", "hook_pos_embed"], i) : plus(run, [`blocks.${layer - 1}.hook_resid_post`], i)),
-  },
-  hook_resid_mid: { axes: ["token", "number"], formula: "hook_resid_pre + hook_attn_out", fill: ({ run, of }, ...i) => plus(run, [of("hook_resid_pre"), of("hook_attn_out")], i) },
-  hook_resid_post: { axes: ["token", "number"], formula: "hook_resid_mid + hook_mlp_out", fill: ({ run, of }, ...i) => plus(run, [of("hook_resid_mid"), of("hook_mlp_out")], i) },
-  hook_scale: { axes: ["token", "number"], formula: "√(mean((x − mean x)²) + ε)", fill: fillScale },
-  hook_normalized: { axes: ["token", "number"], formula: "(x − mean x) / scale", fill: fillNormalized },
-  hook_out: { axes: ["token", "number"], formula: "normalized × weight + bias", fill: fillNorm },
-  hook_q: { axes: ["token", "head", "number"], formula: "LN(x) · W_Q + b_Q", fill: (context, t, head, i) => explainProjection(context.store, { ...context, head }, "q", t, i) },
-  hook_k: { axes: ["token", "head", "number"], formula: "LN(x) · W_K + b_K", fill: (context, t, head, i) => explainProjection(context.store, { ...context, head }, "k", t, i) },
-  hook_v: { axes: ["token", "head", "number"], formula: "LN(x) · W_V + b_V", fill: (context, t, head, i) => explainProjection(context.store, { ...context, head }, "v", t, i) },
-  hook_attn_scores: {
-    axes: ["head", "query", "key"],
-    formula: "q · k × scale, −∞ for keys of the future",
-    fill: (context, head, query, key) => (key > query ? "−∞: the key is in the query's future" : explainScore(context.store, { ...context, head, query, key })),
-  },
-  hook_pattern: { axes: ["head", "query", "key"], formula: "softmax of the scores", fill: (context, head, query, key) => explainWeight(context.store, { ...context, head, query, key }) },
-  hook_z: { axes: ["token", "head", "number"], formula: "Σ over keys: pattern × v", fill: fillZ },
-  hook_result: {
-    axes: ["token", "head", "number"],
-    formula: "z · W_O of the head",
-    fill: ({ store, run, layer }, t, head, c) => explainResult(store, { layer, head, z: vectorOf(run, layer, head, "z", t), result: vectorOf(run, layer, head, "result", t) }, c),
-  },
-  hook_attn_out: {
-    axes: ["token", "number"],
-    formula: "z of all heads · W_O + b_O",
-    fill: ({ run, layer, of, weight }, t, c) => product(row(run.get(of("attn.hook_z")), t), row(weight(`h.${layer}.attn.c_proj.weight`), c), at(weight(`h.${layer}.attn.c_proj.bias`), c)),
-  },
-  hook_pre: {
-    axes: ["token", "neuron"],
-    formula: "LN(x) · W_in + b_in",
-    fill: ({ run, layer, of, weight }, t, n) => product(row(run.get(of("ln2.hook_out")), t), row(weight(`h.${layer}.mlp.c_fc.weight`), n), at(weight(`h.${layer}.mlp.c_fc.bias`), n)),
-  },
-  hook_post: {
-    axes: ["token", "neuron"],
-    formula: "activation function of hook_pre",
-    fill: ({ store, run, of }, t, n) => {
-      const name = store.config.activation_function;
-      const pre = at(run.get(of("mlp.hook_pre")), t, n);
-      return `${name}(${fmt(pre)}) = ${fmt(ACTIVATIONS[name](pre))}`;
-    },
-  },
-  hook_mlp_out: {
-    axes: ["token", "number"],
-    formula: "hook_post · W_out + b_out",
-    fill: ({ run, layer, of, weight }, t, c) => product(row(run.get(of("mlp.hook_post")), t), row(weight(`h.${layer}.mlp.c_proj.weight`), c), at(weight(`h.${layer}.mlp.c_proj.bias`), c)),
-  },
-  hook_unembed: {
-    axes: ["token", "next token"],
-    formula: "LN_f(x) · W_U",
-    fill: ({ store, run }, t, id) => product(row(run.get("ln_final.hook_out"), t), row(store.model.head, id)),
-  },
+  hook_embed: { axes: VECTOR, formula: "W_E[id of the token]", fill: fillEmbedding },
+  hook_pos_embed: { axes: VECTOR, formula: "W_pos[position]", fill: fillPosition },
+  hook_resid_pre: { axes: VECTOR, formula: "hook_embed + hook_pos_embed, or the layer before's hook_resid_post", fill: fillStream },
+  hook_resid_mid: { axes: VECTOR, formula: "hook_resid_pre + hook_attn_out", fill: sumOf("hook_resid_pre", "hook_attn_out") },
+  hook_resid_post: { axes: VECTOR, formula: "hook_resid_mid + hook_mlp_out", fill: sumOf("hook_resid_mid", "hook_mlp_out") },
+  hook_scale: { axes: VECTOR, formula: "√(mean((x − mean x)²) + ε)", fill: fillScale },
+  hook_normalized: { axes: VECTOR, formula: "(x − mean x) / scale", fill: fillNormalized },
+  hook_out: { axes: VECTOR, formula: "normalized × weight + bias", fill: fillNorm },
+  hook_q: { axes: HEAD_VECTOR, formula: "LN(x) · W_Q + b_Q", fill: projectionTo("q") },
+  hook_k: { axes: HEAD_VECTOR, formula: "LN(x) · W_K + b_K", fill: projectionTo("k") },
+  hook_v: { axes: HEAD_VECTOR, formula: "LN(x) · W_V + b_V", fill: projectionTo("v") },
+  hook_attn_scores: { axes: MAP, formula: "q · k × scale, −∞ for keys of the future", fill: fillScore },
+  hook_pattern: { axes: MAP, formula: "softmax of the scores", fill: fillWeight },
+  hook_z: { axes: HEAD_VECTOR, formula: "Σ over keys: pattern × v", fill: fillZ },
+  hook_result: { axes: HEAD_VECTOR, formula: "z · W_O of the head", fill: fillResult },
+  hook_attn_out: { axes: VECTOR, formula: "z of all heads · W_O + b_O", fill: affine("attn.hook_z", "attn.c_proj") },
+  hook_pre: { axes: ["token", "neuron"], formula: "LN(x) · W_in + b_in", fill: affine("ln2.hook_out", "mlp.c_fc") },
+  hook_post: { axes: ["token", "neuron"], formula: "activation function of hook_pre", fill: fillPost },
+  hook_mlp_out: { axes: VECTOR, formula: "hook_post · W_out + b_out", fill: affine("mlp.hook_post", "mlp.c_proj") },
+  hook_unembed: { axes: ["token", "next token"], formula: "LN_f(x) · W_U", fill: fillLogit },
 };
 
 /** {axes, formula} of an activation. */
@@ -89,26 +48,82 @@ export function explainActivation(store, name, index) {
   const value = at(run.get(name), ...index);
   if (!store.living) return { formula, filled: `= ${fmt(value)}`, note: "The numbers that it is made of need a living page." };
   const layer = name.startsWith("blocks.") ? Number(name.split(".")[1]) : null;
-  const context = { store, run, layer, name, of: (part) => `blocks.${layer}.${part}`, weight: (weight) => store.model.weight(weight) };
+  const of = (part) => `blocks.${layer}.${part}`;
+  const context = { store, run, layer, name, of, weight: (weight) => store.model.weight(weight) };
   const found = fill(context, ...index);
   const edited = store.edited ? "An edit of this page may have replaced what the formula gives." : null;
   return typeof found === "string" ? { formula, filled: found, note: edited } : found;
 }
 
+function fillEmbedding({ run, weight }, t, c) {
+  return `W_E[${run.ids[t]}, ${c}] = ${fmt(at(weight("wte.weight"), run.ids[t], c))}`;
+}
+
+function fillPosition({ weight }, t, c) {
+  return `W_pos[${t}, ${c}] = ${fmt(at(weight("wpe.weight"), t, c))}`;
+}
+
+function fillStream({ run, layer }, t, c) {
+  return plus(run, layer === 0 ? ["hook_embed", "hook_pos_embed"] : [`blocks.${layer - 1}.hook_resid_post`], [t, c]);
+}
+
+/** Fill in the sum of two activations of the layer. */
+function sumOf(...parts) {
+  return ({ run, of }, t, c) => plus(run, parts.map(of), [t, c]);
+}
+
 function plus(run, names, index) {
   const values = names.map((name) => at(run.get(name), ...index));
-  const sum = values.reduce((a, b) => a + b);
-  return `${values.map(fmt).join(" + ").replaceAll("+ −", "− ")}${values.length > 1 ? ` = ${fmt(sum)}` : ""}`;
+  const sum = values.length > 1 ? ` = ${fmt(values.reduce((a, b) => a + b))}` : "";
+  return values.map(fmt).join(" + ").replaceAll("+ −", "− ") + sum;
+}
+
+/** Fill in a linear layer: the vector of an activation of the layer, times one output's weights, plus its bias. */
+function affine(input, linear) {
+  return ({ run, layer, of, weight }, t, i) => {
+    const bias = at(weight(`h.${layer}.${linear}.bias`), i);
+    return product(row(run.get(of(input)), t), row(weight(`h.${layer}.${linear}.weight`), i), bias);
+  };
 }
 
 function product(a, b, bias = null) {
-  return `${productsText(a, b)}${bias === null ? "" : ` + ${fmt(bias)}`} = ${fmt(dot(a, b) + (bias ?? 0))}`.replaceAll("+ −", "− ");
+  const shift = bias === null ? "" : ` + ${fmt(bias)}`;
+  return `${productsText(a, b)}${shift} = ${fmt(dot(a, b) + (bias ?? 0))}`.replaceAll("+ −", "− ");
+}
+
+function projectionTo(letter) {
+  return (context, t, head, i) => explainProjection(context.store, { ...context, head }, letter, t, i);
+}
+
+function fillScore(context, head, query, key) {
+  if (key > query) return "−∞: the key is in the query's future";
+  return explainScore(context.store, { ...context, head, query, key });
+}
+
+function fillWeight(context, head, query, key) {
+  return explainWeight(context.store, { ...context, head, query, key });
+}
+
+function fillResult({ store, run, layer }, t, head, c) {
+  const [z, result] = ["z", "result"].map((name) => vectorOf(run, layer, head, name, t));
+  return explainResult(store, { layer, head, z, result }, c);
+}
+
+function fillPost({ store, run, of }, t, n) {
+  const name = store.config.activation_function;
+  const pre = at(run.get(of("mlp.hook_pre")), t, n);
+  return `${name}(${fmt(pre)}) = ${fmt(ACTIVATIONS[name](pre))}`;
+}
+
+function fillLogit({ store, run }, t, id) {
+  return product(row(run.get("ln_final.hook_out"), t), row(store.model.head, id));
 }
 
 /** The vector that a norm reads at a position, its mean and its scale. */
 function normed({ store, run, name, of }, t) {
   const { n_layer, layer_norm_epsilon: epsilon } = store.config;
-  const source = name.startsWith("ln_final") ? `blocks.${n_layer - 1}.hook_resid_post` : of(name.includes(".ln1.") ? "hook_resid_pre" : "hook_resid_mid");
+  const ofLayer = () => of(name.includes(".ln1.") ? "hook_resid_pre" : "hook_resid_mid");
+  const source = name.startsWith("ln_final") ? `blocks.${n_layer - 1}.hook_resid_post` : ofLayer();
   const x = row(run.get(source), t);
   const mean = x.reduce((sum, value) => sum + value, 0) / x.length;
   const variance = x.reduce((sum, value) => sum + (value - mean) ** 2, 0) / x.length;

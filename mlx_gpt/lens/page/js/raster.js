@@ -6,13 +6,15 @@ import { clamp, closePopover, fmt, h, openPopover } from "./dom.js";
 /**
  * A heat map. ``describe(row, column)`` returns {formula, filled, note} of a number, for the popover; ``data`` become
  * data- attributes; ``onPoint(row, column)`` is called when a number is chosen, ``onPick`` when it is clicked or
- * confirmed with Enter. ``show({rows, columns, data, limit})`` sets the numbers, row by row; ``limit`` has the full colour. ``draw`` draws again.
+ * confirmed with Enter. ``show({rows, columns, data, limit})`` sets the numbers, row by row; ``limit`` has the full
+ * colour. ``draw`` draws again.
  */
 export function makeRaster({ label, data = {}, describe, onPoint = () => {}, onPick = () => {} }) {
   const canvas = h("canvas", { "aria-hidden": "true" });
   const mark = h("div", { class: "mark", hidden: true });
   const attributes = Object.fromEntries(Object.entries(data).map(([name, value]) => [`data-${name}`, value]));
-  const element = h("div", { class: "raster", role: "slider", tabindex: "0", "data-keys": "", ...attributes }, canvas, mark);
+  const props = { class: "raster", role: "slider", tabindex: "0", "data-keys": "", ...attributes };
+  const element = h("div", props, canvas, mark);
   const raster = { element, canvas, grid: null, cell: [0, 0] };
 
   raster.draw = () => drawVector(canvas, raster.grid.data, raster.grid.limit, null, raster.grid.rows);
@@ -39,7 +41,8 @@ export function makeRaster({ label, data = {}, describe, onPoint = () => {}, onP
     mark.style.height = `${100 / rows}%`;
     Object.assign(element.dataset, { value, row, column });
     element.setAttribute("aria-valuenow", row * columns + column);
-    element.setAttribute("aria-valuetext", `${rows > 1 ? `row ${row}, column ${column}` : `number ${column}`}: ${fmt(value)}`);
+    const where = rows > 1 ? `row ${row}, column ${column}` : `number ${column}`;
+    element.setAttribute("aria-valuetext", `${where}: ${fmt(value)}`);
   };
 
   const point = (row, column) => {
@@ -48,7 +51,8 @@ export function makeRaster({ label, data = {}, describe, onPoint = () => {}, onP
     openPopover(element, describe(row, column), mark.getBoundingClientRect());
   };
   const enter = (column, row) => {
-    if (mark.hidden || row !== raster.cell[0] || column !== raster.cell[1] || !element.hasAttribute("aria-describedby")) point(row, column);
+    const same = row === raster.cell[0] && column === raster.cell[1] && !mark.hidden;
+    if (!same || !element.hasAttribute("aria-describedby")) point(row, column);
   };
   onCells(canvas, { enter, leave: closePopover, choose: () => onPick(...raster.cell) });
   element.addEventListener("focus", () => element.matches(":focus-visible") && point(...raster.cell));

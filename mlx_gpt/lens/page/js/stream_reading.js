@@ -12,11 +12,12 @@ import { dot, norm, row } from "./tensor.js";
  */
 export function readStream(run, config, position, target, versus = null) {
   const { values, bias, logit } = logitValues(run, config, position, target, versus);
-  const stages = streamNames(config).map((name) => ({ norm: run.norms(name)[position], vector: vectorAt(run, name, position) }));
+  const read = (name) => ({ norm: run.norms(name)[position], vector: vectorAt(run, name, position) });
+  const stages = streamNames(config).map(read);
   const last = stages.at(-1).vector;
   const parts = partNames(config).map(({ name, before, ...part }) => {
-    const vector = vectorAt(run, name, position);
-    return { ...part, name, vector, norm: run.norms(name)[position], value: valueOf(part, values), heads: headsOf(part, values, config), ...measures(run, vector, before, last, position) };
+    const here = { ...part, name, ...read(name), value: valueOf(part, values), heads: headsOf(part, values) };
+    return { ...here, ...measures(run, here.vector, before, last, position) };
   });
   addPatch(run, parts, { bias, logit }, position, last);
   stages.forEach((stage, i) => {
@@ -45,9 +46,10 @@ function partNames({ n_layer }) {
     { ...start, label: "pos_embed", name: "hook_pos_embed" },
   ];
   for (let layer = 0; layer < n_layer; layer++) {
-    const block = `blocks.${layer}`;
-    names.push({ label: `${layer}_attn_out`, kind: "attn", layer, name: `${block}.hook_attn_out`, before: `${block}.hook_resid_pre` });
-    names.push({ label: `${layer}_mlp_out`, kind: "mlp", layer, name: `${block}.hook_mlp_out`, before: `${block}.hook_resid_mid` });
+    const hook = (name) => `blocks.${layer}.hook_${name}`;
+    const [attn, mlp] = [{ kind: "attn", before: hook("resid_pre") }, { kind: "mlp", before: hook("resid_mid") }];
+    names.push({ ...attn, label: `${layer}_attn_out`, layer, name: hook("attn_out") });
+    names.push({ ...mlp, label: `${layer}_mlp_out`, layer, name: hook("mlp_out") });
   }
   return names;
 }
@@ -101,5 +103,6 @@ function addPatch(run, parts, { bias, logit }, position, last) {
   const i = parts.findIndex((part) => part.layer === layer);
   const vector = patch.value.map((value, c) => parts.slice(0, i).reduce((rest, part) => rest - part.vector[c], value));
   const value = parts.reduce((rest, part) => rest - part.value, logit - bias);
-  parts.splice(i, 0, { label: `${layer}_patch`, kind: "patch", layer, name: patch.name, vector, value, norm: norm(vector), heads: [], ...measures(run, vector, null, last) });
+  const part = { label: `${layer}_patch`, kind: "patch", layer, name: patch.name, vector, value, norm: norm(vector), heads: [] };
+  parts.splice(i, 0, { ...part, ...measures(run, vector, null, last) });
 }

@@ -14,9 +14,16 @@ export function makeActivationPanel(store) {
   let shown = null; // {run, name, head, grid}
   const describe = (r, c) => explainCell(store, shown, r, c);
   const pick = (r, c) => store.set({ cell: [r, c], ...(isMap(shown.name) ? {} : { token: r }) });
-  const heat = makeRaster({ label: () => `${shown.name}: arrow keys choose a number, Enter shows what it is made of`, data: { what: "activation" }, describe, onPick: pick });
-  const line = makeRaster({ label: () => "The row of the chosen number", data: { what: "row" }, describe: (_, c) => describe(store.state.cell[0], c), onPick: (_, c) => pick(store.state.cell[0], c) });
-  const norms = makeRaster({ label: () => "Norm of each row", data: { what: "row-norm" }, describe: (r) => ({ formula: "‖row‖ = √(Σ x²)", filled: `${rowName(store, shown, r)}: ${fmt(norms.grid.data[r])}` }) });
+  const label = () => `${shown.name}: arrow keys choose a number, Enter shows what it is made of`;
+  const heat = makeRaster({ label, data: { what: "activation" }, describe, onPick: pick });
+  const line = makeRaster({
+    label: "The row of the chosen number",
+    data: { what: "row" },
+    describe: (_, c) => describe(store.state.cell[0], c),
+    onPick: (_, c) => pick(store.state.cell[0], c),
+  });
+  const ofNorm = (r) => ({ formula: "‖row‖ = √(Σ x²)", filled: `${rowName(store, shown, r)}: ${fmt(norms.grid.data[r])}` });
+  const norms = makeRaster({ label: "Norm of each row", data: { what: "row-norm" }, describe: ofNorm });
   const chart = h("div", { class: "chart" }, labels, heat.element, norms.element);
   const element = h("div", { class: "activation" }, facts, chart, detail);
 
@@ -84,10 +91,13 @@ function showGrid(chart, labels, { heat, norms }, store, shown) {
   const height = clamp(Math.floor(480 / rows), 3, 20);
   chart.style.setProperty("--rows", rows);
   chart.style.setProperty("--height", `${height}px`);
-  chart.style.setProperty("--most", columns < 16 ? `${columns * 20}px` : isMap(shown.name) ? `${columns * Math.max(height, 4)}px` : "1fr");
-  put(labels, ...(height < 11 ? [] : Array.from({ length: rows }, (_, r) => h("span", { text: rowName(store, shown, r) }))));
+  const cell = isMap(shown.name) ? Math.max(height, 4) : columns < 16 ? 20 : null;
+  chart.style.setProperty("--most", cell === null ? "1fr" : `${columns * cell}px`);
+  const named = height < 11 ? [] : [...Array(rows).keys()];
+  put(labels, ...named.map((r) => h("span", { text: rowName(store, shown, r) })));
   heat.show({ ...shown.grid, limit: limitOf(data) });
-  const lengths = Float32Array.from({ length: rows }, (_, r) => norm(data.subarray(r * columns, (r + 1) * columns).filter(Number.isFinite)));
+  const length = (r) => norm(data.subarray(r * columns, (r + 1) * columns).filter(Number.isFinite));
+  const lengths = Float32Array.from({ length: rows }, (_, r) => length(r));
   norms.element.hidden = columns === 1;
   norms.show({ rows, columns: 1, data: lengths, limit: Math.max(...lengths) });
 }
@@ -100,12 +110,14 @@ function explainCell(store, shown, r, c) {
   const { formula, filled, note } = explainActivation(store, shown.name, indexOf(shown, r, c));
   const { axes } = formulaOf(shown.name);
   const where = indexOf(shown, r, c).map((i, axis) => `${axes[axis]} ${i}`).join(", ");
-  return { formula: `${shown.name.split(".").at(-1)}[${where}] = ${formula}`, filled, note: note ?? `Row of “${rowName(store, shown, r)}”.` };
+  const name = shown.name.split(".").at(-1);
+  return { formula: `${name}[${where}] = ${formula}`, filled, note: note ?? `Row of “${rowName(store, shown, r)}”.` };
 }
 
 /** The chosen row and number. */
 function showCell(detail, line, store, shown, cell) {
-  if (!cell || !fits(shown.grid, cell)) return put(detail, h("p", { class: "muted", text: "Click a number to see its row and what it is made of." }));
+  const hint = "Click a number to see its row and what it is made of.";
+  if (!cell || !fits(shown.grid, cell)) return put(detail, h("p", { class: "muted", text: hint }));
   const [r, c] = cell;
   const { columns, data } = shown.grid;
   const values = data.subarray(r * columns, (r + 1) * columns);

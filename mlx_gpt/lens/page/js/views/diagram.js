@@ -13,7 +13,7 @@ export function makeDiagram(store, go) {
   drawing.setAttribute("role", "group");
   const rows = [...drawing.querySelectorAll('[data-part="blocks"] [data-part]')];
   const heads = [...drawing.querySelectorAll('g[data-part*=".attn.head."]')].filter((group) => !group.querySelector("a"));
-  const boxes = [...drawing.querySelectorAll("[data-activation]")].filter(({ dataset }) => !["mask", "tokens"].includes(dataset.activation));
+  const boxes = [...drawing.querySelectorAll('[data-activation*="hook_"]')];
   const names = [...drawing.querySelectorAll("text, title")].filter((node) => !node.closest('[data-part="blocks"]'));
   const here = (name) => inLayer(name, store.state.layer);
 
@@ -24,7 +24,8 @@ export function makeDiagram(store, go) {
   for (const part of drawing.querySelectorAll("[data-part]")) {
     const heading = part.querySelector(":scope > a > text");
     const place = part.dataset.part.replace(/^(blocks|tokens)$/, "").replace(/head\.0$/, "head");
-    if (heading) press(heading, heading.textContent, () => go(place.endsWith(".head") ? `${here(place)}.${store.state.head}` : here(place)));
+    const chosen = () => (place.endsWith(".head") ? `.${store.state.head}` : "");
+    if (heading) press(heading, heading.textContent, () => go(here(place) + chosen()));
   }
 
   const element = h("div", { class: "map" }, drawing);
@@ -49,7 +50,8 @@ export function makeDiagram(store, go) {
 
 /** Make an element a button. */
 function press(element, name, act) {
-  for (const [attribute, value] of Object.entries({ role: "button", tabindex: 0, "aria-label": name })) element.setAttribute(attribute, value);
+  const attributes = { role: "button", tabindex: 0, "aria-label": name };
+  for (const [attribute, value] of Object.entries(attributes)) element.setAttribute(attribute, value);
   element.addEventListener("click", act);
   element.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" && event.key !== " ") return;

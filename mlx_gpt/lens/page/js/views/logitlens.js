@@ -6,34 +6,49 @@ import { logitLens, topTokens } from "../readings.js";
 import { row } from "../tensor.js";
 
 const TOP = 5;
+const SHARES = { steps: [0, 0.25, 0.5, 0.75, 1], shade: (p) => p, show: percent };
+const RANKS = { steps: [1, 10, 100, 1000], shade: (rank) => 1 - Math.log10(rank) / 3, show: String };
 const MODES = {
-  top: { title: "most probable token", legend: "Colour: its probability.", steps: [0, 0.25, 0.5, 0.75, 1], shade: (p) => p },
-  p: { title: "probability of the final prediction", legend: "Colour: that probability.", steps: [0, 0.25, 0.5, 0.75, 1], shade: (p) => p },
-  rank: { title: "rank of the final prediction", legend: "Colour: the rank, 1 for the most probable token.", steps: [1, 10, 100, 1000], shade: (rank) => 1 - Math.log10(rank) / 3 },
+  top: { title: "most probable token", legend: "Colour: its probability.", ...SHARES },
+  p: { title: "probability of the final prediction", legend: "Colour: that probability.", ...SHARES },
+  rank: { title: "rank of the final prediction", legend: "Colour: the rank, 1 for the most probable token.", ...RANKS },
 };
 
 export function makeLogitLensView(store) {
   const { n_layer } = store.config;
-  const mode = h("select", { id: "lens-mode", on: { change: () => repaint() } }, ...Object.entries(MODES).map(([value, { title }]) => h("option", { value, text: title })));
+  const options = Object.entries(MODES).map(([value, { title }]) => h("option", { value, text: title }));
+  const mode = h("select", { id: "lens-mode", on: { change: () => repaint() } }, ...options);
   const legend = h("div", { class: "row lens-legend muted" });
   const body = h("tbody");
-  const table = h("table", { class: "lens", role: "grid", "data-keys": "", "aria-label": "Logit lens: a row for each token, a column for each layer" }, headOf(n_layer), body);
-  const element = h("div", {}, h("h2", { text: "Logit lens" }), h("p", { text: INTRO }), h("p", { class: "muted", text: CONTROLS }), h("div", { class: "row choices" }, h("label", {}, "show the ", mode), legend), h("div", { class: "scroll" }, table));
+  const label = "Logit lens: a row for each token, a column for each layer";
+  const table = h("table", { class: "lens", role: "grid", "data-keys": "", "aria-label": label }, headOf(n_layer), body);
+  const element = h(
+    "div",
+    {},
+    h("h2", { text: "Logit lens" }),
+    h("p", { text: INTRO }),
+    h("p", { class: "muted", text: CONTROLS }),
+    h("div", { class: "row choices" }, h("label", {}, "show the ", mode), legend),
+    h("div", { class: "scroll" }, table),
+  );
+  put(legend, ...swatchesOf(MODES.top));
   const lens = { run: null, rows: [], active: [0, n_layer] }; // rows: what was read at each position
-  const visible = new Set(); // positions whose rows are on the screen and were not read yet
+  const waiting = new Set(); // positions whose rows are on the screen and were not read, or are to be painted again
 
   const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       const position = Number(target.dataset.position);
-      if (isIntersecting && !lens.rows[position]) visible.add(position);
-      else visible.delete(position);
+      if (lens.rows[position]) continue;
+      if (isIntersecting) waiting.add(position);
+      else waiting.delete(position);
     }
-    read([...visible].sort((a, b) => a - b));
+    readWaiting();
   }, { rootMargin: "400px" });
   const read = inSlices(readRow);
+  const readWaiting = () => read([...waiting].sort((a, b) => a - b));
 
   function readRow(position) {
-    visible.delete(position);
+    waiting.delete(position);
     if (position >= lens.run.ids.length) return;
     lens.rows[position] ??= readLens(store, lens.run, position);
     paintRow(body.children[position], lens.rows[position], mode.value, store);
@@ -42,7 +57,8 @@ export function makeLogitLensView(store) {
 
   function repaint() {
     put(legend, ...swatchesOf(MODES[mode.value]));
-    lens.rows.forEach((_, position) => readRow(position));
+    lens.rows.forEach((_, position) => waiting.add(position));
+    readWaiting();
   }
 
   /** The cell at a position and layer, which may have to be read first. */
@@ -89,13 +105,12 @@ export function makeLogitLensView(store) {
       lens.run = run;
       lens.rows.length = Math.min(lens.rows.length, same);
       [...body.children].slice(same).forEach((line) => { observer.unobserve(line); line.remove(); });
-      visible.clear();
+      [...waiting].filter((position) => position >= same).forEach((position) => waiting.delete(position));
       for (let position = same; position < run.ids.length; position++) {
         body.append(lineOf(store, position));
         observer.observe(body.lastChild);
       }
       lens.active = [store.token, n_layer];
-      repaint();
       activate([store.token, n_layer]);
     }
     [...body.children].forEach((line, position) => line.setAttribute("aria-selected", position === store.token));
@@ -109,8 +124,9 @@ const INTRO =
 const CONTROLS = "Hover, tap or focus a cell for its five most probable tokens; click it to select the token.";
 
 function headOf(n_layer) {
-  const titles = Array.from({ length: n_layer + 1 }, (_, i) => (i === 0 ? "start" : i < n_layer ? `after ${i - 1}` : `after ${i - 1}: the model`));
-  return h("thead", {}, h("tr", {}, h("th", { scope: "col", text: "token" }), ...titles.map((text) => h("th", { scope: "col", text }))));
+  const after = Array.from({ length: n_layer }, (_, layer) => `after ${layer}`);
+  const titles = ["token", "start", ...after.slice(0, -1), `${after.at(-1)}: the model`];
+  return h("thead", {}, h("tr", {}, ...titles.map((text) => h("th", { scope: "col", text }))));
 }
 
 function lineOf(store, position) {
@@ -118,7 +134,7 @@ function lineOf(store, position) {
   return h("tr", { "data-position": position }, h("th", { scope: "row", text }));
 }
 
-/** What is read at a position: for each layer's input and the last output {top, p, rank}, the last two of the prediction. */
+/** Read a position: for each layer's input and the last output {top, id, p, rank}, the last three of the prediction. */
 function readLens(store, run, position) {
   if (!store.living) return readRecorded(run.logitLens(position, TOP));
   const logits = logitLens(run, position); // (n_layer + 1, V)
@@ -148,20 +164,28 @@ function sharedRows(run, before) {
   return n;
 }
 
-function paintRow(line, layers, mode, { tokenizer }) {
-  const { shade } = MODES[mode];
+function paintRow(line, layers, mode, store) {
   const position = Number(line.dataset.position);
-  const cells = layers.map(({ top, id, p, rank }, layer) => {
-    const value = { top: top[0].probability, p, rank }[mode];
-    const text = { top: () => showToken(tokenizer.tokenText(top[0].id)), p: () => (p === null ? "–" : percent(p)), rank: () => (rank === null ? `> ${TOP}` : String(rank)) }[mode]();
-    return h("td", {
-      tabindex: "-1", text, "data-what": `lens-${mode}`, "data-position": position, "data-layer": layer, "data-id": mode === "top" ? top[0].id : id, "data-value": value,
-      style: { background: colour(value === null ? 0 : shade(value)) },
-    });
-  });
   const focused = line.contains(document.activeElement) ? [...line.children].indexOf(document.activeElement) : -1;
-  put(line, line.firstChild, ...cells);
+  put(line, line.firstChild, ...layers.map((reading, layer) => cellOf(reading, mode, store, { position, layer })));
   line.children[focused]?.focus();
+}
+
+function cellOf({ top, id, p, rank }, mode, { tokenizer }, { position, layer }) {
+  const { shade, show } = MODES[mode];
+  const value = { top: top[0].probability, p, rank }[mode];
+  const unknown = mode === "p" ? "–" : `> ${TOP}`;
+  const text = mode === "top" ? showToken(tokenizer.tokenText(top[0].id)) : value === null ? unknown : show(value);
+  return h("td", {
+    tabindex: "-1",
+    text,
+    "data-what": `lens-${mode}`,
+    "data-position": position,
+    "data-layer": layer,
+    "data-id": mode === "top" ? top[0].id : id,
+    "data-value": value,
+    style: { background: colour(value === null ? 0 : shade(value)) },
+  });
 }
 
 /** Text stays legible on the full colour. */
@@ -169,8 +193,8 @@ function colour(shade) {
   return heat(0.6 * clamp(shade, 0, 1));
 }
 
-function swatchesOf({ legend, steps, shade }) {
-  const swatch = (value) => h("span", { class: "swatch", style: { background: colour(shade(value)) }, text: value > 0 && steps[0] === 1 ? String(value) : percent(value) });
+function swatchesOf({ legend, steps, shade, show }) {
+  const swatch = (value) => h("span", { class: "swatch", style: { background: colour(shade(value)) }, text: show(value) });
   return [h("span", { text: legend }), ...steps.map(swatch)];
 }
 
@@ -180,8 +204,14 @@ function placeOf(cell) {
 
 function stepFrom(key, [position, layer], last, n_layer) {
   const place = {
-    ArrowUp: [position - 1, layer], ArrowDown: [position + 1, layer], ArrowLeft: [position, layer - 1], ArrowRight: [position, layer + 1],
-    Home: [position, 0], End: [position, n_layer], PageUp: [position - 10, layer], PageDown: [position + 10, layer],
+    ArrowUp: [position - 1, layer],
+    ArrowDown: [position + 1, layer],
+    ArrowLeft: [position, layer - 1],
+    ArrowRight: [position, layer + 1],
+    Home: [position, 0],
+    End: [position, n_layer],
+    PageUp: [position - 10, layer],
+    PageDown: [position + 10, layer],
   }[key];
   return place && [clamp(place[0], 0, last), clamp(place[1], 0, n_layer)];
 }
@@ -190,14 +220,16 @@ function stepFrom(key, [position, layer], last, n_layer) {
 function detailsOf({ tokenizer, shown }, { rows }, position, layer) {
   const { top, id, p, rank } = rows[position][layer];
   const text = (token) => showToken(tokenizer.tokenText(token));
-  const lines = top.map((token, i) =>
-    h("tr", {}, h("td", { text: String(i + 1) }), h("th", { scope: "row", text: text(token.id) }), h("td", { "data-what": "lens-token", "data-id": token.id, "data-value": token.probability, text: percent(token.probability) })),
-  );
+  const lines = top.map((token, i) => {
+    const data = { "data-what": "lens-token", "data-id": token.id, "data-value": token.probability };
+    const name = h("th", { scope: "row", text: text(token.id) });
+    return h("tr", {}, h("td", { text: String(i + 1) }), name, h("td", { ...data, text: percent(token.probability) }));
+  });
   const where = layer === 0 ? "at the start" : `after layer ${layer - 1}`;
   return {
     formula: "softmax(W_U · LN_f(x))",
     filled: `x: the vector of “${showToken(tokenizer.tokenText(shown.ids[position]))}” ${where}`,
     content: h("table", { class: "top" }, h("tbody", {}, ...lines)),
-    note: rank === null ? `The final prediction “${text(id)}” is not among these.` : `The final prediction “${text(id)}” has rank ${rank} and ${percent(p)}.`,
+    note: `The final prediction “${text(id)}” ${rank === null ? "is not among these" : `has rank ${rank} and ${percent(p)}`}.`,
   };
 }

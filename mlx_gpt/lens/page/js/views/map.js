@@ -6,12 +6,18 @@ import { allPlaces, isActivation, outputOf, partsOfPlace, titleOfPlace, wayTo } 
 import { makeActivationPanel } from "./activation.js";
 import { makeDiagram } from "./diagram.js";
 
+const INTRO_OF_MAP =
+  "From the whole model to one number: choose a box or a part to go into it, and a step of the way to go back. " +
+  "Escape goes back too.";
+
 export function makeMapView(store) {
   const places = allPlaces(store.config);
   const names = [...new Set(places.filter(isActivation))];
   const go = (place) => store.set({ zoom: place, cell: null, ...positionOf(place) });
   const crumbs = h("ol");
-  const select = h("select", { id: "map-activation", on: { change: () => go(select.value) } }, h("option", { value: "", text: "none" }), ...names.map((name) => h("option", { value: name, text: name })));
+  const options = names.map((name) => h("option", { value: name, text: name }));
+  const none = h("option", { value: "", text: "none" });
+  const select = h("select", { id: "map-activation", on: { change: () => go(select.value) } }, none, ...options);
   const diagram = makeDiagram(store, go);
   const panel = makeActivationPanel(store);
   const parts = h("div", { class: "parts" });
@@ -20,7 +26,7 @@ export function makeMapView(store) {
     "div",
     {},
     h("h2", { text: "Map" }),
-    h("p", { text: "From the whole model to one number: choose a box or a part to go into it, and a step of the way to go back. Escape goes back too." }),
+    h("p", { text: INTRO_OF_MAP }),
     h("div", { class: "row choices" }, steps, h("label", {}, "any activation ", select)),
     panel.element,
     h("div", { class: "map-and-parts" }, diagram.element, parts),
@@ -33,7 +39,8 @@ export function makeMapView(store) {
   };
   element.addEventListener("keydown", back, true);
   const placeOfState = () => {
-    const here = store.state.zoom.replace(/^blocks\.\d+/, `blocks.${store.state.layer}`).replace(/head\.\d+$/, `head.${store.state.head}`);
+    const { zoom, layer, head } = store.state;
+    const here = zoom.replace(/^blocks\.\d+/, `blocks.${layer}`).replace(/head\.\d+$/, `head.${head}`);
     return places.includes(here) ? here : "";
   };
   let drawn = [];
@@ -44,12 +51,14 @@ export function makeMapView(store) {
     drawn = seen;
     const activation = isActivation(place);
     select.value = activation ? place : "";
-    put(crumbs, ...wayTo(place, store.state.head).map((step) => crumb(step, step === place && !store.state.cell, go)), numberCrumb(store));
+    const way = wayTo(place, store.state.head);
+    put(crumbs, ...way.map((step) => crumb(step, step === place && !store.state.cell, go)), numberCrumb(store));
     panel.element.hidden = !activation;
     if (activation) panel.update(place);
     diagram.update(place);
-    const around = activation ? wayTo(place, store.state.head).at(-2) : place;
-    put(parts, h("p", { class: "muted", text: `${titleOfPlace(around)}: its parts, and the length of the vector that each gives at token ${store.token}.` }), partsTable(store, around, go));
+    const around = activation ? way.at(-2) : place;
+    const text = `${titleOfPlace(around)}: its parts, and the length of the vector that each gives at token ${store.token}.`;
+    put(parts, h("p", { class: "muted", text }), partsTable(store, around, go));
   };
   return { id: "map", title: "Map", element, update };
 }
@@ -62,23 +71,30 @@ function positionOf(place) {
 }
 
 function crumb(place, current, go) {
-  return h("li", {}, h("button", { type: "button", "data-crumb": place, "aria-current": current ? "step" : null, text: titleOfPlace(place), on: { click: () => go(place) } }));
+  const props = { type: "button", "data-crumb": place, "aria-current": current ? "step" : null };
+  return h("li", {}, h("button", { ...props, text: titleOfPlace(place), on: { click: () => go(place) } }));
 }
 
 function numberCrumb({ state }) {
-  return state.cell ? h("li", {}, h("button", { type: "button", "aria-current": "step", text: `[${state.cell.join(", ")}]` })) : null;
+  if (!state.cell) return null;
+  return h("li", {}, h("button", { type: "button", "aria-current": "step", text: `[${state.cell.join(", ")}]` }));
 }
 
 /** What a place consists of: each part with its formula, and the length of its vector at the chosen token. */
 function partsTable(store, place, go) {
-  const lines = partsOfPlace(place, store.config).map((part) => {
-    const length = lengthOf(store, part);
-    const cell = length === null ? "" : number(length, { what: "part-norm", part }, () => ({ formula: "‖x‖ = √(Σ x²)", filled: `${outputOf(part)} at token ${store.token}: ${fmt(length)}` }));
-    const formula = isActivation(part) ? formulaOf(part).formula : "";
-    return h("tr", {}, h("th", { scope: "row" }, h("button", { type: "button", "data-go": part, text: titleOfPlace(part), on: { click: () => go(part) } })), h("td", {}, cell), h("td", { class: "formula muted", text: formula }));
-  });
+  const lines = partsOfPlace(place, store.config).map((part) => partLine(store, part, go));
   const titles = ["part", "norm", ""].map((text) => h("th", { scope: "col", text }));
-  return h("table", { class: "parts-table", "aria-label": `Parts of ${titleOfPlace(place)}` }, h("thead", {}, h("tr", {}, ...titles)), h("tbody", {}, ...lines));
+  const props = { class: "parts-table", "aria-label": `Parts of ${titleOfPlace(place)}` };
+  return h("table", props, h("thead", {}, h("tr", {}, ...titles)), h("tbody", {}, ...lines));
+}
+
+function partLine(store, part, go) {
+  const button = h("button", { type: "button", "data-go": part, text: titleOfPlace(part), on: { click: () => go(part) } });
+  const length = lengthOf(store, part);
+  const how = () => ({ formula: "‖x‖ = √(Σ x²)", filled: `${outputOf(part)} at token ${store.token}: ${fmt(length)}` });
+  const cell = length === null ? "" : number(length, { what: "part-norm", part }, how);
+  const formula = isActivation(part) ? formulaOf(part).formula : "";
+  return h("tr", {}, h("th", { scope: "row" }, button), h("td", {}, cell), h("td", { class: "formula muted", text: formula }));
 }
 
 /** The norm of what a place gives at the chosen token; null for patterns and for what was not recorded. */

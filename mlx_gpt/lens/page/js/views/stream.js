@@ -7,10 +7,30 @@ import { measures, readStream, vectorAt } from "../stream_reading.js";
 import { norm } from "../tensor.js";
 
 const COLUMNS = {
-  norm: { title: "norm", show: (x) => fixed(x, 1), formula: "‖a‖ = √(Σ a²)", note: "The length of the vector." },
-  cosine: { title: "cosine", show: (x) => fixed(x, 2), formula: "a · x / (‖a‖ ‖x‖)", note: "Its direction against the stream x before it: 1 is the same, 0 a new one, −1 the opposite." },
-  share: { title: "share", show: (x) => `${fixed(100 * x, 1)} %`, formula: "a · x_last / ‖x_last‖²", note: "How much of the last vector it is, measured along it. All shares sum to 100 %." },
-  value: { title: "logit", show: (x) => fixed(x, 2), formula: "(a − mean a) ∘ w_LN · W_U[target] / scale", note: "What it adds to the logit of the target. The parts and the bias of the final norm sum to the logit." },
+  norm: {
+    title: "norm",
+    show: (x) => fixed(x, 1),
+    formula: "‖a‖ = √(Σ a²)",
+    note: "The length of the vector.",
+  },
+  cosine: {
+    title: "cosine",
+    show: (x) => fixed(x, 2),
+    formula: "a · x / (‖a‖ ‖x‖)",
+    note: "Its direction against the stream x before it: 1 is the same, 0 a new one, −1 the opposite.",
+  },
+  share: {
+    title: "share",
+    show: (x) => `${fixed(100 * x, 1)} %`,
+    formula: "a · x_last / ‖x_last‖²",
+    note: "How much of the last vector it is, measured along it. All shares sum to 100 %.",
+  },
+  value: {
+    title: "logit",
+    show: (x) => fixed(x, 2),
+    formula: "(a − mean a) ∘ w_LN · W_U[target] / scale",
+    note: "What it adds to the logit of the target. The parts and the bias of the final norm sum to the logit.",
+  },
 };
 
 export function makeStreamView(store) {
@@ -54,12 +74,18 @@ export function makeStreamView(store) {
 
 function introOf(store) {
   const token = showToken(store.tokenAt(store.token, store.shown));
-  return `The vector of “${token}” at position ${store.token}, from top to bottom. Attention and the MLP of each layer read it and add a vector to it. Select another token above.`;
+  return (
+    `The vector of “${token}” at position ${store.token}, from top to bottom. ` +
+    "Attention and the MLP of each layer read it and add a vector to it. Select another token above."
+  );
 }
 
 function legend({ config }, { stages }) {
-  if (!stages[0].vector) return "The vectors themselves, cosines and shares need a living page: this model is too large for one.";
-  return `Each strip is the vector, its ${config.n_embd} numbers from left to right: blue above zero, red below, one scale for all strips. Point at a number, or use the arrow keys, to see what it is made of.`;
+  if (!stages[0].vector) return "The vectors, cosines and shares need a living page: this model is too large for one.";
+  return (
+    `Each strip is the vector, its ${config.n_embd} numbers from left to right: blue above zero, red below, ` +
+    "one scale for all strips. Point at a number, or use the arrow keys, to see what it is made of."
+  );
 }
 
 // The table: a row for each part, and for the stream after each layer a row and its strip.
@@ -100,14 +126,18 @@ function tableRow(kind, label, title, ...cells) {
 function partRow(part, most, title = titleOf(part)) {
   const cell = (name) => {
     const value = part[name] ?? null;
-    return value === null ? "" : number(value, { what: `stream-${name}`, part: part.label }, () => explainMeasure(part, name), COLUMNS[name].show(value));
+    if (value === null) return "";
+    const data = { what: `stream-${name}`, part: part.label };
+    return number(value, data, () => explainMeasure(part, name), COLUMNS[name].show(value));
   };
-  return tableRow(`part ${part.kind}`, part.label, title, cell("norm"), cell("cosine"), cell("share"), barred(part.value, most, cell("value")));
+  const cells = [cell("norm"), cell("cosine"), cell("share"), barred(part.value, most, cell("value"))];
+  return tableRow(`part ${part.kind}`, part.label, title, ...cells);
 }
 
 function explainMeasure(part, name) {
   const { formula, note } = COLUMNS[name];
-  return { formula, filled: `a = ${part.name ?? part.label}, ${name === "value" ? "adds" : name} = ${fmt(part[name])}`, note };
+  const filled = `a = ${part.name ?? part.label}, ${name === "value" ? "adds" : name} = ${fmt(part[name])}`;
+  return { formula, filled, note };
 }
 
 function titleOf({ kind, label, head }) {
@@ -118,8 +148,15 @@ function titleOf({ kind, label, head }) {
 /** Opens the heads of a layer. */
 function openButton({ kind, layer }, opened, toggle) {
   if (kind !== "attn") return undefined;
-  const label = `attention of layer ${layer}, its heads`;
-  return h("button", { type: "button", class: "open", "data-open": layer, "aria-expanded": String(opened.has(layer)), "aria-label": label, text: "attention", on: { click: () => toggle(layer) } });
+  return h("button", {
+    type: "button",
+    class: "open",
+    "data-open": layer,
+    "aria-expanded": String(opened.has(layer)),
+    "aria-label": `attention of layer ${layer}, its heads`,
+    text: "attention",
+    on: { click: () => toggle(layer) },
+  });
 }
 
 function headRows(store, { layer, heads }, { stages }, most) {
@@ -135,9 +172,10 @@ function headRows(store, { layer, heads }, { stages }, most) {
 }
 
 function stageRow({ norm: size, value }, stage) {
-  const note = `Length of the vector ${stageName(stage)}.`;
-  const length = number(size, { what: "stream-norm", stage }, () => ({ formula: COLUMNS.norm.formula, note }), fixed(size, 1));
-  const sum = number(value, { what: "stream-sum", stage }, () => ({ formula: "sum of the parts so far", note: "What the vector adds to the logit at this place, at the scale of the final norm." }), fixed(value, 2));
+  const ofLength = { formula: COLUMNS.norm.formula, note: `Length of the vector ${stageName(stage)}.` };
+  const ofSum = { formula: "sum of the parts so far", note: "What the vector adds to the logit, at the scale of the final norm." };
+  const length = number(size, { what: "stream-norm", stage }, () => ofLength, fixed(size, 1));
+  const sum = number(value, { what: "stream-sum", stage }, () => ofSum, fixed(value, 2));
   return tableRow("stage", `stage-${stage}`, stageName(stage), length, "", "", sum);
 }
 
@@ -172,8 +210,10 @@ function termsText(values) {
 function sumRows({ bias, sum, logit, versus }, most) {
   const what = versus === null ? "logit" : "difference of the logits";
   const biasPart = { label: "ln_final_bias", kind: "embed", name: "b_LN", value: bias };
-  const total = number(sum, { what: "stream-total" }, () => ({ formula: "parts + bias", filled: `${fmt(sum)} = ${termsText([sum - bias, bias])}` }), fixed(sum, 2));
-  const model = number(logit, { what: "stream-model" }, () => ({ formula: "W_U[target] · LN_f(x)", note: "Computed by the forward pass. The sum equals it." }), fixed(logit, 2));
+  const ofTotal = { formula: "parts + bias", filled: `${fmt(sum)} = ${termsText([sum - bias, bias])}` };
+  const ofModel = { formula: "W_U[target] · LN_f(x)", note: "Computed by the forward pass. The sum equals it." };
+  const total = number(sum, { what: "stream-total" }, () => ofTotal, fixed(sum, 2));
+  const model = number(logit, { what: "stream-model" }, () => ofModel, fixed(logit, 2));
   return [
     partRow(biasPart, most, "final norm's bias"),
     tableRow("total", "sum", "sum of all parts", "", "", "", total),
@@ -183,7 +223,8 @@ function sumRows({ bias, sum, logit, versus }, most) {
 
 /** A number with a bar from zero, to the left for a negative one. */
 function barred(value, most, cell) {
-  const bar = h("span", { class: value < 0 ? "signed negative" : "signed", "aria-hidden": "true", style: { "--x": clamp(value / most, -1, 1) } });
+  const style = { "--x": clamp(value / most, -1, 1) };
+  const bar = h("span", { class: value < 0 ? "signed negative" : "signed", "aria-hidden": "true", style });
   return h("span", { class: "barred" }, bar, cell);
 }
 
@@ -212,7 +253,8 @@ function fillTargets({ state, tokenizer }, target, versus, likely) {
   const text = (id) => showToken(tokenizer.tokenText(id));
   const fill = (select, first, chosen) => {
     const ids = likely.map(({ id }) => id);
-    const options = likely.map(({ id, probability }) => h("option", { value: id, text: `${text(id)}  ${percent(probability)}` }));
+    const named = ({ id, probability }) => h("option", { value: id, text: `${text(id)}  ${percent(probability)}` });
+    const options = likely.map(named);
     if (chosen !== null && !ids.includes(chosen)) options.push(h("option", { value: chosen, text: text(chosen) }));
     put(select, h("option", { value: "", text: first }), ...options);
     select.value = chosen ?? "";
