@@ -89,6 +89,18 @@ def compare_pins(page: Any) -> None:
     page.keyboard.press("ArrowDown")
 
 
+def type_in(page: Any, view: str, **state: Any) -> None:
+    page.evaluate("state => mlxGptPage.set(state)", {"view": view, **state})
+    type_at(page, "Control+Home")
+
+
+def change_the_lens(page: Any) -> None:
+    page.evaluate("mlxGptPage.set({ view: 'lens' })")
+    for mode in ("rank", "top"):
+        page.mouse.wheel(0, 1500)
+        page.select_option("#lens-mode", mode)
+
+
 ACTIONS = {
     "a long text": lambda page: page.fill("#text", TEXT),
     "typing at the end": lambda page: type_at(page, "Control+End"),
@@ -100,6 +112,10 @@ ACTIONS = {
     "generating with edits and without": generate_a_text,
     "comparing": compare_pins,
     "flipping through the steps of heads": lambda page: flip_through_heads(page, "head"),
+    "typing beside the residual stream": lambda page: type_in(page, "stream"),
+    "typing beside the logit lens": lambda page: type_in(page, "lens"),
+    "changing what the logit lens shows": change_the_lens,
+    "typing beside the largest activation": lambda page: type_in(page, "map", zoom="hook_unembed", cell=[5, 5]),
 }
 
 

@@ -87,9 +87,9 @@ function moveCell(key, { grid: { rows, columns }, cell: [row, column] }) {
 export function limitOf(...arrays) {
   const sizes = [];
   for (const numbers of arrays) {
-    const step = Math.max(1, Math.floor((numbers.length * arrays.length) / 20000));
+    const step = Math.max(1, Math.floor((numbers.length * arrays.length) / 5000));
     for (let i = 0; i < numbers.length; i += step) if (Number.isFinite(numbers[i])) sizes.push(Math.abs(numbers[i]));
   }
-  sizes.sort((a, b) => a - b);
-  return sizes[Math.floor(0.99 * (sizes.length - 1))] || sizes.at(-1) || 1;
+  const sorted = Float32Array.from(sizes).sort();
+  return sorted[Math.floor(0.99 * (sorted.length - 1))] || sorted.at(-1) || 1;
 }

@@ -71,9 +71,7 @@ function fits({ rows, columns }, [r, c]) {
 }
 
 function showFacts(facts, { name, tensor, grid, head }) {
-  const finite = grid.data.filter(Number.isFinite);
-  const mean = finite.reduce((sum, x) => sum + x, 0) / finite.length;
-  const ends = finite.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)], [Infinity, -Infinity]);
+  const { low, mean, high } = statisticsOf(grid.data);
   const statistic = (what, value) => h("span", {}, `${what} `, number(value, { what: `activation-${what}` }));
   const of = tensor.shape.length === 3 ? `, head ${head}` : "";
   const { axes, formula } = formulaOf(name);
@@ -82,8 +80,21 @@ function showFacts(facts, { name, tensor, grid, head }) {
     h("code", { text: name }),
     h("span", { "data-what": "shape", text: `${tensor.shape.join(" × ")} (${axes.join(", ")})${of}` }),
     h("span", { text: `= ${formula}` }),
-    statistic("min", ends[0]), statistic("mean", mean), statistic("max", ends[1]),
+    statistic("min", low), statistic("mean", mean), statistic("max", high),
   );
+}
+
+/** Of the finite numbers, which all are but masked scores. */
+function statisticsOf(data) {
+  let [low, high, sum, n] = [Infinity, -Infinity, 0, 0];
+  for (const x of data) {
+    if (!Number.isFinite(x)) continue;
+    if (x < low) low = x;
+    if (x > high) high = x;
+    sum += x;
+    n++;
+  }
+  return { low, high, mean: sum / n };
 }
 
 function showGrid(chart, labels, { heat, norms }, store, shown) {
@@ -96,7 +107,7 @@ function showGrid(chart, labels, { heat, norms }, store, shown) {
   const named = height < 11 ? [] : [...Array(rows).keys()];
   put(labels, ...named.map((r) => h("span", { text: rowName(store, shown, r) })));
   heat.show({ ...shown.grid, limit: limitOf(data) });
-  const length = (r) => norm(data.subarray(r * columns, (r + 1) * columns).filter(Number.isFinite));
+  const length = (r) => norm(data.subarray(r * columns, isMap(shown.name) ? r * columns + r + 1 : (r + 1) * columns));
   const lengths = Float32Array.from({ length: rows }, (_, r) => length(r));
   norms.element.hidden = columns === 1;
   norms.show({ rows, columns: 1, data: lengths, limit: Math.max(...lengths) });
