@@ -26,6 +26,7 @@ from mlx_gpt.check.doctor.probes import (
 )
 
 Found = dict[str, Any] | None
+ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
 
 
 @check("non-finite", "forward")
@@ -337,11 +338,13 @@ def oscillation(case: Case, T: int, pairs: int = 6) -> float:
     counts = np.arange(3 * T // 8, T)
     frequencies = np.array([1.0, *np.arange(1.8, 3.1, 0.1)])
     power = np.zeros(len(frequencies))
+    rows = max(1, ROWS_OF_LOGITS // (T * case.vocab_size))
     for _ in range(pairs):
         repeated, last = case.rng.choice(case.vocab_size, 2, replace=False)
         texts = np.full((len(counts), T), repeated, np.int32)
         texts[np.arange(len(counts)), counts] = last
-        logits = np.stack([case.logits(text[None])[0, n] for text, n in zip(texts, counts, strict=True)])
+        parts = [(texts[i : i + rows], counts[i : i + rows]) for i in range(0, len(counts), rows)]
+        logits = np.concatenate([case.logits(some)[np.arange(len(some)), at] for some, at in parts])
         differences = np.diff(logits.astype(np.float64), n=6, axis=0)  # (n, V)
         window = np.hanning(len(differences) + 2)[1:-1, None]
         waves = np.exp(-1j * frequencies[:, None] * np.arange(len(differences)))
