@@ -34,7 +34,8 @@ async function start() {
   store.diagram = data.diagram;
   const views = VIEWS.map((make) => make(store));
   const asides = ASIDE.map((make) => make(store));
-  const parts = [header(store, data), input(store), makeTour(store), tokens(store), navigation(store, views)];
+  const tour = makeTour(store);
+  const parts = [header(store, data), input(store, tour.start), tour, tokens(store), navigation(store, views)];
   put(page, ...parts.map(({ element }) => element), h("main", { id: "views" }, ...views.map(panel)), aside(asides));
   store.subscribe(() => {
     parts.forEach((part) => part.update());
@@ -52,7 +53,9 @@ async function start() {
 
 /** The section of a view. */
 function panel(view) {
-  view.panel = h("section", { id: `view-${view.id}`, role: "tabpanel", "aria-labelledby": `tab-${view.id}`, class: "view" }, view.element);
+  const { id, element } = view;
+  const props = { id: `view-${id}`, role: "tabpanel", "aria-labelledby": `tab-${id}`, class: "view" };
+  view.panel = h("section", props, element);
   return view.panel;
 }
 
@@ -73,20 +76,25 @@ function header(store, data) {
 }
 
 /** The text, or the choice of a recorded one. */
-function input(store) {
+function input(store, startTour) {
   const note = h("p", { class: "note", role: "status", "aria-live": "polite" });
   const field = store.living
     ? h("textarea", { id: "text", rows: 2, spellcheck: "false", autocapitalize: "off", maxlength: 19999 })
-    : h("select", { id: "text" }, ...store.texts.map((text) => h("option", { value: text, text: showToken(text).replaceAll("␣", " ") })));
+    : h("select", { id: "text" }, ...store.texts.map(textOption));
   field.addEventListener("input", () => store.set({ text: field.value }));
   const copy = makeCopyLink(store);
-  const element = h("div", { class: "input" }, h("label", { for: "text", text: "Text" }), field, h("div", { class: "row" }, copy.element, note));
+  const buttons = h("div", { class: "row" }, startTour, copy.element, note);
+  const element = h("div", { class: "input" }, h("label", { for: "text", text: "Text" }), field, buttons);
   const update = () => {
     if (field.value !== store.state.text) field.value = store.state.text;
     copy.update();
     note.textContent = store.remark || (store.run || store.busy ? "" : "Type a text.");
   };
   return { element, update };
+}
+
+function textOption(text) {
+  return h("option", { value: text, text: showToken(text).replaceAll("␣", " ") });
 }
 
 /** The tokens of the text, to select one. */

@@ -70,7 +70,6 @@ export const TOUR_LENGTH = STEPS.length;
 export function makeTour(store) {
   const start = h("button", { type: "button", class: "tour-start", text: "Guided tour", on: { click: () => goTo(store, 0) } });
   const panel = h("section", { class: "tour", "aria-label": "Guided tour", "aria-live": "polite" });
-  const element = h("div", {}, start, panel);
   let drawn = "";
   const update = () => {
     const step = store.state.tour;
@@ -85,7 +84,7 @@ export function makeTour(store) {
     put(panel, h("h2", { text: `${step + 1}. ${STEPS[step].title}` }), h("p", { "data-what": "tour", text }), buttons(store, step));
     if (focused) (panel.querySelector(`[data-go="${focused}"]:enabled`) ?? panel.querySelector("button:enabled")).focus();
   };
-  return { element, update };
+  return { start, element: panel, update };
 }
 
 function buttons(store, step) {
