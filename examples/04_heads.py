@@ -44,12 +44,12 @@ def word(i: int) -> str:
 
 title("1. Find heads by score: known kinds, on random tokens that are repeated once")
 
-scores = head_scores(model, length=40)  # kind -> (n_layer, H)
+scores = head_scores(model, length=25)  # kind -> (n_layer, H), as in mlx-gpt lens --view heads
 for kind, score in scores.items():
     best = plain(score.argmax())
-    print(f"{kind:<16} best: L{best // n_head}H{best % n_head} with {plain(score.max()):.2f} of its attention")
-print("A head of a kind gives most of its attention there; one that looks everywhere alike 0.02 to 0.05.")
-print("Stories that never repeat random words have taught this small model none of the three.")
+    print(f"{kind:<16} best: L{best // n_head}H{best % n_head} with {plain(score.max()):.3f} of its attention")
+print("A head of a kind gives most of its attention there; one that looks everywhere alike 0.07, 0.03,")
+print("0.03. Stories that never repeat random words have taught this small model none of the three.")
 
 title("2. Find a head by a question of our own: who notices that the story's object was introduced?")
 

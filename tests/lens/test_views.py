@@ -20,7 +20,9 @@ from mlx_gpt.errors import UsageError
 from mlx_gpt.lens import (
     ablate_heads,
     activation_patching,
+    attention_entropy,
     attribution_patching,
+    first_token_mass,
     generate,
     head_scores,
     logit_difference,
@@ -29,6 +31,7 @@ from mlx_gpt.lens import (
     trace,
 )
 from mlx_gpt.lens.components import find_component, without
+from mlx_gpt.lens.heads import KINDS
 from mlx_gpt.lens.views import VIEWS
 from mlx_gpt.lens.views.generated import generated
 from mlx_gpt.lens.views.plot import SUFFIXES, plot_view
@@ -69,6 +72,12 @@ def test_attention_shows_the_pattern_and_nothing_of_the_future(subject: Subject)
     np.testing.assert_allclose(pattern.values[lower], np.array(expected)[lower], atol=1e-6)
     assert np.isnan(pattern.values[~lower]).all()
     assert np.isnan(scores.values[~lower]).all()
+    of_first = (
+        np.array([row[0] for row in np.array(expected)[1:]]),
+        np.diagonal(expected)[1:],
+        np.diagonal(expected, -1),
+    )
+    np.testing.assert_allclose(overview.values[0, 1:], [weights.mean() for weights in of_first], atol=1e-6)
     earlier = pattern.values[2:, 1:-1][np.tri(len(TEXT) - 2, dtype=bool)]
     assert overview.values[0, 0] == earlier.max() == np.nanmax(overview.values[:, 0])
 
@@ -147,6 +156,29 @@ def test_heads_shows_scores_and_ablation_of_each_head(subject: Subject, has_text
         loss = np.array(ablate_heads(MODEL, [TEXT], edits=subject.edits))
         assert table.values[:, -1].max() == pytest.approx(loss.max(), abs=1e-5)
     assert (np.diff(table.values[:, :3].max(axis=1)) <= 0).all()
+
+
+def test_means_of_a_text_leave_out_the_query_that_sees_only_itself() -> None:
+    (table,) = VIEWS["heads"](SUBJECT).tables
+    _, activations = SUBJECT.trace("*hook_pattern")
+    for column, reading in (("entropy", attention_entropy), ("first token", first_token_mass)):
+        expected = np.sort(np.array(reading(activations))[:, 0, :, 1:].mean(-1).flatten())
+        np.testing.assert_allclose(np.sort(table.values[:, table.columns.index(column)]), expected, atol=1e-6)
+
+
+def test_a_score_near_that_of_even_attention_is_no_head_of_the_kind() -> None:
+    even = {"blocks.*.attn.hook_attn_scores": lambda scores, _: mx.where(mx.isinf(scores), scores, 0)}
+    view = VIEWS["heads"](replace(SUBJECT, edits=even))
+    (table,) = view.tables
+    scores = ", ".join(f"{kind} {x:.3f}" for kind, x in zip(KINDS, table.values[0], strict=False))
+    absent = ", ".join(f"no {kind} head" for kind in KINDS)
+    assert view.remarks[-1] == f"Evenly spread attention scores {scores}; near that, there is {absent}."
+    copying = {
+        "blocks.1.attn.hook_pattern": lambda pattern, _: mx.broadcast_to(mx.eye(pattern.shape[-1], k=-1), pattern.shape)
+    }
+    remark = VIEWS["heads"](replace(SUBJECT, edits=copying)).remarks[-1]
+    assert "no previous token head" not in remark
+    assert "no induction head" in remark
 
 
 @pytest.mark.parametrize("ablate", ["mean", "resample"])

@@ -36,8 +36,10 @@ def attention(subject: Subject, layer: int | None = None, head: int | None = Non
         "Each row is a token that asks, its columns are the tokens it reads from, in percent of its attention; a row "
         "sums to 100, and no token sees the future."
     )
-    remark = ["--layer and --head choose another head."] if head is None else []
-    return View("attention", reading, tables, remark)
+    if head is not None:
+        return View("attention", reading, tables)
+    means = "Means are those of the queries after the first, which sees only itself."
+    return View("attention", reading, tables, [means, "--layer and --head choose another head."])
 
 
 def of_tokens(subject: Subject, title: str, values: Array, scale: str, number: str = "") -> Table:
@@ -67,8 +69,8 @@ def strongest(subject: Subject, every: Array, heads: list[tuple[int, int]]) -> t
         pattern = every[l, h]
         query, key = np.unravel_index(np.where(earlier, pattern, -1).argmax(), (T, T))
         weight = pattern[query, key] if earlier.any() else np.nan
-        back = np.diagonal(pattern, -1).mean() if T > 1 else np.nan
-        values = [weight, pattern[:, 0].mean(), np.diagonal(pattern).mean(), back]
+        where = pattern[:, 0], np.diagonal(pattern), np.append(0, np.diagonal(pattern, -1))
+        values = [weight, *(row[1:].mean() if T > 1 else np.nan for row in where)]
         note = f"{names[query]} reads {names[key]}" if earlier.any() else ""
         found.append((values, note, (l, h)))
     found.sort(key=lambda item: -np.nan_to_num(item[0][0]))

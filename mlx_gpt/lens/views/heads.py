@@ -35,7 +35,7 @@ def heads(subject: Subject, ablate: str = "zero") -> View:
         reference = None
     _, activations = trace(model, tokens, subject.edits, "blocks.*.attn.hook_pattern")
     measured = [scores[kind] for kind in KINDS]
-    measured += [reading(activations).mean(axis=(1, 3)) for reading in (attention_entropy, first_token_mass)]
+    measured += [reading(activations)[..., 1:].mean(axis=(1, 3)) for reading in (attention_entropy, first_token_mass)]
     measured.append(ablate_heads(model, tokens, ablate, reference, edits=subject.edits))
     values = np.stack([numbers(array) for array in measured], axis=-1)  # (L, H, 6)
     names = [f"L{l}H{h}" for l, h in np.ndindex(values.shape[:2])]
@@ -45,9 +45,11 @@ def heads(subject: Subject, ablate: str = "zero") -> View:
     reading = (
         f"Scores are mean weights on {BATCH} x {length} random tokens that are repeated once: of the token before, of "
         "the same token before, and of the one after that (induction). Entropy in nats, the weight on the first token, "
-        f"and how much the loss rises without the head ({ablate} ablation), in nats per token, are those of {what}."
+        f"and how much the loss rises without the head ({ablate} ablation), in nats per token, are those of {what}. "
+        "Entropy and weight are means of the queries after the first, which sees only itself."
     )
     remarks = [f"Highest: {best([*KINDS, columns[-1]], names, values[:, [0, 1, 2, -1]])}."]
+    remarks.append(missing(values[:, : len(KINDS)].max(axis=0), length))
     table = Table(
         "heads", [names[i] for i in order], columns, values[order], ("head", ""), by_column=True, format="{:.3f}"
     )
@@ -60,6 +62,16 @@ def best(columns: list[str], names: list[str], values: Array) -> str:
     return ", ".join(
         f"{column} {names[i]} ({values[i, c]:.3f})" for c, (column, i) in enumerate(zip(columns, found, strict=True))
     )
+
+
+def missing(highest: Array, length: int) -> str:
+    """Say what evenly spread attention would score, and of which kinds no head scores twice as much."""
+    weights = 1 / np.arange(2, 2 * length + 1)  # of each query after the first
+    even = np.array([weights.mean(), *[weights[length - 1 :].mean()] * 2])  # of KINDS
+    scores = ", ".join(f"{kind} {x:.3f}" for kind, x in zip(KINDS, even, strict=True))
+    absent = [f"no {kind} head" for kind, score, x in zip(KINDS, highest, even, strict=True) if score < 2 * x]
+    found = f"; near that, there is {', '.join(absent)}" if absent else ""
+    return f"Evenly spread attention scores {scores}{found}."
 
 
 def own_texts(subject: Subject) -> mx.array:

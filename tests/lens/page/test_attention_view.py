@@ -31,7 +31,9 @@ def patterns_of(opened: LivingPage, text: str = TEXT, edits: Any = None) -> np.n
 
 def numbers(page: Any, what: str) -> list[dict[str, str]]:
     """Return the data of all numbers of a name in the view, when all are drawn."""
-    return page.eval_on_selector_all(f"{VIEW}[data-what={what}]", "all => all.map(x => ({...x.dataset}))")
+    return page.eval_on_selector_all(
+        f"{VIEW}[data-what={what}]", "all => all.map(x => ({...x.dataset, text: x.textContent}))"
+    )
 
 
 def assert_strongest(page: Any, patterns: np.ndarray, query: int) -> None:
@@ -92,6 +94,9 @@ def test_a_head_is_summarized_by_what_it_attends_to(tinyworld: LivingPage) -> No
             assert float(shown["share"]) == pytest.approx(max(by_offset), rel=1e-4)
             assert by_offset[int(shown["offset"])] == pytest.approx(max(by_offset), rel=1e-4)
             assert float(shown["first"]) == pytest.approx(pattern[1:, 0].mean(), rel=1e-4)
+            entropy = -np.where(pattern > 0, pattern * np.log(np.maximum(pattern, 1e-30)), 0).sum(-1)[1:].mean()
+            spread = f"≈ {np.exp(entropy):.1f} keys"
+            assert (shown["text"] == spread) == (max(float(shown["share"]), float(shown["first"])) < 0.25)
 
 
 def test_a_token_that_is_pointed_at_or_focused_shows_where_it_looks_in_all_heads(tinyworld: LivingPage) -> None:

@@ -45,7 +45,7 @@ export function summarize(pattern, T) {
   }
   const best = Math.max(first, share);
   const name = first >= share ? "first" : (["itself", "previous"][offset] ?? `${offset} back`);
-  const text = best < 0.25 ? `≈ ${Math.round(keysAttended(pattern, T))} keys` : `${name} ${percent(best)}`;
+  const text = best < 0.25 ? `≈ ${keysAttended(pattern, T).toFixed(1)} keys` : `${name} ${percent(best)}`;
   return { first, offset, share, text };
 }
 
@@ -56,7 +56,7 @@ function meanBack(pattern, T, back) {
   return sum / (T - start);
 }
 
-/** Number of keys that a head attends to: e to the power of the mean entropy of its rows. */
+/** Number of keys that a head attends to: e to the power of the mean entropy of its rows but the first. */
 function keysAttended(pattern, T) {
   let entropy = 0;
   for (let query = 1; query < T; query++) {
@@ -73,7 +73,8 @@ export function describe({ first, offset, share, text }, T) {
   if (T === 1) return "There is one token, which can only look at itself.";
   const back = ["the token itself", "the token before"][offset] ?? `the token ${offset} back`;
   const spread = text.startsWith("≈") ? ` It spreads over about ${text.slice(2)}.` : "";
-  return `On average ${percent(share)} of the attention goes to ${back}, ${percent(first)} to the first token.${spread}`;
+  const shares = `${percent(share)} of the attention goes to ${back}, ${percent(first)} to the first token`;
+  return `On average of the queries after the first, which sees only itself, ${shares}.${spread}`;
 }
 
 /** The key with the largest weight of a query. */
