@@ -1,0 +1,137 @@
+"""Alignment of the encoded training text with the training ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.data import encoded, grams, pieces, train_ids
+
+RESYNC = 8  # ids that must agree for two texts to be in step again
+LARGEST_GAP = 40
+LOCATED = 0.8  # of a piece's ids that must agree for it to be found in the training ids
+SECONDS = 4.0  # for what a slow tokenizer encodes
+
+
+@dataclass
+class Aligned:
+    """Pieces of the text, encoded, against the training ids: how many were found there, and how their ids agree."""
+
+    pieces: int = 0
+    located: int = 0
+    same: int = 0  # ids of the located pieces
+    replaced: int = 0
+    spots: int = 0  # where ids are replaced
+    example: tuple[list[int], list[int]] = ((), ())  # type: ignore[assignment]  # encoded, in training
+
+    @property
+    def share_replaced(self) -> float:
+        return self.replaced / max(self.same + self.replaced, 1)
+
+
+def encoded_pieces(case: Case) -> list[tuple[str, np.ndarray]]:
+    """Return the pieces of the text with their ids, by what encoded the training text if it is given."""
+    name = "encode_training" if case.has("encode_training") else "encode"
+    end = case.seconds_left() - SECONDS
+    found = []
+    for piece in sorted(case.once(pieces), key=len):
+        found.append((piece, np.array(encoded(case, piece, name), np.int64)))
+        if case.seconds_left() < end:
+            break
+    return found
+
+
+def aligned_as_encoded(case: Case) -> Aligned:
+    """Align the encoded text with the training ids."""
+    return align_pieces(case, lambda ids: ids)
+
+
+def align_pieces(case: Case, wrap: Callable[[np.ndarray], np.ndarray]) -> Aligned:
+    """Find each encoded piece in the training ids, by 64 or 16 equal ids, and compare what follows."""
+    if not case.has("train_ids"):
+        raise NotApplicable("train_ids")
+    train = case.once(train_ids)[:5_000_000].astype(np.int64)
+    hashes = {n: case.once(hashed_by(n)) for n in (64, 16)}
+    result = Aligned()
+    for _, raw in case.once(encoded_pieces):
+        ids = wrap(raw)[2:-2]  # the ends of a piece may be encoded in another way than within a text
+        if len(ids) < 24:
+            continue
+        result.pieces += 1
+        best = Aligned()
+        for n in (64, 16):
+            for offset in {0, len(ids) // 4, len(ids) // 2}:
+                if len(ids) - offset < n + RESYNC:
+                    continue
+                (anchor,) = grams(ids[offset : offset + n], n)
+                for place in np.flatnonzero(hashes[n] == anchor)[:16]:
+                    found = align(ids[offset:], train[place : place + 2 * len(ids)], case.given.get("end_of_text"))
+                    best = max(best, found, key=lambda one: one.same)
+                if best.same:
+                    break
+            if best.same:
+                break
+        if best.same >= LOCATED * len(ids) / 2 and best.located:
+            result.located += 1
+            result.same += best.same
+            result.replaced += best.replaced
+            result.spots += best.spots
+            result.example = result.example if result.example[0] else best.example
+    return result
+
+
+def hashed_by(n: int) -> Callable[[Case], np.ndarray]:
+    """Return the function that hashes the n-grams of the training ids, the same at each call."""
+    return hashed_64 if n == 64 else hashed_16
+
+
+def hashed_64(case: Case) -> np.ndarray:
+    """Hash the training ids' sequences of 64."""
+    return grams(case.once(train_ids)[:5_000_000], 64)
+
+
+def hashed_16(case: Case) -> np.ndarray:
+    """Hash the training ids' sequences of 16."""
+    return grams(case.once(train_ids)[:5_000_000], 16)
+
+
+def align(ids: np.ndarray, train: np.ndarray, end_of_text: int | None) -> Aligned:
+    """Compare ids with training ids that begin alike; ids that only one side has, such as separators, are passed over.
+
+    ``located`` is 1 if the two stay in step over ``LOCATED`` of the ids.
+    """
+    result, i, j = Aligned(), 0, 0
+    passed = 0
+    while i < len(ids) and j < len(train):
+        size = min(len(ids) - i, len(train) - j)
+        differ = ids[i : i + size] != train[j : j + size]
+        same = int(differ.argmax()) if differ.any() else size
+        result.same, i, j = result.same + same, i + same, j + same
+        if same == size:
+            break
+        gap = resync(ids[i : i + LARGEST_GAP], train[j : j + LARGEST_GAP])
+        if gap is None:
+            break
+        mine, other = ids[i : i + gap[0]], train[j : j + gap[1]]
+        i, j, passed = i + gap[0], j + gap[1], passed + gap[0]
+        if len(mine) and len(other) and end_of_text not in other:
+            result.replaced, result.spots = result.replaced + len(mine), result.spots + 1
+            result.example = result.example if result.example[0] else (mine[:8].tolist(), other[:8].tolist())
+    result.located = int(result.same + passed >= 0.9 * len(ids) and result.same >= LOCATED * len(ids))
+    return result
+
+
+def resync(one: np.ndarray, two: np.ndarray) -> tuple[int, int] | None:
+    """Return how many ids of each to skip until ``RESYNC`` of them agree, or all that are left."""
+    if min(len(one), len(two)) < RESYNC:
+        return None
+    windows = [np.lib.stride_tricks.sliding_window_view(ids, RESYNC) for ids in (one, two)]
+    places = np.argwhere((windows[0][:, None] == windows[1][None]).all(axis=-1))
+    if not len(places):
+        return None
+    mine, other = places[places.sum(axis=1).argmin()]
+    return int(mine), int(other)

@@ -1,0 +1,185 @@
+"""Targets and data: batches whose targets or variety are not what training needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.data import batches, counted, has_ids, train_ids, val_ids
+from mlx_gpt.check.doctor.probes import probe_length
+
+Found = dict[str, Any] | None
+SHIFTS = (1, 0, 2, -1, 3, -2)
+FEWEST = 8  # positions, rows or windows to judge by
+WRONG_SHIFT = ("samples-worse-than-loss", "initial-loss-off", "loss-not-cross-entropy", "loss-not-the-mean")
+
+
+def data_shift(case: Case) -> tuple[int | None, float, int]:
+    """Return by how many places the targets are later than the inputs, the share that agrees, and the positions.
+
+    The shift is None where the targets are no shifted inputs. Shift s is compared with the right one, 1, where the two
+    would give different targets, so that repetitions in a text count for neither.
+    """
+    pairs = [(x, y, counted(x, y, case.vocab_size)) for x, y in case.once(batches)]
+    agreement: dict[int, float] = {}
+    for s in SHIFTS:
+        agree = total = 0
+        for x, y, counts in pairs:
+            t = np.arange(max(0, -s), x.shape[1] - max(s, 1))
+            told_apart = counts[:, t] & ((x[:, t + s] != x[:, t + 1]) if s != 1 else (x[:, t] != x[:, t + 1]))
+            agree += int((told_apart & (y[:, t] == x[:, t + s])).sum())
+            total += int(told_apart.sum())
+        if s == 1 and total < FEWEST:
+            raise NotApplicable("batches with longer rows of different tokens")
+        agreement[s] = agree / total if total >= FEWEST else 0.0
+        if s == 1:
+            positions = total
+    if agreement[1] >= 0.5:
+        return 1, agreement[1], positions
+    best = max(SHIFTS, key=lambda s: agreement[s])  # the first of equals
+    return (best, agreement[best], positions) if agreement[best] > 0.9 else (None, agreement[1], positions)
+
+
+def loss_shift(case: Case) -> int:
+    """Return by how many places the user's loss shifts the targets itself, as that of transformers does; else 0.
+
+    Its value is compared for targets that are the model's own most probable tokens, 0, 1 or 2 places later: the lowest
+    loss tells. Works for sums, means and with dropout; where the three are within 2 %, nothing is known, and 0 is said.
+    """
+    if not case.has("loss", "forward") or probe_length(case) < 4:
+        return 0
+    x = case.ids(1 if case.one_row else 4, probe_length(case))
+    best = case.logits(x).argmax(axis=-1).astype(np.int32)
+    found = {s: case.number("loss", x, np.roll(best, s, axis=1)) for s in (0, 1, 2)}
+    lowest = min(found, key=lambda s: found[s])
+    second = sorted(found.values())[1]
+    return lowest if found[lowest] < second - 0.02 * abs(second) else 0
+
+
+def whole_shift(case: Case) -> tuple[int | None, float, int, int]:
+    """Return the shift of data and loss together, the share of targets that show it, and the two parts."""
+    shift, share, _ = case.once(data_shift)
+    own = case.once(loss_shift)
+    return (None if shift is None else shift + own), share, shift or 0, own
+
+
+@check("targets-not-shifted", "batches", explains=WRONG_SHIFT)
+def targets_not_shifted(case: Case) -> Found:
+    """The targets are the inputs themselves, or not the tokens that follow them: the loss falls, and text is gibberish.
+
+    Share of the targets that equal the input s places later, where that differs from the next input: a fault if it
+    exceeds 0.9 for an s below 1, or no s explains the targets (s = 1 below 0.5; healthy: 1.0 of those not ignored,
+    unrelated targets: 0.07 for characters). A loss that shifts by itself, as in transformers, is taken into account.
+    """
+    shift, share, of_data, own = case.once(whole_shift)
+    if shift is not None and shift >= 1:
+        return None
+    if shift is None:
+        why = f"only {share:.0%} of the targets are the token after their input, and no other shift explains them"
+    else:
+        place = "the input itself" if shift == 0 else f"the token {-shift} before it"
+        why = f"{share:.0%} of the targets are {place}, where the next token differs: the model learns to copy"
+    return {
+        "measured": "unrelated" if shift is None else shift,
+        "expected": 1,
+        "why": why,
+        "remedy": "take x = ids[i : i + T] and y = ids[i + 1 : i + T + 1] of the same i",
+        "evidence": {"share": share, "shift_of_data": of_data, "shift_of_loss": own},
+    }
+
+
+@check("targets-shifted-twice", "batches", explains=WRONG_SHIFT)
+def targets_shifted_twice(case: Case) -> Found:
+    """The model is trained to predict the token after the next: the data shifts the targets, and the loss does again.
+
+    Measured as ``targets-not-shifted``; the shift of the loss from the targets for which it is lowest.
+    """
+    shift, share, of_data, own = case.once(whole_shift)
+    if shift is None or shift < 2:
+        return None
+    parts = f"the batches shift by {of_data}, the loss by {own}"
+    return {
+        "measured": shift,
+        "expected": 1,
+        "why": f"the target is {shift} tokens later than the input's last: {parts}",
+        "remedy": "shift once: either in the batches (y = ids[i + 1 : i + T + 1]) or in the loss, not in both",
+        "evidence": {"share": share, "shift_of_data": of_data, "shift_of_loss": own},
+    }
+
+
+@check("same-batch-again", "batches", explains=("overfitted",))
+def same_batch_again(case: Case) -> Found:
+    """Training sees the same few rows again and again, though the corpus has more.
+
+    Different rows among those of 32 batches, against the number of rows and of different windows in the corpus: a fault
+    below half of the lesser (healthy, drawn with replacement: 0.63 and more, standard deviation below 0.06 from 32
+    rows). Without ``train_ids`` only if all batches, or all rows of each, are equal.
+    """
+    taken = case.once(batches)
+    sizes = {x.shape for x, _ in taken}
+    if len(sizes) > 1:
+        raise NotApplicable("batches of one shape")
+    rows = np.concatenate([x for x, _ in taken])
+    different = len(np.unique(rows, axis=0))
+    B, T = taken[0][0].shape
+    if not has_ids(case, "train_ids"):
+        one_batch = len(taken) >= 4 and all(np.array_equal(x, taken[0][0]) for x, _ in taken)
+        one_row = B >= 4 and all((x == x[0]).all() for x, _ in taken)
+        windows = len(rows) if one_batch or one_row else 0
+    else:
+        ids = case.once(train_ids)
+        whole = ids[: len(ids) // T * T].reshape(-1, T)
+        windows = len(np.unique(whole[:10_000], axis=0))
+    expected = min(len(rows), windows)
+    if expected < FEWEST or different >= expected / 2:
+        return None
+    return {
+        "measured": different,
+        "expected": expected,
+        "why": f"{len(taken)} batches of {B} rows hold {different} different rows; the corpus would give {expected}",
+        "remedy": "draw new positions for each batch and row: advance the iterator, and seed it once, not in each step",
+        "evidence": {"batches": len(taken), "rows": len(rows), "windows_of_corpus": windows},
+    }
+
+
+@check("end-of-text-never-learned", "end_of_text", "train_ids|batches")
+def end_of_text_never_learned(case: Case) -> Found:
+    """The end-of-text token is never a target, so generation never ends by itself.
+
+    Exact where it is in no training id, or always ignored where it comes next, as with padding by the same id (5 times
+    and more); else if it is none of the targets of which, by its share of the corpus, 20 and more would be.
+    """
+    end = int(case.given["end_of_text"])
+    why = None
+    if has_ids(case, "train_ids"):
+        ids = case.once(train_ids)
+        n = int((ids == end).sum())
+        if n == 0 and not (has_ids(case, "val_ids") and end in case.once(val_ids)):  # of one text, val_ids is the end
+            why = f"id {end} is not among {len(ids):,} training ids"
+            text = case.given.get("train_text")
+            if isinstance(text, str) and "<|endoftext|>" in text:
+                why += ", though <|endoftext|> is in the text: it was encoded as ordinary characters"
+    if why is None and case.has("batches"):
+        taken = case.once(batches)
+        targets = sum(int((y == end).sum()) for _, y in taken)
+        following = sum(int((x[:, 1:] == end).sum()) for x, _ in taken)
+        size = sum(y.size for _, y in taken)
+        expected = n * size / len(ids) if has_ids(case, "train_ids") and len(ids) else 0
+        if targets == 0 and (following >= 5 or expected >= 20):
+            why = f"id {end} is none of {size:,} targets, though " + (
+                f"it is the next input {following} times: it is ignored, as padding is"
+                if following >= 5
+                else f"at its share of the training ids {expected:.0f} would be"
+            )
+    if why is None:
+        return None
+    return {
+        "measured": 0,
+        "expected": "at least one target per text",
+        "why": why,
+        "remedy": "end each text with this id, encode it as one token, and let the loss count it; pad with another id",
+        "evidence": {"end_of_text": end},
+    }

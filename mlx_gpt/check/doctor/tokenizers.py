@@ -1,0 +1,172 @@
+"""Targets and data: tokenizers that lose the text, differ, or do not fit the model."""
+
+from __future__ import annotations
+
+from difflib import SequenceMatcher
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.alignment import aligned_as_encoded
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.data import decoded, encoded, pieces, rare_pieces
+
+Found = dict[str, Any] | None
+
+
+@check("vocabulary-mismatch", "encode|encode_training|decode|end_of_text", explains=("ids-outside-vocabulary",))
+def vocabulary_mismatch(case: Case) -> Found:
+    """Tokenizer and model have vocabularies of different size: ids without an embedding, or logits without a token.
+
+    Exact for ids of the text above the model's. Else 256 ids of the model's are decoded one by one: a fault if a
+    quarter of them and more than 128 ids have no token (vocabularies that are rounded up have below 127, or 2 %).
+    """
+    end = case.given.get("end_of_text")
+    highest = -1 if end is None else int(end)
+    for name in ("encode", "encode_training"):
+        try:
+            if case.has(name):
+                texts = [*sorted(case.once(pieces), key=len)[:8], *rare_pieces(case)]
+                highest = max([highest, *(max(encoded(case, text, name), default=-1) for text in texts)])
+        except NotApplicable:
+            continue
+    if highest >= case.vocab_size:
+        return mismatch(case, highest + 1, f"the tokenizer gives id {highest}, and the model has {case.vocab_size} ids")
+    unknown = unknown_ids(case) if case.has("decode") else 0
+    if unknown <= max(128, case.vocab_size / 4):
+        return None
+    known = case.vocab_size - unknown
+    return mismatch(case, known, f"of the model's {case.vocab_size} ids about {unknown} have no token: decode fails")
+
+
+def mismatch(case: Case, size: int, why: str) -> Found:
+    return {
+        "measured": size,
+        "expected": case.vocab_size,
+        "why": why,
+        "remedy": "make the model with the tokenizer's vocab_size, and use the tokenizer that it was trained with",
+        "evidence": {"vocab_size_of_model": case.vocab_size},
+    }
+
+
+def unknown_ids(case: Case) -> int:
+    """Estimate how many ids of the model ``decode`` raises for; bytes of incomplete characters do not count."""
+    sample = np.unique(np.linspace(0, case.vocab_size - 1, 256).astype(int))
+    unknown = 0
+    for value in sample:
+        try:
+            case.call("decode", [int(value)])
+        except CallFailed as failure:
+            if failure.code == "raises" and isinstance(failure.__cause__, UnicodeError):
+                continue
+            unknown += 1
+    return 0 if unknown == len(sample) else round(unknown / len(sample) * case.vocab_size)
+
+
+@check("tokenizers-differ", "train_text", "encode", "train_ids|encode_training", explains=("tokenizer-not-invertible",))
+def tokenizers_differ(case: Case) -> Found:
+    """Generation encodes a text in another way than training did, so the model reads what it has never seen.
+
+    With ``encode_training``: exact, for pieces of the training text. Else pieces are looked for in the training ids: a
+    fault if none of them is there, or if in those that are 1 % of the ids and three places differ; what only one side
+    has, such as separators of documents, is passed over (healthy: 0).
+    """
+    if case.has("encode_training"):
+        return encoders_differ(case)
+    found = case.once(aligned_as_encoded)
+    if not found.pieces:
+        raise NotApplicable("a longer train_text")
+    if found.located and (found.share_replaced < 0.01 or found.spots < 3):
+        return None
+    if found.located:
+        share = f"{found.share_replaced:.1%} of the ids"
+        why = f"{share} of the training text are others in train_ids, in {found.spots} places"
+    else:
+        why = f"none of {found.pieces} pieces of the training text, encoded, is in train_ids"
+    return different(why, found.share_replaced if found.located else 1.0, found.example)
+
+
+def encoders_differ(case: Case) -> Found:
+    """Compare the two encoders on pieces of the text, but for ids that one adds to any text."""
+    differing, total, example = 0, 0, None
+    for text in [*sorted(case.once(pieces), key=len)[:12], *rare_pieces(case)]:
+        one, two = (bare(case, encoded(case, text, name), name) for name in ("encode", "encode_training"))
+        total += 1
+        if one != two:
+            differing += 1
+            example = example or (text[:40], one[:8], two[:8])
+    if not differing or example is None:
+        return None
+    why = f"{differing} of {total} pieces of the training text have other ids by encode than by encode_training"
+    return different(f"{why}, such as {example[0]!r}", differing / total, example)
+
+
+def different(why: str, share: float, example: Any) -> Found:
+    return {
+        "measured": share,
+        "expected": 0,
+        "why": why,
+        "remedy": "save the tokenizer with the model, and encode prompts with the same one, cased and spaced alike",
+        "evidence": {"example": example},
+    }
+
+
+def bare(case: Case, ids: list[int], name: str = "encode") -> list[int]:
+    """Return ids without those that the encoder gives for an empty text: the tokens that begin and end every text."""
+    try:
+        added = set(encoded(case, "", name))
+    except CallFailed:
+        added = set()
+    return [value for value in ids if value not in added]
+
+
+@check("tokenizer-not-invertible", "encode", "decode")
+def tokenizer_not_invertible(case: Case) -> Found:
+    """Encoding a text and decoding the ids gives another text: what the model says is not what is read.
+
+    A tokenizer may lose case, white space or unknown characters: then the decoded text has the same ids again, and is
+    alike by letters (ratio of difflib above 0.5). A fault if one of the pieces has neither the same text nor this.
+    """
+    unknown = unknown_tokens(case)
+    tried = 0
+    for text in [*sorted(case.once(pieces), key=len)[:12], *rare_pieces(case)]:
+        ids = bare(case, encoded(case, text))
+        if unknown & set(ids):
+            continue
+        tried += 1
+        back = decoded(case, ids)
+        if back != text and not (alike(text, back) and same_again(case, back, ids)):
+            return {
+                "measured": back[:80],
+                "expected": text[:80],
+                "why": f"decode(encode({text[:40]!r})) is {back[:40]!r}",
+                "remedy": "make decode the inverse of encode: one vocabulary, saved once; join bytes, then decode",
+                "evidence": {"ids": ids[:20]},
+            }
+    if not tried:
+        raise NotApplicable("train_text without unknown tokens")
+    return None
+
+
+def same_again(case: Case, text: str, ids: list[int]) -> bool:
+    """Return whether a decoded text has the ids it was decoded from; not if ``encode`` refuses it."""
+    try:
+        return bare(case, encoded(case, text)) == ids
+    except CallFailed:
+        return False
+
+
+def unknown_tokens(case: Case) -> set[int]:
+    """Return the ids of what the tokenizer does not know: those that two unlikely characters have in common."""
+    try:
+        one, two = (bare(case, encoded(case, character)) for character in ("\ue000", "\uf123"))
+    except CallFailed:
+        return set()
+    return set(one) if one == two else set()
+
+
+def alike(one: str, two: str) -> bool:
+    """Return whether two texts have most of their letters in common, in order, but for case and white space."""
+    one, two = ("".join(text[:300].casefold().split()) for text in (one, two))
+    return one == two or SequenceMatcher(None, one, two, autojunk=False).ratio() > 0.5
