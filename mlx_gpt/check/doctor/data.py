@@ -117,7 +117,9 @@ def occurs(wanted: np.ndarray, ids: np.ndarray, n: int) -> np.ndarray:
     """Return which hashes of n-grams occur in ids: bool of the shape of ``wanted``. In pieces, to bound memory."""
     found = np.zeros(len(wanted), bool)
     for start in range(0, len(ids), 1 << 20):
-        found |= np.isin(wanted, grams(ids[start : start + (1 << 20) + n - 1], n))
+        hashes = np.sort(grams(ids[start : start + (1 << 20) + n - 1], n))  # np.isin takes ten times as long
+        if len(hashes):
+            found |= hashes[np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)] == wanted
     return found
 
 

@@ -163,7 +163,7 @@ def end_of_text_never_learned(case: Case) -> Found:
             if isinstance(text, str) and "<|endoftext|>" in text:
                 why += ", though <|endoftext|> is in the text: it was encoded as ordinary characters"
     if why is None and case.has("batches"):
-        taken = case.once(batches)
+        taken = [*{x.tobytes() + y.tobytes(): (x, y) for x, y in case.once(batches)}.values()]  # each once
         targets = sum(int((y == end).sum()) for _, y in taken)
         following = sum(int((x[:, 1:] == end).sum()) for x, _ in taken)
         size = sum(y.size for _, y in taken)

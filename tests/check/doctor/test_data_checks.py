@@ -10,12 +10,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.plain_gpt import PlainConfig, PlainGPT
 
 from mlx_gpt.check.doctor import Report
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS
-from mlx_gpt.check.doctor.examine import examine, run_checks
+from mlx_gpt.check.doctor.examine import run_checks
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.tinyworld.stories import generate_stories
 
@@ -133,7 +132,7 @@ def bpe(text: str, vocab_size: int = 320) -> Given:
         "decode": tokenizer.decode,
         "vocab_size": tokenizer.vocab_size,
         "train_text": text,
-        "train_ids": np.array(tokenizer.encode_documents(text) + [tokenizer.eot_id], np.uint16),
+        "train_ids": np.array([*tokenizer.encode_documents(text), tokenizer.eot_id], np.uint16),
         "end_of_text": tokenizer.eot_id,
     }
 
@@ -225,7 +224,7 @@ HEALTHY: dict[str, Callable[[], Given]] = {
         **with_ids(characters(prose(40_000)), padded, pad=len(set(prose(40_000))), ignore=-1),
         "vocab_size": len(set(prose(40_000))) + 1,
     },
-    "the whole corpus is a batch": lambda: with_ids(characters("a poem of two lines,\nand no more " * 1 + "in it."), None),
+    "the whole corpus is a batch": lambda: with_ids(characters("a poem of two lines,\nand no more in it."), None),
     "batches only": lambda: {"vocab_size": 256, "batches": with_ids(utf8(prose(40_000)))["batches"]},
     "one row": lambda: with_ids(characters(prose(40_000)), random_windows, B=1),
     "text only": lambda: {"vocab_size": 80, "train_text": prose(40_000, accents=True)},
@@ -248,13 +247,16 @@ def shuffled(text: str) -> Given:
 
 def code(n: int) -> str:
     """Files that begin with the same eight lines."""
-    header = "".join(f"# line {i} of a licence that stands in every file of this project, word for word\n" for i in range(8))
+    header = "".join(
+        f"# line {i} of a licence that stands in every file of this project, word for word\n" for i in range(8)
+    )
     return "".join(header + prose(2_000, seed) for seed in range(n))
 
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_data_has_no_finding(name: str) -> None:
-    assert codes(examined(HEALTHY[name]())) in ([], ["corpus-too-small"] if "again" in name or "whole" in name else [])
+    warnings = ["corpus-too-small"] if name == "the whole corpus is a batch" else []
+    assert codes(examined(HEALTHY[name]())) == warnings
 
 
 # Planted faults -----------------------------------------------------------------------------------------------------
@@ -314,7 +316,7 @@ def twice(given: Given) -> Given:
 def stored_as(kind: str) -> Callable[[Given], Given]:
     def wrapped(given: Given) -> Given:
         ids = np.asarray(given["train_ids"]).astype(np.int64)
-        if kind == "uint8" and given["vocab_size"] <= 256:  # the ids of a larger vocabulary, spread out
+        if given["vocab_size"] <= 256:  # the ids of a larger vocabulary
             return stored(with_gap(given))
         return stored({**given, "train_ids": ids})
 
@@ -364,14 +366,21 @@ def loses_a_letter(given: Given) -> Given:
 
 
 def other_order(given: Given) -> Given:
-    """The alphabet sorted anew, in another order: encode and decode agree with each other, not with training."""
-    again = characters(given["train_text"], lambda alphabet: sorted(alphabet)[::-1])
-    return {**given, **{name: again[name] for name in ("encode", "decode")}, "vocab_size": max(given["vocab_size"], 99)}
+    """The same tokens numbered backwards: encode and decode agree with each other, not with training."""
+    encode, decode, last = given["encode"], given["decode"], given["vocab_size"] - 1
+    return {
+        **given,
+        "encode": lambda text: [last - i for i in encode(text)],
+        "decode": lambda ids: decode([last - i for i in ids]),
+    }
 
 
 def trained_on_lower_case(given: Given) -> Given:
-    text, encode = given["train_text"], given["encode"]
-    return fed({**given, "train_ids": np.array(encode(text.lower().replace(EOT, " "))), "val_ids": None})
+    documents = [given["encode"](document.lower()) for document in given["train_text"].split(EOT)]
+    ids = [
+        i for document in documents for i in [*document, *([given["end_of_text"]] if "end_of_text" in given else [])]
+    ]
+    return fed({**given, "train_ids": np.array(ids), "val_ids": None})
 
 
 def generates_in_lower_case(given: Given) -> Given:
@@ -435,8 +444,14 @@ PLANTED: dict[str, tuple[str, Callable[[Given], Given]]] = {
 }
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "seed"),
+    [
+        pytest.param(size, seed, marks=[pytest.mark.slow] if size == SIZES[2] or seed == (i + 1) % 3 else [])
+        for i, size in enumerate(SIZES)
+        for seed in range(3)
+    ],
+)
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_named(fault: str, size: int, seed: int) -> None:
     code, plant = PLANTED[fault]
