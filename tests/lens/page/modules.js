@@ -2,6 +2,7 @@
 
 import { decodeHalf } from "../../../mlx_gpt/lens/page/js/blob.js";
 import { readPage } from "../../../mlx_gpt/lens/page/js/data.js";
+import { NextToken } from "../../../mlx_gpt/lens/page/js/distribution.js";
 import { applyRules, makeRandom, pick } from "../../../mlx_gpt/lens/page/js/sampling.js";
 import { softmax } from "../../../mlx_gpt/lens/page/js/tensor.js";
 import { makeTokenizer } from "../../../mlx_gpt/lens/page/js/tokenizer.js";
@@ -20,6 +21,12 @@ globalThis.modules = {
 
   /** Call a method of the recorded run; return arrays as lists and tensors as {shape, data}. */
   recorded: (method, ...given) => plain(opened.run[method](...given)),
+
+  /** Return [id, probability] of the recorded tokens after the rules, for each settings, and how many are kept. */
+  recordedAfterRules: (position, all) => all.map((settings) => {
+    const next = new NextToken(opened.run, position, settings);
+    return { next: next.ids.map((id) => [id, next.p(id)]), kept: next.kept };
+  }),
 
   decodeHalf: (bits) => [...decodeHalf(Uint16Array.from(bits))],
 

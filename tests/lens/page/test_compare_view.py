@@ -146,5 +146,5 @@ def test_recorded_texts_are_compared(recorded: LivingPage) -> None:
     with recorded.open(state) as page:
         page.wait_for_function("() => !document.querySelector('.compare').hidden")
         assert_compared(page, recorded, [(TEXT, None), (OTHER, None)], 0, 0, rel=3e-3)  # recorded in float16
-        assert "Only the 50 most probable tokens are recorded" in page.locator(".compare").inner_text()
+        assert "Only the 50 most probable tokens are recorded by name" in page.locator(".compare").inner_text()
         assert page.locator("[data-what=edits-B]").inner_text() == "no edits"

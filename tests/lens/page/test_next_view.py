@@ -170,18 +170,17 @@ def test_a_full_context_says_so_and_takes_no_token(tinyworld: LivingPage, text: 
         assert_bars(page, logits_of(tinyworld, text))
 
 
-def test_in_a_recorded_page_the_rules_apply_to_the_recorded_tokens_and_none_is_appended(recorded: LivingPage) -> None:
+def test_in_a_recorded_page_the_rules_apply_to_all_tokens_and_none_is_appended(recorded: LivingPage) -> None:
+    state = {"temperature": 1.7, "topK": 200, "topP": 0.9}
     logits = logits_of(recorded, TEXT)
-    known = mx.argsort(-logits, axis=-1)[:, :50]
-    expected = dict(
-        zip(known[0].tolist(), probabilities(mx.take_along_axis(logits, known, axis=-1), 1.7, 7, 0.9), strict=True)
-    )
-    with recorded.open({"temperature": 1.7, "topK": 7, "topP": 0.9}) as page:
+    expected = probabilities(logits, 1.7, 200, 0.9)
+    with recorded.open(state) as page:
         ids = shown_ids(page)
-        assert ids == known[0, :10].tolist()
+        assert ids == mx.argsort(-logits, axis=-1)[0, :10].tolist()
         found = [value(page, "next", id=i) for i in ids]
-        np.testing.assert_allclose(found, [expected[i] for i in ids], rtol=1e-3, atol=1e-9)  # recorded in float16
-        assert "of the 50 most probable, which are recorded" in page.locator("[data-what=kept]").inner_text()
+        np.testing.assert_allclose(found, expected[ids], rtol=1e-3, atol=1e-9)  # recorded in float16
+        assert value(page, "others") == pytest.approx(1 - expected[ids].sum(), rel=1e-3)
+        assert f"Tokens kept: {(expected > 0).sum()} of" in page.locator("[data-what=kept]").inner_text()
         assert "no token can be appended" in page.locator("[data-what=why-not]").inner_text()
         assert page.locator("#sample").is_disabled()
         assert page.locator(".bar").first.is_disabled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -16,10 +17,12 @@ from helpers.lens_model import L, random_model
 from mlx_gpt import lens
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.errors import UsageError
+from mlx_gpt.generate import sampling
 from mlx_gpt.lens import page as pages
 from mlx_gpt.lens.page import make_page, recorded
 from mlx_gpt.lens.page.recorded import recorded_data
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.text.characters import CharacterTokenizer
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TEXTS = ["The oak tree é🙂", "a shade"]
@@ -71,31 +74,60 @@ def test_norms_are_the_traced_ones(modules: Any, recording: tuple[GPT, list[int]
 def test_readings_are_pythons(modules: Any, recording: tuple[GPT, list[int]]) -> None:
     model, ids = recording
     logits, activations = lens.trace(model, [ids])
-    top, logprobs = lens.logit_lens_top(model, activations, k=50)
+    top, logprobs = lens.logit_lens_top(model, activations, k=60)
     probabilities = np.exp(np.array(logprobs))
     for position in (0, len(ids) - 1):
         following = modules("recorded", "next", position, 60)
-        assert [token["id"] for token in following] == top[-1, 0, position].tolist()
+        likely = zip(top[-1, 0, position].tolist(), probabilities[-1, 0, position], strict=True)
+        expected = {i: p for i, p in likely if i < BYTES.vocab_size}  # the model has ids that no token has
+        assert [token["id"] for token in following] == [*expected][:50]
         values = [token["probability"] for token in following]
-        np.testing.assert_allclose(values, probabilities[-1, 0, position], rtol=1e-4)
+        np.testing.assert_allclose(values, [*expected.values()][:50], rtol=1e-4)
         layers = modules("recorded", "logitLens", position, 10)
         assert [[token["id"] for token in layer] for layer in layers] == top[:, 0, position, :10].tolist()
         values = [[token["probability"] for token in layer] for layer in layers]
         np.testing.assert_allclose(values, probabilities[:, 0, position, :10], rtol=1e-4)
         targets = modules("recorded", "targets", position)
-        assert targets[:10] == top[-1, 0, position, :10].tolist()
+        assert targets[:10] == [*expected][:10]
         assert targets[10] == (ids[position + 1] if position < len(ids) - 1 else targets[0])
         for target in targets[::5]:
-            expected, labels = lens.logit_attribution(model, activations, lens.logit_direction(model, target), "head")
+            parts, labels = lens.logit_attribution(model, activations, lens.logit_direction(model, target), "head")
             found = modules("recorded", "attribution", position, target)
             assert [part["label"] for part in found] == labels
             values = [part["value"] for part in found]
-            np.testing.assert_allclose(values, np.array(expected[:, 0, position]), rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(values, np.array(parts[:, 0, position]), rtol=1e-3, atol=1e-5)
         assert modules("recorded", "logit", position, targets[0]) == pytest.approx(
             logits[0, position, targets[0]].item(), rel=1e-4
         )
     absent = next(i for i in range(260) if i not in targets)
     assert modules("recorded", "attribution", position, absent) is None
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("vocab_size", "n_known", "spread"), [(500, 500, 1.0), (500, 450, 4.0), (50257, 50257, 1.0), (50304, 50257, 3.0)]
+)
+def test_probabilities_after_the_rules_are_those_of_the_sampler(
+    modules: Any, vocab_size: int, n_known: int, spread: float
+) -> None:
+    model = random_model(vocab_size=vocab_size, n_positions=8, n_layer=1, tie_word_embeddings=False)
+    model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape) * spread / model.config.n_embd**0.5
+    characters = [chr(0x10000 + i) for i in range(n_known)]
+    tokenizer, text = CharacterTokenizer({c: i for i, c in enumerate(characters)}), "".join(characters[:3])
+    modules("open", recorded_data(model, tokenizer, [text], "test"))
+    ids = modules("openRecorded", text)
+    logits = sampling.forbid(lens.trace(model, [ids], names=())[0][:, -1], range(n_known, vocab_size))
+    rules = [*itertools.product((0.3, 0.8, 1, 2), (0, 10, 100), (0.5, 0.9, 1))]
+    settings = [{"temperature": t, "topK": k, "topP": p} for t, k, p in rules]
+    found = modules("recordedAfterRules", len(ids) - 1, settings)
+    for (temperature, k, p), ruled in zip(rules, found, strict=True):
+        left = sampling.with_temperature(logits, temperature)
+        left = sampling.keep_top_k(left, k) if k else left
+        left = sampling.keep_top_p(left, p) if p < 1 else left
+        expected = np.array(mx.softmax(left, axis=-1, precise=True))[0]
+        named, values = zip(*ruled["next"], strict=True)
+        np.testing.assert_allclose(values, expected[[*named]], rtol=1e-3, atol=1e-12, err_msg=f"{temperature} {k} {p}")
+        assert ruled["kept"] == pytest.approx(np.isfinite(np.array(left)).sum(), rel=5e-3)
 
 
 @pytest.mark.browser

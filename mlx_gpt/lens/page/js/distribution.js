@@ -9,12 +9,12 @@ const RECORDED = 50; // most probable tokens that a recorded run has for a posit
 const RAW = { temperature: 1, topK: 0, topP: 1 };
 
 /** The next token after a position of a run, before and after the sampling rules {temperature, topK, topP, forbidden}.
- *  In a recorded run it knows the most probable tokens only, and the rules apply to those. */
+ *  In a recorded run it knows all logits, but only of the most probable ones which tokens they are of. */
 export class NextToken {
   constructor(run, position, settings = RAW) {
     const recorded = run.logits ? null : run.next(position, RECORDED);
-    this.ids = recorded && recorded.map(({ id }) => id); // of the entries; null: entry i is token i
-    this.logits = recorded ? Float32Array.from(recorded, ({ logit }) => logit) : row(run.logits, position);
+    this.ids = recorded && recorded.map(({ id }) => id); // of the first entries; null: entry i is token i
+    this.logits = recorded ? run.sortedLogits(position) : row(run.logits, position);
     this.logZ = recorded ? recorded[0].logit - Math.log(recorded[0].probability) : logSumExp(this.logits);
     this.settings = settings;
     this.allowed = applyRules(this.logits, settings);
@@ -52,12 +52,13 @@ export class NextToken {
     const { temperature, topK, forbidden } = this.settings;
     if (forbidden?.includes(i)) return "no token";
     if (temperature === 0) return "greedy";
-    return topK && applyRules(this.logits, { ...this.settings, topP: 1 })[i] === -Infinity ? "top-k" : "top-p";
+    if (topK) this.ofTopK ??= applyRules(this.logits, { ...this.settings, topP: 1 });
+    return this.ofTopK?.[i] === -Infinity ? "top-k" : "top-p";
   }
 
   /** Number of tokens that the rules keep. */
   get kept() {
-    return this.probabilities.reduce((n, p) => n + (p > 0), 0);
+    return this.allowed.reduce((n, logit) => n + (logit !== -Infinity), 0);
   }
 
   /** The probability of a token after the rules: {formula, filled, note}. */

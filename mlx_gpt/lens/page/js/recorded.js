@@ -80,6 +80,20 @@ export class RecordedRun {
     return Array.from(ids.subarray(0, k), (id, i) => ({ id, logit: logits[i], probability: probabilities[i] }));
   }
 
+  /** Return the logits of all tokens after a position, the largest first, interpolated between the recorded ranks. */
+  sortedLogits(position) {
+    const [ranks, gaps] = [this.tensors.get("ranks").data, row(this.tensors.get("gaps"), position)];
+    const logits = new Float32Array(ranks[ranks.length - 1] + 1);
+    logits.set(row(this.tensors.get("next_logits"), position));
+    let logit = logits[ranks[0]];
+    for (const [i, gap] of gaps.entries()) {
+      const n = ranks[i + 1] - ranks[i];
+      for (let j = 1; j <= n; j++) logits[ranks[i] + j] = logit - (gap * j) / n;
+      logit -= gap;
+    }
+    return logits;
+  }
+
   /** Return the logit of an id after a position, null for one that was not recorded. */
   logit(position, id) {
     return this.next(position).find((token) => token.id === id)?.logit ?? null;

@@ -44,7 +44,7 @@ function signedPercent(x) {
 
 /** The Kullback-Leibler divergence, where both distributions are known completely. */
 function divergenceOf(p, q, id, [a, b], what) {
-  if (p.ids || q.ids) return [`Only the ${p.logits.length} most probable tokens are recorded.`];
+  if (p.ids || q.ids) return [`Only the ${p.ids.length} most probable tokens are recorded by name.`];
   const value = divergence(p.logits, q.logits);
   const how = () => ({
     formula: `KL(${a} ‖ ${b}) = sum of p log(p / q) over all tokens`,

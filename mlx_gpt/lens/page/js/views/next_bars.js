@@ -1,6 +1,6 @@
 // Bars of the most probable next tokens: before the rules (grey), after them, and those of the unchanged model.
 
-import { h, number, percent, put, setNumber, showToken } from "../dom.js";
+import { fmt, h, number, percent, put, setNumber, showToken } from "../dom.js";
 import { NextToken, settingsOf } from "../distribution.js";
 
 const BARS = 10;
@@ -25,7 +25,7 @@ export function makeBars(store, onPick) {
     const scale = SCALES.find((x) => most <= x) ?? 1;
     rows.forEach((row, i) => row.update(i < ids.length ? { id: ids[i], now, before, scale, actual: run.ids[token + 1] } : null));
     put(legend, ...legendOf(before, scale));
-    rest.textContent = restOf(now, ids);
+    put(rest, ...restOf(now, ids));
   };
   return { element: h("div", {}, legend, h("ol", { class: "bars" }, ...rows.map(({ element }) => element)), rest), update };
 }
@@ -42,10 +42,12 @@ function legendOf(before, scale) {
   return [...signs, h("span", { text: `full width: ${percent(scale)}` })];
 }
 
+/** How many tokens are kept, and what those without a bar hold. */
 function restOf(now, ids) {
-  const sum = ids.reduce((total, id) => total + now.p(id), 0);
-  const of = now.ids === null ? `${now.logits.length}` : `the ${now.logits.length} most probable, which are recorded`;
-  return `Tokens kept: ${now.kept} of ${of}. Those shown hold ${percent(sum)}.`;
+  const others = Math.max(0, 1 - ids.reduce((sum, id) => sum + now.p(id), 0));
+  const named = now.ids === null ? "" : `, of which the ${now.ids.length} most probable are recorded by name`;
+  const how = () => ({ formula: "1 − the probabilities of the tokens shown", filled: `1 − ${fmt(1 - others)} = ${fmt(others)}` });
+  return [`Tokens kept: ${now.kept} of ${now.logits.length}${named}. All others than those shown: `, number(others, { what: "others" }, how, percent(others)), "."];
 }
 
 /** One bar, a button with its numbers beside it. It is updated in place, which keeps the focus. */
