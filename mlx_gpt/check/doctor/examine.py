@@ -7,7 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.check.doctor import causality, corpus, targets, texts, tokenizers  # noqa: F401  (register their checks)
+from mlx_gpt.check.doctor import (  # noqa: F401  (register their checks)
+    cache,
+    causality,
+    corpus,
+    sampling,
+    settings,
+    targets,
+    texts,
+    tokenizers,
+)
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
 from mlx_gpt.check.doctor.report import Finding, Report

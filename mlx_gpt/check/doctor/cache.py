@@ -1,0 +1,75 @@
+"""The cache: reading a prompt at once and then token by token gives the logits of reading the whole text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.arrays import as_numpy
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.probes import between, first_call, probe_length, steady_noise
+
+LIMIT = 2e-3  # of the logits' standard deviation; healthy: below 5e-6 in float32
+HALF = 0.1  # where float32 probes of other shapes differ too: bfloat16, below 0.05
+
+
+def cached_logits(case: Case, ids: np.ndarray, n_prompt: int) -> np.ndarray:
+    """Return the logits (T, V) that the cache gives for a text."""
+    logits = case.call_function("cached", lambda: as_numpy(case.given["cached"](ids.tolist(), n_prompt)))
+    if logits.ndim == 3 and len(logits) == 1:
+        (logits,) = logits
+    if logits.shape != (len(ids), case.vocab_size):
+        expected = (len(ids), case.vocab_size)
+        raise CallFailed("cached", "wrong-shape", f"cached returned shape {logits.shape}; expected {expected}")
+    return logits.astype(np.float32)
+
+
+def shape_difference(case: Case) -> float:
+    """Return how far the logits of a prefix are from those in a longer text, which rounding explains in a sound model."""
+    ids = case.ids(1, probe_length(case))
+    whole = case.logits(ids)[0]
+    differences = [np.abs(between(whole[: t + 1], case.logits(ids[:, : t + 1])[0])).max() for t in range(ids.shape[1])]
+    return float(np.nan_to_num(max(differences), nan=np.inf)) / case.once(steady_noise).scale
+
+
+@check("cache-mismatch", "forward", "cached")
+def cache_mismatch(case: Case) -> dict[str, Any] | None:
+    """The text goes wrong when it is generated with the cache: cached logits differ from those of the whole text.
+
+    At prompts of 1, 2, half of the text, all but one and all tokens, of texts that fill a short context, twice in
+    turn, so that what a call leaves is seen by the next. Threshold: 2e-3 of the logits' standard deviation, or ten
+    times what other shapes change without a cache, at most 0.1.
+    """
+    case.once(first_call)
+    T = probe_length(case)
+    if T < 2:
+        raise NotApplicable("n_positions of at least 2")
+    limit = float(np.clip(10 * case.once(shape_difference), LIMIT, HALF))
+    wrong = {}
+    for n_prompt in sorted({1, 2, T // 2, T - 1, T} - {0}):
+        ids = case.ids(1, T)
+        whole, scale = case.logits(ids)[0], case.once(steady_noise).scale
+        moved = np.abs(between(whole, cached_logits(case, ids[0], n_prompt))).max(axis=-1) / scale
+        moved = np.nan_to_num(moved, nan=np.inf)
+        if moved.max() > limit:
+            wrong[n_prompt] = (int((moved > limit).argmax()), float(moved.max()))
+    if not wrong:
+        return None
+    n_prompt, (position, size) = min(wrong.items(), key=lambda item: (item[1][0], item[0]))
+    where = "in the prompt" if position < n_prompt else f"{position - n_prompt + 1} tokens after it"
+    return {
+        "measured": size,
+        "expected": f"below {limit:.2g}",
+        "why": f"with a prompt of {n_prompt} tokens the cached logits are first wrong at position {position}, {where}, "
+        f"by up to {size:.2g} of their standard deviation",
+        "remedy": "offset positions and the causal mask by the length of the cache, append keys and values on the time "
+        "axis, and empty the cache before each text",
+        "evidence": {
+            "position": position,
+            "n_prompt": n_prompt,
+            "first_wrong_position": {str(n): first for n, (first, _) in wrong.items()},
+            "right_at": [n for n in sorted({1, 2, T // 2, T - 1, T} - {0}) if n not in wrong],
+        },
+    }
