@@ -27,7 +27,7 @@ def cached_logits(case: Case, ids: np.ndarray, n_prompt: int) -> np.ndarray:
 
 
 def shape_difference(case: Case) -> float:
-    """Return how far the logits of a prefix are from those in a longer text, which rounding explains in a sound model."""
+    """Return how far rounding moves the logits of a prefix from those in a longer text, in a sound model."""
     ids = case.ids(1, probe_length(case))
     whole = case.logits(ids)[0]
     differences = [np.abs(between(whole[: t + 1], case.logits(ids[:, : t + 1])[0])).max() for t in range(ids.shape[1])]

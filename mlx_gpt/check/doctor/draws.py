@@ -1,4 +1,4 @@
-"""Draws of the user's sampler, the probabilities that the model's logits give them, and tests of one against the other."""
+"""Draws of the user's sampler, their probabilities by the model's logits, and tests of one against the other."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def contexts(case: Case, text: Sequence[int]) -> np.ndarray:
+def contexts(case: Case, text: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the logits after each prefix of a text, (T, V) float64; ids outside the vocabulary count as 0."""
     ids = np.asarray(text)
     inside = np.where((ids >= 0) & (ids < case.vocab_size), ids, 0)
@@ -120,11 +120,16 @@ def draw_many(case: Case, prompts: Sequence[Sequence[int]], total: int, n: int =
 
 def is_seeded(case: Case) -> bool:
     """Detect that equal calls give equal texts, though the model makes that improbable."""
-    prompt = case.ids(1, max(1, min(6, case.n_positions // 4)))[0].tolist()
-    one, two = (draw(case, prompt, 64, **settings_off(case)) for _ in range(2))
-    if not np.array_equal(one.text, two.text) or not len(one.new):
-        return False
-    return log_likelihood([one], plain) < -SURE
+    settings = settings_off(case, **({"temperature": 4.0} if "temperature" in accepted(case) else {}))
+    nats = 0.0
+    for prompt in case.ids(8, max(1, min(6, case.n_positions // 4))).tolist():
+        one, two = (draw(case, prompt, 64, **settings) for _ in range(2))
+        if not np.array_equal(one.text, two.text):
+            return False
+        nats += log_likelihood([one], tempered(settings.get("temperature", 1.0)))
+        if nats < -SURE:
+            return True
+    return False
 
 
 # Rules ------------------------------------------------------------------------------------------------------------

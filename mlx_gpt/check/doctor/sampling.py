@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,9 +117,8 @@ def fits(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
 def verdict(case: Case) -> Verdict:
     """Return the code and the fields of what explains the draws, or None if they are the model's."""
     base, sharp, temperature = case.once(base_draws), case.once(sharp_draws), case.once(sharp_temperature)
-    for test in (outside_vocabulary, always_the_most_probable):
-        if found := test(case, [*base, *sharp] if test is outside_vocabulary else base):
-            return found
+    if found := outside_vocabulary(case, [*base, *sharp]) or always_the_most_probable(case, base):
+        return not_off(case, (False, False)) or found
     right = fits(case, base, plain), fits(case, sharp, tempered(temperature))
     if found := twice_softmax(case, right):
         return found
@@ -127,7 +127,7 @@ def verdict(case: Case) -> Verdict:
     if all(right):
         return None
     for test in (other_temperature, not_off, other_rule, correlated):
-        if found := test(case, right):  # type: ignore[operator]
+        if found := test(case, right):
             return found
     return unexplained(case, right)
 
@@ -154,7 +154,7 @@ def always_the_most_probable(case: Case, found: Sequence[Draws]) -> Verdict:
         "measured": 1.0,
         "expected": float(np.exp(log_likelihood(found, plain) / len(drawn))),
         "why": f"all of {len(drawn)} draws with every setting off are the most probable id",
-        "remedy": "draw from the softmax of the logits instead of taking their argmax; temperature 1 is no greedy choice",
+        "remedy": "draw from the softmax of the logits instead of taking their argmax",
         "evidence": {"draws": len(drawn)},
     }
 
@@ -199,20 +199,15 @@ def other_context(case: Case, right: tuple[bool, bool]) -> Verdict:
     """The draws follow the model's prediction after another text than prompt and draws."""
     found, rule = case.once(sharp_draws), tempered(case.once(sharp_temperature))
     once = log_likelihood(found, rule)
-    starts = [
-        ("no prompt", []),
-        ("id 0", [0]),
-        ("the last id", [-1]),
-        ("the end of text", [case.given.get("end_of_text")]),
-    ]
+    starts: dict[str, list[int] | None] = {"no prompt": [], "id 0": [0], "the last id": [-1], "its last token": None}
+    if (end := case.given.get("end_of_text")) is not None:
+        starts["the end of text"] = [end]
     readings: list[tuple[str, str, Callable[[Draws], Draws]]] = [
-        ("prompt-ignored", f"{name} in place of the prompt", lambda one, start=start: restarted(case, one, start))
-        for name, start in starts
-        if start != [None]
+        ("prompt-ignored", f"{name} in place of the prompt", partial(restarted, case, start))
+        for name, start in starts.items()
     ]
-    readings.append(("prompt-ignored", "the prompt's last token in its place", lambda one: restarted(case, one, None)))
-    readings.append(("prompt-ignored", "the last token alone", lambda one: alone(case, one)))
-    readings.append(("sampler-not-the-model", "the text without its last token", lambda one: earlier(case, one)))
+    readings.append(("prompt-ignored", "the last token alone", partial(alone, case)))
+    readings.append(("sampler-not-the-model", "the text without its last token", partial(earlier, case)))
     for code, name, read in readings:
         other = [read(one) for one in found]
         same = once if len(other[0].new) == len(found[0].new) else log_likelihood([shorter(one) for one in found], rule)
@@ -223,7 +218,7 @@ def other_context(case: Case, right: tuple[bool, bool]) -> Verdict:
                 "measured": -twice / n,
                 "expected": -same / n,
                 "why": f"{n} draws follow the model's prediction after {name} (nats per draw under it and the text)",
-                "remedy": "feed the prompt and all ids drawn so far, or a cache that holds them, and use the last logits",
+                "remedy": "feed the prompt and all ids drawn so far, or their cache, and use the last logits",
                 "evidence": {"nats_in_favour": twice - same, "reads": name},
             }
     return None
@@ -234,7 +229,7 @@ def shorter(one: Draws) -> Draws:
     return replace(one, n_prompt=one.n_prompt + 1, logits=one.logits[1:])
 
 
-def restarted(case: Case, one: Draws, start: list[int] | None) -> Draws:
+def restarted(case: Case, start: list[int] | None, one: Draws) -> Draws:
     """Return the draws with the logits that they have after another prompt; None is the prompt's last token."""
     start = [int(one.text[one.n_prompt - 1])] if start is None else [i % case.vocab_size for i in start]
     kept = one if start else shorter(one)
@@ -276,17 +271,18 @@ def other_rule(case: Case, right: tuple[bool, bool]) -> Verdict:
     """The draws are those of another temperature, or of ids that are off by one."""
     if right[0]:
         return None
-    rules = {f"at temperature {t:.2f}": tempered(t) for t in 2.0 ** np.arange(-3, 3.1, 0.125) if t != 1}
-    rules |= {
-        f"with {shift:+d} added to each id": lambda logits, text, n, shift=shift: log_softmax(np.roll(logits, shift, 1))
-        for shift in (1, -1)
-    }
+    rules: dict[str, Rule] = {f"at temperature {t:.2f}": tempered(t) for t in 2.0 ** np.arange(-3, 3, 0.125) if t != 1}
+    rules |= {f"with {shift:+d} added to each id": partial(shifted, shift) for shift in (1, -1)}
     found = case.once(base_draws)
     scores = {name: log_likelihood(found, rule) for name, rule in rules.items()}
     name = max(scores, key=lambda name: scores[name])
     if scores[name] - log_likelihood(found, plain) < SURE or not fits(case, found, rules[name]):
         return None
     return unexplained(case, right, f"; they are those {name}")
+
+
+def shifted(shift: int, logits: np.ndarray, text: np.ndarray, n_prompt: int) -> np.ndarray:
+    return log_softmax(np.roll(logits, shift, axis=1))
 
 
 def setting_fault(

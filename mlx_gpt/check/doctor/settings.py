@@ -87,7 +87,7 @@ def top_p_fault(case: Case) -> Verdict:
 
 
 def nucleus(logits: np.ndarray, p: float, margin: float, tolerance: float = 1e-4) -> Allowed:
-    """Return the ids that top-p may keep and must keep, where sums are within ``tolerance`` and logits in ``margin``."""
+    """Return the ids that top-p may keep and must keep, given a tolerance of sums and a margin of logits."""
     order = np.argsort(-logits, axis=1)
     values = np.take_along_axis(logits, order, axis=1)
     before = np.cumsum(np.exp(np.take_along_axis(log_softmax(logits), order, axis=1)), axis=1)
@@ -113,9 +113,7 @@ def cut_fault(
     )
     if outside.any():
         why = f"{outside.sum()} of {len(outside)} draws with {text} are not among the ids that it keeps"
-        if fits(case, found, tempered(temperature)) and log_likelihood(found, tempered(temperature)) > -50 * len(
-            outside
-        ):
+        if fits(case, found, tempered(temperature)):
             return setting_fault("setting-ignored", setting, value, why + "; they are those without it", found)
         lowest = [one.logits[np.arange(len(one.new)), one.new] < np.median(one.logits, axis=1) for one in found]
         if outside.all() and np.concatenate(lowest).mean() > 0.9:
@@ -178,18 +176,22 @@ def penalty_fault(case: Case) -> Verdict:
     if "repetition_penalty" not in accepted(case):
         return None
     silent_if_wrong(case)
-    prompts, penalty, temperature = penalty_probe(case)
-    chosen = {"temperature": temperature} if "temperature" in accepted(case) else {}
-    found = draw_many(case, prompts, 300, 8, **settings_off(case, repetition_penalty=penalty, **chosen))
-    score = {how: log_likelihood(found, penalized(penalty, temperature, how)) for how in PENALTY_RULES}
-    score["off"] = log_likelihood(found, tempered(temperature))
+    score = dict.fromkeys((*PENALTY_RULES, "off"), 0.0)
+    probes = []
+    for other in ("compounds", "divides"):
+        prompts, penalty, temperature = penalty_probe(case, other)
+        chosen = {"temperature": temperature} if "temperature" in accepted(case) else {}
+        found = draw_many(case, prompts, 200, 2, **settings_off(case, repetition_penalty=penalty, **chosen))
+        rules = {how: penalized(penalty, temperature, how) for how in PENALTY_RULES} | {"off": tempered(temperature)}
+        probes.append((found, rules))
+        for how, rule in rules.items():
+            score[how] += log_likelihood(found, rule)
     healthy = max(score["once"], score["generated"])
     best = max(score, key=lambda how: score[how])
     code = {"off": "setting-ignored", "compounds": "penalty-compounds"}.get(best, "penalty-rewards-repetition")
-    rule = tempered(temperature) if best == "off" else penalized(penalty, temperature, best)
-    if score[best] - healthy < SURE or not fits(case, found, rule):
+    if score[best] - healthy < SURE or not all(fits(case, found, rules[best]) for found, rules in probes):
         return None
-    n = sum(len(one.new) for one in found)
+    n = sum(len(one.new) for found, _ in probes for one in found)
     whys = {
         "off": "are those without it",
         "compounds": "lower an id once for each time that it occurs",
@@ -200,44 +202,44 @@ def penalty_fault(case: Case) -> Verdict:
     return code, {
         "measured": -score[best] / n,
         "expected": -healthy / n,
-        "why": f"{n} draws with repetition_penalty = {penalty:g} {whys[best]} (nats per draw under this and the rule)",
+        "why": f"{n} draws with a repetition_penalty {whys[best]} (nats per draw under this and the rule)",
         "remedy": "once for each id of the text, divide its logit by the penalty if positive, else multiply",
-        "evidence": {"setting": "repetition_penalty", "value": penalty, "nats_in_favour": score[best] - healthy},
+        "evidence": {"setting": "repetition_penalty", "nats_in_favour": score[best] - healthy},
     }
 
 
 PENALTY_RULES = ("once", "generated", "compounds", "divides", "multiplies", "up")
 
 
-def penalty_probe(case: Case) -> tuple[list[list[int]], float, float]:
-    """Return prompts with repeated ids, a penalty and a temperature at which the faults can be told from the rule."""
-    P = case.n_positions
-    firsts = case.ids(24, 3)
-    prompts = np.stack([row[[0, 1, 0, 2, 0, 1]] for row in firsts])[:, : max(1, P // 2)]
-    T = prompts.shape[1]
-    logits = [contexts(case, prompt)[-1:] for prompt in prompts]
+def penalty_probe(case: Case, other: str) -> tuple[list[list[int]], float, float]:
+    """Return prompts with repeated ids, a penalty and a temperature at which a fault is best told from the rule."""
+    length = max(1, min(6, case.n_positions // 2))
+    prompts = [case.rng.permutation(row[[0, 1, 0, 2, 0, 1]])[:length] for row in case.ids(24, 3)]
+    prompts = prompts if case.vocab_size < 5000 else prompts[:4]
+    rows = [contexts(case, prompt)[-1:] for prompt in prompts]
     grid = GRID if "temperature" in accepted(case) else np.ones(1)
-    best, found = -1.0, (PENALTIES[2], 1.0)
-    for temperature in grid:
-        if len(grid) > 1 and entropy(log_softmax(np.concatenate(logits) / temperature)) < 0.5:
+    best, found = -1.0, (prompts, PENALTIES[2], 1.0)
+    for temperature in map(float, grid):
+        if len(grid) > 1 and not 0.5 < entropy(log_softmax(np.concatenate(rows) / temperature)) < 3:
             continue
         for penalty in PENALTIES:
-            nats = np.zeros(3)
-            for prompt, row in zip(prompts[:8], logits, strict=False):
-                p, *others = (
-                    rule(row, prompt, T)
-                    for rule in (
-                        penalized(penalty, temperature, "once"),
-                        penalized(penalty, temperature, "compounds"),
-                        penalized(penalty, temperature, "divides"),
-                        tempered(temperature),
-                    )
-                )
-                nats += [min(float((np.exp(p) * (p - np.maximum(other, -60))).sum()), 3) for other in others]
-            least = min(nats[0], nats[2]) + 0.5 * nats[1]
-            if least > best:
-                best, found = least, (penalty, float(temperature))
-    return prompts.tolist(), *found
+            nats = np.array(
+                [
+                    divergence(penalized(penalty, temperature, other)(row, prompt, length), rule(row, prompt, length))
+                    for rule in (penalized(penalty, temperature, "once"),)
+                    for prompt, row in zip(prompts, rows, strict=True)
+                ]
+            )
+            most = np.argsort(-nats)[:4]
+            if nats[most].mean() > best:
+                best, found = float(nats[most].mean()), ([prompts[i] for i in most], penalty, temperature)
+    chosen, penalty, temperature = found
+    return [prompt.tolist() for prompt in chosen], penalty, temperature
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """Return the Kullback-Leibler divergence of log-probabilities (1, V) in nats, at most 3."""
+    return min(float((np.exp(p) * (np.maximum(p, -60) - np.maximum(q, -60))).sum()), 3.0)
 
 
 @check("penalty-rewards-repetition", "sample", "sample_settings")
@@ -285,8 +287,8 @@ def padding_differs(case: Case) -> Found:
             return {
                 "measured": new,
                 "expected": alone,
-                "why": f"a prompt of {len(prompt)} ids beside one of {lengths[-1]} gets another greedy text than alone",
-                "remedy": "pad on the left, mask the padding in attention, and count positions from each prompt's start",
+                "why": f"a prompt of {len(prompt)} ids beside one of {lengths[-1]} gets another greedy text",
+                "remedy": "pad on the left, mask the padding, and count positions from each prompt's start",
                 "evidence": {"prompt": prompt, "lengths": lengths},
             }
     return None
@@ -339,13 +341,14 @@ def beyond_context(case: Case) -> Found:
             if failure.code != "raises" or refused:
                 raise NotApplicable("a sampler that goes on where the context is full") from None
             return beyond(f"a text of more than {P} tokens ends with {failure.message}", "an error")
+        stuck = np.exp(log_softmax(contexts(case, [*prompt, *new[:1]])[-1] / settings.get("temperature", 1.0)))
         for t in range(2, len(new)):
             text = [*prompt, *new[:t]]
             windows = np.stack([contexts(case, text[-m:])[-1] for m in window_lengths(P)])
             p = np.exp(log_softmax(windows / settings.get("temperature", 1.0)))
             best = p[:, new[t]].max() if 0 <= new[t] < case.vocab_size else 0.0
-            mixed = p.mean(axis=0)[new[t]] if best else 0.0
-            nats += float(np.log((0.5 / case.vocab_size + 0.5 * mixed) / max(best, 1e-12)))
+            others = (p.mean(axis=0)[new[t]], stuck[new[t]]) if best else (0.0, 0.0)
+            nats += float(np.log((1 / case.vocab_size + sum(others)) / 3 / max(best, 1e-12)))
             n += 1
     if nats < SURE:
         return None

@@ -1,0 +1,117 @@
+"""The doctor's checks of sampling name each planted fault, and pass healthy samplers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.plain_sampler import SETTINGS, Forward, PlainSampler, small_forward
+
+from mlx_gpt.check.doctor import cache, sampling, settings  # noqa: F401  (registers their checks)
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import CHECKS
+from mlx_gpt.check.doctor.examine import run_checks
+from mlx_gpt.check.doctor.report import Report
+
+V, P = 31, 24
+FAULTS = {
+    "sampler-too-narrow": "sampler-too-narrow",
+    "probabilities-as-logits": "probabilities-as-logits",
+    "previous position": "sampler-not-the-model",
+    "prompt-ignored": "prompt-ignored",
+    "last token only": "prompt-ignored",
+    "same noise": "draws-correlated",
+    "same random number": "draws-correlated",
+    "ids plus one": "id-outside-vocabulary",
+    "returns another prompt": "prompt-changed",
+    "appends to the prompt": "prompt-changed",
+    "temperature ignored": "setting-ignored",
+    "top_k ignored": "setting-ignored",
+    "top_p ignored": "setting-ignored",
+    "penalty ignored": "setting-ignored",
+    "temperature inverted": "setting-inverted",
+    "top_k inverted": "setting-inverted",
+    "top_p inverted": "setting-inverted",
+    "top_k one more": "setting-wrong",
+    "top_k one less": "setting-wrong",
+    "top_k 0 keeps one": "setting-wrong",
+    "top_p one more": "setting-wrong",
+    "top_p one less": "setting-wrong",
+    "penalty-rewards-repetition": "penalty-rewards-repetition",
+    "penalty-compounds": "penalty-compounds",
+    "beyond-context": "beyond-context",
+    "positions stay": "beyond-context",
+}
+EVERY = [pytest.param(seed, marks=[pytest.mark.slow] if seed else []) for seed in range(3)]
+
+
+def examined(forward: Forward, sample: Any, V: int = V, P: int = P, **given: Any) -> Report:
+    """Return the report of the checks of sampling."""
+    given = {"forward": forward, "sample": sample, "sample_settings": set(SETTINGS), **given}
+    checks = [one for one in CHECKS if {"sample", "sample_many"} & {*one.needs}]
+    return run_checks(Case(given, V, P, minutes=1.0), checks)
+
+
+def codes(report: Report) -> list[str]:
+    return [finding.code for finding in report.findings]
+
+
+@pytest.mark.parametrize("seed", EVERY)
+@pytest.mark.parametrize("scale", [0.3, 2.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize(("fault", "code"), FAULTS.items())
+def test_a_planted_fault_is_named(fault: str, code: str, scale: float, seed: int) -> None:
+    forward = small_forward(V, P, scale, seed)
+    report = examined(forward, PlainSampler(forward, V, P, fault, seed))
+    assert codes(report) == [code], str(report)
+
+
+@pytest.mark.parametrize("seed", EVERY)
+@pytest.mark.parametrize("scale", [0.05, 1.0, 8.0])
+@pytest.mark.parametrize("V", [2, 31, 300])
+@pytest.mark.parametrize("kind", ["", "returns the prompt", "returns an array", "seeded"])
+def test_a_healthy_sampler_has_no_fault(kind: str, V: int, scale: float, seed: int) -> None:
+    forward = small_forward(V, P, scale, seed)
+    report = examined(forward, PlainSampler(forward, V, P, kind, seed), V)
+    assert codes(report) == [], str(report)
+
+
+@pytest.mark.parametrize("P", [3, 5, 64])
+def test_a_sampler_without_settings_has_no_fault(P: int) -> None:
+    forward = small_forward(V, P)
+    sampler = PlainSampler(forward, V, P)
+    assert codes(examined(forward, lambda ids, n: sampler(ids, n), P=P, sample_settings=None)) == []
+
+
+def test_a_sampler_that_ends_at_an_end_token_has_no_fault() -> None:
+    forward = small_forward(V, P)
+    sampler = PlainSampler(forward, V, P)
+
+    def sample(ids: list[int], n: int, **chosen: float) -> list[int]:
+        new = sampler(ids, n, **chosen)  # type: ignore[arg-type]
+        return new[: new.index(3)] if 3 in new else new
+
+    assert codes(examined(forward, sample, end_of_text=3)) == []
+
+
+def padded(forward: Forward, correctly: bool) -> Any:
+    """Return a ``sample_many`` that chooses greedily, with its prompts padded by zeros on the left unless correct."""
+
+    def sample_many(prompts: list[list[int]], n: int, **chosen: float) -> list[list[int]]:
+        longest = max(map(len, prompts))
+        rows = [[*([] if correctly else [0] * (longest - len(prompt))), *prompt] for prompt in prompts]
+        new: list[list[int]] = [[] for _ in prompts]
+        for _ in range(n):
+            for row, out in zip(rows, new, strict=True):
+                out.append(int(forward(np.array([row]))[0, -1].argmax()))
+                row.append(out[-1])
+        return new
+
+    return sample_many
+
+
+@pytest.mark.parametrize("correctly", [True, False])
+def test_padding_that_changes_a_text_is_named(correctly: bool) -> None:
+    forward = small_forward(V, P)
+    report = examined(forward, PlainSampler(forward, V, P), sample_many=padded(forward, correctly))
+    assert codes(report) == ([] if correctly else ["padding-differs"])
