@@ -247,6 +247,8 @@ def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
         if not (across and len(drawn)):
             drawn, expected = np.full(p.shape[1], 0.5), np.full(p.shape[1], 0.5)
         for row, i in zip(p, one.new, strict=True):
+            if not 0 <= i < len(row):
+                continue
             weighed = row * drawn / expected
             ratio = weighed[i] / weighed.sum() / max(row[i], 1e-300)
             total += log(0.5 + 0.5 * min(ratio, 1e9))

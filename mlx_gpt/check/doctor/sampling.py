@@ -117,7 +117,9 @@ def fits(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
 def verdict(case: Case) -> Verdict:
     """Return the code and the fields of what explains the draws, or None if they are the model's."""
     base, sharp, temperature = case.once(base_draws), case.once(sharp_draws), case.once(sharp_temperature)
-    if found := outside_vocabulary(case, [*base, *sharp]) or always_the_most_probable(case, base):
+    if found := outside_vocabulary(case, [*base, *sharp]):
+        return found
+    if found := always_the_most_probable(case, base):
         return not_off(case, (False, False)) or found
     right = fits(case, base, plain), fits(case, sharp, tempered(temperature))
     if found := twice_softmax(case, right):
@@ -328,13 +330,19 @@ def correlated(case: Case, right: tuple[bool, bool]) -> Verdict:
 
 
 def not_off(case: Case, right: tuple[bool, bool]) -> Verdict:
-    """Leaving a setting out makes the draws the model's: its value for off is not off."""
-    for setting, off in (("top_k", 0), ("top_p", 1.0), ("repetition_penalty", 1.0)):
-        if setting in accepted(case) and not right[0]:
-            others = {name: value for name, value in settings_off(case).items() if name != setting}
-            found = draw_many(case, short_prompts(case), DRAWS, **others)
-            if fits(case, found, plain):
-                return setting_fault("setting-wrong", setting, off, f"{setting} = {off:g} is not off", found)
+    """Leaving a setting out, or top_k = V, makes the draws the model's: its value for off is not off."""
+    if right[0]:
+        return None
+    off = settings_off(case)
+    for setting in ("top_k", "top_p", "repetition_penalty"):
+        rest = {name: value for name, value in off.items() if name != setting}
+        for chosen in (rest, off | {"top_k": case.vocab_size}) if setting == "top_k" else (rest,):
+            if setting not in off:
+                continue
+            found = draw_many(case, short_prompts(case), DRAWS, **chosen)
+            if fits(case, found, plain) and not always_the_most_probable(case, found):
+                why = f"{setting} = {off[setting]:g} is not off"
+                return setting_fault("setting-wrong", setting, off[setting], why, found)
     return None
 
 

@@ -78,10 +78,9 @@ def top_k_fault(case: Case) -> Verdict:
 def top_p_fault(case: Case) -> Verdict:
     """Top-p must keep the fewest most probable ids whose probabilities sum to p."""
     margin = 2 * rounding(case)
-    most = np.sort(np.exp(log_softmax(case.once(probe_logits)[0])), axis=1)[:, ::-1]
-    p = float(np.clip(np.median(most[:, :2].sum(axis=1) + most[:, 2:3].sum(axis=1) / 2), 0.02, 0.95))
-    p = 0.3 if p == 0.02 else p
-    found = draw_many(case, short_prompts(case), 150, **settings_off(case, top_p=p))
+    probe = case.once(probe_logits)[0]
+    p = max((0.9, 0.75, 0.6, 0.45, 0.3, 0.1), key=lambda p: last_kept(probe, nucleus(probe, p, 0.0)[1])[1].mean())
+    found = draw_many(case, short_prompts(case), 300, **settings_off(case, top_p=p))
     allowed = [nucleus(one.logits, p, margin) for one in found]
     return cut_fault(case, "top_p", p, found, allowed, 1.0)
 
@@ -121,16 +120,20 @@ def cut_fault(
         return setting_fault("setting-wrong", setting, value, why, found)
     never, nats = True, 0.0  # the least probable id that must be kept is never drawn
     for one, (_, must) in zip(found, allowed, strict=True):
-        kept = np.where(must, one.logits / temperature, -np.inf)
-        several = must.sum(axis=1) > 1
-        last = np.where(must, one.logits, np.inf).argmin(axis=1)
-        p = np.exp(log_softmax(kept[several]))[np.arange(several.sum()), last[several]]
-        never &= not (one.new[several] == last[several]).any()
-        nats += float(np.log1p(-np.minimum(p, 1 - 1e-12)).sum()) if len(p) else 0.0
+        last, rare = last_kept(one.logits, must, temperature)
+        never &= not ((one.new == last) & (rare > 0)).any()
+        nats -= float(rare.sum())
     if never and nats < -SURE:
         why = f"the last id that {text} keeps is never drawn, which chance gives with probability e^{nats:.0f}"
         return setting_fault("setting-wrong", setting, value, why, found)
     return None
+
+
+def last_kept(logits: np.ndarray, must: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least probable id that must be kept, (T,), and -log(1 - its share), 0 where it is the only one."""
+    last = np.where(must, logits, np.inf).argmin(axis=1)
+    shares = np.exp(log_softmax(np.where(must, logits / temperature, -np.inf)))[np.arange(len(last)), last]
+    return last, np.where(must.sum(axis=1) > 1, -np.log1p(-np.minimum(shares, 0.99)), 0.0)
 
 
 def of_settings(case: Case, code: str) -> Found:
@@ -178,10 +181,16 @@ def penalty_fault(case: Case) -> Verdict:
     silent_if_wrong(case)
     score = dict.fromkeys((*PENALTY_RULES, "off"), 0.0)
     probes = []
-    for other in ("compounds", "divides"):
+    for other in ("compounds", "divides", "off"):
         prompts, penalty, temperature = penalty_probe(case, other)
         chosen = {"temperature": temperature} if "temperature" in accepted(case) else {}
-        found = draw_many(case, prompts, 200, 2, **settings_off(case, repetition_penalty=penalty, **chosen))
+        found = draw_many(
+            case,
+            prompts,
+            300 if other == "divides" else 150,
+            2,
+            **settings_off(case, repetition_penalty=penalty, **chosen),
+        )
         rules = {how: penalized(penalty, temperature, how) for how in PENALTY_RULES} | {"off": tempered(temperature)}
         probes.append((found, rules))
         for how, rule in rules.items():
@@ -214,8 +223,11 @@ PENALTY_RULES = ("once", "generated", "compounds", "divides", "multiplies", "up"
 def penalty_probe(case: Case, other: str) -> tuple[list[list[int]], float, float]:
     """Return prompts with repeated ids, a penalty and a temperature at which a fault is best told from the rule."""
     length = max(1, min(6, case.n_positions // 2))
-    prompts = [case.rng.permutation(row[[0, 1, 0, 2, 0, 1]])[:length] for row in case.ids(24, 3)]
-    prompts = prompts if case.vocab_size < 5000 else prompts[:4]
+    prompts = []
+    for row in case.ids(16 if case.vocab_size < 5000 else 4, length):
+        likely = np.argsort(-contexts(case, row)[-1])
+        prompts += [np.array([*[seen] * (length - 1), row[-1]]) for seen in likely[:1]]  # repeats a probable id
+        prompts += [np.array([*np.resize(likely[::-1], length - 1), row[-1]])]  # holds the least probable ids
     rows = [contexts(case, prompt)[-1:] for prompt in prompts]
     grid = GRID if "temperature" in accepted(case) else np.ones(1)
     best, found = -1.0, (prompts, PENALTIES[2], 1.0)
@@ -223,13 +235,10 @@ def penalty_probe(case: Case, other: str) -> tuple[list[list[int]], float, float
         if len(grid) > 1 and not 0.5 < entropy(log_softmax(np.concatenate(rows) / temperature)) < 3:
             continue
         for penalty in PENALTIES:
-            nats = np.array(
-                [
-                    divergence(penalized(penalty, temperature, other)(row, prompt, length), rule(row, prompt, length))
-                    for rule in (penalized(penalty, temperature, "once"),)
-                    for prompt, row in zip(prompts, rows, strict=True)
-                ]
-            )
+            fault = tempered(temperature) if other == "off" else penalized(penalty, temperature, other)
+            once = penalized(penalty, temperature, "once")
+            pairs = zip(prompts, rows, strict=True)
+            nats = np.array([divergence(fault(row, ids, length), once(row, ids, length)) for ids, row in pairs])
             most = np.argsort(-nats)[:4]
             if nats[most].mean() > best:
                 best, found = float(nats[most].mean()), ([prompts[i] for i in most], penalty, temperature)
@@ -330,7 +339,7 @@ def beyond_context(case: Case) -> Found:
     if P > 256:
         raise NotApplicable("n_positions of at most 256")
     settings = settings_off(case, **({"temperature": sharp(case)} if "temperature" in accepted(case) else {}))
-    nats, n = 0.0, 0
+    nats, stuck, n = 0.0, 0.0, 0
     for _ in range(4):
         prompt = case.ids(1, P - 1)[0].tolist()
         try:
@@ -341,18 +350,38 @@ def beyond_context(case: Case) -> Found:
             if failure.code != "raises" or refused:
                 raise NotApplicable("a sampler that goes on where the context is full") from None
             return beyond(f"a text of more than {P} tokens ends with {failure.message}", "an error")
-        stuck = np.exp(log_softmax(contexts(case, [*prompt, *new[:1]])[-1] / settings.get("temperature", 1.0)))
         for t in range(2, len(new)):
             text = [*prompt, *new[:t]]
             windows = np.stack([contexts(case, text[-m:])[-1] for m in window_lengths(P)])
             p = np.exp(log_softmax(windows / settings.get("temperature", 1.0)))
             best = p[:, new[t]].max() if 0 <= new[t] < case.vocab_size else 0.0
-            others = (p.mean(axis=0)[new[t]], stuck[new[t]]) if best else (0.0, 0.0)
-            nats += float(np.log((1 / case.vocab_size + sum(others)) / 3 / max(best, 1e-12)))
+            mixed = p.mean(axis=0)[new[t]] if best else 0.0
+            nats += float(np.log((0.5 / case.vocab_size + 0.5 * mixed) / max(best, 1e-12)))
             n += 1
+        stuck += first_window_in_favour(case, [*prompt, *new], settings.get("temperature", 1.0))
+    if stuck > SURE:
+        return beyond(f"the {n} ids drawn after more than {P} tokens are predicted from the first {P} of them", stuck)
     if nats < SURE:
         return None
     return beyond(f"no window of the text predicts the {n} ids drawn after more than {P} tokens", nats)
+
+
+def first_window_in_favour(case: Case, text: list[int], temperature: float) -> float:
+    """Return by how many nats the first tokens predict those beyond the context better than any other window does.
+
+    Other windows have a fixed length, or a fixed start.
+    """
+    P, places = case.n_positions, range(case.n_positions + 1, len(text))
+    if not places or min(text) < 0 or max(text) >= case.vocab_size:
+        return 0.0
+
+    def score(windows: list[list[int]]) -> float:
+        logits = np.stack([contexts(case, window)[-1] for window in windows])
+        return float(log_softmax(logits / temperature)[np.arange(len(places)), text[places[0] :]].sum())
+
+    lengths = [[text[t - m : t] for t in places] for m in window_lengths(P)]
+    starts = [[text[s:t] for t in places] for s in window_lengths(P) if places[-1] - s <= P and s < places[0]]
+    return score([text[:P]] * len(places)) - max(map(score, lengths + starts))
 
 
 def window_lengths(P: int) -> list[int]:

@@ -46,6 +46,13 @@ FAULTS = {
 EVERY = [pytest.param(seed, marks=[pytest.mark.slow] if seed else []) for seed in range(3)]
 
 
+SIZES = [
+    pytest.param(V, scale, marks=[] if (V, scale) == (31, 1) else pytest.mark.slow)
+    for V in (2, 31, 300)
+    for scale in (0.05, 1, 8)
+]
+
+
 def examined(forward: Forward, sample: Any, V: int = V, P: int = P, **given: Any) -> Report:
     """Return the report of the checks of sampling."""
     given = {"forward": forward, "sample": sample, "sample_settings": set(SETTINGS), **given}
@@ -58,7 +65,7 @@ def codes(report: Report) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", EVERY)
-@pytest.mark.parametrize("scale", [0.3, 2.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize("scale", [2.0, pytest.param(0.3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("fault", "code"), FAULTS.items())
 def test_a_planted_fault_is_named(fault: str, code: str, scale: float, seed: int) -> None:
     forward = small_forward(V, P, scale, seed)
@@ -67,8 +74,7 @@ def test_a_planted_fault_is_named(fault: str, code: str, scale: float, seed: int
 
 
 @pytest.mark.parametrize("seed", EVERY)
-@pytest.mark.parametrize("scale", [0.05, 1.0, 8.0])
-@pytest.mark.parametrize("V", [2, 31, 300])
+@pytest.mark.parametrize(("V", "scale"), SIZES)
 @pytest.mark.parametrize("kind", ["", "returns the prompt", "returns an array", "seeded"])
 def test_a_healthy_sampler_has_no_fault(kind: str, V: int, scale: float, seed: int) -> None:
     forward = small_forward(V, P, scale, seed)
