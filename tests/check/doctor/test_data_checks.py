@@ -8,10 +8,12 @@ from functools import cache
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from helpers.plain_gpt import PlainConfig, PlainGPT
 
-from mlx_gpt.check.doctor import Report
+from mlx_gpt.check.doctor import Report, examine
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS
 from mlx_gpt.check.doctor.examine import run_checks
@@ -250,7 +252,7 @@ def code(n: int) -> str:
     header = "".join(
         f"# line {i} of a licence that stands in every file of this project, word for word\n" for i in range(8)
     )
-    return "".join(header + prose(2_000, seed) for seed in range(n))
+    return "".join(header + prose(2_000 * n)[2_000 * i : 2_000 * (i + 1)] for i in range(n))
 
 
 @pytest.mark.parametrize("name", HEALTHY)
@@ -460,3 +462,98 @@ def test_a_planted_fault_is_named(fault: str, size: int, seed: int) -> None:
 
 def faults(report: Report) -> list[str]:
     return [finding.code for finding in report.findings if finding.severity == "fault"]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_ids_that_wrap_for_a_few_rare_tokens_are_named(kind: str, seed: int) -> None:
+    given = characters(prose(40_000, seed))
+    limit = int(np.iinfo(kind).max)
+    encode, decode, common = given["encode"], given["decode"], given["vocab_size"] - 1
+    rare = encode("q")[0]  # 0.5 % of the characters have an id above the limit
+    moved = {rare: limit + 3}
+    given |= {
+        "encode": lambda text: [moved.get(i, i) for i in encode(text)],
+        "decode": lambda ids: decode([rare if i > common else i for i in ids]),
+        "vocab_size": limit + 10,
+    }
+    given["train_ids"] = np.array(given["encode"](given["train_text"])).astype(kind)
+    assert codes(examined({**given, "decode": None})) == ["ids-wrapped"]
+
+
+def test_batches_that_wrap_are_named() -> None:
+    given = with_ids(bpe(tinyworld(40_000), 400))
+    draw = given["batches"]
+    given["batches"] = lambda: ((x.astype(np.uint8), y) for x, y in draw())
+    assert "ids-wrapped" in codes(examined(given))
+
+
+# With a model -------------------------------------------------------------------------------------------------------
+
+
+def with_loss(own: int, given: Given, seed: int) -> Given:
+    """A model whose loss shifts the targets by itself, by ``own``, as that of transformers does by 1."""
+    model = PlainGPT(PlainConfig(vocab_size=given["vocab_size"]), seed=seed)
+
+    def loss(x: np.ndarray, y: np.ndarray) -> mx.array:
+        T = x.shape[1] - own
+        return mx.mean(nn.losses.cross_entropy(model(mx.array(x))[:, :T], mx.array(y)[:, own:]))
+
+    return {**given, "forward": lambda ids: model(mx.array(ids)), "loss": loss}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("of_data", "own", "expected"),
+    [
+        (1, 0, []),
+        (0, 1, []),
+        (1, 1, ["targets-shifted-twice"]),
+        (2, 0, ["targets-shifted-twice"]),
+        (0, 2, ["targets-shifted-twice"]),
+        (0, 0, ["targets-not-shifted"]),
+    ],
+)
+def test_the_shifts_of_data_and_loss_are_added(of_data: int, own: int, expected: list[str], seed: int) -> None:
+    given = fed(with_ids(characters(prose(6_000, seed))), shift=of_data)
+    assert codes(examined(with_loss(own, given, seed))) == expected
+
+
+def test_data_of_a_healthy_model_has_no_finding_and_goes_with_the_other_checks() -> None:
+    given = with_ids(bpe(tinyworld(100_000)))
+    report = examine(PlainGPT(PlainConfig(vocab_size=given["vocab_size"])), **{**given, "vocab_size": None})
+    assert not [finding for finding in report.findings if finding.code in {check.code for check in DATA_CHECKS}]
+
+
+def fails(*_: Any) -> Any:
+    raise SystemExit("no")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"batches": fails},
+        {"batches": lambda: iter([])},
+        {"batches": lambda: iter([(np.zeros((2, 4)), np.zeros((2, 4)))])},
+        {"batches": lambda: [np.zeros((3, 4), int)] * 3},
+        {"encode": fails, "train_text": "a text", "train_ids": [0, 1]},
+        {"encode": lambda text: text, "train_text": "a text that is somewhat longer", "train_ids": [0, 1]},
+        {"decode": fails, "train_ids": [0, 1, 2] * 100},
+    ],
+)
+def test_functions_that_fail_are_findings(given: Given) -> None:
+    assert {"raises", "wrong-shape"} & set(codes(examined({"vocab_size": 5, **given})))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"train_ids": []},
+        {"train_ids": np.zeros(300, np.float32), "val_ids": [], "train_text": ""},
+        {"train_ids": [0] * 200, "val_ids": np.zeros(0, int), "batches": lambda: iter([([0], [0])] * 9)},
+        {"train_ids": [[0, 1], [2]] * 100, "encode": lambda text: [], "decode": lambda ids: "", "train_text": " a "},
+        {"train_text": 7, "encode": lambda text: [0], "decode": lambda ids: "a", "end_of_text": 4, "val_ids": [4, 4]},
+    ],
+)
+def test_degenerate_data_ends_in_a_report(given: Given) -> None:
+    examined({"vocab_size": 5, **given}).to_json()
