@@ -329,6 +329,14 @@ def test_a_label_is_printable(text: str, label: str) -> None:
     assert token_label(One(), 0) == label  # type: ignore[arg-type]
 
 
+def test_bytes_that_are_no_character_are_shown_as_bytes_beside_characters() -> None:
+    class One:
+        def token_bytes(self, token_id: int) -> bytes:
+            return " \u202eé".encode() + b"\xf0\x9f"
+
+    assert token_label(One(), 0) == r"·\u202eé\xf0\x9f"  # type: ignore[arg-type]
+
+
 def test_bytes_that_are_no_character_and_ids_without_a_token_have_labels() -> None:
     assert SUBJECT.labels([*TOKENIZER.encode("😀"), 256, 300]) == [
         r"\xf0",

@@ -158,8 +158,8 @@ def norms(x: mx.array) -> mx.array:
 
 
 def token_text(tokenizer: Tokenizer, i: int) -> str:
-    """Return the text of an id; "" for one that no token has."""
+    r"""Return the text of an id, with bytes that are no whole character as ``\xe2``; "" for one that no token has."""
     try:
-        return tokenizer.decode([i])
+        return tokenizer.token_bytes(i).decode(errors="backslashreplace")
     except ValueError:
         return ""

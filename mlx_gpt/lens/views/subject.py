@@ -81,12 +81,8 @@ def numbers(x: mx.array) -> Array:
 def token_label(tokenizer: Tokenizer, token_id: int) -> str:
     r"""Return the text of an id, printable, with · for a space before it: ``·tree``, ``\n``, ``\xf0``."""
     try:
-        token = tokenizer.token_bytes(token_id)
+        text = tokenizer.token_bytes(token_id).decode(errors="backslashreplace")
     except ValueError:  # in a padded vocabulary
         return f"id {token_id}"
-    try:
-        text = token.decode()
-    except UnicodeDecodeError:
-        return repr(bytes(token))[2:-1]
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return f"·{text[1:]}" if text.startswith(" ") else text

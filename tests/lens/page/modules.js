@@ -43,6 +43,7 @@ globalThis.modules = {
   encode: (units) => opened.tokenizer.encode(String.fromCharCode(...units)),
 
   decode: (ids) => opened.tokenizer.decode(ids),
+  tokenTexts: (ids) => ids.map((id) => opened.tokenizer.tokenText(id)),
 
   /** Return names with shapes, and the values of all in base64. */
   async trace(ids, edits, names) {

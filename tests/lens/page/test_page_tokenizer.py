@@ -106,6 +106,13 @@ def test_ids_are_pythons(modules: Any, flavor: Tokenizer, name: str) -> None:
     assert modules("decode", ids) == flavor.decode(ids)
 
 
+def test_tokens_that_are_no_character_show_their_bytes_as_in_python(modules: Any, flavor: Tokenizer) -> None:
+    ids = [i for i in range(flavor.vocab_size) if i in {*flavor.encode("".join(TEXTS.values())), *range(256)}]
+    expected = [flavor.token_bytes(i).decode(errors="backslashreplace") for i in ids]
+    assert modules("tokenTexts", ids) == expected
+    assert any(text.startswith(r"\x") for text in expected)
+
+
 characters = st.one_of(
     st.characters(),  # of all of Unicode, halves of surrogate pairs included
     st.sampled_from("aA1 \n\t\xa0\x85\ufeff'🙂é\u0301\u200d"),

@@ -75,12 +75,23 @@ export class Tokenizer {
   /** Decode ids to text; invalid UTF-8 becomes U+FFFD. */
   decode(ids) {
     const bytes = ids.flatMap((id) => this.bytes.get(id) ?? []);
-    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(bytes));
+    return this.decodeBytes(new Uint8Array(bytes));
   }
 
-  /** Return the text of one id, "" for an id that no token has. */
+  decodeBytes(bytes) {
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+  }
+
+  /** Return the text of one id, "" for an id that no token has. Bytes that are no whole character become "\\xe2". */
   tokenText(id) {
-    return this.decode([id]);
+    const bytes = new Uint8Array(this.bytes.get(id) ?? []);
+    let text = "";
+    for (let i = 0; i < bytes.length; ) {
+      const length = [1, 2, 3, 4].find((n) => isCharacter(bytes.subarray(i, i + n)));
+      text += length ? this.decodeBytes(bytes.subarray(i, i + length)) : `\\x${bytes[i].toString(16)}`;
+      i += length ?? 1;
+    }
+    return text;
   }
 
   /** Return whether a token has this id; a model may have more. */
@@ -169,6 +180,15 @@ function splitAt(text, tokens) {
   }
   if (start < text.length) parts.push(text.slice(start));
   return parts;
+}
+
+/** Return whether the bytes are UTF-8 without a cut or invalid character. */
+function isCharacter(bytes) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes) !== undefined;
+  } catch {
+    return false;
+  }
 }
 
 function isOfWord(character) {
