@@ -135,6 +135,15 @@ def test_many_changes_are_written_to_the_address_as_one(tinyworld: LivingPage) -
         assert '{"seed":249}' in unquote(page.url)
 
 
+def test_equal_states_differ_nowhere(tinyworld: LivingPage) -> None:
+    with tinyworld.open({"view": "compare", "pins": [{**HEADS}, {**HEADS, "seed": 1}]}) as page:
+        page.wait_for_function("() => !document.querySelector('.compare').hidden")
+        assert value(page, "compare-divergence") == 0
+        shown = page.locator(".difference td:last-child").all_inner_texts()
+        assert len(shown) > 6
+        assert {*shown} == {"0"}
+
+
 def test_comparing_says_so_where_a_text_is_empty(tinyworld: LivingPage) -> None:
     with tinyworld.open({"view": "compare", "pins": [{"text": ""}, None]}) as page:
         page.wait_for_function("() => document.querySelector('[data-what=edits-A]').textContent === 'An empty text.'")

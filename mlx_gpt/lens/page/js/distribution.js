@@ -127,7 +127,8 @@ export function divergence(logitsOfP, logitsOfQ) {
   let sum = 0;
   for (let i = 0; i < logitsOfP.length; i++) {
     const logP = logitsOfP[i] - zp;
-    if (logP > -700) sum += Math.exp(logP) * (logP - logitsOfQ[i] + zq); // a smaller p adds 0
+    const logQ = logitsOfQ[i] - zq;
+    if (logP > -700) sum += Math.exp(logP) * (logP - logQ); // a smaller p adds 0
   }
   return Math.max(0, sum);
 }

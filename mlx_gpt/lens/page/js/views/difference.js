@@ -9,6 +9,7 @@ const COMPARED = 6; // most probable tokens of each
 export function makeDifferenceTable(store, labels, what) {
   const body = h("tbody");
   const head = ["token", ...labels, "difference"].map((text) => h("th", { scope: "col", text }));
+  head.at(-1).title = "in percentage points (pp)";
   const table = h("table", { class: "difference" }, h("thead", {}, h("tr", {}, ...head)), body);
   const total = h("p");
   let drawn = [];
@@ -30,7 +31,7 @@ function differenceRow(store, id, p, q, what) {
   const cell = (x, part, how, text) =>
     x === null ? h("td", { class: "muted", title: "not recorded", text: "–" }) : h("td", {}, number(x, { what: `${what}-${part}`, id }, how, text(x)));
   const change = before === null || after === null ? null : after - before;
-  const minus = () => ({ formula: "difference of the probabilities", filled: `${fmt(after)} − ${fmt(before)} = ${fmt(change)}` });
+  const minus = () => ({ formula: "difference of the probabilities (1 pp = 0.01)", filled: `${fmt(after)} − ${fmt(before)} = ${fmt(change)}` });
   const last = cell(change, "difference", minus, signedPercent);
   last.style.background = diverge(0.7 * change);
   const name = showToken(store.tokenizer.tokenText(id));
@@ -38,8 +39,10 @@ function differenceRow(store, id, p, q, what) {
   return h("tr", {}, h("th", { scope: "row", text: name }), ...both, last);
 }
 
+/** A difference of probabilities in percentage points. */
 function signedPercent(x) {
-  return Math.abs(x) < 0.001 ? "≈ 0" : `${x > 0 ? "+" : "−"}${percent(Math.abs(x))}`;
+  if (x === 0) return "0";
+  return Math.abs(x) < 0.001 ? "≈ 0" : `${x > 0 ? "+" : "−"}${percent(Math.abs(x)).replace("%", "pp")}`;
 }
 
 /** The Kullback-Leibler divergence, where both distributions are known completely. */
