@@ -213,6 +213,21 @@ def test_the_logit_difference_with_each_patch_is_that_of_activation_patching(tin
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_loss_without_each_head_is_that_of_the_edited_model(tinyworld: LivingPage) -> None:
+    with tinyworld.open({"view": "change", "heads": {"3.0": 0}, "mlps": {"2": 0.5}}) as page:
+        page.click("#sweep-parts")
+        finish_sweep(page, "sweep-parts")
+        edits = head(3, 0) | mlp(2, 0.5)
+        expected = lens.ablate_heads(tinyworld.model, [ids_of(tinyworld)], edits=edits)
+        for layer, row in enumerate(expected.tolist()):
+            for i, rise in enumerate(row):
+                assert value(page, "ablated", name=f"{layer}.{i}") == pytest.approx(rise, rel=1e-4, abs=2e-6)
+        assert value(page, "ablated", name="3.0") == 0
+        switch(page, "head 1.0").click()
+        settle(page)
+        assert page.locator("[data-what=ablated]:visible").count() == 0
+
+
 @pytest.mark.parametrize("text", ["Lily", ""])
 def test_a_sweep_ends_when_the_text_changes(tinyworld: LivingPage, text: str) -> None:
     with tinyworld.open({"view": "change", "text": "Lily went to the garden. " * 20}) as page:
@@ -255,6 +270,15 @@ def test_a_damaged_link_is_reported_and_opens_the_first_text(tinyworld: LivingPa
         page.fill("#text", "Lily")
         settle(page)
         assert "damaged" not in page.locator(".input").first.inner_text()
+
+
+def test_what_a_link_loses_is_reported_and_the_rest_is_read(tinyworld: LivingPage) -> None:
+    state = {"text": "x" * 20000, "heads": {"1.0": 0, "9.9": 0, "2.1": "off"}, "layer": 2, "pins": [{"seed": -1}]}
+    with tinyworld.open(state) as page:
+        note = page.locator(".input").first.inner_text()
+        assert "left out: text of 20000 characters, some heads, seed." in note
+        assert page.input_value("#text") == TEXT
+        assert page.evaluate("[mlxGptPage.state.heads, mlxGptPage.state.layer]") == [{"1.0": 0}, 2]
 
 
 def test_pins_within_pins_are_left_out(tinyworld: LivingPage) -> None:

@@ -25,6 +25,7 @@ export const INITIAL = {
   cell: null, //               [row, column] of a number in it
   tour: null, //               step of the guided tour
 };
+const LONGEST = 20000; // characters of a text in a link
 export const OF_QUERY = ["text", "layer", "head", "token"];
 const OF_RUN = ["text", "other", "heads", "mlps", "patch"];
 
@@ -187,36 +188,38 @@ export class Store {
   /** Take the state from the address. What does not fit the model is left out. */
   readLink() {
     clearTimeout(this.writing);
-    let [given, damaged] = [{}, ""];
+    let [given, remark] = [{}, ""];
     try {
       given = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
     } catch {
-      damaged = "The link is damaged; the page starts from the beginning.";
+      remark = "The link is damaged; the page starts from the beginning.";
     }
-    this.state = this.checked(given);
-    this.compute(damaged);
+    const refused = new Set();
+    this.state = this.checked(given, false, refused);
+    if (refused.size) remark = `The link has values that do not fit this page and are left out: ${[...refused].join(", ")}.`;
+    this.compute(remark);
     this.notify();
   }
 
-  /** A state from untrusted JSON. A pin has no pins. */
-  checked(given, isPin = false) {
+  /** A state from untrusted JSON. A pin has no pins. The names of fields that do not fit are added to ``refused``. */
+  checked(given, isPin = false, refused = new Set()) {
     const { n_layer: L, n_head: H, n_positions: T, vocab_size: V } = this.config;
     const state = { ...this.initial };
     const whole = (x, most) => Number.isInteger(x) && x >= 0 && x < most;
     const real = (x, low, high) => typeof x === "number" && x >= low && x <= high;
-    const factors = (x, pattern, fits) =>
-      isRecord(x) && Object.entries(x).every(([name, f]) => pattern.test(name) && fits(name) && real(f, -10, 10));
+    const isHead = (name) => /^\d+\.\d+$/.test(name) && whole(+name.split(".")[0], L) && whole(+name.split(".")[1], H);
+    const isLayer = (name) => /^\d+$/.test(name) && whole(+name, L);
     const tests = {
-      text: (x) => typeof x === "string" && x.length < 20000,
-      other: (x) => typeof x === "string" && x.length < 20000,
+      text: (x) => typeof x === "string" && x.length < LONGEST,
+      other: (x) => typeof x === "string" && x.length < LONGEST,
       token: (x) => x === null || whole(x, T),
       layer: (x) => whole(x, L),
       head: (x) => whole(x, H),
       key: (x) => x === null || whole(x, T),
       step: (x) => whole(x, 6),
       view: (x) => typeof x === "string",
-      heads: (x) => factors(x, /^\d+\.\d+$/, (name) => whole(+name.split(".")[0], L) && whole(+name.split(".")[1], H)),
-      mlps: (x) => factors(x, /^\d+$/, (name) => whole(+name, L)),
+      heads: isRecord,
+      mlps: isRecord,
       patch: (x) => x === null || (isRecord(x) && whole(x.layer, L) && whole(x.position, T)),
       temperature: (x) => real(x, 0, 5),
       topK: (x) => whole(x, V + 1),
@@ -229,10 +232,20 @@ export class Store {
       tour: (x) => x === null || whole(x, 8),
     };
     if (!isRecord(given)) return state;
-    for (const [name, test] of Object.entries(tests)) if (name in given && test(given[name])) state[name] = given[name];
+    for (const [name, test] of Object.entries(tests)) {
+      if (!(name in given)) continue;
+      if (test(given[name])) state[name] = given[name];
+      else refused.add(given[name]?.length >= LONGEST ? `${name} of ${given[name].length} characters` : name);
+    }
+    for (const [kind, isPart] of [["heads", isHead], ["mlps", isLayer]]) {
+      const all = Object.entries(state[kind]);
+      const fit = all.filter(([name, factor]) => isPart(name) && real(factor, -10, 10));
+      if (fit.length < all.length) refused.add(`some ${kind}`);
+      state[kind] = Object.fromEntries(fit);
+    }
     if (!this.living) Object.assign(state, { other: "", heads: {}, mlps: {}, patch: null }); // it cannot compute them
     if (isPin || !Array.isArray(given.pins)) return state;
-    state.pins = given.pins.slice(0, 2).map((pin) => (isRecord(pin) ? this.checked(pin, true) : null));
+    state.pins = given.pins.slice(0, 2).map((pin) => (isRecord(pin) ? this.checked(pin, true, refused) : null));
     return state;
   }
 }

@@ -2,10 +2,10 @@
 
 import { diverge, fmt, h, number, setNumber } from "../dom.js";
 import { lossOf } from "../distribution.js";
-import { NO_EDITS } from "../edits.js";
+import { withFactor } from "../edits.js";
 import { makeSweep } from "./sweep.js";
 
-/** The sweep, which puts a number below the switch of each of the ``cells`` {part, td} (lens.ablate_heads). */
+/** The sweep of the model with its edits, which puts a number below the switch of each of the ``cells`` {part, td} (lens.ablate_heads). */
 export function makeLossSweep(store, cells) {
   const shown = cells.map(({ part, td }) => lossCell(store, part, td));
   const found = new Map();
@@ -14,9 +14,9 @@ export function makeLossSweep(store, cells) {
     label: "Loss without each part",
     jobs: () => (store.run.ids.length > 1 ? shown : []),
     measure: async ({ part }) => {
-      const { run } = store;
-      const edits = { ...NO_EDITS, [part.kind]: { [part.name]: 0 } };
-      return lossOf(await store.model.trace(run.ids, { edits, lane: "sweep" })) - lossOf(run);
+      const { shown, state } = store;
+      const edits = store.editsOf({ ...state, ...withFactor(state, part, 0) });
+      return lossOf(await store.model.trace(shown.ids, { edits, lane: "sweep" })) - lossOf(shown);
     },
     show: (cell, rise) => {
       found.set(cell, rise);
@@ -27,17 +27,17 @@ export function makeLossSweep(store, cells) {
       found.clear();
       for (const cell of shown) cell.show(null);
     },
-    inputs: () => [store.run],
+    inputs: () => [store.shown],
   });
 }
 
 function lossCell(store, part, td) {
   const how = () => {
-    const [loss, rise] = [lossOf(store.run), Number(rise_.dataset.value)];
+    const [loss, rise] = [lossOf(store.shown), Number(rise_.dataset.value)];
     return {
       formula: `loss without ${part.label} − loss`,
       filled: `${fmt(loss + rise)} − ${fmt(loss)} = ${fmt(rise)}`,
-      note: "Loss: mean of −log p(next token) over the text, in nats.",
+      note: `${store.edited ? "Both with the other edits. " : ""}Loss: mean of −log p(next token) over the text, in nats.`,
     };
   };
   const rise_ = number(0, { what: "ablated", kind: part.kind, name: part.name }, how, "");
