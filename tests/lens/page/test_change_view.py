@@ -297,3 +297,15 @@ def test_texts_of_one_token_and_of_a_full_context_can_be_changed(tinyworld: Livi
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         if text == "One":
             assert "two tokens" in page.locator(".change").inner_text()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_recorded_page_says_what_it_shows_instead_of_a_change(recorded: LivingPage, width: int) -> None:
+    with recorded.open({"view": "change", "heads": {"0.0": 0}}, viewport={"width": width, "height": 800}) as page:
+        view = page.locator("#view-change")
+        assert "Changing the model needs a living page" in view.inner_text()
+        assert view.locator("input, select, table, :disabled").count() == 0
+        for name in ("Residual stream", "Logit lens", "Compare"):
+            page.click("#tab-change")
+            view.get_by_role("button", name=name).click()
+            assert page.locator("nav [aria-selected=true]").inner_text() == name

@@ -46,7 +46,7 @@ function samplingActions(store, appender, say) {
   seed.addEventListener("input", () => isSeed(seed.value) && store.set({ seed: Number(seed.value) }));
   seed.addEventListener("blur", () => (seed.value = store.state.seed));
   const why = h("p", { class: "note", "data-what": "why-not" });
-  const seeds = h("div", { class: "row seed" }, h("label", { for: "seed", text: "Seed" }), seed, another);
+  const seeds = h("div", { class: "row seed", hidden: !store.living }, h("label", { for: "seed", text: "Seed" }), seed, another);
   const element = h("div", { class: "actions" }, h("div", { class: "row" }, sample, greedy, undo), seeds, why);
   const update = () => {
     why.textContent = appender.reasonAgainst();

@@ -37,8 +37,7 @@ export function makePatch(store) {
   return { element, update };
 }
 
-function statusOf({ run, otherRun, state, living }) {
-  if (!living) return "";
+function statusOf({ run, otherRun, state }) {
   if (!otherRun) return state.other ? "…" : "Type a text that differs from the first in a word.";
   const [n, m] = [run.ids.length, otherRun.ids.length];
   if (state.patch && state.patch.position >= Math.min(n, m)) return `One text has no token at position ${state.patch.position}: nothing is patched.`;
