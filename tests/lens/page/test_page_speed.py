@@ -122,7 +122,8 @@ ACTIONS = {
 @pytest.mark.parametrize("name", ACTIONS)
 def test_no_task_takes_long(page: Any, name: str) -> None:
     durations = []
-    for _ in range(5):  # the machine may be busy with other tests
+    for attempt in range(8):  # the machine may be busy with other tests
+        page.wait_for_timeout(250 * attempt)
         page.fill("#text", TEXT if name != "a long text" else "")
         page.wait_for_function("() => !mlxGptPage.busy")
         durations.append(longest_task(page, lambda: ACTIONS[name](page)))
