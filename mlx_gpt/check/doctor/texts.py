@@ -89,7 +89,9 @@ def wrapped_batches(case: Case, ids: np.ndarray) -> str | None:
     return None
 
 
-# How bytes are read by mistake, and the share of the characters above ASCII that then are pairs which UTF-8 explains.
+# How bytes are read by mistake, and the share of the characters above ASCII that then stand for others of UTF-8,
+# which are of Latin-1 or of three bytes; of any, half: German has pairs such as ß and a quotation mark by chance.
+ALL_EXPLAINED = 0.5
 MISREADINGS = {"cp1252": 0.05, "mac_roman": 0.3, "cp437": 0.3, "cp1251": 0.3}
 MIS_DECODED = 3e-5  # of all characters
 
@@ -99,8 +101,8 @@ def mis_decoded_text(case: Case) -> Found:
     """The training text was read in the wrong encoding: "â€™" for an apostrophe, replacement characters, zero bytes.
 
     From three places and 3e-5 of the characters: U+FFFD; or runs of characters whose bytes in Windows-1252 (Mac, DOS,
-    Cyrillic) are valid UTF-8, if they are 5 % (30 %) of those above ASCII: in German, Portuguese, Ukrainian and the
-    like below 2 % are so by chance. Or 1 % of control characters, or 20 % of multiples of 256, as of UTF-16.
+    Cyrillic) are valid UTF-8 of Latin-1 or three bytes, if they are 5 % (30 %) of those above ASCII, or of any
+    characters, if they are half. Or 1 % of control characters, or 20 % of multiples of 256, as of UTF-16.
     """
     text = case.once(text_of)[:2_000_000]
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -116,9 +118,11 @@ def mis_decoded_text(case: Case) -> Found:
             "UTF-16", swapped, f"{swapped:.0%} of the characters are multiples of 256: bytes are swapped"
         )
     for encoding, least in MISREADINGS.items():
-        n, example = explained_by_utf8(codes, encoding)
-        share = n / max(int((codes > 127).sum()), 1)
-        if example and n >= 6 and share > least and n > MIS_DECODED * len(codes):
+        n, typical, example = explained_by_utf8(codes, encoding)
+        above = max(int((codes > 127).sum()), 1)
+        share = n / above
+        enough = share > ALL_EXPLAINED or typical / above > least
+        if example and n >= 6 and enough and n > MIS_DECODED * len(codes):
             why = f"{n} characters such as {example[0]!r} are UTF-8 read as {encoding}, for {example[1]!r}"
             return wrongly_read(encoding, share, why)
     if replaced >= 3 and replaced > MIS_DECODED * len(codes):
@@ -137,8 +141,8 @@ def wrongly_read(encoding: str, share: float, why: str) -> Found:
     }
 
 
-def explained_by_utf8(codes: np.ndarray, encoding: str) -> tuple[int, tuple[str, str] | None]:
-    """Return how many characters are UTF-8 of others, read as ``encoding``, and an example with what it stands for."""
+def explained_by_utf8(codes: np.ndarray, encoding: str) -> tuple[int, int, tuple[str, str] | None]:
+    """Count the characters that are UTF-8 of others, read as ``encoding``, and those of Latin-1 or 3 bytes."""
     table = np.zeros(0x10000, np.uint8)  # character -> byte, 0 where it has none
     for byte in range(128, 256):
         table[byte] = byte if encoding == "cp1252" and byte < 160 else table[byte]  # bytes that it leaves undefined
@@ -150,13 +154,15 @@ def explained_by_utf8(codes: np.ndarray, encoding: str) -> tuple[int, tuple[str,
     return sum_of_utf8(runs, encoding)
 
 
-def sum_of_utf8(runs: list[np.ndarray], encoding: str) -> tuple[int, tuple[str, str] | None]:
-    n, example = 0, None
+def sum_of_utf8(runs: list[np.ndarray], encoding: str) -> tuple[int, int, tuple[str, str] | None]:
+    n = typical = 0
+    example = None
     for run in runs:
         if run[0]:
             found = run.tobytes().decode("utf-8", "ignore")
-            size = len(found.encode())
-            n += size
-            if size == len(run) and example is None:
+            sizes = [len(character.encode()) for character in found]
+            n += sum(sizes)
+            typical += sum(size for size, c in zip(sizes, found, strict=True) if size > 2 or ord(c) < 256)
+            if sum(sizes) == len(run) and example is None:
                 example = (run.tobytes().decode(encoding, "replace")[:12], found[:12])
-    return n, example
+    return n, typical, example

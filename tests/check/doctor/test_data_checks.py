@@ -232,6 +232,7 @@ HEALTHY: dict[str, Callable[[], Given]] = {
     "text only": lambda: {"vocab_size": 80, "train_text": prose(40_000, accents=True)},
     "tokenizer only": lambda: characters(prose(6_000)),
     "shuffled documents": lambda: shuffled(tinyworld(100_000)),
+    "German quotation marks": lambda: characters("Das macht Spaß“, sagte er. „Größe und Müßiggang“ heißt es oft. "),
     "code with a header": lambda: with_ids(characters(code(60))),
 }
 
