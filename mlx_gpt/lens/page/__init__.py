@@ -34,7 +34,7 @@ def make_page(model: GPT, tokenizer: Tokenizer, texts: Sequence[str] = (), name:
     """
     size = n_weights(model)
     texts, title = [*texts] or [default_text(model, tokenizer)], f"{name} · mlx_gpt lens"
-    reason = f"the model has {size:,} parameters, too many for a page that computes (8 MB)"
+    reason = f"the model has {size:,} parameters, too many for a page that computes, which has at most 8 MB"
     if size <= LIVING_PARAMETERS:
         try:
             page = join_page(living_data(model, tokenizer, texts, name) | page_map(model, name), title)

@@ -83,7 +83,8 @@ class Contrast:
         names = clean.labels([right, other])
         if right == other:
             raise UsageError(
-                f"answer and wrong answer are the same token, {names[0]}; give two with --answer and --wrong"
+                f"answer and wrong answer are the same token, {names[0]}; give two with --answer and --wrong, such as "
+                f"{' and '.join(repr(clean.tokenizer.decode([i])) for i in clean.likely()[:2])}"
             )
         metric = logit_difference(right, other)
         values = (float(numbers(metric(side.trace()[0]))) for side in (clean, corrupted))

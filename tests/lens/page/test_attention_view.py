@@ -176,7 +176,7 @@ def test_a_click_chooses_a_head_and_an_edited_head_is_marked(tinyworld: LivingPa
         assert page.evaluate("[mlxGptPage.state.layer, mlxGptPage.state.head]") == [5, 1]
         assert_shades(page, patterns[5, 1], patterns.shape[-1] - 1)
         assert_strongest(page, patterns, patterns.shape[-1] - 1)
-        assert page.locator(f"{VIEW}.thumbnail.edited .name").all_inner_texts() == ["L1 H0 ×0", "L2 H1 ×0.5"]
+        assert page.locator(f"{VIEW}.thumbnail.edited .name").all_inner_texts() == ["L1H0 ×0", "L2H1 ×0.5"]
 
 
 def test_a_tap_shows_the_number_of_a_cell_and_the_next_one_elsewhere_hides_it(tinyworld: LivingPage) -> None:

@@ -73,18 +73,18 @@ def switch(page: Any, part: str) -> Any:
 
 def test_a_click_knocks_out_a_head_and_another_brings_it_back(tinyworld: LivingPage) -> None:
     with tinyworld.open({"view": "change"}) as page:
-        switch(page, "head 3.1").click()
-        assert switch(page, "head 3.1").inner_text() == "off"
+        switch(page, "L3H1").click()
+        assert switch(page, "L3H1").inner_text() == "off"
         assert_effect(page, tinyworld, head(3, 1))
         switch(page, "MLP 0").click()
         assert_effect(page, tinyworld, head(3, 1) | mlp(0))
-        assert page.locator("[data-what=edits]").inner_text() == "head 3.1 knocked out, MLP 0 knocked out"
+        assert page.locator("[data-what=edits]").inner_text() == "L3H1 knocked out, MLP 0 knocked out"
         switch(page, "MLP 0").click()
         assert_effect(page, tinyworld, head(3, 1))
         page.click("#reset")
         settle(page)
         assert page.evaluate("mlxGptPage.edited") is None
-        assert switch(page, "head 3.1").get_attribute("aria-pressed") == "false"
+        assert switch(page, "L3H1").get_attribute("aria-pressed") == "false"
 
 
 def test_the_slider_and_the_field_scale_the_chosen_part(tinyworld: LivingPage) -> None:
@@ -93,7 +93,7 @@ def test_the_slider_and_the_field_scale_the_chosen_part(tinyworld: LivingPage) -
         assert_effect(page, tinyworld, head(2, 1, 2))
         for _ in range(10):
             page.locator("#factor").press("ArrowLeft")
-        assert page.locator("[data-what=edits]").inner_text() == "head 2.1 × 1.5"
+        assert page.locator("[data-what=edits]").inner_text() == "L2H1 × 1.5"
         assert_effect(page, tinyworld, head(2, 1, 1.5))
         switch(page, "MLP 4").click()
         page.fill("#factor-typed", "-1.5")
@@ -104,7 +104,7 @@ def test_the_slider_and_the_field_scale_the_chosen_part(tinyworld: LivingPage) -
 
 def test_the_keyboard_reaches_and_presses_every_switch(tinyworld: LivingPage) -> None:
     with tinyworld.open({"view": "change"}) as page:
-        switch(page, "head 0.0").focus()
+        switch(page, "L0H0").focus()
         for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight"):
             page.keyboard.press(key)
         assert page.evaluate("document.activeElement.dataset.part") == "MLP 2"
@@ -223,7 +223,7 @@ def test_the_loss_without_each_head_is_that_of_the_edited_model(tinyworld: Livin
             for i, rise in enumerate(row):
                 assert value(page, "ablated", name=f"{layer}.{i}") == pytest.approx(rise, rel=1e-4, abs=2e-6)
         assert value(page, "ablated", name="3.0") == 0
-        switch(page, "head 1.0").click()
+        switch(page, "L1H0").click()
         settle(page)
         assert page.locator("[data-what=ablated]:visible").count() == 0
 
@@ -258,7 +258,7 @@ def test_a_hostile_link_leaves_the_page_working(tinyworld: LivingPage, view: str
         page.click("#tab-change")
         settle(page)
         page.click("#reset") if page.locator("#reset").is_enabled() else None
-        switch(page, "head 1.0").click()
+        switch(page, "L1H0").click()
         assert_effect(page, tinyworld, head(1, 0))
 
 

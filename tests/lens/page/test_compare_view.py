@@ -73,7 +73,7 @@ def test_a_pin_is_compared_with_the_page_as_it_is_and_with_another_pin(tinyworld
         settle(page)
         page.select_option("#compare-layer", "4")
         page.select_option("#compare-head", "1")
-        assert page.locator("[data-what=edits-B]").inner_text() == "head 3.1 × 0.5"
+        assert page.locator("[data-what=edits-B]").inner_text() == "L3H1 × 0.5"
         assert_compared(page, tinyworld, [(TEXT, None), (OTHER, EDITS)], 4, 1)
 
 
@@ -88,7 +88,7 @@ def test_a_pin_is_restored_and_removed(tinyworld: LivingPage) -> None:
         assert restored["view"] == "compare"
         press(page, "Unpin", "B")
         assert page.evaluate("mlxGptPage.state.pins") == []
-        assert page.locator("[data-what=edits-B]").inner_text() == "not pinned; head 3.1 × 0.5"
+        assert page.locator("[data-what=edits-B]").inner_text() == "not pinned; L3H1 × 0.5"
 
 
 def test_tokens_that_differ_are_marked_and_a_press_selects_their_position(tinyworld: LivingPage) -> None:

@@ -198,7 +198,7 @@ def test_small_models_compute_and_large_ones_are_recorded() -> None:
     remark = make_page(large, BYTES, ["a"])[1]
     assert re.fullmatch(
         r"recorded page, 0\.\d MB, of 1 of 1 texts, 1 tokens: "
-        r"the model has 3,228,160 parameters, too many for a page that computes \(8 MB\)",
+        r"the model has 3,228,160 parameters, too many for a page that computes, which has at most 8 MB",
         remark,
     )
 

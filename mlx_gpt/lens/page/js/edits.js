@@ -7,7 +7,7 @@ export const NO_EDITS = { heads: {}, mlps: {}, patch: null };
 /** The parts that a factor can scale, by layer: heads, then the MLP. ``kind`` is the state's field, ``name`` its key. */
 export function partsOf({ n_layer, n_head }) {
   return Array.from({ length: n_layer }, (_, layer) => [
-    ...Array.from({ length: n_head }, (_, head) => ({ kind: "heads", name: `${layer}.${head}`, layer, head, label: `head ${layer}.${head}` })),
+    ...Array.from({ length: n_head }, (_, head) => ({ kind: "heads", name: `${layer}.${head}`, layer, head, label: `L${layer}H${head}` })),
     { kind: "mlps", name: String(layer), layer, head: null, label: `MLP ${layer}` },
   ]);
 }
@@ -23,10 +23,10 @@ export function withFactor(state, { kind, name }, factor) {
   return { [kind]: factors };
 }
 
-/** "head 3.1 knocked out, MLP 2 × 0.5", or "" for none. */
+/** "L3H1 knocked out, MLP 2 × 0.5", or "" for none. */
 export function describeEdits({ heads, mlps, patch }) {
-  const factor = (label) => ([name, x]) => `${label} ${name} ${x === 0 ? "knocked out" : `× ${fmt(x)}`}`;
-  const edits = [...Object.entries(heads).map(factor("head")), ...Object.entries(mlps).map(factor("MLP"))];
+  const factor = (label) => ([name, x]) => `${label(name)} ${x === 0 ? "knocked out" : `× ${fmt(x)}`}`;
+  const edits = [...Object.entries(heads).map(factor((name) => `L${name.replace(".", "H")}`)), ...Object.entries(mlps).map(factor((name) => `MLP ${name}`))];
   if (patch) edits.push(`layer ${patch.layer} patched at position ${patch.position}`);
   return edits.join(", ");
 }

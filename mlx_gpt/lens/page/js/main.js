@@ -70,7 +70,7 @@ function header(store, data) {
   const how = store.living
     ? "It runs in this page: type a text and everything is computed again. Its weights are rounded to float16."
     : `Recorded: ${size} parameters are too many to run in this page, so it shows the texts that were traced.`;
-  const shape = `${size} parameters: ${n_layer} layers of ${n_head} heads, width ${n_embd}, ${vocab_size} tokens, context ${n_positions}.`;
+  const shape = `${size} parameters: ${n_layer} layer${n_layer === 1 ? "" : "s"} of ${n_head} head${n_head === 1 ? "" : "s"}, width ${n_embd}, ${vocab_size} tokens, context ${n_positions}.`;
   const element = h("header", {}, h("h1", { text: data.name }), h("p", { class: "muted", text: `${shape} ${how}` }));
   return { element, update() {} };
 }

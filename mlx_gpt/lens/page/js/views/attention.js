@@ -35,7 +35,7 @@ export function makeAttentionView(store) {
     const at = lookedAt(store);
     const sentence = describe(summarize(patternOf(store.shown, at.layer, at.head), at.T), at.T);
     if (said !== (said = `${at.layer} ${at.head} ${sentence}`)) {
-      title.textContent = `Layer ${at.layer}, head ${at.head}`;
+      title.textContent = `Layer ${at.layer}, head ${at.head}: L${at.layer}H${at.head}`;
       put(summary, sentence);
     }
     for (const part of [...parts, heads]) part.update(at);

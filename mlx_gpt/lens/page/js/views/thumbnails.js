@@ -92,7 +92,7 @@ function makeThumbnail(store, layer, head, few) {
     const factor = factors[`${layer}.${head}`];
     const scaled = factor === undefined ? "" : ` ×${fmt(factor)}`;
     if (marked === (marked = `${chosen}${scaled}`)) return;
-    name.textContent = `L${layer} H${head}${scaled}`;
+    name.textContent = `L${layer}H${head}${scaled}`;
     element.classList.toggle("edited", factor !== undefined);
     element.setAttribute("aria-pressed", chosen);
     element.setAttribute("tabindex", chosen ? "0" : "-1");
