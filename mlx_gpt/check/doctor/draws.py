@@ -12,6 +12,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.checks import NotApplicable
 
 OFF: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 SURE = 20.0  # nats by which an explanation must be the better one: false alarm below exp(-20) = 2e-9
@@ -111,10 +112,15 @@ def draw_many(case: Case, prompts: Sequence[Sequence[int]], total: int, n: int =
     """
     found: list[Draws] = []
     end = time.monotonic() + min(SECONDS, case.seconds_left() / 20)
-    while sum(len(one.new) for one in found) < total and len(found) < total:
-        found.append(draw(case, prompts[len(found) % len(prompts)], 10**9 if case.once(is_seeded) else n, **settings))
-        if case.once(is_seeded) or time.monotonic() > end:
+    n = 10**9 if case.once(is_seeded) else n
+    for call in range(total):
+        one = draw(case, prompts[call % len(prompts)], n, **settings)
+        found += [one] if len(one.new) else []  # a text may end at once
+        enough = sum(len(one.new) for one in found) >= total or case.once(is_seeded)
+        if (found and enough) or time.monotonic() > end:
             break
+    if not found:
+        raise NotApplicable("a sampler that returns ids")
     return found
 
 

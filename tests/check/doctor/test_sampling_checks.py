@@ -121,3 +121,14 @@ def test_padding_that_changes_a_text_is_named(correctly: bool) -> None:
     forward = small_forward(V, P)
     report = examined(forward, PlainSampler(forward, V, P), sample_many=padded(forward, correctly))
     assert codes(report) == ([] if correctly else ["padding-differs"])
+
+
+def test_a_sampler_whose_texts_may_end_at_once_has_no_fault() -> None:
+    forward = small_forward(V, P)
+    sampler = PlainSampler(forward, V, P)
+
+    def sample(ids: list[int], n: int, **chosen: float) -> list[int]:
+        return [] if ids[-1] % 3 == 0 else sampler(ids, n, **chosen)  # type: ignore[arg-type]
+
+    assert codes(examined(forward, sample)) == []
+    assert codes(examined(forward, lambda ids, n, **chosen: [])) == []
