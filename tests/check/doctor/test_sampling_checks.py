@@ -43,14 +43,7 @@ FAULTS = {
     "beyond-context": "beyond-context",
     "positions stay": "beyond-context",
 }
-EVERY = [pytest.param(seed, marks=[pytest.mark.slow] if seed else []) for seed in range(3)]
-
-
-SIZES = [
-    pytest.param(V, scale, marks=[] if (V, scale) == (31, 1) else pytest.mark.slow)
-    for V in (2, 31, 300)
-    for scale in (0.05, 1, 8)
-]
+SIZES = [(31, 1), *(pytest.param(V, scale, marks=pytest.mark.slow) for V, scale in ((2, 1), (31, 8), (300, 0.05)))]
 
 
 def examined(forward: Forward, sample: Any, V: int = V, P: int = P, **given: Any) -> Report:
@@ -64,21 +57,18 @@ def codes(report: Report) -> list[str]:
     return [finding.code for finding in report.findings]
 
 
-@pytest.mark.parametrize("seed", EVERY)
-@pytest.mark.parametrize("scale", [2.0, pytest.param(0.3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("fault", "code"), FAULTS.items())
-def test_a_planted_fault_is_named(fault: str, code: str, scale: float, seed: int) -> None:
-    forward = small_forward(V, P, scale, seed)
-    report = examined(forward, PlainSampler(forward, V, P, fault, seed))
+def test_a_planted_fault_is_named(fault: str, code: str) -> None:
+    forward = small_forward(V, P, 2.0, 0)
+    report = examined(forward, PlainSampler(forward, V, P, fault, 0))
     assert codes(report) == [code], str(report)
 
 
-@pytest.mark.parametrize("seed", EVERY)
 @pytest.mark.parametrize(("V", "scale"), SIZES)
 @pytest.mark.parametrize("kind", ["", "returns the prompt", "returns an array", "seeded"])
-def test_a_healthy_sampler_has_no_fault(kind: str, V: int, scale: float, seed: int) -> None:
-    forward = small_forward(V, P, scale, seed)
-    report = examined(forward, PlainSampler(forward, V, P, kind, seed), V)
+def test_a_healthy_sampler_has_no_fault(kind: str, V: int, scale: float) -> None:
+    forward = small_forward(V, P, scale, 0)
+    report = examined(forward, PlainSampler(forward, V, P, kind, 0), V)
     assert codes(report) == [], str(report)
 
 
