@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -60,22 +61,40 @@ def logits_of(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
+@contextmanager
+def replaced(objects: Sequence[Any], name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of all objects, and put the earlier values back at the end."""
+    kept = [getattr(one, name) for one in objects]
+    try:
+        for one in objects:
+            setattr(one, name, value)
+        yield
+    finally:
+        for one, before in zip(objects, kept, strict=True):
+            setattr(one, name, before)
+
+
+def named(
+    forward: Callable[[bool], Any], without_dropout: Any, gradient: Any, parameters: Any, load: Any, new_step: Any
+) -> dict[str, Any]:
+    """Return the functions of a module by the names that ``examine`` gives them."""
+    return {
+        "forward": forward(False),
+        "forward_training": forward(True),
+        "forward_without_dropout": without_dropout,
+        "gradient": gradient,
+        "parameters": parameters,
+        "load_parameters": load,
+        "new_step": new_step,
+        "step": new_step(),
+    }
+
+
 def of_mlx(model: Any) -> dict[str, Any]:
     import mlx.core as mx
     import mlx.nn as nn
     import mlx.optimizers as optim
     from mlx.utils import tree_flatten, tree_unflatten
-
-    def without_dropout(ids: np.ndarray) -> np.ndarray:
-        layers = [module for module in model.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Dropout3d))]
-        kept = [layer._p_1 for layer in layers]
-        try:
-            for layer in layers:
-                layer._p_1 = 1
-            return forward(False)(ids)
-        finally:
-            for layer, share in zip(layers, kept, strict=True):
-                layer._p_1 = share
 
     def forward(training: bool) -> Callable[[np.ndarray], np.ndarray]:
         def run(ids: np.ndarray) -> np.ndarray:
@@ -87,6 +106,11 @@ def of_mlx(model: Any) -> dict[str, Any]:
                 model.train(was)
 
         return run
+
+    def without_dropout(ids: np.ndarray) -> np.ndarray:
+        layers = [module for module in model.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Dropout3d))]
+        with replaced(layers, "_p_1", 1):  # the share that is kept
+            return forward(False)(ids)
 
     def mean_loss(x: mx.array, y: mx.array) -> mx.array:
         logits = logits_of(model(x)).astype(mx.float32)
@@ -124,16 +148,7 @@ def of_mlx(model: Any) -> dict[str, Any]:
 
         return step
 
-    return {
-        "forward": forward(False),
-        "forward_training": forward(True),
-        "forward_without_dropout": without_dropout,
-        "gradient": gradient,
-        "parameters": parameters,
-        "load_parameters": load_parameters,
-        "new_step": new_step,
-        "step": new_step(),
-    }
+    return named(forward, without_dropout, gradient, parameters, load_parameters, new_step)
 
 
 def of_torch(model: Any) -> dict[str, Any]:
@@ -162,14 +177,8 @@ def of_torch(model: Any) -> dict[str, Any]:
 
     def without_dropout(ids: np.ndarray) -> np.ndarray:
         layers = [module for module in model.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd)]
-        kept = [layer.p for layer in layers]
-        try:
-            for layer in layers:
-                layer.p = 0.0
+        with replaced(layers, "p", 0.0):
             return forward(False)(ids)
-        finally:
-            for layer, p in zip(layers, kept, strict=True):
-                layer.p = p
 
     def mean_loss(x: np.ndarray, y: np.ndarray, training: bool) -> Any:
         logits = run_in(training, tensor(x))
@@ -205,13 +214,4 @@ def of_torch(model: Any) -> dict[str, Any]:
 
         return step
 
-    return {
-        "forward": forward(False),
-        "forward_training": forward(True),
-        "forward_without_dropout": without_dropout,
-        "gradient": gradient,
-        "parameters": parameters,
-        "load_parameters": load_parameters,
-        "new_step": new_step,
-        "step": new_step(),
-    }
+    return named(forward, without_dropout, gradient, parameters, load_parameters, new_step)
