@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_gpt.check.doctor.case import Case
-
-WARNINGS = {"undertrained", "overfitted", "too-slow", "corpus-too-small", "identical-heads", "dead-units"}
-WARNINGS |= {"precision-loss"}
-NOTES = {"training-mode-without-dropout-effect", "as-good-as-its-loss", "repetition-loop"}
+from mlx_gpt.check.doctor.codes import EXAMINED, ORDER, group_of, severity_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class DoctorCheck:
 
     @property
     def severity(self) -> str:
-        return "warning" if self.code in WARNINGS else "note" if self.code in NOTES else "fault"
+        return severity_of(self.code)
 
     @property
     def symptom(self) -> str:
@@ -39,7 +36,7 @@ class DoctorCheck:
         return next((need for need in self.needs if not any(case.has(name) for name in need.split("|"))), None)
 
 
-CHECKS: list[DoctorCheck] = []  # in the order in which to repair what they find
+CHECKS: list[DoctorCheck] = []  # in the order in which they are examined
 
 
 def check(
@@ -52,6 +49,7 @@ def check(
 
     def register(function: Callable[[Case], Any]) -> Callable[[Case], Any]:
         CHECKS.append(DoctorCheck(code, function, needs, tuple(explains)))
+        CHECKS.sort(key=lambda check: (EXAMINED.index(group_of(check.code)), ORDER[check.code]))
         return function
 
     return register

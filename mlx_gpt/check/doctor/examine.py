@@ -7,18 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.check.doctor import (  # noqa: F401  (register their checks)
-    cache,
-    causality,
-    corpus,
-    sampling,
-    settings,
-    targets,
-    texts,
-    tokenizers,
-)
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
+from mlx_gpt.check.doctor.codes import ORDER, severity_of
 from mlx_gpt.check.doctor.report import Finding, Report
 
 
@@ -134,20 +125,18 @@ def failed_call(failure: CallFailed) -> Finding:
         "wrong-shape": f"return from {failure.name} what its description in examine() says",
         "too-slow": f"make {failure.name} faster, examine a smaller model, or give more minutes",
     }
-    severity = "warning" if failure.code == "too-slow" else "fault"
     return Finding(
-        failure.code, severity, failure.message, "a result", failure.message, remedies[failure.code],
+        failure.code, severity_of(failure.code), failure.message, "a result", failure.message, remedies[failure.code],
         {"function": failure.name},
     )  # fmt: skip
 
 
 def in_order(findings: dict[str, Finding], checks: Sequence[DoctorCheck]) -> list[Finding]:
     """Return the findings in the order of repair, with those that another explains as its consequences."""
-    order = {check.code: place for place, check in enumerate(checks)}
     explains = {check.code: check.explains for check in checks}
     explained: dict[str, list[str]] = {}
     hidden: set[str] = set()
-    for code in sorted(findings, key=lambda code: order.get(code, -1)):
+    for code in sorted(findings, key=lambda code: ORDER[code]):
         if code in hidden:
             continue
         mine = [other for other in explains.get(code, ()) if other in findings and other not in hidden]
@@ -155,7 +144,7 @@ def in_order(findings: dict[str, Finding], checks: Sequence[DoctorCheck]) -> lis
         explained[code] = mine
     severity = {"fault": 0, "warning": 1, "note": 2}
     shown = [code for code in explained if code not in hidden]
-    shown.sort(key=lambda code: (severity[findings[code].severity], order.get(code, -1)))
+    shown.sort(key=lambda code: (severity[findings[code].severity], ORDER[code]))
     return [
         replace(findings[code], evidence={**findings[code].evidence, "consequences": explained[code]})
         if explained[code]

@@ -11,10 +11,10 @@ import pytest
 from helpers.lens_model import random_model
 from helpers.plain_sampler import Forward, small_forward
 
-from mlx_gpt.check.doctor import cache  # noqa: F401  (registers its check)
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS
 from mlx_gpt.check.doctor.examine import run_checks
+from mlx_gpt.check.doctor.forward import cache  # noqa: F401  (registers its check)
 from mlx_gpt.check.doctor.report import Report
 
 V, P = 31, 24

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.plain_sampler import SETTINGS, Forward, PlainSampler, small_forward
 
-from mlx_gpt.check.doctor import cache, sampling, settings  # noqa: F401  (registers their checks)
+from mlx_gpt.check.doctor import examine  # noqa: F401  (registers their checks)
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS
 from mlx_gpt.check.doctor.examine import run_checks

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.draws import (
+from mlx_gpt.check.doctor.sampling.draws import (
     RARE,
     SURE,
     Draws,

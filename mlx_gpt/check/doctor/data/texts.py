@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.alignment import align_pieces, aligned_as_encoded, encoded_pieces
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.data import batches, grams, occurs, power_below, text_of, train_ids
+from mlx_gpt.check.doctor.data.alignment import align_pieces, aligned_as_encoded, encoded_pieces
+from mlx_gpt.check.doctor.data.evidence import batches, grams, occurs, power_below, text_of, train_ids
 
 Found = dict[str, Any] | None
 WRAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -8,7 +8,16 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.data import MOST_IDS, batches, grams, has_ids, occurs, power_below, train_ids, val_ids
+from mlx_gpt.check.doctor.data.evidence import (
+    MOST_IDS,
+    batches,
+    grams,
+    has_ids,
+    occurs,
+    power_below,
+    train_ids,
+    val_ids,
+)
 
 Found = dict[str, Any] | None
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.draws import (
+from mlx_gpt.check.doctor.sampling.draws import (
     SURE,
     Draws,
     accepted,
@@ -23,7 +23,7 @@ from mlx_gpt.check.doctor.draws import (
     settings_off,
     tempered,
 )
-from mlx_gpt.check.doctor.sampling import (
+from mlx_gpt.check.doctor.sampling.verdict import (
     GRID,
     Found,
     Verdict,
@@ -389,7 +389,7 @@ def window_lengths(P: int) -> list[int]:
 
 
 def sharp(case: Case) -> float:
-    from mlx_gpt.check.doctor.sampling import sharp_temperature
+    from mlx_gpt.check.doctor.sampling.verdict import sharp_temperature
 
     return case.once(sharp_temperature)
 

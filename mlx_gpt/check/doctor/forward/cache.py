@@ -9,7 +9,7 @@ import numpy as np
 from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.probes import between, first_call, probe_length, steady_noise
+from mlx_gpt.check.doctor.forward.probes import between, first_call, probe_length, steady_noise
 
 LIMIT = 2e-3  # of the logits' standard deviation; healthy: below 5e-6 in float32
 HALF = 0.1  # where float32 probes of other shapes differ too: bfloat16, below 0.05

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.data import encoded, grams, pieces, train_ids
+from mlx_gpt.check.doctor.data.evidence import encoded, grams, pieces, train_ids
 
 RESYNC = 8  # ids that must agree for two texts to be in step again
 LARGEST_GAP = 40

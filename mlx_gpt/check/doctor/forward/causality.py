@@ -1,0 +1,156 @@
+"""Causality: a prediction depends on earlier tokens of its own row, and on nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.forward.probes import (
+    CLOSE,
+    EQUAL,
+    between,
+    effect,
+    effects,
+    first_call,
+    largest,
+    others,
+    probe_length,
+    silent_if_random,
+    steady_noise,
+)
+
+Found = dict[str, Any] | None
+ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
+
+
+@check(
+    "future-leak",
+    "forward",
+    explains=(
+        "future-leak-in-training",
+        "future-leak-in-gradient",
+        "cache-mismatch",
+        "past-ignored",
+        "context-too-short",
+        "length-dependent",
+    ),
+)
+def future_leak(case: Case) -> Found:
+    """A position's logits depend on later tokens: the causal mask is missing, inverted, or too weak.
+
+    Tokens from j on are replaced, for several j; no logit before j may move. Threshold: 1e-6 of the logits' standard
+    deviation (healthy models: 0, as equal shapes are computed alike; a mask of −10 instead of −inf: 1e-5 and more).
+    """
+    return leak(case, "forward")
+
+
+@check("future-leak-in-training", "forward_training")
+def future_leak_in_training(case: Case) -> Found:
+    """In training mode a position's logits depend on later tokens, though not in evaluation.
+
+    As ``future-leak``, from the mean of 12 calls where dropout is on.
+    """
+    return leak(case, "forward_training")
+
+
+def leak(case: Case, name: str) -> Found:
+    """Replace the tokens from j on, and look at the logits before j."""
+    case.once(first_call)
+    T = probe_length(case)
+    if T < 2:
+        raise NotApplicable("n_positions of at least 2")
+    starts = sorted({1, T // 2, T - 1})
+    before = np.repeat(case.ids(1, T), len(starts), axis=0)
+    after = before.copy()
+    for row, start in zip(after, starts, strict=True):
+        row[start:] = others(case, row[start:])
+    moved = effects(case, before, after, name)
+    leaks = [
+        (float(row[:start].max()), int(row[:start].argmax()), start) for row, start in zip(moved, starts, strict=True)
+    ]
+    size, position, start = max(leaks)
+    if size <= EQUAL:
+        return None
+    return {
+        "measured": size,
+        "expected": 0,
+        "why": f"new tokens from position {start} on move the logits at position {position}, by {size:.2g} of their "
+        "standard deviation",
+        "remedy": "before the softmax set the scores of later keys, key > query, to −inf, in every layer and mode",
+        "evidence": {"position": position, "changed_from": start, "leaks": [size for size, _, _ in leaks]},
+    }
+
+
+@check("batch-leak", "forward", explains=("row-alone-differs", "length-dependent"))
+def batch_leak(case: Case) -> Found:
+    """A row's logits depend on the other rows of the batch, as after a reshape that mixes batch and time.
+
+    Threshold: 1e-6 of the logits' standard deviation between two batches of equal shape.
+    """
+    case.once(first_call)
+    if case.one_row:
+        raise NotApplicable("a forward that takes several rows")
+    T = probe_length(case)
+    before = case.ids(3, T)
+    after = before.copy()
+    after[[0, 2]] = case.ids(2, T)
+    size = float(effect(case, before, after)[1].max())
+    if size <= EQUAL:
+        return None
+    return {
+        "measured": size,
+        "expected": 0,
+        "why": f"a row's logits move by {size:.2g} of their standard deviation when only the other rows change",
+        "remedy": "check each reshape, transpose and softmax axis: (B, T, C) -> (B, T, H, D) -> (B, H, T, D)",
+        "evidence": {},
+    }
+
+
+@check("row-alone-differs", "forward")
+def row_alone_differs(case: Case) -> Found:
+    """A row has other logits alone than in a batch.
+
+    Threshold: 2e-3 of the logits' standard deviation, since other shapes round differently.
+    """
+    case.once(first_call)
+    if case.one_row:
+        raise NotApplicable("a forward that takes several rows")
+    ids = case.ids(3, probe_length(case))
+    found = case.once(steady_noise)
+    size = largest(between(case.logits(ids)[:1], case.logits(ids[:1]))) / found.scale
+    if size <= max(CLOSE, 20 * found.relative):
+        return None
+    return {
+        "measured": size,
+        "expected": 0,
+        "why": f"a row's logits alone and in a batch of three differ by {size:.2g} of their standard deviation",
+        "remedy": "look for a squeeze, a broadcast or a position table that treats one row differently",
+        "evidence": {},
+    }
+
+
+@check("past-ignored", "forward", explains=("context-too-short", "position-blind"))
+def past_ignored(case: Case) -> Found:
+    """No earlier token has any effect on a prediction: attention passes nothing on.
+
+    Threshold: 1e-6 of the logits' standard deviation; untrained healthy models move by 1e-3 and more.
+    """
+    silent_if_random(case)
+    T = probe_length(case)
+    if T < 2:
+        raise NotApplicable("n_positions of at least 2")
+    before, after = case.ids(1, T), case.ids(1, T)
+    after[:, -1] = before[:, -1]
+    size = float(effect(case, before, after)[0, -1])
+    if size > EQUAL:
+        return None
+    return {
+        "measured": size,
+        "expected": "above 0",
+        "why": f"replacing all {T - 1} tokens before the last does not change the prediction after it",
+        "remedy": "check that the mask allows key <= query, and that the attention output is added to the stream",
+        "evidence": {},
+    }

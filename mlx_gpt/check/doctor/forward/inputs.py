@@ -1,0 +1,151 @@
+"""Inputs: tokens, their positions and the whole context have an effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.forward.probes import (
+    CLOSE,
+    EQUAL,
+    between,
+    effect,
+    effects,
+    first_call,
+    largest,
+    others,
+    probe_length,
+    silent_if_random,
+    steady_noise,
+)
+
+Found = dict[str, Any] | None
+ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
+
+
+@check("token-blind", "forward", explains=("past-ignored", "context-too-short", "position-blind"))
+def token_blind(case: Case) -> Found:
+    """The logits do not depend on the tokens at all."""
+    silent_if_random(case)
+    T = probe_length(case)
+    size = float(effect(case, case.ids(1, T), case.ids(1, T)).max())
+    if size > EQUAL:
+        return None
+    return {
+        "measured": size,
+        "expected": "above 0",
+        "why": "two different texts have the same logits",
+        "remedy": "check that the embedding of the ids reaches the first block, and that no part multiplies it by zero",
+        "evidence": {},
+    }
+
+
+@check("context-too-short", "forward")
+def context_too_short(case: Case) -> Found:
+    """Only the last few tokens have any effect, though the context is said to be longer.
+
+    The first token, the first quarter, and so on are replaced in a text as long as the context (at most 256).
+    """
+    silent_if_random(case)
+    T = min(case.n_positions, 256)
+    if T < 4:
+        raise NotApplicable("n_positions of at least 4")
+    cuts = [cut for cut in (1, T // 4, T // 2, 3 * T // 4, T - 2) if cut]
+    before = np.repeat(case.ids(1, T), len(cuts), axis=0)
+    after = before.copy()
+    for row, cut in zip(after, cuts, strict=True):
+        row[:cut] = others(case, row[:cut])
+    reached = [cut for cut, row in zip(cuts, effects(case, before, after), strict=True) if row[-1] > EQUAL]
+    if reached and reached[0] == cuts[0]:
+        return None
+    unseen = max(cut for cut in cuts if not reached or cut < reached[0])
+    return {
+        "measured": T - unseen,
+        "expected": T,
+        "why": f"replacing the first {unseen} of {T} tokens does not change the last prediction",
+        "remedy": "check the mask's lower edge, the length of the cache and how the text is cut before it is read",
+        "evidence": {"unseen": unseen, "length": T},
+    }
+
+
+@check("position-blind", "forward")
+def position_blind(case: Case) -> Found:
+    """The order of the earlier tokens has no effect: positions are not used.
+
+    A text of one token repeated has equal logits everywhere only if positions are unused or purely relative. The two
+    are told apart by the logits of a token after n times another one. Without positions they are a smooth function of
+    n, of which sixth differences leave only rounding; rotary positions add an oscillation of one radian a token (Su et
+    al. 2021). Measured is its power over that of higher frequencies: without positions 1 to 3.5, rotary 70 and more,
+    at weights of 0.02 to 0.3. Threshold 15. Other relative positions, such as ALiBi, are not told apart.
+    """
+    case.once(first_call)
+    T = min(case.n_positions, 64)
+    if T < 2:
+        raise NotApplicable("n_positions of at least 2")
+    found = case.once(steady_noise)
+    constant = case.logits(np.full((1, T), case.ids(1, 1)[0, 0], np.int32))
+    if largest(between(constant, constant[:, :1])) / found.scale > max(1e-4, 20 * found.relative):
+        return None
+    if T < 48 or found.relative > EQUAL:
+        raise NotApplicable("n_positions of at least 48 and a forward pass without dropout")
+    measured = oscillation(case, T)
+    if measured > 15:
+        return None
+    return {
+        "measured": measured,
+        "expected": "above 15",
+        "why": "the logits do not depend on where a token stands, only on which tokens came before",
+        "remedy": "add a position embedding to the token's, or rotate queries and keys, with positions 0, 1, 2, ...",
+        "evidence": {},
+    }
+
+
+def oscillation(case: Case, T: int, pairs: int = 6) -> float:
+    """Return the power at one radian a token, over that of higher frequencies, in the logits after n equal tokens."""
+    counts = np.arange(3 * T // 8, T)
+    frequencies = np.array([1.0, *np.arange(1.8, 3.1, 0.1)])
+    power = np.zeros(len(frequencies))
+    rows = max(1, ROWS_OF_LOGITS // (T * case.vocab_size))
+    for _ in range(pairs):
+        repeated, last = case.rng.choice(case.vocab_size, 2, replace=False)
+        texts = np.full((len(counts), T), repeated, np.int32)
+        texts[np.arange(len(counts)), counts] = last
+        parts = [(texts[i : i + rows], counts[i : i + rows]) for i in range(0, len(counts), rows)]
+        logits = np.concatenate([case.logits(some)[np.arange(len(some)), at] for some, at in parts])
+        differences = np.diff(logits.astype(np.float64), n=6, axis=0)  # (n, V)
+        window = np.hanning(len(differences) + 2)[1:-1, None]
+        waves = np.exp(-1j * frequencies[:, None] * np.arange(len(differences)))
+        power += np.square(np.abs(waves @ (differences * window))).sum(axis=1) / (2 * np.sin(frequencies / 2)) ** 12
+    return float(power[0] / max(np.median(power[1:]), 1e-30))
+
+
+@check("length-dependent", "forward", explains=("cache-mismatch",))
+def length_dependent(case: Case) -> Found:
+    """A prefix has other logits alone than at the beginning of a longer text, though no token of the future matters.
+
+    Threshold: 2e-3 of the logits' standard deviation.
+    """
+    case.once(first_call)
+    T = probe_length(case)
+    if T < 4:
+        raise NotApplicable("n_positions of at least 4")
+    ids = case.ids(1, T)
+    found = case.once(steady_noise)
+    whole = case.logits(ids)
+    sizes = {
+        n: largest(between(whole[:, :n], case.logits(ids[:, :n]))) / found.scale for n in sorted({2, T // 2, T - 1})
+    }
+    n, size = max(sizes.items(), key=lambda item: item[1])
+    if size <= max(CLOSE, 20 * found.relative):
+        return None
+    return {
+        "measured": size,
+        "expected": 0,
+        "why": f"the first {n} tokens have other logits alone than in a text of {T}: by {size:.2g} of their standard "
+        "deviation",
+        "remedy": "count positions from the beginning of the text, and never normalise or scale over the time axis",
+        "evidence": {"lengths": {str(n): size for n, size in sizes.items()}},
+    }

@@ -1,0 +1,84 @@
+"""State: a forward pass gives the same at each call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import check
+from mlx_gpt.check.doctor.forward.probes import (
+    EQUAL,
+    between,
+    first_call,
+    noise,
+    probe_length,
+    steady_noise,
+)
+
+Found = dict[str, Any] | None
+ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
+
+
+@check("not-deterministic", "forward")
+def not_deterministic(case: Case) -> Found:
+    """Two equal calls in evaluation mode differ, as with dropout left on.
+
+    Threshold: relative difference 1e-6; healthy models repeat to the bit (float32, bfloat16, quantized).
+    """
+    found = case.once(noise)
+    if found.relative <= EQUAL or not np.isfinite(found.relative):
+        return None
+    return {
+        "measured": found.relative,
+        "expected": 0,
+        "why": f"two calls with the same ids differ by {found.relative:.2g} of the logits' standard deviation",
+        "remedy": "switch to evaluation mode before generating and evaluating: model.eval() turns dropout off",
+        "evidence": {"difference": found.difference, "scale": found.scale},
+    }
+
+
+@check(
+    "depends-on-earlier-calls",
+    "forward",
+    explains=(
+        "not-deterministic",
+        "row-alone-differs",
+        "batch-leak",
+        "future-leak",
+        "future-leak-in-training",
+        "length-dependent",
+    ),
+)
+def depends_on_earlier_calls(case: Case) -> Found:
+    """A call's result depends on the calls before it, as with a cache that is never emptied.
+
+    Two texts in the order A B B A, repeated: a pass with state gives A after A and A after B different logits, but A in
+    the same place of two rounds more alike. With dropout both differ alike (measured ratios 0.97 to 1.03); state that
+    fades gives below 0.1, state that grows below 0.9 from one round to the next. Threshold 0.8.
+    """
+    case.once(first_call)
+    T = probe_length(case)
+    texts = {"A": case.ids(1, T), "B": case.ids(1, T)}
+    rounds = [[case.logits(texts[name]) for name in "ABBA"] for _ in range(6)][2:]
+    firsts, lasts = [one[0] for one in rounds], [one[3] for one in rounds]  # A after A, and A after B
+    scale = case.once(steady_noise).scale
+    across = mean_square(zip(firsts, lasts, strict=True)) / scale**2
+    along = mean_square([*pairwise(firsts), *pairwise(lasts)]) / scale**2
+    if across <= EQUAL**2 or along > 0.8 * across:
+        return None
+    size = float(np.sqrt(across))
+    return {
+        "measured": size,
+        "expected": 0,
+        "why": f"the logits of a text differ by {size:.2g} of their standard deviation with the text read before",
+        "remedy": "start each call without what earlier ones left: empty the cache, reset buffers and counters",
+        "evidence": {"after_another_text": size, "after_the_same": float(np.sqrt(along))},
+    }
+
+
+def mean_square(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    return float(np.mean([np.square(between(one, two)).mean() for one, two in pairs]))

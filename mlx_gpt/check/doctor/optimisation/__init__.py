@@ -1,0 +1,1 @@
+"""Optimisation: loss, gradient and step."""

@@ -1,0 +1,1 @@
+"""Weights: layers, heads, units, and what saving keeps."""
