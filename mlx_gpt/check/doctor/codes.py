@@ -90,7 +90,8 @@ WARNINGS = {
 NOTES = {"training-mode-without-dropout-effect", "as-good-as-its-loss", "repetition-loop"}
 # The groups in the order in which they are examined: what the level of loss and text says, then the cheap exact
 # properties, then what needs draws, then what needs steps.
-EXAMINED = [
+EXAMINED = ["contract", "state", "level", "causality", "inputs", "cache", "targets and data", "weights", "sampling"]
+EXAMINED += ["optimisation"]
     "contract",
     "state",
     "level",
