@@ -92,17 +92,6 @@ NOTES = {"training-mode-without-dropout-effect", "as-good-as-its-loss", "repetit
 # properties, then what needs draws, then what needs steps.
 EXAMINED = ["contract", "state", "level", "causality", "inputs", "cache", "targets and data", "weights", "sampling"]
 EXAMINED += ["optimisation"]
-    "contract",
-    "state",
-    "level",
-    "causality",
-    "inputs",
-    "cache",
-    "targets and data",
-    "weights",
-    "sampling",
-    "optimisation",
-]
 
 
 def severity_of(code: str) -> str:
