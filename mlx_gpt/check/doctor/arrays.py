@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,16 @@ def as_numpy(array: Any) -> np.ndarray:
     if converted.dtype.kind not in "biuf":
         raise TypeError(f"expected an array of numbers, not {type(array).__name__}")
     return converted
+
+
+def back_to(array: Any) -> Callable[[np.ndarray], Any]:
+    """Return a function from NumPy to the library, type and device of an array."""
+    mx, torch = sys.modules.get("mlx.core"), sys.modules.get("torch")
+    if mx is not None and isinstance(array, mx.array):
+        mlx_type = array.dtype
+        return lambda values: mx.array(values).astype(mlx_type)
+    if torch is not None and isinstance(array, torch.Tensor):
+        dtype, device = array.dtype, array.device
+        return lambda values: torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=dtype)
+    numpy_type = getattr(array, "dtype", np.float64)
+    return lambda values: values.astype(numpy_type)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlx_gpt.check.doctor.arrays import as_numpy
+from mlx_gpt.check.doctor.arrays import as_numpy, back_to
 
 Made = TypeVar("Made")
 CALL_SECONDS = 20.0  # the longest that one call may take, unless the budget ends before
@@ -48,6 +48,7 @@ class Case:
         self.one_row = False  # forward takes one row at a time
         self.changed_inputs: set[str] = set()  # functions that wrote into their arguments
         self._made: dict[Any, Any] = {}
+        self._back: dict[str, Callable[[np.ndarray], Any]] | None = None  # of parameters, from NumPy
 
     def has(self, *names: str) -> bool:
         return all(name in self.given for name in names)
@@ -141,7 +142,20 @@ class Case:
         try:
             yield
         finally:
-            self.given["load_parameters"](saved)
+            self.load(saved)
+
+    def load(self, values: Mapping[str, np.ndarray]) -> None:
+        """Load parameters, as arrays of the library and type that the user's own have."""
+        if self._back is None:
+            own = dict(self.call("parameters"))
+            self._back = {str(name): back_to(array) for name, array in own.items()}
+        theirs = {name: self._back[name](value) for name, value in values.items()}
+        try:  # without a time limit, since the user's parameters must be put back
+            with silenced():
+                self.given["load_parameters"](theirs)
+        except Exception as error:
+            message = f"load_parameters raised {type(error).__name__}: {error}"
+            raise CallFailed("load_parameters", "raises", message) from error
 
 
 def named_arrays(found: Any) -> dict[str, np.ndarray]:

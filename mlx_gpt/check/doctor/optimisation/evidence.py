@@ -1,0 +1,165 @@
+"""Evidence of training: a batch of the user's kind, cross-entropies of forward's logits, and the first updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.data.evidence import Batch, batches, has_ids, train_ids
+from mlx_gpt.check.doctor.data.targets import loss_shift
+from mlx_gpt.check.doctor.forward.probes import first_call, probe_length
+
+Parameters = dict[str, np.ndarray]
+Step = Callable[[np.ndarray, np.ndarray], float]
+ROWS = 8  # of a batch to step on
+SMOOTH = 2.0**-12  # spacing of bfloat16 and float16 is above this, relative; of float32 far below
+
+
+def probe_rows(case: Case, rows: int) -> int:
+    """Return a number of rows that forward takes at once."""
+    case.once(first_call)
+    return 1 if case.one_row else rows
+
+
+def train_batch(case: Case) -> Batch:
+    """Return a batch to step on: the first rows of the user's own where given, else windows of the corpus, else random.
+
+    Ids outside the vocabulary in y are targets that are ignored.
+    """
+    rows = probe_rows(case, ROWS)
+    if case.has("batches"):
+        x, y = case.once(batches)[0]
+        if x.shape[1] <= case.n_positions and x.min() >= 0 and x.max() < case.vocab_size:
+            first = x[:rows].astype(np.int32), y[:rows].astype(np.int32)
+            return first if accepts(case, *first) else (x.astype(np.int32), y.astype(np.int32))
+    T = probe_length(case)
+    if has_ids(case, "train_ids"):
+        ids = case.once(train_ids)
+        inside = len(ids) > T + 1 and ids.min() >= 0 and int(ids.max()) < case.vocab_size
+        if inside:
+            starts = case.rng.integers(0, len(ids) - T, rows)[:, None] + np.arange(T)
+            return ids[starts].astype(np.int32), ids[starts + 1].astype(np.int32)
+    return case.ids(rows, T), case.ids(rows, T)
+
+
+def accepts(case: Case, x: np.ndarray, y: np.ndarray) -> bool:
+    """Return whether the user's loss or gradient takes fewer rows than a batch has."""
+    name = next((name for name in ("loss", "gradient") if case.has(name)), None)
+    try:
+        if name is not None:
+            case.call(name, x.copy(), y.copy())
+    except CallFailed:
+        return False
+    return name is not None or "module" in case.given
+
+
+def negative_logprobs(logits: np.ndarray) -> np.ndarray:
+    """Return the cross-entropy with each token as target, in nats: (..., V) -> (..., V) float64."""
+    logits = logits.astype(np.float64)
+    top = logits.max(axis=-1, keepdims=True)
+    return top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True)) - logits
+
+
+def at_targets(costs: np.ndarray, y: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return cost (B, T) of targets y, which a loss takes ``shift`` places later, and which of them count."""
+    B, T, V = costs.shape
+    y = y[:, shift:]
+    counts = (y >= 0) & (y < V)
+    picked = np.take_along_axis(costs[:, : T - shift], np.where(counts, y, 0)[..., None], axis=-1)[..., 0]
+    return picked, counts
+
+
+def cross_entropy(case: Case, x: np.ndarray, y: np.ndarray) -> float:
+    """Return the mean cross-entropy of forward's logits with the targets that count, in nats."""
+    picked, counts = at_targets(negative_logprobs(case.logits(x)), y, case.once(loss_shift))
+    return float(picked[counts].mean()) if counts.any() else float("nan")
+
+
+def coarse(values: np.ndarray) -> bool:
+    """Return whether all values are of bfloat16 or float16, which hold fewer digits than float32."""
+    values = np.asarray(values, np.float32)
+    low_bits = values.view(np.uint32) & np.uint32(0x1FFF)  # float16 has 10 bits of mantissa, bfloat16 7
+    return bool(values.size) and not low_bits.any()
+
+
+def floating(values: Parameters) -> Parameters:
+    return {name: value for name, value in values.items() if value.dtype.kind == "f" and value.size}
+
+
+def own_parameters(case: Case) -> Parameters:
+    """Return the floating parameters as they are before anything is changed."""
+    if not case.has("parameters"):
+        raise NotApplicable("parameters")
+    return floating(case.arrays("parameters"))
+
+
+def fresh_step(case: Case) -> Step:
+    """Return a step with a fresh optimizer where there is one."""
+    function = case.call("new_step") if case.has("new_step") else case.given.get("step")
+    if function is None:
+        raise NotApplicable("step")
+    if not callable(function):
+        raise CallFailed("new_step", "wrong-shape", f"new_step returned {type(function).__name__}; expected a step")
+    return lambda x, y: case.number("step", x.copy(), y.copy(), function=function)
+
+
+@dataclass(frozen=True)
+class FirstSteps:
+    """Steps of one fresh optimizer on one batch: parameters before the first, what each adds, and its loss."""
+
+    before: Parameters
+    updates: list[Parameters]
+    losses: list[float]
+    logits: tuple[np.ndarray, np.ndarray]  # before and after
+
+    def still(self) -> list[str]:
+        """Return the names of the parameters that no step moved."""
+        return [name for name in self.before if not any(update[name].any() for update in self.updates)]
+
+
+def first_steps(case: Case) -> FirstSteps:
+    """Make steps on the batch: three, or up to six while nothing moves, as a warmup may start at zero."""
+    if not case.has("load_parameters"):
+        raise NotApplicable("load_parameters")
+    x, y = case.once(train_batch)
+    with case.parameters_restored():
+        before = last = case.once(own_parameters)
+        logits = case.logits(x[:1])
+        step, updates, losses = fresh_step(case), [], []
+        while len(updates) < 3 or (len(updates) < 6 and not any(u.any() for one in updates for u in one.values())):
+            losses.append(step(x, y))
+            now = floating(case.arrays("parameters"))
+            updates.append({name: now[name] - last[name] for name in last if name in now})
+            last = now
+        after = case.logits(x[:1])
+    return FirstSteps(before, updates, losses, (logits, after))
+
+
+def update_of(case: Case, x: np.ndarray, y: np.ndarray) -> Parameters:
+    """Return what the first step of a fresh optimizer adds to the parameters."""
+    with case.parameters_restored():
+        before = case.once(own_parameters)
+        fresh_step(case)(x, y)
+        now = floating(case.arrays("parameters"))
+    return {name: now[name] - before[name] for name in before if name in now}
+
+
+def given_gradient(case: Case) -> Parameters:
+    """Return the user's gradient for the batch, by the names of the parameters."""
+    return floating(case.arrays("gradient", *(part.copy() for part in case.once(train_batch))))
+
+
+def spacing(values: np.ndarray) -> float:
+    """Return the distance of neighbouring numbers at the largest of the values, in their own precision."""
+    size = np.abs(values).max(initial=0)
+    return float(np.spacing(np.float32(size))) * (2**16 if coarse(values) else 1)
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
+
+
