@@ -161,5 +161,3 @@ def spacing(values: np.ndarray) -> float:
 
 def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
-
-
