@@ -66,7 +66,7 @@ def negative_logprobs(logits: np.ndarray) -> np.ndarray:
 
 def at_targets(costs: np.ndarray, y: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
     """Return cost (B, T) of targets y, which a loss takes ``shift`` places later, and which of them count."""
-    B, T, V = costs.shape
+    T, V = costs.shape[1:]
     y = y[:, shift:]
     counts = (y >= 0) & (y < V)
     picked = np.take_along_axis(costs[:, : T - shift], np.where(counts, y, 0)[..., None], axis=-1)[..., 0]
