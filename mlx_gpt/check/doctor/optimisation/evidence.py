@@ -129,7 +129,9 @@ def first_steps(case: Case) -> FirstSteps:
     with case.parameters_restored():
         before = last = case.once(own_parameters)
         logits = case.logits(x[:1])
-        step, updates, losses = fresh_step(case), [], []
+        step = fresh_step(case)
+        updates: list[Parameters] = []
+        losses: list[float] = []
         while len(updates) < 3 or (len(updates) < 6 and not any(u.any() for one in updates for u in one.values())):
             losses.append(step(x, y))
             now = floating(case.arrays("parameters"))
