@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlx_gpt.check.doctor.arguments import checked
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
 from mlx_gpt.check.doctor.codes import ORDER, severity_of
@@ -63,35 +64,32 @@ def examine(
     What the functions raise, print or change is reported; parameters are restored where ``load_parameters`` allows.
     Raises ``TypeError`` for wrong arguments and ``ValueError`` for wrong values.
     """
-    given = dict(locals())
-    minutes, vocab_size, n_positions = (given.pop(name) for name in ("minutes", "vocab_size", "n_positions"))
-    given, vocab_size, n_positions = with_module(given, vocab_size, n_positions)
-    for name, value in (("vocab_size", vocab_size), ("n_positions", n_positions)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, not {value!r}")
-    if not minutes > 0:
-        raise ValueError(f"minutes must be above 0, not {minutes!r}")
-    return run_checks(Case(given, vocab_size, n_positions, minutes), CHECKS)
+    return run_checks(make_case(locals()), CHECKS)
 
 
-def with_module(
-    given: dict[str, Any], vocab_size: int | None, n_positions: int | None
-) -> tuple[dict[str, Any], Any, Any]:
+def make_case(given: Mapping[str, Any]) -> Case:
+    """Return the case of the arguments of ``examine``. Raises ``TypeError`` or ``ValueError``."""
+    found = checked(with_module(dict(given)))
+    sizes = [found.pop(name) for name in ("vocab_size", "n_positions", "minutes")]
+    return Case(found, *sizes)
+
+
+def with_module(given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments with what an MLX or torch module gives, where ``forward`` is one."""
     from mlx_gpt.check.doctor.modules import arguments_of, is_module
 
-    module = given["forward"]
+    module = given.get("forward")
     if not is_module(module):
-        if not callable(module):
-            raise TypeError(f"forward must be a function or a module, not {type(module).__name__}")
-        return given, vocab_size, n_positions
+        return given
     taken, sizes = arguments_of(module)
-    merged = {**taken, **{name: value for name, value in given.items() if value is not None and name != "forward"}}
-    return merged, vocab_size or sizes.get("vocab_size"), n_positions or sizes.get("n_positions")
+    own = {name: value for name, value in given.items() if value is not None and name != "forward"}
+    return {**taken, **sizes, **own}
 
 
-def run_checks(case: Case, checks: Sequence[DoctorCheck]) -> Report:
-    """Run the checks in order, the cheap ones that explain the others first."""
+def run_checks(
+    case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[DoctorCheck], object] = lambda check: None
+) -> Report:
+    """Run the checks in order, the cheap ones that explain the others first. ``on_check`` is called before each."""
     findings: dict[str, Finding] = {}
     examined: list[str] = []
     skipped: dict[str, str] = {}
@@ -99,6 +97,7 @@ def run_checks(case: Case, checks: Sequence[DoctorCheck]) -> Report:
         if missing := check.missing(case):
             skipped[check.code] = missing
             continue
+        on_check(check)
         try:
             found = check.find(case)
         except BudgetSpent:

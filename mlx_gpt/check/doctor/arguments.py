@@ -1,0 +1,140 @@
+"""The types and values of ``examine``'s arguments, checked before anything is examined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from mlx_gpt.check.doctor.arrays import as_numpy
+from mlx_gpt.errors import UsageError
+from mlx_gpt.files import expand_user, open_file, parse_json
+
+FUNCTIONS = ["forward", "forward_training", "loss", "gradient", "parameters", "load_parameters", "step", "new_step"]
+FUNCTIONS += ["sample", "sample_many", "cached", "reload", "encode", "decode", "encode_training", "batches"]
+NUMBERS = {"learning_rate": "the learning rate of step", "val_loss": "the loss that was reported"}
+MOST_METRICS = 1 << 30  # bytes of a file
+
+
+def checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments, numbers as Python's and ``metrics`` as a list of dicts.
+
+    Raises ``TypeError`` or ``UsageError``, a ``ValueError``, with one line.
+    """
+    found = {name: value for name, value in given.items() if value is not None}
+    if "forward" not in found:
+        raise TypeError("forward is missing; give a function from ids (B, T) to logits (B, T, V), or a module")
+    for name in FUNCTIONS:
+        if not callable(found.get(name, callable)):
+            more = ", or a module of MLX or torch" if name == "forward" else ""
+            raise TypeError(f"{name} must be a function{more}, not {kind(found[name])}")
+    for name in ("vocab_size", "n_positions"):
+        found[name] = whole_number(name, found.get(name), 1)
+    if "end_of_text" in found:
+        found["end_of_text"] = whole_number("end_of_text", found["end_of_text"], 0)
+    for name, what in NUMBERS.items():
+        if name in found:
+            found[name] = number(name, found[name], what)
+    found["minutes"] = number("minutes", found.get("minutes", 1.0), "the time that the examination may take")
+    if found["minutes"] <= 0:
+        raise UsageError(f"minutes must be above 0, not {given['minutes']!r}")
+    for name in ("train_ids", "val_ids"):
+        if name in found:
+            check_ids(name, found[name])
+    if not isinstance(found.get("train_text", ""), str):
+        raise TypeError(f"train_text must be a str, the text itself, not {kind(found['train_text'])}")
+    if "sample_settings" in found:
+        found["sample_settings"] = names(found["sample_settings"])
+    if "metrics" in found:
+        found["metrics"] = rows_of(found["metrics"])
+    return found
+
+
+def kind(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.60}" if isinstance(value, (str, int, float)) else type(value).__name__
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    if value is None:
+        raise TypeError(f"{name} is missing; give a whole number (a module's config may hold it as {name})")
+    try:
+        found = as_numpy(value)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.shape != () or found.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be a whole number, not {kind(value)}")
+    if found < least:
+        raise UsageError(f"{name} must be at least {least}, not {found}")
+    return int(found)
+
+
+def number(name: str, value: Any, what: str) -> float:
+    try:
+        found = as_numpy(value)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.size != 1 or found.dtype.kind == "b":
+        raise TypeError(f"{name} must be a number, {what}, not {kind(value)}")
+    if not isfinite(found.item()):
+        raise UsageError(f"{name} must be a finite number, {what}, not {found.item()}")
+    return float(found.item())
+
+
+def check_ids(name: str, value: Any) -> None:
+    """Raise ``TypeError`` or ``UsageError`` unless these are ids, or documents of ids, and some."""
+    try:
+        n = len(value)
+    except TypeError:
+        n = None
+    if n is None or isinstance(value, (str, bytes, Mapping)):
+        raise TypeError(f"{name} must be an array or list of ids, not {kind(value)}; encode the text first")
+    if not n:
+        raise UsageError(f"{name} is empty; give at least one id, or leave {name} out")
+
+
+def names(value: Any) -> frozenset[str]:
+    if isinstance(value, str) or not hasattr(value, "__iter__") or not all(isinstance(name, str) for name in value):
+        raise TypeError(
+            f'sample_settings must be a set of names, such as {{"temperature", "top_k"}}, not {kind(value)}'
+        )
+    return frozenset(value)
+
+
+def rows_of(metrics: Any) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl, or of a list of dicts."""
+    if isinstance(metrics, (str, Path)):
+        return read_metrics(expand_user(metrics))
+    if isinstance(metrics, Mapping) or not isinstance(metrics, Sequence):
+        raise TypeError(f"metrics must be the path of a metrics.jsonl or a list of dicts, not {kind(metrics)}")
+    for i, row in enumerate(metrics):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"metrics[{i}] must be a dict with step and loss, not {kind(row)}")
+    if not metrics:
+        raise UsageError("metrics is empty; give at least one row, or leave metrics out")
+    return [dict(row) for row in metrics]
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON objects, one a line."""
+    try:
+        with open_file(file) as stream:
+            content = stream.read(MOST_METRICS)
+    except OSError as error:
+        raise UsageError(f"{file}: expected a metrics.jsonl, but it cannot be read ({error.strerror})") from error
+    rows = []
+    lines = content.split(b"\n")
+    for i, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            what = "is cut off in the middle" if i == len(lines) else f"is not a JSON object: {line[:40]!r}"
+            raise UsageError(f'{file}: line {i} {what}; expected rows such as {{"step": 1, "loss": 5.5}}; remove it')
+        rows.append(row)
+    if not rows:
+        raise UsageError(f'{file}: holds no metrics; expected rows such as {{"step": 1, "loss": 5.5}}')
+    return rows
