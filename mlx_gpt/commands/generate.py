@@ -85,6 +85,7 @@ class Generate(GenerationFlags):
     def __call__(self) -> None:
         settings = self.settings()
         from mlx_gpt.generate.generation import Generation
+        from mlx_gpt.generate.memory import memory_limits
         from mlx_gpt.generate.prompt_cache import load_prompt_cache, save_prompt_cache
         from mlx_gpt.generate.speculative import id_list
         from mlx_gpt.generate.writer import CONTEXT
@@ -100,7 +101,8 @@ class Generate(GenerationFlags):
         run = Generation(model, tokenizer, [ids] * self.output.samples, settings, draft, prefix)
         if run.n_dropped:
             note(f"the prompt does not fit into the model's context of {P} tokens: its last {P - 1} are read")
-        self._show(run, tokenizer)
+        with memory_limits(model, self.output.samples):
+            self._show(run, tokenizer)
         if CONTEXT in run.reasons and not self.output.json:
             remedy = "; --context slide continues" if saved is None else ""
             note(f"the text ends where the model's context of {P} tokens is full{remedy}")

@@ -41,6 +41,7 @@ class Serve:
         from mlx_gpt.errors import UsageError
         from mlx_gpt.files import expand_user
         from mlx_gpt.generate.decoder import check_cache
+        from mlx_gpt.generate.memory import memory_limits
 
         try:
             from mlx_gpt.serve.guard import Guard
@@ -58,4 +59,5 @@ class Serve:
             name = folder.resolve().name if folder.is_dir() else self.model
             model, tokenizer = load_quantized(self.model, self.revision, self.quantize)
             check_cache(model.config, self.cache_bits)
-            serve(Service(model, tokenizer, name, self.limits, self.cache_bits), guard, sock)
+            with memory_limits(model, self.limits.rows):
+                serve(Service(model, tokenizer, name, self.limits, self.cache_bits), guard, sock)

@@ -48,6 +48,7 @@ class Talk(GenerationFlags):
         given = GenerationSettings.of(
             self.length, self.constraints, self.drawing, self.speed, logprobs=0 if self.colour else None
         )
+        from mlx_gpt.generate.memory import memory_limits
         from mlx_gpt.generate.session import Session
 
         model, tokenizer, draft = self.load()
@@ -57,7 +58,7 @@ class Talk(GenerationFlags):
             note(f"{self.model} continues what you write; :help lists the commands, Ctrl-D ends")
             if self.colour:
                 print(legend(), file=sys.stderr)
-        with history() if at_terminal else nullcontext():
+        with history() if at_terminal else nullcontext(), memory_limits(model):
             for line in lines(at_terminal):
                 if line.strip() == ":quit":
                     return

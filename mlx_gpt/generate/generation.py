@@ -15,7 +15,6 @@ from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.beam import beam_search
 from mlx_gpt.generate.decoder import NO_TOKEN, Decoder, pad_rows
 from mlx_gpt.generate.history import History
-from mlx_gpt.generate.memory import metal_limits
 from mlx_gpt.generate.prompt_cache import PromptCache
 from mlx_gpt.generate.rng import row_keys
 from mlx_gpt.generate.sampler import Sampler, Vocabulary, no_token_error
@@ -128,7 +127,7 @@ class Generation:
     def __iter__(self) -> Iterator[tuple[int, Piece]]:
         self.stats.start()
         steps = self._search() if self.settings.beams > 1 else self._speculate() if self.draft else self._decode()
-        with metal_limits(self.stats.weight_bytes), closing(steps):
+        with closing(steps):
             while not all(self.reasons):
                 rows = next(steps)
                 self.stats.count(

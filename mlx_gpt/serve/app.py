@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+import mlx.core as mx
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -77,7 +78,13 @@ def make_routes(service: Service) -> Starlette:
 
     async def health(_: Request) -> Response:
         state = "stopping" if service.is_closing else "ok"
-        return respond(200 if state == "ok" else 503, {"status": state, "requests": service.n_requests})
+        memory = {
+            "active": mx.get_active_memory(),
+            "freed": mx.get_cache_memory(),
+            "peak": mx.get_peak_memory(),
+        }  # bytes
+        found = {"status": state, "requests": service.n_requests, "memory_bytes": memory}
+        return respond(200 if state == "ok" else 503, found)
 
     async def models(_: Request) -> Response:
         return respond(200, {"object": "list", "data": [model]})

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from mlx_gpt.cli import main
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.generate import stats
+from mlx_gpt.generate import memory, stats
 from mlx_gpt.generate.decoder import Decoder
 from mlx_gpt.generate.generation import Generation, generate
-from mlx_gpt.generate.memory import metal_limits
+from mlx_gpt.generate.memory import memory_limits
 from mlx_gpt.generate.prompt_cache import PromptCache
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.stats import GenerationStats, memory_speed, weight_bytes
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes()
@@ -48,58 +53,68 @@ class Metal:
         return before
 
 
+def large_model(monkeypatch: pytest.MonkeyPatch) -> GPT:
+    """Return a small model that counts as one to keep resident."""
+    monkeypatch.setattr(memory, "WIRED_FROM", 1)
+    return new_model()
+
+
 @pytest.mark.parametrize("ends", ["well", "in an error"])
 def test_on_metal_the_limits_are_set_and_restored(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    metal = Metal(monkeypatch)
-    with pytest.raises(KeyError) if ends == "in an error" else metal_limits(0), metal_limits(10 << 30):
-        assert metal.limits == {"wired": 1 << 34, "cache": 1 << 30}
+    metal, model = Metal(monkeypatch), large_model(monkeypatch)
+    with pytest.raises(KeyError) if ends == "in an error" else nullcontext(), memory_limits(model, rows=3):
+        cache = 3 * 2 * 2 * 32 * 32 * 4  # rows, keys and values, layers, positions, width, bytes
+        assert metal.limits == {"wired": 4 * model.n_parameters + cache + memory.RESERVE, "cache": memory.FREED}
         if ends == "in an error":
             raise KeyError
     assert metal.limits == {"wired": 0, "cache": 7}
 
 
+def test_no_more_than_the_working_set_is_wired(monkeypatch: pytest.MonkeyPatch) -> None:
+    metal, model = Metal(monkeypatch), large_model(monkeypatch)
+    with memory_limits(model, rows=1 << 20):
+        assert metal.limits["wired"] == 1 << 34
+
+
 def test_on_metal_the_limits_are_restored_if_the_gpu_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    metal = Metal(monkeypatch)
+    metal, model = Metal(monkeypatch), large_model(monkeypatch)
 
     def fail() -> None:
         raise RuntimeError("[METAL] Command buffer execution failed")
 
     monkeypatch.setattr(mx, "synchronize", fail)
-    with pytest.raises(RuntimeError, match="Command buffer"), metal_limits(0):
+    with pytest.raises(RuntimeError, match="Command buffer"), memory_limits(model):
         pass
     assert metal.limits == {"wired": 0, "cache": 7}
 
 
-def test_without_metal_no_limit_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("why", ["a small model", "no Metal"])
+def test_only_freed_buffers_are_limited_with(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     metal = Metal(monkeypatch)
-    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
-    with metal_limits(10):
-        assert metal.calls == []
+    model = new_model() if why == "a small model" else large_model(monkeypatch)
+    if why == "no Metal":
+        monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    with memory_limits(model):
+        assert metal.limits == {"wired": 0, "cache": memory.FREED}
+    assert metal.limits == {"wired": 0, "cache": 7}
+
+
+@pytest.mark.parametrize("command", ["generate", "talk"])
+def test_a_session_sets_the_limits_once(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    metal = Metal(monkeypatch)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    monkeypatch.setattr(memory, "WIRED_FROM", 1)
+    save(new_model(), TOKENIZER, tmp_path / "model")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
+    assert main([command, str(tmp_path / "model"), "--max-tokens", "2"]) == 0
+    assert [name for name, _ in metal.calls] == ["cache", "wired", "wired", "cache"]
+
+
+def test_generation_alone_leaves_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    metal = Metal(monkeypatch)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    "".join(generate(new_model(), TOKENIZER, "a", max_tokens=3))  # as for samples during training
     assert metal.calls == []
-
-
-def test_a_generation_sets_the_limits_and_restores_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[str] = []
-
-    class Held:
-        def __init__(self, n: int):
-            self.n = n
-
-        def __enter__(self) -> None:
-            held.append(f"held {self.n}")
-
-        def __exit__(self, *_: Any) -> None:
-            held.append("let go")
-
-    monkeypatch.setattr(sys.modules[Generation.__module__], "metal_limits", Held)
-    model = new_model()
-    pieces = generate(model, TOKENIZER, "a", max_tokens=5, min_tokens=5)
-    assert held == []
-    next(pieces)
-    assert held == [f"held {weight_bytes(model)}"]
-    pieces.close()  # type: ignore[attr-defined]
-    del pieces
-    assert held[1:] == ["let go"]
 
 
 # Memory and time
