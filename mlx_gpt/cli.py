@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     try:
         command = parse(list(sys.argv[1:] if argv is None else argv))
+        if not isinstance(command, Train | Quickstart):  # equal texts alone and in a batch; figures to compare with
+            os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
         _check_environment()
         command()
         sys.stdout.flush()

@@ -9,6 +9,11 @@ MAX_LENGTH = 2000  # characters of a message
 TRACEBACK = "MLX_GPT_TRACEBACK"  # set, every failure shows its traceback
 # Python's own classes that a program without a bug can meet: the system's errors, MLX's (RuntimeError), numbers and
 # nesting beyond a limit, and text that no encoding has. Libraries written in Rust raise a plain Exception.
+# Parts of MLX's messages, of its allocator and of a failed command buffer of Metal.
+NO_MEMORY = ("[malloc] Unable to allocate", "[metal::malloc]", "ErrorOutOfMemory")
+TOO_LONG = ("ErrorImpactingInteractivity", "CallbackErrorTimeout")
+LESS = "use a smaller model, batch or context, or --recompute; train --resume RUN continues from the last checkpoint"
+RELAX = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"  # read by the driver of Apple's GPUs
 OUTSIDE = (OSError, MemoryError, RuntimeError, OverflowError, UnicodeError)
 
 
@@ -50,8 +55,10 @@ def explained(error: BaseException) -> str | None:
         return None
     if isinstance(error, OSError):
         return f"{error.filename2 or error.filename or 'the disk'}: {error.strerror or error}"
-    if isinstance(error, MemoryError):
-        return f"not enough memory{f': {error}' if str(error) else ''}; use a smaller model, batch or context"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return f"not enough memory{f' ({error})' if str(error) else ''}; {LESS}"
+    if any(words in str(error) for words in TOO_LONG):
+        return f"the GPU stopped a computation that took too long ({error}); {LESS}; {RELAX}=1 gives it more time"
     return f"{kind.__name__}: {error}; {TRACEBACK}=1 shows where"
 
 

@@ -66,6 +66,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield hidden
         for written in (*hidden.rglob("*"), hidden):
             fsync(written)
+        if path.is_dir():  # a folder is replaced only if it is empty
+            (path / ".DS_Store").unlink(missing_ok=True)
         os.replace(hidden, path)
         fsync(path.parent)
 
@@ -116,10 +118,10 @@ def remove_leftovers(parent: Path) -> None:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Return True if a folder does not exist, or holds nothing but what a killed process left."""
+    """Return True if a folder does not exist, or holds nothing but what a killed process or macOS's Finder left."""
     if not folder.is_dir():
         return not os.path.lexists(folder)
-    return all(path.name == LOCK or LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
+    return all(path.name in (LOCK, ".DS_Store") or LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
 
 
 def try_lock(descriptor: int) -> bool | None:

@@ -192,12 +192,23 @@ def test_leftovers_are_kept_where_the_file_system_has_no_locks(tmp_path: Path, m
 def test_a_folder_with_only_leftovers_is_vacant(tmp_path: Path) -> None:
     assert is_vacant(tmp_path / "new")
     assert is_vacant(tmp_path)
+    (tmp_path / ".DS_Store").touch()
+    assert is_vacant(tmp_path)
     (tmp_path / ".saving-abcdefgh").mkdir()
     (tmp_path / ".lock").touch()
     assert is_vacant(tmp_path)
     (tmp_path / ".hidden").touch()
     assert not is_vacant(tmp_path)
     assert not is_vacant(tmp_path / ".hidden")
+
+
+def test_a_folder_replaces_one_with_only_a_ds_store(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/.DS_Store").touch()
+    with atomic_path(tmp_path / "new") as staging:
+        staging.mkdir()
+        (staging / "a").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
 
 
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:

@@ -37,10 +37,6 @@ class Eval:
     """print the metrics and every setting as JSON"""
 
     def __call__(self) -> None:
-        import os
-
-        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
-
         import json
 
         from rich.progress import Progress

@@ -101,10 +101,6 @@ class Lens:
     views: ViewFlags = field(default_factory=ViewFlags)
 
     def __call__(self) -> None:
-        import os
-
-        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
-
         from mlx_gpt.lens.views import VIEWS
         from mlx_gpt.lens.views.plot import check_image
 

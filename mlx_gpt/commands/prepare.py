@@ -44,13 +44,14 @@ class Prepare:
         from rich.progress import Progress
 
         from mlx_gpt.errors import UsageError
+        from mlx_gpt.files import is_vacant
         from mlx_gpt.store.find_tokenizer import find_tokenizer
         from mlx_gpt.text.prepare import prepare_text
         from mlx_gpt.text.sources import find_sources
 
         if not self.sources:
             raise UsageError("expected at least one SOURCE: a file, a folder, a glob, or a named corpus")
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        if not is_vacant(self.out):
             raise UsageError(f"--out {self.out} exists already; choose a new folder, or remove it")
         console = make_console(stderr=True, highlight=False)
         tokenizer = find_tokenizer(self.tokenizer)

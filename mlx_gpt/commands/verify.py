@@ -34,10 +34,7 @@ class Verify:
     """print the report as JSON"""
 
     def __call__(self) -> None:
-        import os
         import sys
-
-        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
 
         from mlx_gpt.check.published import check_name, known_models
         from mlx_gpt.check.verify import as_json, loaded, verify

@@ -191,6 +191,8 @@ def of_rust(name: str, base: type[BaseException], module: str) -> BaseException:
     return type(name, (base,), {"__module__": module})("deep\x1b[2J\ninside")  # type: ignore[no-any-return]
 
 
+FAILED = "[METAL] Command buffer execution failed"
+LESS = "use a smaller model, batch or context, or --recompute; train --resume RUN continues from the last checkpoint"
 OUTSIDE: list[tuple[BaseException, str]] = [
     (
         of_rust("PanicException", BaseException, "pyo3_runtime"),
@@ -199,11 +201,30 @@ OUTSIDE: list[tuple[BaseException, str]] = [
     (of_rust("ArrowInvalid", ValueError, "pyarrow.lib"), r"ArrowInvalid: deep\x1b[2J inside; MLX_GPT_TRACEBACK=1"),
     (of_rust("SafetensorError", Exception, "safetensors._safetensors_rust"), "SafetensorError: deep"),
     (Exception("Cannot instantiate"), "Exception: Cannot instantiate; MLX_GPT_TRACEBACK=1 shows where"),
-    (RuntimeError("[malloc] Unable to allocate 9 bytes."), "RuntimeError: [malloc] Unable to allocate 9 bytes.; MLX"),
+    (
+        RuntimeError("[malloc] Unable to allocate 9 bytes."),
+        f"not enough memory ([malloc] Unable to allocate 9 bytes.); {LESS}",
+    ),
+    (RuntimeError("[metal::malloc] Resource limit (499000) exceeded."), "not enough memory ([metal::malloc]"),
+    (
+        RuntimeError(f"{FAILED}: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."),
+        "not enough memory",
+    ),
+    (
+        RuntimeError(
+            f"{FAILED}: Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)."
+        ),
+        f"the GPU stopped a computation that took too long ({FAILED}: Impacting",
+    ),
+    (
+        RuntimeError(f"{FAILED}: Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)."),
+        "the GPU stopped a computation",
+    ),
+    (RuntimeError("something of MLX"), "RuntimeError: something of MLX; MLX_GPT_TRACEBACK=1 shows where"),
     (RecursionError("maximum recursion depth exceeded"), "RecursionError: maximum recursion depth exceeded"),
     (OverflowError("Python int too large to convert to C long"), "OverflowError: Python int too large"),
     (UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"), "UnicodeEncodeError: 'utf-8' codec can't"),
-    (MemoryError(), "not enough memory; use a smaller model, batch or context"),
+    (MemoryError(), f"not enough memory; {LESS}"),
     (OSError(28, "No space left on device"), "the disk: No space left on device"),
     (PermissionError(13, "Permission denied", "a\x1b[2Jb"), r"a\x1b[2Jb: Permission denied"),
     (IsADirectoryError(21, "Is a directory", ".saving-x/m", None, "m"), "m: Is a directory"),
@@ -279,6 +300,14 @@ def test_flags_set_the_fields_of_a_command() -> None:
 
 
 # Startup ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["generate", "talk", "serve", "verify", "eval", "lens", "train"])
+def test_only_training_computes_products_in_less_than_float32(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+    source = {"train": ["--data", "/nowhere"], "eval": ["/nowhere", "--task", "perplexity"]}.get(verb, ["/nowhere"])
+    assert main([verb, *source]) != 0
+    assert os.environ.get("MLX_ENABLE_TF32") == (None if verb == "train" else "0")
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
