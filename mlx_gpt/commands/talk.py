@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -32,6 +33,7 @@ Ctrl-C stops the model, or clears your line; Ctrl-D ends.
 ::WORDS         write words that begin with a colon"""
 NONE = "none"
 MAX_HISTORY = 1000  # lines
+LIBEDIT = "_HiStOrY_V2_"  # the first line of a history file of libedit (history.c)
 
 
 @dataclass(frozen=True)
@@ -126,18 +128,31 @@ def history() -> Iterator[None]:
     except ImportError:
         yield
         return
-    from mlx_gpt.files import cache_folder
+    from mlx_gpt.files import atomic_write, cache_folder
 
     file: Path = cache_folder() / "talk_history"
     with suppress(OSError):
-        readline.read_history_file(file)
-    readline.set_history_length(MAX_HISTORY)
+        for line in history_lines(file.read_text("utf-8", errors="replace")):
+            readline.add_history(line)
     try:
         yield
     finally:
+        # Plain lines, since GNU readline and libedit, which macOS has, cannot read each other's files.
+        length = readline.get_current_history_length()
+        items = [readline.get_history_item(i) or "" for i in range(max(length - MAX_HISTORY, 0) + 1, length + 1)]
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(file)
+            atomic_write(file, "".join(f"{item}\n" for item in items))
+
+
+def history_lines(text: str) -> list[str]:
+    """Return the lines of a history file: plain ones, or those of libedit, with its escapes of white space read."""
+    lines = [line for line in text.split("\n") if line]
+    if lines[:1] != [LIBEDIT]:
+        return lines
+    return [
+        re.sub(r"\\([0-7]{3}|\\)", lambda m: "\\" if m[1] == "\\" else chr(int(m[1], 8)), line) for line in lines[1:]
+    ]
 
 
 def changed(settings: GenerationSettings, name: str, value: str) -> GenerationSettings:

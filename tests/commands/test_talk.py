@@ -16,7 +16,7 @@ import pytest
 from helpers.command_line import SMALL, environment
 
 from mlx_gpt.cli import main
-from mlx_gpt.commands.talk import HELP, changed, defaults, written
+from mlx_gpt.commands.talk import HELP, LIBEDIT, changed, defaults, history_lines, written
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.generation import LOOKUP, generate_tokens
 from mlx_gpt.generate.session import Session, with_space
@@ -307,3 +307,16 @@ def test_at_a_terminal_ctrl_c_stops_the_text_and_ctrl_d_ends_the_session(here: P
         ":max-tokens 1",
         ":min-tokens 0",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", []),
+        ("a plain line\n\\040 as it is\n", ["a plain line", "\\040 as it is"]),
+        (f"{LIBEDIT}\na\\040line\\011of\\\\040libedit\nÄ\\040b\n", ["a line\tof\\040libedit", "Ä b"]),
+        (f"{LIBEDIT}\n", []),
+    ],
+)
+def test_the_history_of_gnu_readline_and_of_libedit_is_read(text: str, lines: list[str]) -> None:
+    assert history_lines(text) == lines
