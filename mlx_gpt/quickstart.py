@@ -27,6 +27,7 @@ from mlx_gpt.text.corpora import TINYWORLD_TOKENIZER, tinyworld
 from mlx_gpt.text.dataset import Dataset, dataset_from_texts
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.tinyworld import stories as world
+from mlx_gpt.train.awake import keep_awake
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.run import PLOT, lock_first_vacant, new_model, run
 from mlx_gpt.train.signals import interruptible
@@ -78,7 +79,7 @@ DEEP = Preset(1_200_000, GPTConfig(n_positions=144, n_embd=64, n_layer=6, n_head
 WIDE = Preset(12_000_000, GPTConfig(n_positions=144, n_embd=128, n_layer=6, n_head=4, n_inner=256), TRAINING)
 
 
-def quickstart(minutes: float, out: Path, seed: int) -> None:
+def quickstart(minutes: float, out: Path, seed: int, allow_sleep: bool = False) -> None:
     """Train for ``minutes`` of wall time in all. Writes a model folder, a plot and samples to ``out``, or ``out-2``."""
     if not 0.2 <= minutes <= 24 * 60:
         raise UsageError(f"--minutes must be between 0.2 and {24 * 60}, not {minutes:g}")
@@ -86,6 +87,8 @@ def quickstart(minutes: float, out: Path, seed: int) -> None:
         raise UsageError(f"--seed must be 0 or above and below 2^64, not {seed}")
     console = make_console(highlight=False)
     with interruptible(), ExitStack() as stack:
+        if not allow_sleep:
+            keep_awake(console.print)
         _quickstart(minutes, lock_first_vacant(stack, out, console), seed, console)
 
 

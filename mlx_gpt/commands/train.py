@@ -39,6 +39,7 @@ from mlx_gpt.text.tokenizer import Tokenizer, is_made
 from mlx_gpt.train.auto.defaults import MINUTES, needs_measurement
 from mlx_gpt.train.auto.model_size import Choice
 from mlx_gpt.train.auto.plan import measure_slowest, plan, print_choices, settings_of, tokenizer_for
+from mlx_gpt.train.awake import keep_awake
 from mlx_gpt.train.distributed import check_in_main, is_main, join, main_first, report_lost_peers
 from mlx_gpt.train.machine import Machine
 from mlx_gpt.train.report.trackers import check_tracker
@@ -72,6 +73,8 @@ class Train(TrainFlags):
             if self.report_to:
                 check_tracker(self.report_to)
             out = check_in_main(group, lambda: self._lock(stack, console))
+            if not self.allow_sleep:
+                keep_awake(console.print)
             if self.resume:
                 self._resume(self.resume, group, console)
             else:

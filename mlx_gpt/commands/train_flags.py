@@ -109,6 +109,8 @@ class TrainFlags:
     """the beginning of the samples during training"""
     report_to: str = ""
     """tensorboard or wandb: also send the metrics there"""
+    allow_sleep: bool = False
+    """let a Mac fall asleep when it is idle, which stops the training until it wakes"""
     model: Annotated[Architecture, arg(name="")] = field(default_factory=lambda: Architecture.of(PRESETS[PRESET]))
     training: Annotated[Training, arg(name="")] = field(default_factory=Training)
     given: Suppress[frozenset[str]] = frozenset()
