@@ -1,0 +1,147 @@
+"""The model's own loss on the validation and training ids, and the ladder of n-gram models beside it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.data.evidence import flat_ids, has_ids
+from mlx_gpt.check.doctor.level.ngrams import NGrams
+
+COUNTED = 4_000_000  # training ids that the n-gram models count; 3 s on two cores
+MEASURED = 50_000  # validation ids that they are measured on
+ORDERS = ("unigram", "bigram", "trigram")
+TOKENS = 40_000  # of a loss, at most
+SECONDS = 1.0  # for a loss, at most
+FLOATS = 1 << 23  # logits of one call
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss on spread windows of T inputs, in nats per token: by window and position, (n, T)."""
+
+    losses: np.ndarray
+    is_whole: bool  # the windows cover all ids
+
+    @property
+    def mean(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def error(self) -> float:
+        """Return the standard error of the mean, from the windows' means."""
+        means = self.losses.mean(axis=1)
+        if len(means) < 4:  # of tokens, doubled for their dependence
+            return 2 * float(self.losses.std()) / self.losses.size**0.5
+        return float(means.std(ddof=1)) / len(means) ** 0.5
+
+    @property
+    def late(self) -> float:
+        """Return the mean of the second half of the positions, which have the context of the first."""
+        return float(self.losses[:, self.losses.shape[1] // 2 :].mean())
+
+
+def checked_ids(case: Case, name: str, fewest: int = 2) -> np.ndarray:
+    """Return ids inside the vocabulary, or raise ``NotApplicable``."""
+    ids = flat_ids(case, name)
+    if len(ids) < fewest:
+        raise NotApplicable(f"{name} of at least {fewest} tokens")
+    if int(ids.min()) < 0 or int(ids.max()) >= case.vocab_size:
+        raise NotApplicable(f"{name} inside the vocabulary")
+    return ids
+
+
+def validation_loss(case: Case) -> Loss:
+    return loss_on(case, checked_ids(case, "val_ids"))
+
+
+def training_loss(case: Case) -> Loss:
+    return loss_on(case, checked_ids(case, "train_ids"))
+
+
+def loss_on(case: Case, ids: np.ndarray, name: str = "forward", tokens: int = TOKENS, seconds: float = SECONDS) -> Loss:
+    """Return the loss of spread windows, as many as the time allows, by calls of ``forward`` or ``forward_training``.
+
+    The windows are as long as the context; shorter where one would take too long.
+    """
+    seconds = min(seconds, case.seconds_left() / 20)
+    end = time.monotonic() + seconds
+    T = window_length(case, min(case.n_positions, len(ids) - 1), seconds)
+    every = np.arange((len(ids) - 1) // T) * T
+    n = min(len(every), max(1, tokens // T))
+    starts = every[np.linspace(0, len(every) - 1, n).astype(int)]
+    case.rng.shuffle(starts)  # so that those the time allows are spread too
+    rows = max(1, FLOATS // (T * case.vocab_size))
+    losses: list[np.ndarray] = []
+    for i in range(0, n, rows):
+        windows = np.stack([ids[start : start + T + 1] for start in starts[i : i + rows]]).astype(np.int64)
+        losses.append(losses_of(case.logits(windows[:, :-1], name), windows[:, 1:]))
+        if time.monotonic() > end:
+            break
+    found = np.concatenate(losses)
+    return Loss(found, len(found) == len(every))
+
+
+def window_length(case: Case, T: int, seconds: float) -> int:
+    """Return T, halved until a call with one window takes no more than half of ``seconds``, as that of 64 does."""
+    short = min(T, 64)
+    case.logits(case.ids(1, short))  # compiles
+    started = time.monotonic()
+    case.logits(case.ids(1, short))
+    taken = time.monotonic() - started
+    while T > short and taken * T / short > seconds / 2:
+        T //= 2
+    return max(T, short)
+
+
+def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return -log softmax of each target, (B, T) float64."""
+    highest = logits.max(axis=-1, keepdims=True)
+    row_sum = np.exp(logits - highest).sum(axis=-1, dtype=np.float64)
+    chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    return np.log(row_sum) + highest[..., 0].astype(np.float64) - chosen
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """N-gram models of the training ids, and their losses on the validation ids in nats per token.
+
+    ``losses`` maps "chance" and each of ``ORDERS`` to a loss, none above that before it. ``kin`` are those of the
+    last ids of the training text, with the counts of the rest.
+    """
+
+    models: dict[str, NGrams]
+    losses: dict[str, float]
+    kin: dict[str, float]
+
+    def rung(self, loss: float) -> str:
+        """Return the name of the lowest rung that the loss reaches, to a hundredth of the way from chance."""
+        slack = 0.01 * (self.losses["chance"] - self.losses[ORDERS[-1]]) + 1e-9
+        reached = [name for name, value in self.losses.items() if loss <= value + slack]
+        return reached[-1] if reached else "above chance"
+
+
+def ladder(case: Case) -> Ladder:
+    """Return the ladder on ``val_ids``: counts of ``train_ids``, or of the first half of ``val_ids`` without them."""
+    val = checked_ids(case, "val_ids", 64)
+    given = has_ids(case, "train_ids")
+    train = checked_ids(case, "train_ids", 64)[:COUNTED] if given else val[: len(val) // 2]
+    val = val[:MEASURED] if given else val[len(val) // 2 :][:MEASURED]
+    return ladder_on(train, val, case.vocab_size)
+
+
+def ladder_on(train: np.ndarray, val: np.ndarray, V: int) -> Ladder:
+    """Return the ladder for ids in [0, V)."""
+    n_kin = min(MEASURED, len(train) // 10)
+    counted, kin = train[:-n_kin], train[-n_kin:]
+    models = {name: NGrams(counted, V, n) for n, name in enumerate(ORDERS, 1) if V**n < 2**62}
+    losses, kin_losses = ({"chance": log(V)} for _ in range(2))
+    for name, model in models.items():
+        for ids, found in ((val, losses), (kin, kin_losses)):
+            found[name] = min(float(model.losses(ids).mean()), *found.values())
+    return Ladder(models, losses, kin_losses)

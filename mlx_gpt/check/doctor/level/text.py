@@ -1,0 +1,251 @@
+"""The model's own text: its surprise under the model, what such a loss sounds like, and greedy decoding."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.data.evidence import decoded, flat_ids, has_ids
+from mlx_gpt.check.doctor.level.loss import Ladder, checked_ids, ladder, losses_of, validation_loss
+from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, chosen, draw, log_softmax
+
+Found = dict[str, Any] | None
+DRAWS = 600  # of the samples, at most
+SECONDS = 2.0  # for them, and for greedy decoding
+LONGEST = 200  # new ids of one sample
+STANDARD_ERRORS = 6.0
+NATS = 0.1  # a difference that is a fault, per token, at least
+
+
+def prompts(case: Case) -> list[list[int]]:
+    """Return short pieces of the validation ids, of the training ids without them, else random ids."""
+    length = max(1, min(16, case.n_positions // 4))
+    for name in ("val_ids", "train_ids"):
+        if has_ids(case, name) and len(ids := flat_ids(case, name)) > length and inside(case, ids):
+            starts = case.rng.integers(0, len(ids) - length, 64)
+            return [[int(i) for i in ids[start : start + length]] for start in starts]
+    return case.ids(64, length).tolist()
+
+
+def inside(case: Case, ids: np.ndarray) -> bool:
+    return bool(int(ids.min()) >= 0 and int(ids.max()) < case.vocab_size)
+
+
+def samples(case: Case) -> list[Draws]:
+    """Call ``sample`` with its own settings until there are ``DRAWS`` ids or the time is over; from short texts on."""
+    found: list[Draws] = []
+    end, n, total = time.monotonic() + min(SECONDS, case.seconds_left() / 20), 8, 0
+    for prompt in case.once(prompts):
+        one = draw(case, prompt, min(n, LONGEST))
+        found += [one] if len(one.new) else []  # a text may end at once
+        total += len(one.new)
+        if total >= DRAWS or time.monotonic() > end:
+            break
+        n *= 4
+    if not found:
+        raise NotApplicable("a sampler that returns ids")
+    return found
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """Of the samples under the model, in nats per token."""
+
+    mean: float  # of -log p(id)
+    entropy: float  # the mean of what it is expected to be
+    error: float  # standard error of their difference, if the ids are draws
+    n: int
+
+    @property
+    def excess(self) -> float:
+        return self.mean - self.entropy
+
+    @property
+    def too_high(self) -> bool:
+        return self.excess > max(NATS, 0.05 * self.entropy, STANDARD_ERRORS * self.error)
+
+
+def surprise(case: Case) -> Surprise:
+    """Return the mean surprise of the samples beside their entropy: equal for draws, on any text (a martingale)."""
+    found = [one for one in case.once(samples) if np.isfinite(one.logits).all()]
+    if not found:
+        raise NotApplicable("logits that are finite")
+    logprobs = log_softmax(np.concatenate([one.logits for one in found]))
+    ids = np.concatenate([one.new for one in found])
+    p, own = np.exp(logprobs), -np.maximum(chosen(logprobs, ids), -50)
+    surprises = -np.maximum(logprobs, -50)
+    entropy = (p * surprises).sum(axis=1)
+    variance = (p * np.square(surprises - entropy[:, None])).sum(axis=1)
+    return Surprise(float(own.mean()), float(entropy.mean()), float(variance.sum() ** 0.5) / len(ids), len(ids))
+
+
+def decoding_gap(case: Case) -> tuple[float, float, float]:
+    """Return the loss of validation ids inside a window and at its end, as decoding sees it, and the error of the
+    difference. The same for a causal model.
+    """
+    ids = checked_ids(case, "val_ids")
+    T = min(case.n_positions, len(ids) - 1, 64)
+    if T < 2:
+        raise NotApplicable("a context and val_ids of two tokens")
+    rows = max(1, min(64, (1 << 23) // (T * case.vocab_size)))
+    starts = case.rng.integers(0, len(ids) - T, rows)
+    windows = np.stack([ids[start : start + T + 1] for start in starts]).astype(np.int64)
+    t = T // 2
+    within = losses_of(case.logits(windows[:, :-1])[:, :t], windows[:, 1 : t + 1])[:, -1]
+    at_end = losses_of(case.logits(windows[:, :t])[:, -1:], windows[:, t : t + 1])[:, -1]
+    difference = at_end - within
+    return float(within.mean()), float(at_end.mean()), float(difference.std()) / max(rows - 1, 1) ** 0.5
+
+
+EXPLAINED_BY = ("state", "causality", "inputs", "weights", "targets and data", "cache", "sampling")
+
+
+@check("samples-worse-than-loss", "sample", explained_by=EXPLAINED_BY)
+def samples_worse_than_loss(case: Case) -> Found:
+    """The loss is good and the text is not: decoding adds what the model does not predict.
+
+    The mean surprise of texts that ``sample`` draws with its own settings, under the model, against the model's mean
+    entropy along them, which are equal in expectation for draws from it and lower for a lower temperature, top-k and
+    top-p. A fault above 0.1 nats, 5 % and six standard errors. Or, on validation text, the loss at the last position,
+    which decoding uses, above that of the same position inside a longer window, by as much.
+    """
+    found = case.once(surprise)
+    if found.too_high:
+        return {
+            "measured": found.mean,
+            "expected": found.entropy,
+            "why": f"{found.n} ids that sample draws with its own settings surprise the model by {found.mean:.2f} nats "
+            f"each; draws from its predictions would by {found.entropy:.2f}{ruled_out(case)}",
+            "remedy": "call sample with every setting off (temperature 1, no top-k, no top-p, no penalty); if its text "
+            "is good, lower the default temperature and penalty, else compare its logits with forward's",
+            "evidence": {"draws": found.n, "standard_error": found.error, **example(case)},
+        }
+    if not has_ids(case, "val_ids"):
+        return None
+    within, at_end, error = case.once(decoding_gap)
+    if at_end - within <= max(NATS, 0.05 * within, STANDARD_ERRORS * error):
+        return None
+    return {
+        "measured": at_end,
+        "expected": within,
+        "why": f"the loss of validation ids is {within:.2f} inside a window and {at_end:.2f} at its last position, "
+        "from which texts are continued",
+        "remedy": "look for what the logits of a position take from after it, or from the length of the text",
+        "evidence": example(case),
+    }
+
+
+def ruled_out(case: Case) -> str:
+    """Return what else the text was compared with."""
+    if not has_ids(case, "val_ids"):
+        return ""
+    within, at_end, _ = case.once(decoding_gap)
+    return f"; on validation text the last position, from which texts continue, has loss {at_end:.2f}, the same as "
+    f"inside a window ({within:.2f})"
+
+
+def example(case: Case) -> dict[str, Any]:
+    """Return a text of the model's, decoded where that is possible."""
+    one = max(case.once(samples), key=lambda one: len(one.new))
+    return {"prompt": readable(case, one.text[: one.n_prompt]), "text": readable(case, one.new)}
+
+
+def readable(case: Case, ids: Any) -> Any:
+    """Return the text of up to 80 ids, or the ids without ``decode``."""
+    ids = [int(i) for i in ids[:80]]
+    return decoded(case, ids) if case.has("decode") and inside(case, np.array(ids)) else ids
+
+
+@check("as-good-as-its-loss", "sample", "val_ids", "train_ids")
+def as_good_as_its_loss(case: Case) -> Found:
+    """The text is what such a loss sounds like: sampling is right, and better text needs a lower loss.
+
+    Where the samples are not worse than the loss: the rung of the loss among n-gram models (interpolated Kneser-Ney,
+    Chen and Goodman 1999), with a text of that rung's model, which a model of this loss is about as good as.
+    """
+    found = case.once(surprise)
+    within, at_end, error = case.once(decoding_gap)
+    if found.too_high or at_end - within > max(NATS, 0.05 * within, STANDARD_ERRORS * error):
+        return None
+    loss, rungs = case.once(validation_loss).mean, case.once(ladder)
+    rung = rungs.rung(loss)
+    known = ", ".join(f"{name} {value:.2f}" for name, value in rungs.losses.items())
+    texts = example(case) | {"ngram_text": ngram_text(case, rungs, rung), "rung": rung}
+    better = "like text of" if loss > min(rungs.losses.values()) else "better than text of"
+    return {
+        "measured": found.mean,
+        "expected": found.entropy,
+        "why": f"samples surprise the model by {found.mean:.2f} nats per token, no more than its entropy of "
+        f"{found.entropy:.2f}; its validation loss {loss:.2f} ({known}) sounds {better} {named(rung)}: "
+        f"{quoted(texts['ngram_text'])}; the model's: {quoted(texts['text'])}",
+        "remedy": "for better text lower the validation loss: more text, more steps, a larger model",
+        "evidence": {"loss": loss, "ladder": rungs.losses, **texts},
+    }
+
+
+def named(rung: str) -> str:
+    return {"chance": "random tokens", "above chance": "random tokens"}.get(rung, f"a {rung} model")
+
+
+def quoted(text: Any) -> str:
+    return repr(text[:60]) if isinstance(text, str) else str(text[:12])
+
+
+def ngram_text(case: Case, rungs: Ladder, rung: str) -> Any:
+    """Return text of the n-gram model of a rung, after the prompt of the example."""
+    if rung not in rungs.models:
+        return readable(case, case.ids(1, 80)[0])
+    one = max(case.once(samples), key=lambda one: len(one.new))
+    return readable(case, rungs.models[rung].sample(one.text[: one.n_prompt], 80, case.rng))
+
+
+@check("repetition-loop", "sample", "forward")
+def repetition_loop(case: Case) -> Found:
+    """At temperature 0 the text repeats itself without end; sampled text does not: that is greedy decoding, no damage.
+
+    The end of a greedy text repeats a sequence of at most a quarter of the text at least three times, and no sample
+    does (Holtzman et al. 2020, section 4.1).
+    """
+    prompt, greedy = case.once(prompts)[0], []
+    n = min(case.n_positions - len(prompt), 96)
+    if n < 12:
+        raise NotApplicable("a context of 16 tokens")
+    if "temperature" in accepted(case):
+        greedy = draw(case, prompt, n, temperature=0).new.tolist()
+    else:
+        greedy = greedy_text(case, prompt, n)
+    period = loop(greedy)
+    if not period or any(loop(one.new.tolist()) for one in case.once(samples)):
+        return None
+    return {
+        "measured": period,
+        "expected": 0,
+        "why": f"greedy text ends in a loop of {period} tokens: {quoted(readable(case, greedy[-3 * period :]))}; "
+        "sampled text does not",
+        "remedy": "sample with a temperature and top-p, or a repetition penalty; the model is not damaged",
+        "evidence": {"text": readable(case, greedy)},
+    }
+
+
+def greedy_text(case: Case, prompt: list[int], n: int) -> list[int]:
+    """Return the most probable continuation by ``forward``, as long as the time allows."""
+    end, text = time.monotonic() + min(SECONDS, case.seconds_left() / 20), list(prompt)
+    while len(text) < len(prompt) + n and time.monotonic() < end:
+        text.append(int(case.logits([text])[0, -1].argmax()))
+    return text[len(prompt) :]
+
+
+def loop(ids: list[int]) -> int:
+    """Return the shortest period of which the end of the ids has three repeats, over half of them; 0 if there is none.
+    """
+    half = len(ids) // 2
+    for period in range(1, len(ids) // 6 + 1 if len(ids) >= 12 else 0):
+        end = ids[-max(half, 3 * period) :]
+        if end[period:] == end[:-period]:
+            return period
+    return 0
