@@ -16,12 +16,16 @@ from mlx_gpt.check.doctor.codes import EXAMINED, ORDER, group_of, severity_of
 
 @dataclass(frozen=True)
 class DoctorCheck:
-    """A check with its code, the arguments it needs, and the codes of findings that it explains if it finds."""
+    """A check with its code, the arguments it needs, and the codes of findings that it explains if it finds.
+
+    ``explained_by`` are codes, or groups whose faults explain its own finding.
+    """
 
     code: str
     find: Callable[[Case], dict[str, Any] | None]  # the fields of a finding
     needs: tuple[str, ...]
     explains: tuple[str, ...]
+    explained_by: tuple[str, ...] = ()
 
     @property
     def severity(self) -> str:
@@ -40,7 +44,7 @@ CHECKS: list[DoctorCheck] = []  # in the order in which they are examined
 
 
 def check(
-    code: str, *needs: str, explains: Sequence[str] = ()
+    code: str, *needs: str, explains: Sequence[str] = (), explained_by: Sequence[str] = ()
 ) -> Callable[[Callable[[Case], Any]], Callable[[Case], Any]]:
     """Register a check: ``@check("future-leak", "forward", explains=("samples-worse-than-loss",))``.
 
@@ -48,7 +52,7 @@ def check(
     """
 
     def register(function: Callable[[Case], Any]) -> Callable[[Case], Any]:
-        CHECKS.append(DoctorCheck(code, function, needs, tuple(explains)))
+        CHECKS.append(DoctorCheck(code, function, needs, tuple(explains), tuple(explained_by)))
         CHECKS.sort(key=lambda check: (EXAMINED.index(group_of(check.code)), ORDER[check.code]))
         return function
 

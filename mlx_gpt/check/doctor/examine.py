@@ -10,7 +10,7 @@ from typing import Any
 from mlx_gpt.check.doctor.arguments import checked
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
-from mlx_gpt.check.doctor.codes import ORDER, severity_of
+from mlx_gpt.check.doctor.codes import ORDER, group_of, severity_of
 from mlx_gpt.check.doctor.report import Finding, Report
 
 
@@ -132,13 +132,18 @@ def failed_call(failure: CallFailed) -> Finding:
 
 def in_order(findings: dict[str, Finding], checks: Sequence[DoctorCheck]) -> list[Finding]:
     """Return the findings in the order of repair, with those that another explains as its consequences."""
-    explains = {check.code: check.explains for check in checks}
+    explains = {check.code: {*check.explains} for check in checks}
+    for check in checks:
+        for code in findings:
+            in_group = findings[code].severity == "fault" and group_of(code) in check.explained_by
+            if code != check.code and (in_group or code in check.explained_by):
+                explains.setdefault(code, set()).add(check.code)
     explained: dict[str, list[str]] = {}
     hidden: set[str] = set()
     for code in sorted(findings, key=lambda code: ORDER[code]):
         if code in hidden:
             continue
-        mine = [other for other in explains.get(code, ()) if other in findings and other not in hidden]
+        mine = sorted((explains.get(code, set()) & findings.keys()) - hidden, key=ORDER.__getitem__)
         hidden.update(mine)
         explained[code] = mine
     severity = {"fault": 0, "warning": 1, "note": 2}
