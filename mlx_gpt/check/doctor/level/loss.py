@@ -94,7 +94,7 @@ def window_length(case: Case, T: int, seconds: float) -> int:
     started = time.monotonic()
     case.logits(case.ids(1, short))
     taken = time.monotonic() - started
-    while T > short and taken * T / short > seconds / 2:
+    while short < T and taken * T / short > seconds / 2:
         T //= 2
     return max(T, short)
 

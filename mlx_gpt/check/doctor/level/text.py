@@ -141,12 +141,16 @@ def samples_worse_than_loss(case: Case) -> Found:
 
 
 def ruled_out(case: Case) -> str:
-    """Return what else the text was compared with."""
+    """Return what else was compared, and is no reason."""
     if not has_ids(case, "val_ids"):
         return ""
-    within, at_end, _ = case.once(decoding_gap)
-    return f"; on validation text the last position, from which texts continue, has loss {at_end:.2f}, the same as "
-    f"inside a window ({within:.2f})"
+    within, at_end, error = case.once(decoding_gap)
+    if at_end - within > max(NATS, 0.05 * within, STANDARD_ERRORS * error):
+        return ""
+    return (
+        f"; ruled out: that the last position of a text, from which it is continued, predicts worse than one inside "
+        f"it ({at_end:.2f} and {within:.2f} on validation text)"
+    )
 
 
 def example(case: Case) -> dict[str, Any]:
@@ -241,8 +245,7 @@ def greedy_text(case: Case, prompt: list[int], n: int) -> list[int]:
 
 
 def loop(ids: list[int]) -> int:
-    """Return the shortest period of which the end of the ids has three repeats, over half of them; 0 if there is none.
-    """
+    """Return the shortest period of which the end of the ids has three repeats, over half of them; 0 if there is none."""
     half = len(ids) // 2
     for period in range(1, len(ids) // 6 + 1 if len(ids) >= 12 else 0):
         end = ids[-max(half, 3 * period) :]
