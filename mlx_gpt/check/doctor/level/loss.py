@@ -119,9 +119,12 @@ class Ladder:
     losses: dict[str, float]
     kin: dict[str, float]
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.2f}" for name, value in self.losses.items())
+
     def rung(self, loss: float) -> str:
         """Return the name of the lowest rung that the loss reaches, to a hundredth of the way from chance."""
-        slack = 0.01 * (self.losses["chance"] - self.losses[ORDERS[-1]]) + 1e-9
+        slack = 0.01 * (self.losses["chance"] - min(self.losses.values())) + 1e-9
         reached = [name for name, value in self.losses.items() if loss <= value + slack]
         return reached[-1] if reached else "above chance"
 

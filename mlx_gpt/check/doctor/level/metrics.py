@@ -1,51 +1,27 @@
-"""The rows of a training log, as they are: cut off, with keys missing, or not finite."""
+"""The rows of a training log, as they are: with keys missing, values that are no numbers, or a run started again."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable
 
 Rows = list[dict[str, float]]
 
 
 def metrics(case: Case) -> Rows:
-    """Return the rows of ``metrics``. Raises ``NotApplicable`` if there is none."""
-    given = case.given.get("metrics")
-    if given is None:
-        raise NotApplicable("metrics")
-    if rows := read_metrics(given):
-        return rows
-    raise NotApplicable("metrics with rows that have a step")
+    """Return the rows of ``metrics``, empty without."""
+    return numbers(case.given.get("metrics", []))
 
 
-def read_metrics(given: Any) -> Rows:
-    """Return the rows that have a step, with their finite numbers, in order; what else a log holds is dropped.
-
-    ``given`` is the path of a file with a JSON object in each line, or a sequence of dicts.
-    """
-    if isinstance(given, (str, Path)):
-        try:
-            lines = Path(given).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
-        given = [parsed(line) for line in lines]
-    rows = [finite(row) for row in given if isinstance(row, Mapping)]
-    return [row for row in rows if "step" in row]
-
-
-def parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def numbers(rows: Iterable[Any]) -> Rows:
+    """Return the rows that have a step, with their finite numbers."""
+    found = [finite(row) for row in rows if isinstance(row, Mapping)]
+    return [row for row in found if "step" in row]
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, float]:

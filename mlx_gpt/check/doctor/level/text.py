@@ -102,7 +102,7 @@ def decoding_gap(case: Case) -> tuple[float, float, float]:
     return float(within.mean()), float(at_end.mean()), float(difference.std()) / max(rows - 1, 1) ** 0.5
 
 
-EXPLAINED_BY = ("state", "causality", "inputs", "weights", "targets and data", "cache", "sampling")
+EXPLAINED_BY = ("state", "causality", "length-dependent", "heads-mixed-up", "vocabulary-mismatch", "cache", "sampling")
 
 
 @check("samples-worse-than-loss", "sample", explained_by=EXPLAINED_BY)
@@ -178,14 +178,13 @@ def as_good_as_its_loss(case: Case) -> Found:
         return None
     loss, rungs = case.once(validation_loss).mean, case.once(ladder)
     rung = rungs.rung(loss)
-    known = ", ".join(f"{name} {value:.2f}" for name, value in rungs.losses.items())
     texts = example(case) | {"ngram_text": ngram_text(case, rungs, rung), "rung": rung}
     better = "like text of" if loss > min(rungs.losses.values()) else "better than text of"
     return {
         "measured": found.mean,
         "expected": found.entropy,
         "why": f"samples surprise the model by {found.mean:.2f} nats per token, no more than its entropy of "
-        f"{found.entropy:.2f}; its validation loss {loss:.2f} ({known}) sounds {better} {named(rung)}: "
+        f"{found.entropy:.2f}; its validation loss {loss:.2f} ({rungs}) sounds {better} {named(rung)}: "
         f"{quoted(texts['ngram_text'])}; the model's: {quoted(texts['text'])}",
         "remedy": "for better text lower the validation loss: more text, more steps, a larger model",
         "evidence": {"loss": loss, "ladder": rungs.losses, **texts},
@@ -245,7 +244,7 @@ def greedy_text(case: Case, prompt: list[int], n: int) -> list[int]:
 
 
 def loop(ids: list[int]) -> int:
-    """Return the shortest period of which the end of the ids has three repeats, over half of them; 0 if there is none."""
+    """Return the shortest period in which the end of the ids, half of them or more, repeats at least twice; else 0."""
     half = len(ids) // 2
     for period in range(1, len(ids) // 6 + 1 if len(ids) >= 12 else 0):
         end = ids[-max(half, 3 * period) :]

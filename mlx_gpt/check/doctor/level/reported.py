@@ -1,0 +1,97 @@
+"""The reported validation loss against the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import exp, log
+from typing import Any
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.data.evidence import batches, decoded, has_ids
+from mlx_gpt.check.doctor.level.loss import Loss, checked_ids, loss_on, training_loss, validation_loss
+from mlx_gpt.check.doctor.level.metrics import curve, metrics
+
+Found = dict[str, Any] | None
+EXPLAINED_BY = (
+    "state",
+    "batch-leak",
+    "row-alone-differs",
+    "future-leak",
+    "length-dependent",
+    "reload-differs",
+    "vocabulary-mismatch",
+    "ids-wrapped",
+    "targets-not-shifted",
+    "targets-shifted-twice",
+    "loss-not-cross-entropy",
+    "loss-not-the-mean",
+)
+
+
+@check("reported-loss-differs", "val_ids", "val_loss|metrics", explained_by=EXPLAINED_BY)
+def reported_loss_differs(case: Case) -> Found:
+    """The validation loss that was reported is not the model's: another unit, a sum, another text, or other weights.
+
+    Against the mean loss of ``forward`` on windows of ``val_ids``, in nats per token; windows with more context give
+    less, down to the mean of the second half of their positions. A fault beyond six standard errors, 0.05 nats and 2 %,
+    and for a log the change between its last two values; 10 % where no known cause fits.
+    """
+    loss, (values, change) = case.once(validation_loss), reported(case)
+    margin = 6 * loss.error + 0.05 + 0.02 * loss.mean + change
+    low, high = min(loss.late, loss.mean) - margin, loss.mean + margin
+    if any(low <= value <= high for value in values):
+        return None
+    value = values[0]
+    fits = {cause: abs(value / other - 1) for cause, other in causes(case, loss) if other > 0}
+    cause = min(fits, key=lambda cause: fits[cause], default="")
+    if not cause or fits[cause] > margin / loss.mean:
+        cause = ""
+        if low - 0.1 * loss.mean <= value <= high + 0.1 * loss.mean:
+            return None
+    unknown = "; neither bits, sums, the training text nor training mode give it: other weights, or another text"
+    return {
+        "measured": loss.mean,
+        "expected": value,
+        "why": f"the model's loss on val_ids is {loss.mean:.3f} nats per token (standard error {loss.error:.3f}), and "
+        f"{value:.3f} was reported" + (f", which is {cause}" if cause else unknown),
+        "remedy": "evaluate with the mean cross-entropy in nats, over tokens of the validation text, in evaluation "
+        "mode, and with the weights that are used",
+        "evidence": {"ratio": loss.mean / value if value else None, "cause": cause, "second_half": loss.late},
+    }
+
+
+def reported(case: Case) -> tuple[list[float], float]:
+    """Return the values that the model may have been reported with, and how much the last one changed."""
+    if case.has("val_loss"):
+        return [float(case.given["val_loss"])], 0.0
+    _, values = curve(case.once(metrics), "val_loss")
+    if not len(values):
+        raise NotApplicable("metrics with a val_loss")
+    last = [float(value) for value in values[-2:]]
+    return [last[-1], float(values.min())], abs(last[-1] - last[0])
+
+
+def causes(case: Case, loss: Loss) -> Iterator[tuple[str, float]]:
+    """Yield what may have been reported instead, and its value."""
+    mean, T = loss.mean, loss.losses.shape[1]
+    yield "the loss in bits: divided by ln 2", mean / log(2)
+    yield "the loss multiplied by ln 2", mean * log(2)
+    yield "the perplexity: exp of the loss", exp(min(mean, 700))
+    yield "the sum over a window", mean * T
+    yield "the mean divided by the length of a window", mean / T
+    if case.has("batches"):
+        x, _ = case.once(batches)[0]
+        yield "the sum over a batch", mean * x.size
+        yield "the sum over the rows of a batch", mean * len(x)
+        yield "the mean divided by the number of rows", mean / len(x)
+    if has_ids(case, "train_ids"):
+        yield "the loss on train_ids", case.once(training_loss).mean
+    if case.has("forward_training"):
+        ids = checked_ids(case, "val_ids")
+        yield "the loss in training mode, with dropout", loss_on(case, ids, "forward_training", 10_000, 0.5).mean
+    if case.has("decode"):
+        ids = checked_ids(case, "val_ids")[:2000]
+        per_character = len(ids) / max(len(decoded(case, ids)), 1)
+        yield "in bits per character", mean / log(2) * per_character
+        yield "in nats per character", mean * per_character

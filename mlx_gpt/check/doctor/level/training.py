@@ -1,0 +1,175 @@
+"""Training that ended too early, or went on for too long, by the losses."""
+
+from __future__ import annotations
+
+from math import exp, log
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.data.evidence import batches, has_ids
+from mlx_gpt.check.doctor.level.loss import Ladder, ladder, training_loss, validation_loss
+from mlx_gpt.check.doctor.level.metrics import Rows, curve, metrics
+
+Found = dict[str, Any] | None
+PER_PARAMETER = 20  # tokens (Hoffmann et al. 2022)
+FALL = 0.1  # of the loss, in the last doubling of the steps: the run ended too early
+RISE = 0.05  # of the validation loss, above its lowest: overfitted
+GAP = 0.3  # of the validation loss, that the training loss is below it: overfitted
+
+
+@check("undertrained", "val_ids|metrics")
+def undertrained(case: Case) -> Found:
+    """The text is gibberish since training has only begun: the loss is above that of counting trigrams, or still falls.
+
+    Loss on ``val_ids`` above the trigram rung by 2 % of its distance from ln V and three standard errors; or a loss in
+    ``metrics`` that fell by more than a tenth in the last doubling of the steps, as that of a model with less than one
+    token per parameter does (Hoffmann et al. 2022, equation 10). The tokens that are missing follow from the fall, or
+    from 20 tokens per parameter.
+    """
+    rows = case.once(metrics)
+    rungs = case.once(ladder) if has_ids(case, "val_ids") else None
+    loss = case.once(validation_loss) if rungs else None
+    n_parameters = sum(array.size for array in case.arrays("parameters").values()) if case.has("parameters") else 0
+    return too_early(
+        rows, rungs, loss.mean if loss else None, loss.error if loss else 0.0, n_parameters, tokens_per_step(case)
+    )
+
+
+def tokens_per_step(case: Case) -> float:
+    """Return the size of the first batch; 0 where it is unknown."""
+    return float(case.once(batches)[0][0].size) if case.has("batches", "metrics") else 0.0
+
+
+def too_early(
+    rows: Rows, rungs: Ladder | None, loss: float | None, error: float, n_parameters: int, per_step: float
+) -> Found:
+    """Return the finding of a model that has seen too few tokens: by its loss on the ladder, else by its metrics."""
+    steps, values = curve(rows, "val_loss")
+    if len(steps) < 4:
+        steps, values = curve(rows, "loss")
+    fall, seen = falling(steps, values), tokens_seen(rows, per_step)
+    if rungs and loss is not None:
+        lowest = min(rungs.losses.values())
+        if loss > lowest + 0.02 * (rungs.losses["chance"] - lowest) + 3 * error + 0.01:
+            ladder_text = ", ".join(f"{name} {value:.2f}" for name, value in rungs.losses.items())
+            more = missing(loss - lowest, fall, seen, n_parameters)
+            return finding(
+                loss, lowest, f"the loss of {loss:.2f} is above that of counting ({ladder_text})", more, fall
+            )
+    if not len(values) or fall <= FALL * values[-1] or (n_parameters and seen >= PER_PARAMETER * n_parameters):
+        return None
+    last = float(values[-1])
+    more = missing(0.0, fall, seen, n_parameters)
+    return finding(
+        fall, FALL * last, f"the loss still fell by {fall:.2f} in the last doubling of the steps", more, fall
+    )
+
+
+def finding(measured: float, expected: float, why: str, more: float, fall: float) -> dict[str, Any]:
+    how_many = f"about {rounded(more)} more tokens" if more else "more tokens"
+    return {
+        "measured": measured,
+        "expected": expected,
+        "why": f"{why}: {how_many} are needed",
+        "remedy": f"train longer, on {how_many}",
+        "evidence": {"more_tokens": more, "fall_per_doubling": fall},
+    }
+
+
+def falling(steps: np.ndarray, values: np.ndarray) -> float:
+    """Return by how much the loss fell in the last doubling of the steps: least squares over their logarithm."""
+    last = (steps > 0) & (steps >= steps[-1:].sum() / 2)
+    x, y = np.log2(np.where(last, steps, 1))[last], values[last]
+    if len(x) < 3 or np.ptp(x) < 0.5:
+        return 0.0
+    return float(-np.polyfit(x, y, 1)[0])
+
+
+def tokens_seen(rows: Rows, per_step: float) -> float:
+    """Return the tokens seen by the last row; 0 where that is unknown."""
+    last: dict[str, float] = rows[-1] if rows else {}
+    return last.get("tokens", last.get("step", 0.0) * per_step)
+
+
+def missing(distance: float, fall: float, seen: float, n_parameters: int) -> float:
+    """Return how many more tokens reach a loss that is ``distance`` lower, by its fall; at least as many again.
+
+    Up to 20 per parameter, which is the number where the fall is unknown too; 0 where nothing is known.
+    """
+    enough = max(PER_PARAMETER * n_parameters - seen, seen)
+    if not seen or fall <= 0:
+        return enough
+    by_fall = seen * (exp(min(distance / fall, 20.0) * log(2)) - 1)
+    return min(max(by_fall, seen), enough) if n_parameters else max(by_fall, seen)
+
+
+def rounded(n: float) -> str:
+    """Write a number with two digits: 4,100,000 as 4.1M."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= 0.95 * size:
+            return f"{n / size:.2g}{unit}" if n < 99.5 * size else f"{n / size:.0f}{unit}"
+    return f"{n:.0f}"
+
+
+@check(
+    "overfitted",
+    "val_ids|metrics",
+    explained_by=("validation-in-training", "same-batch-again", "corpus-repeats", "corpus-too-small"),
+)
+def overfitted(case: Case) -> Found:
+    """The model has learned its training text by heart: the validation loss rises, or is far above the training loss.
+
+    In ``metrics`` the last validation loss above the lowest by a twentieth, while the training loss fell. Or the loss
+    on ``train_ids`` below that on ``val_ids`` by 30 % of it and six standard errors, beyond the difference that the two
+    texts have for a bigram model; the published character model of tiny Shakespeare at its best step has 25 %.
+    """
+    if found := risen(case.once(metrics)):
+        return found
+    if not (has_ids(case, "val_ids") and has_ids(case, "train_ids")):
+        if case.given.get("metrics"):
+            return None
+        raise NotApplicable("train_ids and val_ids, or metrics")
+    val, train, rungs = case.once(validation_loss), case.once(training_loss), case.once(ladder)
+    harder = max(0.0, rungs.losses["bigram"] - rungs.kin["bigram"])
+    gap, error = val.mean - train.mean - harder, (val.error**2 + train.error**2) ** 0.5
+    if gap <= max(GAP * val.mean, 6 * error, 0.05):
+        return None
+    return too_long(
+        val.mean, train.mean, f"the loss is {train.mean:.2f} on training text and {val.mean:.2f} on validation text"
+    )
+
+
+def risen(rows: Rows) -> Found:
+    """Return the finding of a validation loss that has risen while the training loss fell."""
+    steps, values = curve(rows, "val_loss")
+    train_steps, train = curve(rows, "loss")
+    if len(values) < 3:
+        return None
+    best = int(values.argmin())
+    last, lowest = float(np.median(values[best:][-3:])), float(values[best])
+    if best == len(values) - 1 or last <= lowest * (1 + RISE) or values[-1] <= lowest * (1 + RISE):
+        return None
+    before, after = (near(train_steps, train, step) for step in (steps[best], steps[-1]))
+    if before is not None and after is not None and after >= before:
+        return None
+    why = f"the validation loss rose from {lowest:.2f} at step {steps[best]:.0f} to {values[-1]:.2f}"
+    return too_long(float(values[-1]), lowest, why)
+
+
+def near(steps: np.ndarray, values: np.ndarray, step: float) -> float | None:
+    """Return the mean of the ten values up to a step."""
+    until = values[steps <= step][-10:]
+    return float(until.mean()) if len(until) else None
+
+
+def too_long(measured: float, expected: float, why: str) -> dict[str, Any]:
+    return {
+        "measured": measured,
+        "expected": expected,
+        "why": why,
+        "remedy": "keep the model of the lowest validation loss; more text, dropout, or a smaller model",
+        "evidence": {},
+    }
