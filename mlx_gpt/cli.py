@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes
 
 from mlx_gpt.commands.convert import Convert
+from mlx_gpt.commands.doctor import Doctor
 from mlx_gpt.commands.eval import Eval
 from mlx_gpt.commands.export import Export
 from mlx_gpt.commands.generate import Generate
@@ -30,7 +31,7 @@ from mlx_gpt.errors import MLXGPTError, UsageError, explained, one_line
 from mlx_gpt.terminal import escaped
 from mlx_gpt.text.pipes import with_names_of_pipes
 
-Command = Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval | Lens
+Command = Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval | Lens | Doctor
 
 
 def parse(argv: Sequence[str]) -> Command:

@@ -91,4 +91,4 @@ class TokenizerError(MLXGPTError):
 
 
 class VerificationError(MLXGPTError):
-    """A model does not compute what its files specify."""
+    """A model does not compute what its files specify, or has a fault."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
 
@@ -23,7 +24,7 @@ from mlx_gpt.text.prepare import (
     prepare_cached,
 )
 from mlx_gpt.text.records import TEXT
-from mlx_gpt.text.sources import find_sources
+from mlx_gpt.text.sources import Sources, find_sources
 from mlx_gpt.text.tokenizer import Tokenizer, is_made, make_tokenizer
 from mlx_gpt.text.windows import TokenStream
 
@@ -50,11 +51,12 @@ def load_dataset(
     on_progress: OnProgress | None = None,
     val_data: str | None = None,
     text_field: str = TEXT,
+    prepare: Callable[[Sources, str | Tokenizer, OnProgress | None], Prepared] = prepare_cached,
 ) -> Dataset:
     """Load the text that ``data`` names: a corpus, a prepared folder, a file, a folder or a glob.
 
     A prepared folder has its own tokenizer; ``tokenizer`` must match it (``DataError``) or be None. Any other text
-    needs one (``UsageError``). Files are encoded once and kept in the user's cache.
+    needs one (``UsageError``). Files are encoded once by ``prepare``, and kept in the user's cache.
     """
     check_name(data, "--data")
     if isinstance(tokenizer, str) and not is_made(tokenizer):
@@ -75,7 +77,7 @@ def load_dataset(
     if isinstance(corpus := CORPORA.get(data), GeneratedCorpus):
         return dataset_from_texts(data, *corpus.open(), tokenizer)
     sources = find_sources([data], val_data=val_data, text_field=text_field)
-    return _from_prepared(data, prepare_cached(sources, tokenizer, on_progress))
+    return _from_prepared(data, prepare(sources, tokenizer, on_progress))
 
 
 def dataset_from_texts(name: str, train: list[str], val: list[str], tokenizer: str | Tokenizer) -> Dataset:

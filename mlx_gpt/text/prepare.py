@@ -109,15 +109,20 @@ def check_tokenizer(metadata: dict[str, Any], tokenizer: Tokenizer, folder: Path
 
 def prepare_cached(sources: Sources, tokenizer: str | Tokenizer, on_progress: OnProgress | None = None) -> Prepared:
     """Call ``prepare_text`` for a folder in the user's cache, or open it if files, tokenizer and split are the same."""
-    spec = tokenizer if isinstance(tokenizer, str) else tokenizer.hash
-    key = json.dumps([FORMAT, READER, sources.stamps, sources.text_field, spec, sources.val_fraction, sources.seed])
-    folder = cache_folder() / "prepared" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = cached_folder(sources, tokenizer)
     if is_prepared(folder):
         try:
             return open_prepared(folder)
         except DataError:
             shutil.rmtree(folder, ignore_errors=True)  # damaged: prepare it again
     return prepare_text(sources, tokenizer, folder, on_progress)
+
+
+def cached_folder(sources: Sources, tokenizer: str | Tokenizer) -> Path:
+    """Return the folder in the user's cache for a text as this tokenizer encodes it, which may not exist."""
+    spec = tokenizer if isinstance(tokenizer, str) else tokenizer.hash
+    key = json.dumps([FORMAT, READER, sources.stamps, sources.text_field, spec, sources.val_fraction, sources.seed])
+    return cache_folder() / "prepared" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _is_same(folder: Path, metadata: dict[str, Any]) -> bool:

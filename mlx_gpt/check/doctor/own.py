@@ -1,0 +1,261 @@
+"""The arguments of ``examine`` for a model of this package: its functions, and what is known of the run it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_gpt.check.doctor.arguments import rows_of
+from mlx_gpt.check.doctor.arrays import as_numpy
+from mlx_gpt.errors import DataError, MLXGPTError
+from mlx_gpt.files import expand_user, parse_json, read_small
+from mlx_gpt.generate.decoder import Decoder
+from mlx_gpt.generate.generation import generate_tokens
+from mlx_gpt.generate.settings import GenerationSettings
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.serve.batch import Batch
+from mlx_gpt.serve.row import Row
+from mlx_gpt.store.checkpoint import CHECKPOINTS, MAX_SMALL, METRICS, PROGRESS, list_checkpoints, newest_checkpoint
+from mlx_gpt.store.folder import load_source, read_model, save
+from mlx_gpt.store.huggingface import WEIGHTS
+from mlx_gpt.store.layouts import read_source
+from mlx_gpt.store.run_file import RUN_FILE, RunSettings, read_run_file
+from mlx_gpt.text.corpora import CORPORA, GeneratedCorpus
+from mlx_gpt.text.dataset import Dataset, load_dataset
+from mlx_gpt.text.pipes import is_pipe
+from mlx_gpt.text.prepare import (
+    OnProgress,
+    Prepared,
+    cached_folder,
+    is_prepared,
+    open_prepared,
+    prepare_text,
+)
+from mlx_gpt.text.records import TEXT
+from mlx_gpt.text.sources import Sources, find_sources
+from mlx_gpt.text.token_settings import EOT
+from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.text.windows import endless_batches
+from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.gradient import make_loss_and_gradient
+from mlx_gpt.train.loss import batch_loss
+from mlx_gpt.train.optimizer import make_optimizer
+from mlx_gpt.train.step import make_train_step
+
+Arguments = dict[str, Any]
+Note = Callable[[str], None]
+SETTINGS = {"temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty"}
+SETTINGS |= {"presence_penalty", "no_repeat_ngram"}
+MOST_TEXT = 2_000_000  # characters of the training text
+MOST_RELOADED = 1 << 30  # bytes of a model that is saved and loaded again
+
+
+@contextmanager
+def own_arguments(path: Path, data: str | None, note: Note) -> Iterator[Arguments]:
+    """Yield the arguments for a run's folder, or for a folder or file of weights.
+
+    ``data`` names the text, in place of the run's own. ``note`` is called with what cannot be used of the run. Nothing
+    is written but temporary files, removed at the end. Raises ``MLXGPTError``.
+    """
+    run = run_of(path)
+    settings = read_run_file(run / RUN_FILE) if run and (run / RUN_FILE).exists() else {}
+    if run == path and not (run / WEIGHTS).exists() and list_checkpoints(run):
+        path = newest_checkpoint(run, note)  # stopped before it had a best model
+    source = read_source(path)
+    quantized = source.quantization is not None
+    model, tokenizer = load_source(source)
+    arguments = of_model(model, tokenizer)
+    if not quantized:
+        arguments |= of_weights(model, tokenizer)
+    if settings and not quantized:
+        arguments |= of_training(model, TrainConfig.of(settings))
+    arguments |= of_metrics(run, path) if run else {}
+    with TemporaryDirectory(prefix="mlx_gpt-") as folder:
+        try:
+            dataset = read_data(tokenizer, settings, data, Path(folder))
+        except MLXGPTError as error:
+            if data is not None:
+                raise
+            note(f"the text of the run cannot be used, and checks that need it are left out: {error}")
+            dataset = None
+        if dataset:
+            arguments |= of_data(dataset, model, settings) | beginning(dataset.name, *text_settings(settings, data))
+            trained_on = data_of(run) if run else None
+            if dataset.hash != trained_on and (data is not None or trained_on):
+                arguments.pop("val_loss", None)
+                if data is None:
+                    note(f"{settings['data']} has changed since the run, so its validation loss is not compared")
+        yield arguments
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the folder of the run that a model is from: its own, or that of the run which a checkpoint is in."""
+    folders = [path, path.parent.parent] if path.parent.name == CHECKPOINTS else [path]
+    return next((folder for folder in folders if any((folder / name).exists() for name in (RUN_FILE, METRICS))), None)
+
+
+def of_model(model: GPT, tokenizer: Tokenizer) -> Arguments:
+    """Return the functions that read, write and decode text. Drawn texts are the same in each examination."""
+    V, seeds = model.config.vocab_size, count()
+
+    def sample(ids: list[int], n: int, **settings: Any) -> list[int]:
+        more = {"max_tokens": n, "ignore_eos": True, "seed": next(seeds), "temperature": 1.0}
+        return list(generate_tokens(model, tokenizer, ids, **{**more, **settings}))
+
+    def sample_many(prompts: list[list[int]], n: int, **settings: Any) -> list[list[int]]:
+        chosen = GenerationSettings(**{"max_tokens": n, "ignore_eos": True, "temperature": 1.0, **settings})
+        first, batch = next(seeds), Batch(model, tokenizer)
+        rows = [Row(tokenizer, model.config.n_positions, ids, chosen, first, i) for i, ids in enumerate(prompts)]
+        found: list[list[int]] = [[] for _ in rows]
+        batch.add(rows)
+        while batch.rows:
+            for row, token in batch.turn():
+                if not row.reason:
+                    found[row.index].append(token.id)
+                    row.push(token)
+            batch.keep([row for row in rows if not row.reason])
+        return found
+
+    def cached(ids: list[int], n_prompt: int) -> np.ndarray:
+        decoder = Decoder(model)
+        last = decoder.prefill(mx.array([ids[:n_prompt]]))
+        prompt = as_numpy(model(mx.array([ids[:n_prompt]])))[0, :-1]
+        steps = [as_numpy(decoder.step(mx.array([[i]])))[0] for i in ids[n_prompt:]]
+        return np.concatenate([prompt, as_numpy(last), *steps])
+
+    return {
+        "forward": model if tokenizer.vocab_size == V else lambda ids: model(ids)[..., : tokenizer.vocab_size],
+        "vocab_size": tokenizer.vocab_size,
+        "n_positions": model.config.n_positions,
+        "sample": sample,
+        "sample_many": sample_many,
+        "sample_settings": SETTINGS,
+        "cached": cached,
+        "encode": lambda text: tokenizer.encode_documents(text, allow_special=True),
+        "encode_training": lambda text: tokenizer.encode_batch([text])[0],
+        "decode": tokenizer.decode,
+        "end_of_text": tokenizer.eot_id,
+    }
+
+
+def of_weights(model: GPT, tokenizer: Tokenizer) -> Arguments:
+    """Return the loss, its gradient, and the model saved and loaded again."""
+    loss_and_gradient = make_loss_and_gradient(model, TrainConfig())
+
+    def loss(x: np.ndarray, y: np.ndarray) -> float:
+        model.eval()
+        return float(batch_loss(model, model.hidden(mx.array(x)), mx.array(y)).item())  # type: ignore[arg-type]
+
+    def gradient(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+        model.eval()
+        _, found = loss_and_gradient(mx.array(x), mx.array(y))
+        return {name: as_numpy(part) for name, part in dict(tree_flatten(found)).items()}
+
+    def reload() -> GPT:
+        with TemporaryDirectory(prefix="mlx_gpt-") as folder:
+            save(model, tokenizer, folder)
+            return read_model(folder)
+
+    small = 4 * model.n_parameters < MOST_RELOADED
+    return {"loss": loss, "gradient": gradient, **({"reload": reload} if small else {})}
+
+
+def of_training(model: GPT, config: TrainConfig) -> Arguments:
+    """Return the run's own training step, at the peak of its learning rate."""
+
+    def new_step() -> Callable[[np.ndarray, np.ndarray], float]:
+        optimizer = make_optimizer(config, model.config.n_head)
+        steps: dict[int, Any] = {}  # by the number of rows, which a step is compiled for
+
+        def step(x: np.ndarray, y: np.ndarray) -> float:
+            if (B := len(x)) not in steps:
+                steps[B], _ = make_train_step(model, optimizer, replace(config, batch_size=B, accumulate=1))
+            model.train()
+            loss, _ = steps[B](mx.array(x), mx.array(y))
+            mx.eval(model.state, optimizer.state, loss)
+            model.eval()
+            return float(loss.item())
+
+        return step
+
+    return {"step": new_step(), "new_step": new_step, "learning_rate": config.learning_rate}
+
+
+def of_metrics(run: Path, path: Path) -> Arguments:
+    """Return the metrics of a run, and the validation loss of its model: the last one, or the best if that is lower.
+
+    A checkpoint's is not known.
+    """
+    file = run / METRICS
+    if not file.exists() or not file.stat().st_size:
+        return {}
+    found: Arguments = {"metrics": rows_of(file)}
+    losses = [row["val_loss"] for row in found["metrics"] if row.get("val_loss") is not None]
+    return found | ({"val_loss": min(losses)} if losses and path == run else {})
+
+
+def data_of(run: Path) -> str | None:
+    """Return the hash of the text that a run was trained on, or None if no checkpoint has it."""
+    for checkpoint in list_checkpoints(run):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(parse_json(read_small(checkpoint / PROGRESS, MAX_SMALL))["data"])
+    return None
+
+
+def read_data(of_model: Tokenizer, settings: RunSettings, data: str | None, folder: Path) -> Dataset | None:
+    """Return the text that is named or that the run was trained on, encoded; None without one.
+
+    It is encoded in ``folder`` if the user's cache does not have it. Raises ``MLXGPTError``.
+    """
+    name = data if data is not None else settings.get("data")
+    if name is None:
+        return None
+    if data is None and is_pipe(name):
+        raise DataError(f"{name}: was read from a pipe; give the text with --data")
+
+    def prepare(sources: Sources, tokenizer: str | Tokenizer, on_progress: OnProgress | None) -> Prepared:
+        for spec in (tokenizer, settings.get("tokenizer", tokenizer)):  # a run's may be named, such as bpe:1000
+            with suppress(DataError):
+                prepared = open_prepared(cached_folder(sources, spec))
+                if prepared.tokenizer.hash == of_model.hash:
+                    return prepared
+        return prepare_text(sources, tokenizer, folder / "text", on_progress)
+
+    return load_dataset(name, of_model, None, *text_settings(settings, data), prepare)
+
+
+def text_settings(settings: RunSettings, data: str | None) -> tuple[str | None, str]:
+    """Return the name of the validation text, and of the field, that a run has for its own text."""
+    own = settings if data is None else {}
+    return own.get("val_data"), own.get("field", TEXT)
+
+
+def of_data(dataset: Dataset, model: GPT, settings: RunSettings) -> Arguments:
+    """Return the ids of a text, and batches as in training."""
+    config, T = TrainConfig.of(settings), model.config.n_positions
+    found: Arguments = {"train_ids": dataset.train.ids, "val_ids": dataset.val.ids}
+    if dataset.train.n_tokens >= T:
+        found["batches"] = lambda: endless_batches(dataset.train, T, config.batch_size, config.seed)
+    return found
+
+
+def beginning(name: str, val_data: str | None, field: str) -> Arguments:
+    """Return the beginning of a training text in files, with ``<|endoftext|>`` between documents."""
+    if is_prepared(expand_user(name)) or isinstance(CORPORA.get(name), GeneratedCorpus):
+        return {}
+    pieces = (piece for piece in find_sources([name], val_data=val_data, text_field=field).pieces() if not piece.val)
+    text = ""
+    for piece in pieces:
+        text += (EOT if piece.starts and text else "") + piece.text[:MOST_TEXT]
+        if len(text) > MOST_TEXT:
+            break
+    return {"train_text": text}

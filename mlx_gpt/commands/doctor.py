@@ -1,0 +1,119 @@
+"""``mlx-gpt doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from mlx_gpt.commands.generation_flags import note
+from mlx_gpt.errors import MLXGPTError, UsageError, VerificationError
+from mlx_gpt.terminal import make_console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlx_gpt.check.doctor import Report
+    from mlx_gpt.check.doctor.case import Case
+    from mlx_gpt.check.doctor.checks import DoctorCheck
+
+WIDTH = 100  # of a report in a file or pipe
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Find out why a model writes gibberish although its loss falls.
+
+    Examines the model, its sampling, its cache, its tokenizer, its data and its training, and prints what is wrong, the
+    first thing to repair first. The exit code is 1 if there is a fault, 2 if the examination cannot begin.
+    """
+
+    subject: Annotated[Positional[str], arg(metavar="MODEL|FILE.py:FUNCTION")]
+    """the folder of a run or of a model, or a function of your own, my_gpt.py:build, that returns a dict of the
+    arguments of mlx_gpt.check.doctor.examine"""
+    data: str | None = None
+    """the text that the model was trained on; default the run's own"""
+    minutes: float | None = None
+    """the time that the examination may take; default 1"""
+    json: bool = False
+    """print the report as JSON"""
+
+    def __call__(self) -> None:
+        import os
+
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
+
+        from mlx_gpt.check.doctor.checks import CHECKS
+        from mlx_gpt.check.doctor.examine import make_case, run_checks
+
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise UsageError(f"--minutes must be a number above 0, not {self.minutes:g}")
+        given = {} if self.minutes is None else {"minutes": self.minutes}
+        with ExitStack() as stack:
+            try:
+                case = make_case({**self._arguments(stack), **given})
+            except (MLXGPTError, TypeError) as error:
+                raise UsageError(str(error)) from error
+            with progress(case) as on_check:
+                report = run_checks(case, CHECKS, on_check)
+        self._print(report)
+        if faults := [finding.code for finding in report.findings if finding.severity == "fault"]:
+            count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
+            raise VerificationError(f"{self.subject}: {count}, to repair first: {faults[0]}")
+
+    def _arguments(self, stack: ExitStack) -> dict[str, Any]:
+        """Return the arguments of the subject; the stack closes what they need. Raises ``MLXGPTError``."""
+        from mlx_gpt.check.doctor.build import built_arguments
+        from mlx_gpt.check.doctor.own import own_arguments
+        from mlx_gpt.files import expand_user
+
+        path, is_built = expand_user(self.subject), ".py" in self.subject
+        if is_built and not path.is_dir():
+            if self.data is not None:
+                raise UsageError("--data is for a folder; let the function return train_ids and train_text instead")
+            with make_console(stderr=True).status(f"loading {self.subject}"):
+                return built_arguments(self.subject)
+        if not self.subject or not path.exists():
+            expected = "expected the folder of a run or of a model, or FILE.py:FUNCTION"
+            raise UsageError(f"{self.subject or repr('')}: {expected}; nothing has this name")
+        with make_console(stderr=True).status("reading"):
+            return stack.enter_context(own_arguments(path, self.data, note))
+
+    def _print(self, report: Report) -> None:
+        import sys
+
+        if self.json:
+            print(report.to_json())
+        else:
+            width = None if sys.stdout.isatty() else WIDTH
+            make_console(highlight=False, width=width).print(report)
+
+
+@contextmanager
+def progress(case: Case) -> Iterator[Callable[[DoctorCheck], object]]:
+    """Show the check in progress and the time left on a terminal."""
+    from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+    from rich.text import Text
+
+    class Left(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{max(0.0, case.seconds_left()):.0f} s left", style="dim")
+
+    import sys
+
+    console = make_console(file=sys.stderr)  # the stream of now: what the user's functions print is dropped
+    columns = SpinnerColumn(), TextColumn("{task.description}"), Left()
+    bar = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        row = bar.add_task("", total=None)
+        yield lambda check: bar.update(row, description=check.code)
