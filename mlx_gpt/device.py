@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
+
+XCODE_SELECT = "/usr/bin/xcode-select"  # part of macOS; -p fails without the command line tools
 
 
 def on_cpu() -> bool:
     """Return whether the default device is the CPU. It can change, so call this when it matters."""
     return mx.default_device() == mx.Device(mx.cpu)
+
+
+@contextmanager
+def without_compiler_dialog() -> Iterator[None]:
+    """Compute on the CPU without compiled kernels on a Mac that lacks the command line tools.
+
+    MLX would run ``g++ --version`` (jit_compiler.cpp), which opens macOS's dialog that offers to install them.
+    """
+    missing = sys.platform == "darwin" and subprocess.run([XCODE_SELECT, "-p"], capture_output=True).returncode != 0
+    if missing:
+        mx.disable_compile()
+    try:
+        yield
+    finally:
+        if missing:
+            mx.enable_compile()
 
 
 def cores() -> int:

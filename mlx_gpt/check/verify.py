@@ -23,7 +23,7 @@ from mlx_gpt.check.layers import Comparison, compare, max_per_token
 from mlx_gpt.check.published import KnownModel, check_published, known_models
 from mlx_gpt.check.reference import Array
 from mlx_gpt.check.result import Check, measured, skipped
-from mlx_gpt.device import on_cpu
+from mlx_gpt.device import on_cpu, without_compiler_dialog
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.convert import hub_shapes
 from mlx_gpt.store.folder import convert, load_source
@@ -172,7 +172,7 @@ def check_devices(model: GPT, ids: Array, tolerance: float) -> Check:
     if on_cpu():
         return skipped(what, "no GPU here")
     found = logits(model, ids)
-    with mx.stream(mx.cpu):
+    with without_compiler_dialog(), mx.stream(mx.cpu):
         expected = logits(model, ids)
     return measured(what, _relative_error(found, expected), 2 * tolerance, "relative")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -16,8 +18,9 @@ import pytest
 from helpers.make_fixture import FOLDER
 from mlx.utils import tree_flatten
 
+from mlx_gpt import device
 from mlx_gpt.activations import gelu
-from mlx_gpt.check import against_transformers
+from mlx_gpt.check import against_transformers, reference
 from mlx_gpt.check.hub_folder import HubFolder
 from mlx_gpt.check.layers import ULP, compare
 from mlx_gpt.check.result import Check
@@ -528,3 +531,27 @@ def test_a_fault_shows_in_the_greedy_text_against_transformers(folder: Path) -> 
     line = report["transformers: greedy, up to 32 tokens"]
     assert line.holds is False
     assert "theirs" in line.remark
+
+
+@pytest.mark.parametrize("has_tools", [True, False])
+def test_no_compiler_is_asked_for_on_a_mac_without_one(has_tools: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would open a dialog that offers to install one."""
+    calls: list[str] = []
+    monkeypatch.setattr(device.sys, "platform", "darwin")
+    monkeypatch.setattr(device, "XCODE_SELECT", shutil.which("true" if has_tools else "false"))
+    monkeypatch.setattr(mx, "disable_compile", lambda: calls.append("disable"))
+    monkeypatch.setattr(mx, "enable_compile", lambda: calls.append("enable"))
+    with pytest.raises(KeyError), device.without_compiler_dialog():
+        raise KeyError
+    assert calls == ([] if has_tools else ["disable", "enable"])
+
+
+def test_the_reference_prints_no_warnings_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    def norm(*_: object) -> np.ndarray:
+        return np.array([[np.inf, -np.inf]])  # as the flags that some products leave on Apple silicon
+
+    monkeypatch.setattr(reference, "norm", norm)
+    weights = SimpleNamespace(settings={"layer_norm_epsilon": 1e-5}, read=lambda *_: np.zeros((2, 2)), head="wte")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reference.head(np.zeros((1, 2)), weights, np.float64)  # type: ignore[arg-type]
