@@ -28,7 +28,7 @@ from mlx_gpt.train.loop import OnEval, Trainer
 from mlx_gpt.train.machine import matrix_speed, memory_size, training_flops
 from mlx_gpt.train.memory import check_memory
 from mlx_gpt.train.report.metrics import RunReport, truncate_metrics
-from mlx_gpt.train.report.plot import plot_loss
+from mlx_gpt.train.report.plot import plot_loss, prepare_fonts
 from mlx_gpt.train.report.trackers import open_tracker
 from mlx_gpt.train.signals import interruptible
 
@@ -84,6 +84,8 @@ def run(
                     console.print(trainer.extension)
                 if checkpoints and settings and (trainer.extension or not start):
                     write_run_file(out, settings)
+                if main:
+                    prepare_fonts()  # for the plot at the end
                 val_loss = trainer.run()
             if main:
                 if checkpoints is None:

@@ -25,7 +25,7 @@ from mlx_gpt.store.checkpoint import RunProgress
 from mlx_gpt.train.report import metrics as report_module
 from mlx_gpt.train.report.metrics import RunReport, bits_per_byte, truncate_metrics
 from mlx_gpt.train.report.panel import REFRESH_RATE, Curve, LivePanel, sparkline
-from mlx_gpt.train.report.plot import plot_loss, running_mean
+from mlx_gpt.train.report.plot import plot_loss, prepare_fonts, running_mean
 from mlx_gpt.train.report.trackers import TRACKERS, open_tracker
 from mlx_gpt.train.units import format_large, format_time
 
@@ -375,6 +375,11 @@ def test_the_running_mean_keeps_a_line_and_smooths_noise() -> None:
     noise = np.random.default_rng(0).normal(size=2000)
     assert running_mean(noise).std() < 0.25 * noise.std()
     assert running_mean(np.array([3.0])) == [3.0]
+
+
+def test_fonts_are_listed_beside_the_training() -> None:
+    prepare_fonts().join(60)
+    assert "matplotlib.font_manager" in sys.modules
 
 
 @pytest.mark.parametrize("n", [0, 1, 500])

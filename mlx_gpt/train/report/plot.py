@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
 WINDOW = 0.02  # of the running mean, as a share of the run
 CLOSE = 0.06  # distance of two lines, as a share of the height, below which their labels would overlap
 Rows = Sequence[Mapping[str, Any]]
+
+
+def prepare_fonts() -> threading.Thread:
+    """Import matplotlib in a thread: on a new machine its import lists all fonts, which takes seconds on macOS."""
+    thread = threading.Thread(target=import_module, args=["matplotlib.font_manager"], name="fonts", daemon=True)
+    thread.start()
+    return thread
 
 
 def plot_loss(rows: Rows, baselines: Mapping[str, float], path: Path, title: str) -> None:
