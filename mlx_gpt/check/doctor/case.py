@@ -15,6 +15,7 @@ import numpy as np
 from mlx_gpt.check.doctor.arrays import as_numpy, back_to
 
 Made = TypeVar("Made")
+PRIMINGS = 32  # calls after which state that halves at each call is below 1e-9
 CALL_SECONDS = 20.0  # the longest that one call may take, unless the budget ends before
 
 
@@ -47,6 +48,8 @@ class Case:
         self.rng = np.random.default_rng(seed)
         self.one_row = False  # forward takes one row at a time
         self.changed_inputs: set[str] = set()  # functions that wrote into their arguments
+        self.found: dict[str, dict[str, Any]] = {}  # what earlier checks found, by code
+        self.primer: np.ndarray | None = None  # ids read before each call, so that all begin in the same state
         self._made: dict[Any, Any] = {}
         self._back: dict[str, Callable[[np.ndarray], Any]] | None = None  # of parameters, from NumPy
 
@@ -67,6 +70,10 @@ class Case:
         if failure is not None:
             raise failure
         return made
+
+    def prime(self, ids: np.ndarray) -> None:
+        """Let the model read ids before each further call, and forget the evidence made without."""
+        self.primer, self._made = ids, {}
 
     def call(self, name: str, *arguments: Any, **settings: Any) -> Any:
         """Call a function of the user's. Raises ``CallFailed`` or ``BudgetSpent``."""
@@ -101,6 +108,8 @@ class Case:
         if self.one_row and len(ids) > 1:
             return np.concatenate([self.logits(row[None], name, function) for row in ids])
         call = self.given[name] if function is None else function
+        for _ in range(0 if self.primer is None else PRIMINGS):
+            self.call_function(name, lambda: call(np.copy(self.primer)))
         logits = self._array(name, self.call_function(name, lambda x: as_numpy(call(x)), ids.copy()))
         if logits.shape != (*ids.shape, self.vocab_size):
             raise CallFailed(

@@ -48,7 +48,9 @@ def check(
 ) -> Callable[[Callable[[Case], Any]], Callable[[Case], Any]]:
     """Register a check: ``@check("future-leak", "forward", explains=("samples-worse-than-loss",))``.
 
-    The function returns None, or ``dict(measured=, expected=, why=, remedy=, evidence=)`` for a finding.
+    The function returns None, or ``dict(measured=, expected=, why=, remedy=, evidence=)`` for a finding; with
+    ``separate=True`` where it measured that the finding is no consequence of what ``case.found`` holds already, and
+    ``explains=`` where it measured which codes it explains.
     """
 
     def register(function: Callable[[Case], Any]) -> Callable[[Case], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,8 @@ def run_checks(
 ) -> Report:
     """Run the checks in order, the cheap ones that explain the others first. ``on_check`` is called before each."""
     findings: dict[str, Finding] = {}
+    explains = defaultdict(set, {check.code: {*check.explains} for check in checks})
+    separate: set[str] = set()  # findings that were measured not to be consequences of others
     examined: list[str] = []
     skipped: dict[str, str] = {}
     for check in checks:
@@ -113,8 +116,11 @@ def run_checks(
             continue
         examined.append(check.code)
         if found is not None:
+            case.found[check.code] = found
+            separate.update({check.code} if found.pop("separate", False) else ())
+            explains[check.code] = {*found.pop("explains", check.explains)}
             findings[check.code] = Finding(code=check.code, severity=check.severity, **found)
-    return Report(in_order(findings, checks), examined, skipped)
+    return Report(in_order(findings, checks, explains, separate), examined, skipped)
 
 
 def failed_call(failure: CallFailed) -> Finding:
@@ -130,20 +136,21 @@ def failed_call(failure: CallFailed) -> Finding:
     )  # fmt: skip
 
 
-def in_order(findings: dict[str, Finding], checks: Sequence[DoctorCheck]) -> list[Finding]:
+def in_order(
+    findings: dict[str, Finding], checks: Sequence[DoctorCheck], explains: Mapping[str, set[str]], separate: set[str]
+) -> list[Finding]:
     """Return the findings in the order of repair, with those that another explains as its consequences."""
-    explains = {check.code: {*check.explains} for check in checks}
     for check in checks:
         for code in findings:
             in_group = findings[code].severity == "fault" and group_of(code) in check.explained_by
             if code != check.code and (in_group or code in check.explained_by):
-                explains.setdefault(code, set()).add(check.code)
+                explains[code].add(check.code)
     explained: dict[str, list[str]] = {}
     hidden: set[str] = set()
     for code in sorted(findings, key=lambda code: ORDER[code]):
         if code in hidden:
             continue
-        mine = sorted((explains.get(code, set()) & findings.keys()) - hidden, key=ORDER.__getitem__)
+        mine = sorted((explains[code] & findings.keys()) - hidden - separate, key=ORDER.__getitem__)
         hidden.update(mine)
         explained[code] = mine
     severity = {"fault": 0, "warning": 1, "note": 2}

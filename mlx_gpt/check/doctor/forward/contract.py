@@ -14,7 +14,6 @@ from mlx_gpt.check.doctor.forward.probes import (
 )
 
 Found = dict[str, Any] | None
-ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
 
 
 @check("non-finite", "forward")

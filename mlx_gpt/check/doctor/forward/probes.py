@@ -95,7 +95,7 @@ def mean_logits(case: Case, ids: np.ndarray, calls: int, name: str = "forward") 
         logits = case.logits(ids, name)
         return logits, np.zeros_like(logits)
     many = np.stack([case.logits(ids, name) for _ in range(calls)])
-    return many.mean(axis=0), many.std(axis=0, ddof=1) / np.sqrt(calls)
+    return many.mean(axis=0), np.nan_to_num(many.std(axis=0, ddof=1) / np.sqrt(calls))
 
 
 def effect(case: Case, before: np.ndarray, after: np.ndarray, name: str = "forward") -> np.ndarray:
