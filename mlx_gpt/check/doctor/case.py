@@ -108,8 +108,9 @@ class Case:
         if self.one_row and len(ids) > 1:
             return np.concatenate([self.logits(row[None], name, function) for row in ids])
         call = self.given[name] if function is None else function
-        for _ in range(0 if self.primer is None else PRIMINGS):
-            self.call_function(name, lambda: call(np.copy(self.primer)))
+        if self.primer is not None:
+            for _ in range(PRIMINGS):
+                self.call_function(name, call, self.primer.copy())
         logits = self._array(name, self.call_function(name, lambda x: as_numpy(call(x)), ids.copy()))
         if logits.shape != (*ids.shape, self.vocab_size):
             raise CallFailed(
