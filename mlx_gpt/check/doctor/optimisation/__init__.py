@@ -1,1 +1,3 @@
 """Optimisation: loss, gradient and step."""
+
+from mlx_gpt.check.doctor.optimisation import loss  # noqa: F401  (register their checks)

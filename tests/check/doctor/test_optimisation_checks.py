@@ -1,0 +1,45 @@
+"""The doctor's checks of loss, gradient and step name each planted fault, and pass healthy ways to train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.planted import Base, Given
+from helpers.planted_optimisation import FAULTS, HEALTHY
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import CHECKS
+from mlx_gpt.check.doctor.examine import run_checks
+from mlx_gpt.check.doctor.report import Report
+
+OURS = [check for check in CHECKS if check.find.__module__.startswith("mlx_gpt.check.doctor.optimisation")]
+
+
+def examined(given: Given) -> Report:
+    """Run the checks of this group alone, and compare the parameters before and after."""
+    arguments: dict[str, Any] = dict(given)
+    vocab_size, n_positions = arguments.pop("vocab_size"), arguments.pop("n_positions")
+    before = {name: np.array(value) for name, value in given["parameters"]().items()}
+    report = run_checks(Case(arguments, vocab_size, n_positions, 1.0), OURS)
+    after = given["parameters"]()
+    assert all(np.array_equal(before[name], np.array(after[name])) for name in before)
+    return report
+
+
+def small_base(states: tuple[bool, ...] = (False,)) -> Base:
+    return Base(0, 0, trained=states == (True,))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_named_alone(name: str) -> None:
+    planted = FAULTS[name]
+    report = examined(planted.plant(small_base(planted.states)))
+    assert [finding.code for finding in report.findings] == [planted.code]
+    report.to_json()
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_way_to_train_has_no_finding(name: str) -> None:
+    assert examined(HEALTHY[name](small_base())).findings == []
