@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from .planted import Base, Given, Planted
 
@@ -33,7 +33,7 @@ def adam(rate: Any = RATE, **settings: Any) -> Callable[[], Any]:
 def trained_with(
     base: Base,
     loss: Loss = cross_entropy,
-    optimizer: Callable[[], Any] = adam(),
+    optimizer: Callable[[], Any] | None = None,
     *,
     batch: Callable[[Any, Any], tuple[Any, Any]] = lambda x, y: (x, y),
     change: Callable[[Tree], Tree] = lambda grads: grads,
@@ -44,7 +44,7 @@ def trained_with(
 ) -> Given:
     """Return the arguments of examine for a loss and a step of one's own.
 
-    The step trains on ``batch(x, y)``, applies ``change`` to the gradients (a flat dict), and ends with ``after(model)``.
+    It trains on ``batch(x, y)``, applies ``change`` to the gradients (a flat dict), and ends with ``after(model)``.
     """
     model = base.model
     value_and_grad = nn.value_and_grad(model, lambda x, y: loss(model(x), y))
@@ -53,7 +53,7 @@ def trained_with(
         return dict(tree_flatten(value_and_grad(mx.array(x), mx.array(y))[1]))
 
     def new_step() -> Callable[[Any, Any], float]:
-        its = optimizer()
+        its = (optimizer or adam())()
 
         def step(x: Any, y: Any) -> float:
             x, y = batch(x, y)

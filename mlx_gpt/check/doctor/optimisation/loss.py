@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +50,8 @@ def loss_probes(case: Case) -> list[LossProbe]:
     if T < 2:
         raise NotApplicable("n_positions of at least 2")
     probes = [loss_probe(case, probe_rows(case, 4 if case.vocab_size < 10_000 else 2), T)]
-    try:
+    with suppress(CallFailed):  # a loss for one shape
         probes.append(loss_probe(case, probe_rows(case, 3), max(T // 2, 2)))
-    except CallFailed:
-        pass  # a loss for one shape
     return probes
 
 
@@ -213,7 +212,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
         return "loss-not-the-mean", {
             "measured": float(share[t]),
             "expected": 1 / len(share),
-            "why": f"positions weigh unequally in the loss: position {t} of {len(share)} has {share[t]:.0%} of the weight",
+            "why": f"positions weigh unequally in the loss: number {t} of {len(share)} has {share[t]:.0%} of the weight",
             "remedy": "average over all rows and positions whose targets count",
             "evidence": {"weights": weights.tolist()},
         }
@@ -223,8 +222,8 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
         "expected": 1.0,
         "why": f"the loss rises by {slopes[0]:.3g} per nat of cross-entropy of forward's logits"
         + (f", with {found[0].offset:.3g} that no target changes" if close else ", and is no function of it"),
-        "remedy": "take the mean of -log_softmax(logits, axis=-1) at the targets: logits, not probabilities, softmax once, "
-        "over the vocabulary's axis, without smoothing",
+        "remedy": "take the mean of -log_softmax(logits, axis=-1) at the targets: of logits, not probabilities, over the "
+        "vocabulary's axis, without smoothing",
         "evidence": {"losses": probe.losses.tolist(), "slopes": slopes},
     }
 
@@ -277,7 +276,7 @@ def mask_counted(case: Case) -> Found:
     return {
         "measured": ratio,
         "expected": 1.0,
-        "why": f"the loss of a batch with {1 - share:.0%} of its targets ignored is {ratio:.3g} of the mean over the rest",
+        "why": f"the loss of a batch with {1 - share:.0%} of its targets ignored is {ratio:.3g} of the others' mean",
         "remedy": "divide by the number of targets that are not ignored: (loss * mask).sum() / mask.sum()",
         "evidence": {"share_of_targets_that_count": share},
     }
