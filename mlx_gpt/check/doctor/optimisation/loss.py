@@ -212,7 +212,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
         return "loss-not-the-mean", {
             "measured": float(share[t]),
             "expected": 1 / len(share),
-            "why": f"positions weigh unequally in the loss: number {t} of {len(share)} has {share[t]:.0%} of the weight",
+            "why": f"positions weigh unequally: number {t} of {len(share)} has {share[t]:.0%} of the weight",
             "remedy": "average over all rows and positions whose targets count",
             "evidence": {"weights": weights.tolist()},
         }
@@ -222,7 +222,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
         "expected": 1.0,
         "why": f"the loss rises by {slopes[0]:.3g} per nat of cross-entropy of forward's logits"
         + (f", with {found[0].offset:.3g} that no target changes" if close else ", and is no function of it"),
-        "remedy": "take the mean of -log_softmax(logits, axis=-1) at the targets: of logits, not probabilities, over the "
+        "remedy": "take the mean of -log_softmax(logits, axis=-1) at the targets: of logits, not probabilities, on the "
         "vocabulary's axis, without smoothing",
         "evidence": {"losses": probe.losses.tolist(), "slopes": slopes},
     }
