@@ -126,7 +126,8 @@ def lines(case: Case) -> list[Line]:
         if any(np.isnan(means).any() or np.ptp(means) < 1e-3 for _, means in readings_of_probes):
             continue
         errors = [probe.error for probe in case.once(loss_probes)]
-        found.append([line(*reading, error) for reading, error in zip(readings_of_probes, errors, strict=True)])
+        pairs = zip(readings_of_probes, errors, strict=True)
+        found.append([line(losses, means, error) for (losses, means), error in pairs])
         if all(one.close for one in found[-1]) and normal(found[-1]):
             return found[-1]
     if not found:
