@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from mlx_gpt.check.doctor.checks import CHECKS
+from mlx_gpt.check.doctor.codes import GROUPS
+from mlx_gpt.errors import one_line
 
-SEVERITIES = ("fault", "warning", "note")
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.text import Text
+
+STYLES = {"fault": "bold red", "warning": "yellow", "note": "cyan"}
+SEVERITIES = tuple(STYLES)
+TIME = "minutes"  # the reason of a check that was skipped because the time was over
+
+
+class Line:
+    """A paragraph of a report: one printable line, its style, and its indentation."""
+
+    def __init__(self, text: str = "", style: str = "", indent: int = 0):
+        self.text, self.style, self.indent = one_line(text), style, indent
 
 
 @dataclass(frozen=True)
@@ -32,12 +48,19 @@ class Finding:
     evidence: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{self.severity.upper()} {self.code}: {self.why}"]
-        lines.append(f"  measured {shortened(self.measured)}, expected {shortened(self.expected)}")
-        lines.append(f"  remedy: {self.remedy}")
+        return as_text(self.lines())
+
+    def lines(self, number: int | None = None) -> Iterator[Line]:
+        """Yield the lines of a report about this finding."""
+        place = "" if number is None else f"{number}. "
+        yield Line(f"{place}{self.severity.capitalize()}: {self.code}", STYLES[self.severity])
+        symptom = next((check.symptom for check in CHECKS if check.code == self.code), "")
+        for text in filter(None, (symptom, self.why)):
+            yield Line(sentence(text), indent=3)
+        yield Line(f"Measured: {shortened(self.measured)}. Expected: {shortened(self.expected)}.", "dim", 3)
+        yield Line(f"Repair: {sentence(self.remedy, False)}", "bold", 3)
         if consequences := self.evidence.get("consequences"):
-            lines.append(f"  this also explains: {', '.join(consequences)}")
-        return "\n".join(lines)
+            yield Line(f"This also explains: {', '.join(consequences)}.", "", 3)
 
 
 @dataclass(frozen=True)
@@ -60,32 +83,74 @@ class Report:
         """Return the report as JSON."""
         findings = [{name: plain(value) for name, value in vars(finding).items()} for finding in self.findings]
         report = {"ok": self.ok, "findings": findings, "examined": self.examined, "skipped": self.skipped}
-        return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(report, indent=2, allow_nan=False)
 
     def __str__(self) -> str:
-        parts = [str(finding) for finding in self.findings] or ["Nothing wrong was found."]
-        parts.append(f"examined: {', '.join(self.examined) or 'nothing'}")
-        if self.skipped:
-            parts.append("skipped: " + ", ".join(f"{check} (needs {what})" for check, what in self.skipped.items()))
-        return "\n\n".join(parts)
+        return as_text(self.lines())
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         from rich.text import Text
 
-        from mlx_gpt.terminal import escaped
+        for line in self.lines():
+            for part in textwrap.wrap(line.text, max(20, options.max_width - line.indent)) or [""]:
+                yield Text(" " * line.indent + part, line.style)
 
-        styles = {"fault": "bold red", "warning": "yellow", "note": "cyan"}
-        texts = []
-        for finding in self.findings:
-            head, _, rest = escaped(str(finding)).partition("\n")
-            texts.append(Text.assemble((head, styles[finding.severity]), "\n", rest, "\n"))
-        verdict = Text(
-            "No fault was found." if self.ok else f"{sum(f.severity == 'fault' for f in self.findings)} faults.",
-            style="green" if self.ok else "bold red",
-        )
-        counts = Text(f"{len(self.examined)} checks examined, {len(self.skipped)} skipped.", style="dim")
-        return Group(*texts, verdict, counts)
+    def lines(self) -> Iterator[Line]:
+        """Yield the report: the verdict, the findings, what was ruled out, and what was not examined."""
+        yield Line(self.verdict(), "bold green" if self.ok else "bold red")
+        for number, finding in enumerate(self.findings, 1):
+            yield Line()
+            yield from finding.lines(number)
+        explained = {code for finding in self.findings for code in finding.evidence.get("consequences", ())}
+        found = explained | {finding.code for finding in self.findings}
+        sound = [code for code in self.examined if code not in found]
+        if sound:
+            yield Line()
+            yield Line(f"Ruled out by {counted(len(sound), 'check')}:", "dim")
+            for group, codes in GROUPS.items():
+                if inside := [code for code in codes if code in sound]:
+                    yield Line(f"{group}: {', '.join(inside)}", "dim", 3)
+        if missing := {code: reason for code, reason in self.skipped.items() if code not in found}:
+            yield Line()
+            yield Line("Not examined:", "dim")
+            failed = {finding.evidence.get("function") for finding in self.findings}
+            for reason in dict.fromkeys(missing.values()):
+                lack = f"{reason} failed" if reason in failed else f"needs {reason.replace('|', ' or ')}"
+                skipped = shortened_codes([code for code in missing if missing[code] == reason])
+                yield Line(f"{'for lack of time' if reason == TIME else lack}: {skipped}", "dim", 3)
+
+    def verdict(self) -> str:
+        """Return the result in a sentence or two."""
+        numbers = {severity: sum(one.severity == severity for one in self.findings) for severity in SEVERITIES}
+        counts = [counted(n, severity) for severity, n in numbers.items() if n]
+        if not self.ok:
+            more = " Repair the first one first: it may explain others." if numbers["fault"] > 1 else ""
+            return f"Found: {', '.join(counts)}.{more}"
+        if not self.examined:
+            return "Nothing could be examined."
+        return f"No fault was found{''.join(f', {count}' for count in counts)}."
+
+
+def sentence(text: str, capital: bool = True) -> str:
+    """Return a text as a sentence."""
+    text = text.rstrip(".")
+    return f"{text[:1].upper() if capital else text[:1]}{text[1:]}."
+
+
+def counted(n: int, name: str) -> str:
+    return f"{n} {name}{'' if n == 1 else 's'}"
+
+
+def shortened_codes(codes: list[str]) -> str:
+    """Return up to three codes, or how many of each group there are."""
+    if len(codes) <= 3:
+        return ", ".join(codes)
+    groups = {group: sum(code in codes for code in members) for group, members in GROUPS.items()}
+    return ", ".join(f"{n} of {group}" for group, n in groups.items() if n)
+
+
+def as_text(lines: Iterable[Line]) -> str:
+    return "\n".join(" " * line.indent + line.text for line in lines)
 
 
 def plain(value: Any) -> Any:
