@@ -24,7 +24,7 @@ SEVERITIES = tuple(STYLES)
 TIME = "minutes"  # the reason of a check that was skipped because the time was over
 
 
-class Line:
+class ReportLine:
     """A paragraph of a report: one printable line, its style, and its indentation."""
 
     def __init__(self, text: str = "", style: str = "", indent: int = 0):
@@ -50,17 +50,17 @@ class Finding:
     def __str__(self) -> str:
         return as_text(self.lines())
 
-    def lines(self, number: int | None = None) -> Iterator[Line]:
+    def lines(self, number: int | None = None) -> Iterator[ReportLine]:
         """Yield the lines of a report about this finding."""
         place = "" if number is None else f"{number}. "
-        yield Line(f"{place}{self.severity.capitalize()}: {self.code}", STYLES[self.severity])
+        yield ReportLine(f"{place}{self.severity.capitalize()}: {self.code}", STYLES[self.severity])
         symptom = next((check.symptom for check in CHECKS if check.code == self.code), "")
         for text in filter(None, (symptom, self.why)):
-            yield Line(sentence(text), indent=3)
-        yield Line(f"Measured: {shortened(self.measured)}. Expected: {shortened(self.expected)}.", "dim", 3)
-        yield Line(f"Repair: {sentence(self.remedy, False)}", "bold", 3)
+            yield ReportLine(sentence(text), indent=3)
+        yield ReportLine(f"Measured: {shortened(self.measured)}. Expected: {shortened(self.expected)}.", "dim", 3)
+        yield ReportLine(f"Repair: {sentence(self.remedy, False)}", "bold", 3)
         if consequences := self.evidence.get("consequences"):
-            yield Line(f"This also explains: {', '.join(consequences)}.", "", 3)
+            yield ReportLine(f"This also explains: {', '.join(consequences)}.", "", 3)
 
 
 @dataclass(frozen=True)
@@ -95,29 +95,29 @@ class Report:
             for part in textwrap.wrap(line.text, max(20, options.max_width - line.indent)) or [""]:
                 yield Text(" " * line.indent + part, line.style)
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[ReportLine]:
         """Yield the report: the verdict, the findings, what was ruled out, and what was not examined."""
-        yield Line(self.verdict(), "bold green" if self.ok else "bold red")
+        yield ReportLine(self.verdict(), "bold green" if self.ok else "bold red")
         for number, finding in enumerate(self.findings, 1):
-            yield Line()
+            yield ReportLine()
             yield from finding.lines(number)
         explained = {code for finding in self.findings for code in finding.evidence.get("consequences", ())}
         found = explained | {finding.code for finding in self.findings}
         sound = [code for code in self.examined if code not in found]
         if sound:
-            yield Line()
-            yield Line(f"Ruled out by {counted(len(sound), 'check')}:", "dim")
+            yield ReportLine()
+            yield ReportLine(f"Ruled out by {counted(len(sound), 'check')}:", "dim")
             for group, codes in GROUPS.items():
                 if inside := [code for code in codes if code in sound]:
-                    yield Line(f"{group}: {', '.join(inside)}", "dim", 3)
+                    yield ReportLine(f"{group}: {', '.join(inside)}", "dim", 3)
         if missing := {code: reason for code, reason in self.skipped.items() if code not in found}:
-            yield Line()
-            yield Line("Not examined:", "dim")
+            yield ReportLine()
+            yield ReportLine("Not examined:", "dim")
             failed = {finding.evidence.get("function") for finding in self.findings}
             for reason in dict.fromkeys(missing.values()):
                 lack = f"{reason} failed" if reason in failed else f"needs {reason.replace('|', ' or ')}"
                 skipped = shortened_codes([code for code in missing if missing[code] == reason])
-                yield Line(f"{'for lack of time' if reason == TIME else lack}: {skipped}", "dim", 3)
+                yield ReportLine(f"{'for lack of time' if reason == TIME else lack}: {skipped}", "dim", 3)
 
     def verdict(self) -> str:
         """Return the result in a sentence or two."""
@@ -149,7 +149,7 @@ def shortened_codes(codes: list[str]) -> str:
     return ", ".join(f"{n} of {group}" for group, n in groups.items() if n)
 
 
-def as_text(lines: Iterable[Line]) -> str:
+def as_text(lines: Iterable[ReportLine]) -> str:
     return "\n".join(" " * line.indent + line.text for line in lines)
 
 
