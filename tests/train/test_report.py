@@ -377,7 +377,8 @@ def test_the_running_mean_keeps_a_line_and_smooths_noise() -> None:
     assert running_mean(np.array([3.0])) == [3.0]
 
 
-def test_fonts_are_listed_beside_the_training() -> None:
+def test_fonts_are_listed_beside_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "matplotlib.font_manager", raising=False)
     prepare_fonts().join(60)
     assert "matplotlib.font_manager" in sys.modules
 
