@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import exp, log
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlx_gpt.text.tokenizer import Tokenizer
 
 Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+FloatType = Annotated[Literal["float32", "float16", "bfloat16"] | None, arg(help_behavior_hint="")]
 Flag = Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")]
 SURPRISES = ((2, ""), (4, "30;48;5;230"), (7, "30;48;5;222"), (10, "30;48;5;209"), (float("inf"), "97;48;5;125"))
 """Upper bounds of surprise in bits and the terminal's style for each; higher is darker."""
@@ -33,6 +34,8 @@ class SpeedFlags(Speed):
 
     quantize: Number = None
     """quantize the weights to 8 or 4 bits"""
+    dtype: FloatType = None
+    """the type of the weights: that of the files by default, on a CPU float32"""
     draft_model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     """a smaller model with the same tokenizer that proposes tokens; the distribution stays the model's"""
     prompt_lookup: Flag = False
@@ -62,10 +65,10 @@ class GenerationFlags:
             raise UsageError("--draft-model and --prompt-lookup both propose tokens; take one of them")
         if not (speed.draft_model or speed.prompt_lookup):
             refuse_idle(self.given, {"guesses": "without --draft-model or --prompt-lookup"})
-        model, tokenizer = load_quantized(self.model, self.revision, speed.quantize)
+        model, tokenizer = load_quantized(self.model, self.revision, speed.quantize, speed.dtype)
         if not speed.draft_model:
             return model, tokenizer, LOOKUP if speed.prompt_lookup else None
-        draft, draft_tokenizer = load_quantized(speed.draft_model)
+        draft, draft_tokenizer = load_quantized(speed.draft_model, dtype=speed.dtype)
         if draft_tokenizer.hash != tokenizer.hash:
             raise UsageError(
                 f"--draft-model {speed.draft_model} has another vocabulary ({draft_tokenizer.vocab_size} ids) than "
@@ -74,8 +77,17 @@ class GenerationFlags:
         return model, tokenizer, draft
 
 
-def load_quantized(name: str, revision: str | None = None, bits: int | None = None) -> tuple[GPT, Tokenizer]:
-    """Load a model and its tokenizer; with ``bits``, quantize its weights."""
+def load_quantized(
+    name: str, revision: str | None = None, bits: int | None = None, dtype: str | None = None
+) -> tuple[GPT, Tokenizer]:
+    """Load a model and its tokenizer; with ``bits``, quantize its weights.
+
+    The weights keep the type of their files, or become ``dtype``. On a CPU, where half precision is slow, the default
+    is float32.
+    """
+    import mlx.core as mx
+
+    from mlx_gpt.device import on_cpu
     from mlx_gpt.model.quantize import quantize
     from mlx_gpt.store.folder import load_source
     from mlx_gpt.store.layouts import find_source
@@ -83,7 +95,14 @@ def load_quantized(name: str, revision: str | None = None, bits: int | None = No
     source = find_source(name, revision)
     if bits is not None:
         source.require_floats("leave out --quantize, or quantize")
-    model, tokenizer = load_source(source)
+    kept = source.dtype
+    if dtype is None and kept != mx.float32 and on_cpu():
+        dtype = "float32"
+        own = str(kept).removeprefix("mlx.core.")
+        note(
+            f"the {own} weights are computed in float32, since half precision is slow on a CPU; --dtype {own} keeps it"
+        )
+    model, tokenizer = load_source(source, getattr(mx, dtype) if dtype else kept)
     return model if bits is None else quantize(model, bits), tokenizer
 
 

@@ -114,7 +114,7 @@ class Lens:
             if (file := getattr(self, flag)) is not None:
                 check_writable(f"--{flag}", file)
         texts = self._texts(view)
-        model, tokenizer = load_quantized(self.model, self.revision)
+        model, tokenizer = load_quantized(self.model, self.revision, dtype="float32")
         if self.diagram is not None:
             self._write_diagram(expand_user(self.diagram), model, tokenizer, texts)
         if self.page is not None:

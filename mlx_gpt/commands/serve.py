@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from mlx_gpt.commands.generation_flags import Name, load_quantized
+from mlx_gpt.commands.generation_flags import FloatType, Name, load_quantized
 from mlx_gpt.generate.settings import Number
 from mlx_gpt.serve.access import Access
 from mlx_gpt.serve.limits import Limits
@@ -31,6 +31,8 @@ class Serve:
     """a branch, tag or commit on the hub"""
     quantize: Number = None
     """quantize the weights to 8 or 4 bits"""
+    dtype: FloatType = None
+    """the type of the weights: that of the files by default, on a CPU float32"""
     cache_bits: Number = None
     """store the cache in half precision (16) or quantized (8, 4)"""
     access: Access = field(default_factory=Access)
@@ -57,7 +59,7 @@ class Serve:
         with listen(self.host, self.port) as sock:  # first, so that a wrong address is reported at once
             folder = expand_user(self.model)
             name = folder.resolve().name if folder.is_dir() else self.model
-            model, tokenizer = load_quantized(self.model, self.revision, self.quantize)
+            model, tokenizer = load_quantized(self.model, self.revision, self.quantize, self.dtype)
             check_cache(model.config, self.cache_bits)
             with memory_limits(model, self.limits.rows):
                 serve(Service(model, tokenizer, name, self.limits, self.cache_bits), guard, sock)

@@ -62,9 +62,9 @@ class Decoder:
         return self.extend(rows[:, n:])
 
     def extend(self, tokens: mx.array) -> mx.array:
-        """Read T more tokens per row, not compiled: (B, T) -> logits after the last, (B, V)."""
+        """Read T more tokens per row, not compiled: (B, T) -> logits after the last, (B, V), float32."""
         last = self.model.hidden(tokens, self.cache)[:, -1:]
-        return self.model.logits(last)[:, 0]
+        return self.model.logits(last)[:, 0].astype(mx.float32)
 
     def step(self, tokens: mx.array) -> mx.array:
         """Read T more tokens per row in a compiled step: (B, T) -> logits after each, (B, T, V)."""
@@ -104,7 +104,7 @@ class Decoder:
         for layer, (keys, values) in zip(cache, state, strict=True):
             layer.keys, layer.values, layer.offset = keys, values, offset
             layer.mask = cache[0].mask if layer is not cache[0] else layer.make_mask(tokens.shape[1])
-        result = logits = self.model(mx.maximum(tokens, 0), cache)
+        result = logits = self.model(mx.maximum(tokens, 0), cache).astype(mx.float32)
         if choose:
             result = choose(logits[:, -1], inputs), logits[:, -1]
         return result, [(layer.keys, layer.values) for layer in cache]

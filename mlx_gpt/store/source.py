@@ -30,6 +30,12 @@ class ModelSource:
     quantization: Quantization | None = None
     tokenizer: Tokenizer | None = None  # where the weights' file has one
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """float16 or bfloat16 if all floating weights are, else float32."""
+        found = {weight.dtype for weight in self.weights.values() if mx.issubdtype(weight.dtype, mx.floating)}
+        return found.pop() if found in ({mx.float16}, {mx.bfloat16}) else mx.float32
+
     def parameters(self, dtype: mx.Dtype | None = mx.float32) -> Weights:
         """Return the parameters of ``GPT(config)`` as ``dtype``; None leaves each in its own."""
         with self._named():

@@ -19,7 +19,8 @@ from helpers.command_line import SMALL, everything, in_a_process, the_line
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.generate import Generate
-from mlx_gpt.commands.generation_flags import as_row, legend, surprise_style, write
+from mlx_gpt.commands.generation_flags import as_row, legend, load_quantized, surprise_style, write
+from mlx_gpt.generate.decoder import Decoder
 from mlx_gpt.generate.generation import Generation, generate, generate_many
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.writer import Piece, Token
@@ -336,6 +337,31 @@ def test_quantized_weights_generate(bits: str, here: Path, capsys: pytest.Captur
     assert shown(capsys, "--prompt", "ab", "--quantize", bits) == text + "\n"
     exact, rounded = (shown(capsys, "--prompt", "ab", "--logprobs", "0", *more) for more in ([], ["--quantize", bits]))
     assert exact != rounded
+
+
+@pytest.mark.parametrize("kept", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_half_precision_is_kept_except_on_a_cpu(
+    device: str, kept: mx.Dtype, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load("model", dtype=kept)
+    save(model, TOKENIZER, "half")
+    monkeypatch.setattr("mlx_gpt.device.on_cpu", lambda: device == "cpu")
+    name = str(kept).removeprefix("mlx.core.")
+    found = load_quantized("half")[0].wte.weight.dtype
+    remark = capsys.readouterr().err
+    assert found == (mx.float32 if device == "cpu" else kept)
+    assert f"--dtype {name} keeps it" in remark if device == "cpu" else remark == ""
+    assert load_quantized("half", dtype=name)[0].wte.weight.dtype == kept
+    assert load_quantized("half", dtype="float32")[0].wte.weight.dtype == mx.float32
+    assert load_quantized("model")[0].wte.weight.dtype == mx.float32
+
+
+def test_logits_are_in_float32_whatever_the_weights_are(here: Path) -> None:
+    model, _ = load("model", dtype=mx.bfloat16)
+    decoder = Decoder(model)
+    assert decoder.prefill(mx.array([[65, 66]])).dtype == mx.float32
+    assert decoder.step(mx.array([[67]])).dtype == mx.float32
 
 
 # Bad input
