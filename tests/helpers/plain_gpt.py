@@ -35,6 +35,13 @@ class PlainAttention(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         (B, T, C), H = x.shape, self.config.heads
         q, k, v = mx.split(self.qkv(x), 3, axis=-1)
+        if "attends-over-heads" in self.faults:  # the transpose is missing
+            q, k, v = (a.reshape(B, T, H, C // H) for a in (q, k, v))
+            return self.out((mx.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v).reshape(B, T, C))
+        if "attends-over-batch" in self.faults:  # batch and time are exchanged
+            q, k, v = (a.reshape(B, T, H, C // H).transpose(1, 2, 0, 3) for a in (q, k, v))
+            z = self.pattern(q @ k.swapaxes(-1, -2), B) @ v
+            return self.out(z.transpose(2, 0, 1, 3).reshape(B, T, C))
         if "heads-mixed-up" in self.faults:  # reshaped without a transpose
             q, k, v = (a.reshape(B, H, T, C // H) for a in (q, k, v))
         else:
@@ -49,6 +56,18 @@ class PlainAttention(nn.Module):
 
     def pattern(self, scores: mx.array, T: int) -> mx.array:
         is_past = mx.arange(T)[:, None] >= mx.arange(T)[None]
+        if "scores-over-length" in self.faults:
+            scores = scores * 8 / T
+        if "uniform" in self.faults:
+            scores = scores * 0
+        if "zero-mask" in self.faults:  # 0 instead of −inf
+            return mx.softmax(scores * is_past, axis=-1)
+        if "mask-after-softmax" in self.faults:
+            return mx.softmax(scores, axis=-1) * is_past
+        if "one-head-unmasked" in self.faults:
+            is_past = is_past | (mx.arange(scores.shape[1]) == 0)[:, None, None]
+        if "chunked" in self.faults:  # only tokens of the same eight
+            is_past = is_past & (mx.arange(T)[:, None] // 8 == mx.arange(T)[None] // 8)
         if "no-mask" in self.faults or ("no-mask-in-training" in self.faults and self.training):
             is_past = mx.ones_like(is_past)
         if "inverted-mask" in self.faults:
@@ -102,7 +121,7 @@ class PlainGPT(nn.Module):
         self.ln_f = nn.RMSNorm(config.width) if config.rms else nn.LayerNorm(config.width)
         if not config.tied:
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        self.seen = mx.zeros(config.width)
+        self._seen = mx.zeros(config.width)
         self.apply(lambda p: mx.random.normal(p.shape, scale=0.02) if p.ndim > 1 else p)
         if "dropout-left-on" in self.faults:
             self.train = lambda mode=True: nn.Module.train(self, True)
@@ -113,17 +132,35 @@ class PlainGPT(nn.Module):
         if "token-blind" in self.faults:
             x = x * 0
         if "wpe" in self and "position-blind" not in self.faults:
-            positions = mx.arange(ids.shape[1])
-            x = x + self.wpe(positions[::-1] if "positions-from-the-end" in self.faults else positions)
+            x = x + self.wpe(self.positions(*ids.shape))
+        if "noise" in self.faults:
+            x = x + 0.02 * mx.random.normal(x.shape)
         if "batch-norm" in self.faults:
             x = x - 0.5 * x.mean(axis=0, keepdims=True)
         if "remembers" in self.faults:
-            x = x + self.seen
-            self.seen = 0.5 * x[0, -1]
+            x = x + self._seen
+            self._seen = 0.5 * x[0, -1]
         for block in self.blocks:
             x = block(x)
+        if "mean-over-time" in self.faults:
+            x = x - x.mean(axis=1, keepdims=True)
         x = self.ln_f(x)
         logits = self.wte.as_linear(x) if self.config.tied else self.head(x)
         if "nan" in self.faults:
             logits = mx.where(mx.arange(ids.shape[1])[:, None] == 3, mx.nan, logits)
         return mx.softmax(logits, axis=-1) if "returns-probabilities" in self.faults else logits
+
+    def positions(self, B: int, T: int) -> mx.array:
+        positions, P = mx.arange(T), self.config.n_positions
+        if "positions-from-the-end" in self.faults:
+            return positions[::-1]
+        if "positions-scaled" in self.faults:
+            return positions * (P - 1) // max(T - 1, 1)
+        if "one-position" in self.faults:
+            return positions * 0
+        if "row-alone" in self.faults and B == 1:
+            return mx.minimum(positions + 1, P - 1)
+        if "positions-count-on" in self.faults:
+            self.calls = getattr(self, "calls", 0) + 1
+            return (positions + self.calls) % P
+        return positions

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt.tinyworld.stories import generate_stories
 
+from .plain_cache import PlainCache
 from .plain_gpt import PlainConfig, PlainGPT
 from .plain_sampler import SETTINGS, PlainSampler
 
@@ -34,8 +35,9 @@ STEPS, BATCH, LEARNING_RATE = 150, 8, 5e-3
 class Base:
     """A small GPT on a small corpus: lower-case characters, characters, or words (sizes 0, 1, 2).
 
-    ``faults`` are names of PlainGPT's; a trained model was trained with them, and with the changed fields of its
-    configuration in ``config_changes``. ``model`` is a copy that belongs to this object.
+    ``faults`` are names of PlainGPT's, ``config_changes`` fields of its configuration; ``change_text`` and
+    ``change_ids`` are applied to the corpus, and ``draw(base, seed)`` yields the batches. A trained model was trained
+    with all of these. ``model`` is a copy that belongs to this object.
     """
 
     size: int = 0
@@ -44,6 +46,9 @@ class Base:
     library: str = "mlx"
     faults: frozenset[str] = frozenset()
     config_changes: tuple[tuple[str, Any], ...] = ()
+    change_text: Callable[[str], str] | None = None
+    change_ids: Callable[[np.ndarray], np.ndarray] | None = None
+    draw: Callable[[Base, int], Iterator[tuple[np.ndarray, np.ndarray]]] | None = None
 
     def with_faults(self, *faults: str, **config: Any) -> Base:
         """Return the same model with faults of PlainGPT, or with other fields of its configuration."""
@@ -74,17 +79,19 @@ class Base:
 
     @property
     def vocabulary(self) -> list[str]:
-        return corpus(self.size, self.seed)[1]
+        return corpus(self.size, self.seed, self.change_text)[0]
 
     @property
     def train_ids(self) -> np.ndarray:
-        ids = corpus(self.size, self.seed)[2]
-        return ids[: len(ids) * 9 // 10]
+        ids = corpus(self.size, self.seed, self.change_text)[1]
+        ids = ids[: len(ids) * 9 // 10]
+        return self.change_ids(ids) if self.change_ids else ids
 
     @property
     def val_ids(self) -> np.ndarray:
-        ids = corpus(self.size, self.seed)[2]
-        return ids[len(ids) * 9 // 10 :]
+        ids = corpus(self.size, self.seed, self.change_text)[1]
+        ids = ids[len(ids) * 9 // 10 :]
+        return self.change_ids(ids) if self.change_ids else ids
 
     def encode(self, text: str) -> list[int]:
         return encoded(text, self.size, self.vocabulary)
@@ -92,9 +99,15 @@ class Base:
     def decode(self, ids: Any) -> str:
         return "".join(self.vocabulary[int(i)] for i in ids)
 
-    def batches(self, B: int = BATCH, shift: int = 1, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield random windows x and y, (B, T) each, without end."""
-        rng, ids, T = np.random.default_rng(seed), self.train_ids, self.config.n_positions
+    def batches(self, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield what training is fed: x and y, (B, T) each, without end."""
+        return self.draw(self, seed) if self.draw else self.windows(seed=seed)
+
+    def windows(
+        self, B: int = BATCH, shift: int = 1, seed: int = 0, ids: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield random windows x of the training ids or others, and y, which begins ``shift`` later."""
+        rng, ids, T = np.random.default_rng(seed), self.train_ids if ids is None else ids, self.config.n_positions
         while True:
             rows = rng.integers(2, len(ids) - T - 3, B)[:, None] + np.arange(T)
             yield ids[rows], ids[rows + shift]
@@ -111,6 +124,8 @@ class Base:
 
     def cached(self, ids: list[int], n_prompt: int) -> np.ndarray:
         """Return logits as a cache gives them: of the prompt at once, then of each longer text its last."""
+        if not self.faults:
+            return PlainCache(library(self.library).functions(self.model)["parameters"](), self.config)(ids, n_prompt)
         later = [self.forward([ids[: t + 1]])[0, -1:] for t in range(n_prompt, len(ids))]
         return np.concatenate([self.forward([ids[:n_prompt]])[0], *later])
 
@@ -177,13 +192,14 @@ def encoded(text: str, size: int, vocabulary: list[str]) -> list[int]:
 
 
 @cache
-def corpus(size: int, seed: int) -> tuple[str, list[str], np.ndarray]:
-    """Return a text of 200 to 400 stories, its vocabulary and its ids."""
+def corpus(size: int, seed: int, change: Callable[[str], str] | None) -> tuple[list[str], np.ndarray]:
+    """Return the vocabulary and the ids of a text of 200 to 400 stories."""
     stories = generate_stories((200, 200, 400)[size], seed=seed)
     text = (EOT if size == 2 else "\n").join([*stories, ""])
     text = re.sub(r"[^a-z ,.\n]", "", text.lower()) if size == 0 else text
+    text = change(text) if change else text
     vocabulary = sorted({*text, *tokens_of(text, size)})
-    return text, vocabulary, np.array(encoded(text, size, vocabulary), np.int32)
+    return vocabulary, np.array(encoded(text, size, vocabulary), np.int32)
 
 
 @cache
@@ -238,7 +254,8 @@ def functions_of(model: nn.Module) -> Given:
         return logits
 
     def mean_loss(x: mx.array, y: mx.array) -> mx.array:
-        return nn.losses.cross_entropy(model(x), y, reduction="mean")
+        losses = nn.losses.cross_entropy(model(x), mx.maximum(y, 0))
+        return (losses * (y >= 0)).sum() / (y >= 0).sum()
 
     value_and_grad = nn.value_and_grad(model, mean_loss)
 
