@@ -28,7 +28,7 @@ SIZES = (
     PlainConfig(n_positions=48, width=32, layers=2, heads=2, dropout=0.1),
     PlainConfig(n_positions=64, width=48, layers=3, heads=4, tied=False),
 )
-STEPS, BATCH, LEARNING_RATE = 150, 8, 5e-3
+STEPS, BATCH, LEARNING_RATE = 100, 8, 5e-3
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Base:
 
     @property
     def config(self) -> PlainConfig:
-        return replace(SIZES[self.size], vocab_size=len(self.vocabulary), **dict(self.config_changes))
+        return replace(SIZES[self.size], **{"vocab_size": len(self.vocabulary), **dict(self.config_changes)})
 
     @cached_property
     def model(self) -> Any:

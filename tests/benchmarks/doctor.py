@@ -1,0 +1,54 @@
+"""Figures of the doctor: planted faults that it names, healthy models that it passes, and its time.
+
+    python tests/benchmarks/doctor.py [--quick] [--group GROUP ...] [--fault NAME] [--jobs 2]
+
+Prints the table of tests/README.md, and each run in which something else was named than what was planted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import mlx_gpt  # noqa: F401  # isort: skip  # before MLX: it links OpenBLAS on Linux
+from helpers.doctor_figures import GROUPS, Run, misses, results, runs, table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="size 0 and seed 0 only")
+    parser.add_argument("--group", nargs="*", choices=[*GROUPS, "together", "healthy"])
+    parser.add_argument("--fault", help="a part of the name of a fault or model")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--verbose", action="store_true", help="print the reports of wrong runs")
+    chosen = parser.parse_args()
+    groups = chosen.group or [*GROUPS, "together", "healthy"]
+    planned = list(runs([group for group in groups if group in GROUPS], chosen.quick))
+    if "together" in groups:
+        from helpers.faults_together import TOGETHER
+
+        planned += [Run("together", name, seed=seed, everything=True) for name in TOGETHER for seed in range(3)]
+    if "healthy" in groups:
+        from helpers.healthy_gpts import HEALTHY
+
+        planned += [Run("healthy", name, everything=True) for name in HEALTHY]
+    planned = [run for run in planned if not chosen.fault or chosen.fault in run.name]
+    start = time.perf_counter()
+    found = []
+    for one in results(planned, chosen.jobs):
+        found.append(one)
+        if not one.right:
+            print(misses([one]), flush=True)
+            if chosen.verbose:
+                print(one.text)
+    print(f"\n{table(sorted(found, key=lambda one: (*GROUPS, 'together', 'healthy').index(one.run.group)))}\n")
+    print(f"{len(found)} examinations in {(time.perf_counter() - start) / 60:.1f} minutes, {chosen.jobs} processes")
+    print(misses(found) or "no miss")
+
+
+if __name__ == "__main__":
+    main()

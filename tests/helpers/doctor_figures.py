@@ -1,0 +1,162 @@
+"""Runs of the doctor on planted faults and healthy models, in processes, and the table of what it named."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .planted import Base, Given, Planted
+
+GROUPS = tuple(sorted(path.stem.removeprefix("planted_") for path in Path(__file__).parent.glob("planted_*.py")))
+DRAWS, STEPS = ("sample", "sample_many", "sample_settings"), ("step", "new_step")  # arguments whose checks take longest
+COSTLY = {"sampling": STEPS, "optimisation": DRAWS, "level": STEPS}  # those that the runs of a group omit; else both
+LIBRARIES = ("mlx", "torch")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One examination: of a planted fault, of several at once, or of a healthy model."""
+
+    group: str
+    name: str
+    size: int = 0
+    seed: int = 0
+    trained: bool = False
+    library: str = "mlx"
+    everything: bool = False  # with all arguments, else without the costly ones of other groups
+
+    def __str__(self) -> str:
+        if self.group == "healthy":
+            return f"healthy: {self.name}"
+        state = "trained" if self.trained else "untrained"
+        return f"{self.group}: {self.name} (size {self.size}, seed {self.seed}, {state}, {self.library})"
+
+
+@dataclass(frozen=True)
+class Result:
+    run: Run
+    expected: tuple[str, ...]  # codes in the order of repair
+    named: tuple[str, ...]  # codes of faults, and of warnings where one is expected
+    seconds: float
+    text: str  # of the report
+
+    @property
+    def right(self) -> bool:
+        return self.named == self.expected
+
+
+def faults_of(group: str) -> dict[str, Planted]:
+    return importlib.import_module(f".planted_{group}", __package__).FAULTS
+
+
+def runs(groups: Sequence[str], quick: bool = False) -> Iterator[Run]:
+    """Yield a run of each fault at every size with its own seed, untrained and trained, and at size 0 by all checks.
+
+    The forward pass, the cache, targets and data are examined untrained at three seeds of each size. Quick: size 0,
+    seed 0.
+    """
+    for group in groups:
+        for name, planted in faults_of(group).items():
+            for library in planted.libraries:
+                for trained in planted.states:
+                    for size in planted.sizes:
+                        exact = not trained and library == "mlx" and group in ("forward", "data")
+                        for seed in (0,) if quick else range(3) if exact else (size,):
+                            if not quick or size == planted.sizes[0]:
+                                yield Run(group, name, size, seed, trained, library)
+            yield Run(group, name, planted.sizes[0], 3, planted.states[-1], everything=True)
+
+
+def arguments(run: Run) -> tuple[Given, tuple[str, ...]]:
+    """Return the arguments of ``examine`` and the codes that are to be named."""
+    if run.group == "healthy":
+        from .healthy_gpts import HEALTHY
+
+        return HEALTHY[run.name](), ()
+    base = Base(run.size, run.seed, run.trained, run.library)
+    if run.group == "together":
+        from .faults_together import TOGETHER
+
+        together = TOGETHER[run.name]
+        return together.plant(base), together.codes
+    planted = faults_of(run.group)[run.name]
+    given = planted.plant(base)
+    omitted = () if run.everything else COSTLY.get(run.group, DRAWS + STEPS)
+    return {name: value for name, value in given.items() if name not in omitted}, (planted.code,)
+
+
+def result_of(run: Run) -> Result:
+    from mlx_gpt.check.doctor import examine
+
+    given, expected = arguments(run)
+    start = time.perf_counter()
+    report = examine(**given)
+    seconds = time.perf_counter() - start
+    named = tuple(one.code for one in report.findings if one.severity == "fault" or one.code in expected)
+    return Result(run, expected, named, seconds, str(report))
+
+
+def results(runs: Sequence[Run], jobs: int) -> Iterator[Result]:
+    """Run in processes that each take a range of the runs, so that they train a model once."""
+    context = multiprocessing.get_context("spawn")
+    ordered = sorted(runs, key=lambda run: (run.library, run.size, run.seed, run.trained, run.group))
+    with context.Pool(jobs, start) as pool:
+        yield from pool.imap_unordered(tried, ordered, chunksize=4)
+
+
+def start() -> None:
+    """Prepare a process: one thread for each, and OpenBLAS before MLX."""
+    import os
+
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    import mlx_gpt  # noqa: F401
+
+    if importlib.util.find_spec("torch"):
+        importlib.import_module("torch").set_num_threads(1)
+
+
+def tried(run: Run) -> Result:
+    try:
+        return result_of(run)
+    except Exception as error:  # of the doctor or of the plant: a miss, which the table states
+        return Result(run, ("?",), (f"{type(error).__name__}: {error}",), 0.0, "")
+
+
+def share(results: Sequence[Result]) -> str:
+    return f"{sum(one.right for one in results)}/{len(results)}" if results else "–"
+
+
+def table(found: Sequence[Result]) -> str:
+    """Return the shares named rightly and alone, by group, as Markdown."""
+    columns: dict[str, Any] = {
+        "faults": lambda run: True,
+        **{f"size {size}": lambda run, size=size: run.size == size and not run.everything for size in range(3)},
+        "untrained": lambda run: not run.trained,
+        "trained": lambda run: run.trained,
+        "PyTorch": lambda run: run.library == "torch",
+        "all checks": lambda run: run.everything,
+    }
+    lines = ["| group | faults | all runs | " + " | ".join([*columns][1:]) + " | seconds, median, longest |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
+    for group in dict.fromkeys(one.run.group for one in found):
+        its = [one for one in found if one.run.group == group]
+        seconds = sorted(one.seconds for one in its)
+        cells = [group, str(len({one.run.name for one in its}))]
+        cells += [share([one for one in its if belongs(one.run)]) for belongs in columns.values()]
+        cells.append(f"{seconds[len(seconds) // 2]:.1f}, {seconds[-1]:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def misses(found: Sequence[Result]) -> str:
+    """Return a line for each run in which something else was named."""
+    return "\n".join(
+        f"{one.run}: expected {', '.join(one.expected) or 'no fault'}; named {', '.join(one.named) or 'none'}"
+        for one in sorted(found, key=lambda one: str(one.run))
+        if not one.right
+    )
