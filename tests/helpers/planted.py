@@ -161,7 +161,7 @@ class Base:
             "batches": self.batches,
             "train_ids": self.train_ids,
             "val_ids": self.val_ids,
-            "train_text": self.decode(self.train_ids),
+            "train_text": self.decode(self.train_ids) if "train_text" not in changes else None,
             "metrics": [dict(row) for row in trained(self)[1]] if self.trained else None,
             "val_loss": self.mean_loss(self.val_ids) if "val_loss" not in changes else None,
             **changes,
