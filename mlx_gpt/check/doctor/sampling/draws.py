@@ -1,38 +1,41 @@
-"""Draws of the user's sampler, their probabilities by the model's logits, and tests of one against the other."""
+"""Draws of the user's sampler, and the logits that the model gives for the texts it drew."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.arrays import as_numpy
-from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.sampling.texts import logits_after
 
 OFF: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-SURE = 20.0  # nats by which an explanation must be the better one: false alarm below exp(-20) = 2e-9
-RARE = 1e-9  # p-value of a chi-square test that is a finding; a tenth is left for the error of the approximation
-SECONDS = 3.0  # for the draws of one evidence; a slow sampler gives fewer
-Rule = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # logits (T, V), text, n_prompt -> log-probabilities (T, V)
+LENGTH = 10  # new ids of a call
+SHARE = 0.4  # of the time that is left when the first sampling check begins
+PART = 0.2  # of that, for the calls of one set of draws
 
 
 @dataclass(frozen=True)
 class Draws:
-    """One call: the text (prompt and new ids), and the model's logits before each new id, (n, V) float64."""
+    """One call: the text (prompt and new ids), and the model's logits before each new id, (n, V)."""
 
     text: np.ndarray
     n_prompt: int
     logits: np.ndarray
-    settings: dict[str, Any]
 
     @property
     def new(self) -> np.ndarray:
         return self.text[self.n_prompt :]
+
+
+def accepted(case: Case) -> set[str]:
+    return set(case.given.get("sample_settings") or ())
 
 
 def settings_off(case: Case, **changed: Any) -> dict[str, Any]:
@@ -40,29 +43,26 @@ def settings_off(case: Case, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in OFF.items() if name in accepted(case)} | changed
 
 
-def accepted(case: Case) -> set[str]:
-    return set(case.given.get("sample_settings") or ())
+def count(found: Sequence[Draws]) -> int:
+    return sum(len(one.new) for one in found)
 
 
-def new_ids(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> list[int]:
-    """Return the new ids of one call of ``sample``, without the prompt. Records a prompt that was changed."""
-    returns_prompt = case.once(returns_the_prompt)
-    given = [int(i) for i in prompt]
-    ids = call_sample(case, given, n, **settings)
-    if len(ids) > n + (len(prompt) if returns_prompt else 0):
-        raise CallFailed("sample", "wrong-shape", f"sample returned {len(ids)} ids for {len(prompt)} and {n} new ones")
-    changes = case.once(changed_prompts)
-    if given != list(prompt):
-        changes.append(("its argument", list(prompt), given))
-    if not returns_prompt:
-        return ids
-    if ids[: len(prompt)] != list(prompt):
-        changes.append(("the prompt it returned", list(prompt), ids[: len(prompt)]))
-    return ids[len(prompt) :]
+# Time -------------------------------------------------------------------------------------------------------------
 
 
-def changed_prompts(case: Case) -> list[tuple[str, list[int], list[int]]]:
-    return []
+def budget(case: Case) -> tuple[float, float]:
+    """Return when the checks of sampling must end, and the seconds of one set of draws."""
+    seconds = SHARE * case.seconds_left()
+    return time.monotonic() + seconds, PART * seconds
+
+
+def require_time(case: Case) -> None:
+    """Raise ``BudgetSpent`` where the share of the sampling checks is used."""
+    if time.monotonic() > case.once(budget)[0]:
+        raise BudgetSpent
+
+
+# Calls ------------------------------------------------------------------------------------------------------------
 
 
 def call_sample(case: Case, ids: list[int], n: int, **settings: Any) -> list[int]:
@@ -76,201 +76,101 @@ def call_sample(case: Case, ids: list[int], n: int, **settings: Any) -> list[int
 
 def returns_the_prompt(case: Case) -> bool:
     """Tell a result of new ids from one of prompt and new ids, by their number."""
-    n_prompt = min(3, case.n_positions - 1)
-    prompts = case.ids(4, n_prompt).tolist()
-    lengths = [len(call_sample(case, list(prompt), 1, **settings_off(case))) for prompt in prompts if n_prompt > 1]
-    return max(lengths, default=0) > 1
+    prompts = case.ids(2, max(1, min(3, case.n_positions - 1))).tolist()
+    return any(len(call_sample(case, list(prompt), 1, **settings_off(case))) > 1 for prompt in prompts)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+def changed_prompts(case: Case) -> list[tuple[str, list[int], list[int]]]:
+    return []
 
 
-def contexts(case: Case, text: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return the logits after each prefix of a text, (T, V) float64; ids outside the vocabulary count as 0."""
-    ids = np.asarray(text)
-    inside = np.where((ids >= 0) & (ids < case.vocab_size), ids, 0)
-    return case.logits(inside[None])[0].astype(np.float64)
+def outside(case: Case) -> list[int]:
+    """Return the drawn ids that are not in the vocabulary; ``new_ids`` appends them."""
+    return []
 
 
-def draw(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> Draws:
-    """Call ``sample`` once, within the context."""
+def new_ids(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> list[int]:
+    """Return the new ids of one call of ``sample``, without the prompt. Records a prompt that was changed."""
+    require_time(case)
+    with_prompt = case.once(returns_the_prompt)
+    prompt = [int(i) for i in prompt]
+    given = list(prompt)
+    ids = call_sample(case, given, n, **settings)
+    if len(ids) > n + (len(prompt) if with_prompt else 0):
+        raise CallFailed("sample", "wrong-shape", f"sample returned {len(ids)} ids for {len(prompt)} and {n} new ones")
+    changes = case.once(changed_prompts)
+    if given != prompt:
+        changes.append(("its argument", prompt, given))
+    if with_prompt and ids[: len(prompt)] != prompt:
+        changes.append(("the prompt it returned", prompt, ids[: len(prompt)]))
+    return ids[len(prompt) :] if with_prompt else ids
+
+
+def inside(case: Case, ids: list[int]) -> list[int]:
+    """Return the ids before the first that is not in the vocabulary, and record that one."""
+    for t, i in enumerate(ids):
+        if not 0 <= i < case.vocab_size:
+            case.once(outside).append(i)
+            return ids[:t]
+    return ids
+
+
+def draw_text(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> np.ndarray:
+    """Call ``sample`` once, within the context, and return prompt and new ids.
+
+    Of a text that is shorter than ``n`` the id that ended it is known by ``end_of_text``.
+    """
     n = min(n, case.n_positions - len(prompt))
-    new = new_ids(case, prompt, n, **settings)
-    if len(new) < n and (end := case.given.get("end_of_text")) is not None and (not new or new[-1] != end):
-        new.append(int(end))  # the sampler drew it and kept it back
-    text = np.array([*prompt, *new], np.int64)
-    logits = contexts(case, text[:-1])[len(prompt) - 1 :] if new else np.zeros((0, case.vocab_size))
-    return Draws(text, len(prompt), logits, settings)
+    drawn = new_ids(case, prompt, n, **settings)
+    new = inside(case, drawn)
+    if len(drawn) < n:
+        end = case.given.get("end_of_text")
+        if end is None:
+            raise NotApplicable("end_of_text")
+        if not drawn or drawn[-1] != end:
+            new.append(int(end))  # the sampler drew it and kept it back
+    return np.array([*prompt, *new], np.int64)
 
 
-def draw_many(case: Case, prompts: Sequence[Sequence[int]], total: int, n: int = 10**9, **settings: Any) -> list[Draws]:
+def draw_many(
+    case: Case, prompts: Sequence[Sequence[int]], total: int, n: int = LENGTH, **settings: Any
+) -> list[Draws]:
     """Call ``sample`` with the prompts in turn until there are ``total`` draws or the time is over.
 
-    One call only where equal calls give equal texts: their draws are no more than those of one.
+    One long call only where equal calls give equal texts: the draws of others would depend on those of the first.
     """
-    found: list[Draws] = []
-    end = time.monotonic() + min(SECONDS, case.seconds_left() / 20)
-    n = 10**9 if case.once(is_seeded) else n
-    for call in range(total):
-        one = draw(case, prompts[call % len(prompts)], n, **settings)
-        found += [one] if len(one.new) else []  # a text may end at once
-        enough = sum(len(one.new) for one in found) >= total or case.once(is_seeded)
-        if (found and enough) or time.monotonic() > end:
+    end = time.monotonic() + case.once(budget)[1]
+    texts: list[np.ndarray] = []
+    drawn, seeded = 0, case.once(is_seeded)
+    for calls, prompt in enumerate(cycle(prompts), start=1):
+        text = draw_text(case, prompt, case.n_positions if seeded else n, **settings)
+        drawn += len(text) - len(prompt)
+        texts += [text] if len(text) > len(prompt) else []
+        if drawn >= total or calls >= total or (seeded and texts) or time.monotonic() > end:
             break
-    if not found:
-        raise NotApplicable("a sampler that returns ids")
-    return found
+    if not texts:
+        raise NotApplicable("a sampler that returns ids of the vocabulary")
+    return with_logits(case, texts, len(prompts[0]))
+
+
+def with_logits(case: Case, texts: Sequence[np.ndarray], n_prompt: int) -> list[Draws]:
+    """Return texts of a prompt and new ids with the logits before each new id."""
+    prefixes = [text[:t] for text in texts for t in range(n_prompt, len(text))]
+    ends = np.cumsum([len(text) - n_prompt for text in texts])[:-1]
+    logits = np.split(logits_after(case, prefixes), ends)
+    return [Draws(text, n_prompt, rows) for text, rows in zip(texts, logits, strict=True)]
 
 
 def is_seeded(case: Case) -> bool:
-    """Detect that equal calls give equal texts, though the model makes that improbable."""
-    settings = settings_off(case, **({"temperature": 4.0} if "temperature" in accepted(case) else {}))
-    nats = 0.0
+    """Detect that equal calls give equal texts, of 16 ids or more after several prompts."""
+    settings = settings_off(case, **({"temperature": 2.0} if "temperature" in accepted(case) else {}))
+    same = 0
     for prompt in case.ids(8, max(1, min(6, case.n_positions // 4))).tolist():
-        one, two = (draw(case, prompt, 64, **settings) for _ in range(2))
-        if not np.array_equal(one.text, two.text):
+        one, two = (draw_text(case, prompt, 16, **settings) for _ in range(2))
+        if not np.array_equal(one, two):
             return False
-        nats += log_likelihood([one], tempered(settings.get("temperature", 1.0)))
-        if nats < -SURE:
-            return True
-    return False
-
-
-# Rules ------------------------------------------------------------------------------------------------------------
-
-
-def plain(logits: np.ndarray, text: np.ndarray, n_prompt: int) -> np.ndarray:
-    return log_softmax(logits)
-
-
-def tempered(temperature: float) -> Rule:
-    return lambda logits, text, n_prompt: log_softmax(logits / temperature)
-
-
-def of_probabilities(temperature: float = 1.0) -> Rule:
-    """Softmax applied twice."""
-    return lambda logits, text, n_prompt: log_softmax(np.exp(log_softmax(logits)) / temperature)
-
-
-def penalized(penalty: float, temperature: float, how: str) -> Rule:
-    """Apply a repetition penalty: "once" is Keskar et al. 2019, section 4.1; the others are faults or other ranges."""
-
-    def rule(logits: np.ndarray, text: np.ndarray, n_prompt: int) -> np.ndarray:
-        changed = logits.copy()
-        for t, row in enumerate(changed):
-            seen = text[n_prompt if how == "generated" else 0 : n_prompt + t]
-            ids, counts = np.unique(seen, return_counts=True)
-            strength = penalty ** (counts if how == "compounds" else np.ones(len(ids)))
-            values = row[ids]
-            down = np.where(values < 0, values * strength, values / strength)
-            up = np.where(values < 0, values / strength, values * strength)
-            row[ids] = {"divides": values / strength, "multiplies": values * strength, "up": up}.get(how, down)
-        return log_softmax(changed / temperature)
-
-    return rule
-
-
-# Tests ------------------------------------------------------------------------------------------------------------
-
-
-def log_likelihood(found: Sequence[Draws], rule: Rule) -> float:
-    """Return the log-likelihood of all draws in nats, where no draw counts as less than e^-50."""
-    total = 0.0
-    for one in found:
-        logprobs = rule(one.logits, one.text, one.n_prompt)
-        total += float(np.maximum(chosen(logprobs, one.new), -50).sum())
-    return total
-
-
-def chosen(logprobs: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return the log-probability of each id; -inf outside the vocabulary."""
-    inside = (ids >= 0) & (ids < logprobs.shape[1])
-    return np.where(inside, logprobs[np.arange(len(ids)), np.where(inside, ids, 0)], -np.inf)
-
-
-def uniforms(case: Case, found: Sequence[Draws], rule: Rule, ranked: bool) -> list[np.ndarray]:
-    """Return each draw's place in its cumulative distribution, at random within its own share: uniform if it is true.
-
-    Randomized probability integral transform. ``ranked`` orders the ids by probability, else by number.
-    """
-    places = []
-    for one in found:
-        p = np.exp(rule(one.logits, one.text, one.n_prompt))
-        inside = np.clip(one.new, 0, case.vocab_size - 1)
-        own = p[np.arange(len(p)), inside]
-        numbers = np.arange(p.shape[1])[None]
-        ties = (p == own[:, None]) & (numbers < inside[:, None])
-        before = (p > own[:, None]) | ties if ranked else numbers < inside[:, None]
-        places.append((p * before).sum(axis=1) + own * case.rng.random(len(own)))
-    return places
-
-
-def misfit(case: Case, found: Sequence[Draws], rule: Rule) -> tuple[float, float]:
-    """Return p-values of the draws under a rule: of all tests, and of the independence of successive draws alone.
-
-    The ids are ordered by probability and by number; each order gives two tests.
-    """
-    tests = [p_values(uniforms(case, found, rule, ranked)) for ranked in (True, False)]
-    independent = min(1.0, 2 * min(pair for _, pair in tests))
-    return min(1.0, 4 * min(min(one) for one in tests)), independent
-
-
-def p_values(places: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Test places of draws for uniformity, and successive ones for independence, in 5 x 5 cells (3 x 3 below 250).
-
-    Pearson's chi-square; 1 below 40 pairs.
-    """
-    places = [place for place in places if len(place)]
-    every = np.concatenate(places) if places else np.zeros(0)
-    K = 5 if len(every) >= 250 else 3
-    uniform = pair = 1.0
-    if (N := len(every)) >= 40:
-        singles = np.bincount(bins(every, K), minlength=K)
-        uniform = chi_square(float(np.square(singles - N / K).sum() * K / N), K - 1)
-    cells = np.zeros((K, K))
-    for place in places:
-        np.add.at(cells, (bins(place[:-1], K), bins(place[1:], K)), 1)
-    if (N := int(cells.sum())) >= 40:
-        expected = np.outer(cells.sum(axis=1), cells.sum(axis=0)) / N
-        statistic = float((np.square(cells - expected) / np.maximum(expected, 1e-9)).sum())
-        pair = chi_square(statistic, (K - 1) ** 2)
-    return uniform, pair
-
-
-def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
-    """Return the log of an e-value for draws of a call that favour the ids which the call drew already.
-
-    As one noise for every step gives, with which argmax(logits + noise) chooses. Each draw's alternative is half the
-    rule and half the rule with an id weighed by (times drawn + 1/2) / (times expected + 1/2). Above x with probability
-    below e^-x if the draws follow the rule and are independent (Ville 1939). ``across`` counts over all calls.
-    """
-    total = 0.0
-    drawn = expected = np.zeros(0)
-    for one in found:
-        p = np.exp(rule(one.logits, one.text, one.n_prompt))
-        if not (across and len(drawn)):
-            drawn, expected = np.full(p.shape[1], 0.5), np.full(p.shape[1], 0.5)
-        for row, i in zip(p, one.new, strict=True):
-            if not 0 <= i < len(row):
-                continue
-            weighed = row * drawn / expected
-            ratio = weighed[i] / weighed.sum() / max(row[i], 1e-300)
-            total += log(0.5 + 0.5 * min(ratio, 1e9))
-            drawn[i] += 1
-            expected += row
-    return total
-
-
-def bins(places: np.ndarray, K: int) -> np.ndarray:
-    return np.clip((places * K).astype(int), 0, K - 1)
-
-
-def chi_square(statistic: float, freedom: int) -> float:
-    """Return the upper tail of the chi-square distribution, of an even number of degrees of freedom (closed form)."""
-    term = total = 1.0
-    for i in range(1, freedom // 2):
-        term *= statistic / 2 / i
-        total += term
-    return exp(max(-700.0, log(total) - statistic / 2))
+        (draws,) = with_logits(case, [one], len(prompt)) if len(one) > len(prompt) else (None,)
+        if draws is not None:
+            p = np.exp(draws.logits / settings.get("temperature", 1.0) - draws.logits.max())
+            same += int((p.max(axis=1) < 0.9 * p.sum(axis=1)).sum())
+    return same > 0

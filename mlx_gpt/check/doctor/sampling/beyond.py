@@ -1,0 +1,122 @@
+"""Texts that grow longer than the context."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.sampling.draws import (
+    Draws,
+    accepted,
+    inside,
+    new_ids,
+    outside,
+    returns_the_prompt,
+    settings_off,
+)
+from mlx_gpt.check.doctor.sampling.explain import LEAST
+from mlx_gpt.check.doctor.sampling.fit import SURE
+from mlx_gpt.check.doctor.sampling.probes import sharp_temperature
+from mlx_gpt.check.doctor.sampling.rules import Rule
+from mlx_gpt.check.doctor.sampling.texts import logits_after
+from mlx_gpt.check.doctor.sampling.verdict import understood
+
+TEXTS = 6
+NEW = 10  # ids of a text beyond its prompt
+FIRST = 2  # of them that may still be predicted from all of the text
+LONGEST = 256  # context of which the predictions of many windows are affordable
+
+
+@check("beyond-context", "sample")
+def beyond_context(case: Case) -> dict[str, Any] | None:
+    """The text goes wrong, or generation ends with an error, where it grows longer than the context.
+
+    A sampler may stop, refuse, or read a window of the last tokens, of at least a quarter of the context. Threshold:
+    the draws are e^20 times as probable after another text, or by chance, than after any such window.
+    """
+    found = understood(case)
+    if found.window is not None:
+        raise NotApplicable("a sampler that reads its text")
+    assert found.base is not None
+    case.once(returns_the_prompt)
+    P = case.n_positions
+    temperature = case.once(sharp_temperature)
+    settings = settings_off(case, **({"temperature": temperature} if "temperature" in accepted(case) else {}))
+    rule, score, n = found.base.rule(temperature), Counter[str](), 0
+    for _ in range(TEXTS):
+        prompt = case.ids(1, max(1, P - 1))[0].tolist()
+        try:
+            drawn = new_ids(case, prompt, NEW if P <= LONGEST else FIRST + 1, **settings)
+        except CallFailed as failure:
+            if refuses(failure):
+                raise NotApplicable("a sampler that goes on where the context is full") from None
+            return beyond(f"a text of more than {P} tokens ends with {failure.message}", "an error")
+        if P > LONGEST:
+            raise NotApplicable(f"n_positions of at most {LONGEST}")
+        knew = bool(case.once(outside))
+        new = inside(case, drawn)
+        if len(new) < len(drawn) and not knew:
+            return beyond(f"id {drawn[len(new)]} is drawn after more than {P} tokens", drawn[len(new)])
+        if len(new) <= FIRST:
+            continue
+        score.update(scores(case, [*prompt, *new], len(prompt), rule))
+        n += len(new) - FIRST
+        right, wrong = (max(score[name] for name in score if name.startswith(kind)) for kind in ("last", "not"))
+        if wrong - right > SURE:
+            return beyond(
+                f"{n} ids drawn after more than {P} tokens are predicted by no window of the last tokens", wrong - right
+            )
+        if right - wrong > SURE:
+            break
+    return None
+
+
+def scores(case: Case, text: list[int], n_prompt: int, rule: Rule) -> dict[str, float]:
+    """Return the log-likelihood of the draws beyond the context after each window, and by chance.
+
+    "last" windows have a fixed length or a fixed start, and are allowed; "not" allowed are short ones, the first tokens
+    of the text, and a mixture of all windows and an equal probability of all ids.
+    """
+    P, ends = case.n_positions, range(n_prompt + FIRST, len(text))
+    least = max(2, P // 4)
+    step = max(1, P * P // 4000)
+    lengths = {1, 2, least, P // 2, P - 1, P, *range(1, P + 1, step)} - {0}
+    names = {f"last {m}": [text[e - m : e] for e in ends] for m in lengths if m >= least or P < 4}
+    starts = {ends[0] - m for m in lengths if m >= least and ends[-1] - ends[0] + m <= P}
+    names |= {f"last from {s}": [text[s:e] for e in ends] for s in starts}
+    names |= {f"not {m}": [text[e - m : e] for e in ends] for m in lengths if m < least and P >= 4}
+    names |= {f"not from {s}": [text[s:e] for e in ends] for s in (P - 1, P) if P >= 4 and len(text) - s < least}
+    names["not the first"] = [text[:P]] * len(ends)
+    windows = [window for every in names.values() for window in every]
+    draws = Draws(np.array(text), n_prompt, logits_after(case, windows))
+    new = np.tile(text[ends[0] :], len(names))
+    p = np.exp(np.maximum(rule(draws)[np.arange(len(new)), new], LEAST)).reshape(len(names), -1)
+    found = dict(zip(names, np.log(p).sum(axis=1).tolist(), strict=True))
+    found["not at all"] = float(np.log(0.5 / case.vocab_size + 0.5 * p.mean(axis=0)).sum())
+    return found
+
+
+def refuses(failure: CallFailed) -> bool:
+    """Return True for an error that says what is wrong, or one of transformers' generation, which warns before."""
+    cause = failure.__cause__
+    trace = cause.__traceback__ if cause is not None else None
+    while trace is not None:
+        if "transformers/generation/" in trace.tb_frame.f_code.co_filename.replace("\\", "/"):
+            return True
+        trace = trace.tb_next
+    own = ("ValueError", "AssertionError", "UsageError", "MLXGPTError")
+    return failure.code != "raises" or (type(cause).__name__ in own and not str(cause).startswith("["))
+
+
+def beyond(why: str, measured: Any) -> dict[str, Any]:
+    return {
+        "measured": measured,
+        "expected": "a text that stops, or goes on from a window of the last tokens",
+        "why": why,
+        "remedy": "read only the last n_positions tokens, text[-n_positions:], or stop where the context is full",
+        "evidence": {},
+    }

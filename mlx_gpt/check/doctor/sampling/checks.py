@@ -1,0 +1,172 @@
+"""The checks of draws and settings: each reads what the evidence said of its code."""
+
+from __future__ import annotations
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.sampling.cuts import cut_faults
+from mlx_gpt.check.doctor.sampling.draws import accepted, changed_prompts, count, outside
+from mlx_gpt.check.doctor.sampling.findings import Found
+from mlx_gpt.check.doctor.sampling.penalty import penalty_faults
+from mlx_gpt.check.doctor.sampling.verdict import evidence, undecided, verdict
+
+
+def of_verdict(case: Case, code: str) -> Found:
+    found = case.once(verdict)
+    if code in found.open:
+        raise undecided(case)
+    return found.findings.get(code)
+
+
+def of_settings(case: Case, code: str) -> Found:
+    """Return the finding of a code about a setting: of the temperature, of the cuts, or of the repetition penalty."""
+    if (found := case.once(verdict).findings.get(code)) is not None:
+        return found
+    left = set(case.once(verdict).open)
+    with_penalty = "repetition_penalty" in accepted(case)
+    for find in (cut_faults, penalty_faults) if with_penalty else (cut_faults,):
+        findings, more = case.once(find)
+        left |= more
+        for name, fields in findings:
+            if name == code:
+                return fields
+    if code in left:
+        raise undecided(case)
+    return None
+
+
+@check("prompt-changed", "sample")
+def prompt_changed(case: Case) -> Found:
+    """The text that is returned begins with another prompt, or the caller's list of ids changes."""
+    try:
+        case.once(evidence)
+    except NotApplicable:
+        if not case.once(changed_prompts):
+            raise
+    changes = case.once(changed_prompts)
+    if not changes:
+        return None
+    what, given, became = changes[0]
+    return {
+        "measured": became[:16],
+        "expected": given,
+        "why": f"sample changed {what}",
+        "remedy": "copy the prompt before appending to it, and return it whole",
+        "evidence": {"times": len(changes)},
+    }
+
+
+@check("id-outside-vocabulary", "sample", explains=("sampler-not-the-model",))
+def id_outside_vocabulary(case: Case) -> Found:
+    """A drawn id is negative or not below the size of the vocabulary."""
+    try:
+        draws = sum(count(one) for _, one in case.once(evidence))
+    except NotApplicable:
+        draws = 0
+    bad = case.once(outside)
+    if not bad:
+        return None
+    return {
+        "measured": bad[0],
+        "expected": f"0 to {case.vocab_size - 1}",
+        "why": f"{len(bad)} drawn ids are not in the vocabulary, such as {bad[0]}",
+        "remedy": "draw an index of the logits' last axis, cut padded ones off, and look for logits that are NaN",
+        "evidence": {"draws": draws + len(bad), "ids": sorted(set(bad))[:8]},
+    }
+
+
+@check("sampler-too-narrow", "sample")
+def sampler_too_narrow(case: Case) -> Found:
+    """Every draw is the most probable id, though nothing asks for it.
+
+    Exact: all draws with the settings off are the argmax, which has probability below e^-20 = 2e-9.
+    """
+    return of_verdict(case, "sampler-too-narrow")
+
+
+@check("probabilities-as-logits", "sample")
+def probabilities_as_logits(case: Case) -> Found:
+    """The text is almost random, since the softmax is applied twice.
+
+    Threshold: the draws are e^20 times as probable under softmax(softmax(logits / temperature)), or with the
+    temperature outside.
+    """
+    return of_verdict(case, "probabilities-as-logits")
+
+
+@check("prompt-ignored", "sample")
+def prompt_ignored(case: Case) -> Found:
+    """The text does not depend on the prompt, or on more than its last token.
+
+    Threshold: the draws are e^20 times as probable after another text, and fit its predictions.
+    """
+    return of_verdict(case, "prompt-ignored")
+
+
+@check("draws-correlated", "sample")
+def draws_correlated(case: Case) -> Found:
+    """Each token is drawn with the random number of the one before.
+
+    Pearson's chi-square of pairs of successive draws, transformed to be uniform: p below 1e-9; or an e-value of e^20
+    in favour of one noise for the whole call. A sampler that gives the same text at each call is no fault.
+    """
+    return of_verdict(case, "draws-correlated")
+
+
+@check("sampler-not-the-model", "sample")
+def sampler_not_the_model(case: Case) -> Found:
+    """The draws do not follow the softmax of the model's logits, and no other code explains them.
+
+    Pearson's chi-square of the transformed draws and their pairs: p below 1e-9.
+    """
+    return of_verdict(case, "sampler-not-the-model")
+
+
+@check("setting-ignored", "sample", "sample_settings")
+def setting_ignored(case: Case) -> Found:
+    """A setting such as the temperature or top-k changes nothing.
+
+    Threshold: the draws are e^20 times as probable without it, and fit that.
+    """
+    return of_settings(case, "setting-ignored")
+
+
+@check("setting-inverted", "sample", "sample_settings")
+def setting_inverted(case: Case) -> Found:
+    """A setting works the other way: top-k keeps the least probable ids, a low temperature flattens.
+
+    Threshold: e^20 times as probable under the inverted rule, which they fit.
+    """
+    return of_settings(case, "setting-inverted")
+
+
+@check("setting-wrong", "sample", "sample_settings")
+def setting_wrong(case: Case) -> Found:
+    """A setting cuts elsewhere than it says: one id too many or too few, or its value for off is not off.
+
+    Threshold: e^20 times as probable with one id more or less, where an id that is drawn though forbidden counts e^50;
+    or no known rule fits: p below 1e-9 in the tests of ``sampler-not-the-model``.
+    """
+    return of_settings(case, "setting-wrong")
+
+
+@check("penalty-rewards-repetition", "sample", "sample_settings")
+def penalty_rewards_repetition(case: Case) -> Found:
+    """The repetition penalty makes repetition more probable, as dividing negative logits does.
+
+    Threshold: e^20 times as probable as under the rule of Keskar et al. 2019, section 4.1, of prompt or new ids.
+    """
+    return of_penalty(case, "penalty-rewards-repetition")
+
+
+@check("penalty-compounds", "sample", "sample_settings")
+def penalty_compounds(case: Case) -> Found:
+    """The repetition penalty counts each occurrence, so that common words become impossible. Threshold as above."""
+    return of_penalty(case, "penalty-compounds")
+
+
+def of_penalty(case: Case, code: str) -> Found:
+    findings, left = case.once(penalty_faults)
+    if code in left:
+        raise undecided(case)
+    return dict(findings).get(code)

@@ -1,0 +1,48 @@
+"""Other texts than prompt and new ids that a faulty sampler may have read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.sampling.draws import Draws
+from mlx_gpt.check.doctor.sampling.texts import logits_after
+
+Window = Callable[[list[int], list[int]], list[int]]  # prompt, new ids so far -> the ids that are read
+
+
+def windows(case: Case) -> dict[tuple[str, str], Window]:
+    """Return what may be read, by code and name."""
+    last, V = case.vocab_size - 1, case.vocab_size
+    found: dict[tuple[str, str], Window] = {
+        ("prompt-ignored", "the prompt's last token in place of the prompt"): lambda prompt, new: [prompt[-1], *new],
+        ("prompt-ignored", "the last token alone"): lambda prompt, new: [*prompt, *new][-1:],
+        ("prompt-ignored", "no prompt"): lambda prompt, new: new,
+        ("prompt-ignored", "id 0 in place of the prompt"): lambda prompt, new: [0, *new],
+        ("prompt-ignored", "the last id in place of the prompt"): lambda prompt, new: [last, *new],
+        ("sampler-not-the-model", "the text without its last token"): lambda prompt, new: [*prompt, *new][:-1],
+        ("sampler-not-the-model", "the prompt alone"): lambda prompt, new: prompt,
+        ("sampler-not-the-model", "the first token alone"): lambda prompt, new: prompt[:1],
+        ("sampler-not-the-model", "the text in reverse"): lambda prompt, new: [*prompt, *new][::-1],
+    }
+    if (end := case.given.get("end_of_text")) is not None and end < V:
+        name = "the end of text"
+        found["prompt-ignored", f"{name} in place of the prompt"] = lambda prompt, new: [end, *new]
+        found["", f"{name} before the text"] = lambda prompt, new: [end, *prompt, *new]
+    return found
+
+
+def read_otherwise(case: Case, found: Sequence[Draws], window: Window) -> list[Draws]:
+    """Return draws with the logits after what a window reads of their texts; the true ones where it reads nothing."""
+    texts = []
+    for one in found:
+        prompt, new = one.text[: one.n_prompt].tolist(), one.new.tolist()
+        texts += [window(prompt, new[:t])[-case.n_positions :] for t in range(len(new))]
+    logits = np.concatenate([one.logits for one in found])
+    reads = [i for i, text in enumerate(texts) if text]
+    logits[reads] = logits_after(case, [texts[i] for i in reads])
+    ends = np.cumsum([len(one.new) for one in found])[:-1]
+    return [replace(one, logits=rows) for one, rows in zip(found, np.split(logits, ends), strict=True)]

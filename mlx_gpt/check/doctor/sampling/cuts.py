@@ -1,0 +1,102 @@
+"""Settings that cut: temperature 0, top-k and top-p keep the ids that they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.sampling.draws import accepted, settings_off
+from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling, weigh
+from mlx_gpt.check.doctor.sampling.findings import setting_fault
+from mlx_gpt.check.doctor.sampling.probes import probe_draws, short_prompts, telling_temperatures
+from mlx_gpt.check.doctor.sampling.rules import Base, Keep, complement, lowest, top_k, top_p
+from mlx_gpt.check.doctor.sampling.texts import rounding
+from mlx_gpt.check.doctor.sampling.verdict import seen, understood
+
+Finding = tuple[str, dict[str, Any]]  # code and fields
+
+
+def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
+    """Return what is wrong with each setting that cuts, and the codes that the draws leave open."""
+    base = understood(case).base
+    assert base is not None
+    findings: list[Finding] = []
+    undecided: set[str] = set()
+    for setting, probes in (("temperature", greedy_probes), ("top_k", top_k_probes), ("top_p", top_p_probes)):
+        if setting not in accepted(case) or (setting == "temperature" and base.temperature != "divides"):
+            continue
+        chosen = telling(probes(case, base), seen(case, case.once(probe_draws)))
+        try:
+            answer = ask(case, chosen)
+        except CallFailed:
+            if setting == "temperature":  # refuses 0
+                continue
+            raise
+        undecided |= answer.open
+        findings += cut_fault(setting, chosen[0].settings, answer)
+    return findings, undecided
+
+
+def ask(case: Case, probes: Sequence[Probe]) -> Answer:
+    """Draw until one explanation is left; one id a call where those of a call are correlated."""
+    n = 1 if understood(case).correlated else 6
+    return weigh(case, probes, lambda draws: seen(case, draws), n)
+
+
+def cut_fault(setting: str, settings: dict[str, Any], answer: Answer) -> list[Finding]:
+    """Return the fault of a setting whose draws follow another rule, or none that is known."""
+    value, text = settings[setting], f"{setting} = {settings[setting]:.3g}"
+    if not answer.fits:
+        why = f"draws with {text} are neither those of the ids that it keeps nor of another known rule"
+        return [("setting-wrong", setting_fault("setting-wrong", setting, value, why, answer.draws))]
+    if not answer.best.codes:
+        return []
+    code = answer.best.codes[0]
+    why = f"draws with {text} are those {answer.best.name}"
+    return [(code, setting_fault(code, setting, value, why, answer.draws))]
+
+
+def greedy_probes(case: Case, base: Base) -> Iterable[Probe]:
+    """Temperature 0 takes the argmax."""
+    greedy = Base("argmax", margin=rounding(case)).rule()
+    rules = [
+        Explanation("of the most probable id", greedy),
+        Explanation("of temperature 1", base.rule(), ("setting-ignored",)),
+    ]
+    yield Probe(case.once(short_prompts), settings_off(case, temperature=0.0), rules)
+
+
+def top_k_probes(case: Case, base: Base) -> Iterable[Probe]:
+    """Top-k keeps the k most probable ids."""
+    margin = 2 * rounding(case)
+    for k in {min(3, max(1, case.vocab_size - 1)), 1} - ({1} if case.vocab_size > 2 else set()):
+        cuts = {"": top_k(k, margin), "of one id more": top_k(k + 1, margin)}
+        if k > 1:
+            cuts["of one id less"] = top_k(k - 1, margin)
+        yield from cut_probes(case, base, {"top_k": k}, cuts, ("before",))
+
+
+def top_p_probes(case: Case, base: Base) -> Iterable[Probe]:
+    """Top-p keeps the fewest most probable ids whose probabilities sum to p, before or after the temperature."""
+    margin = 2 * rounding(case)
+    for p in (0.9, 0.6, 0.3):
+        cuts = {"": top_p(p, margin), "of one id more": top_p(p, margin, 1), "of one id less": top_p(p, margin, -1)}
+        yield from cut_probes(case, base, {"top_p": p}, cuts, ("before", "after"))
+
+
+def cut_probes(
+    case: Case, base: Base, setting: dict[str, Any], cuts: dict[str, Keep], orders: Sequence[str]
+) -> Iterable[Probe]:
+    """Yield explanations at each temperature that tells much."""
+    orders = [*orders, "first"] if base.kind != "softmax" else orders
+    for t in case.once(telling_temperatures):
+        explanations = [Explanation("without it", base.rule(t), ("setting-ignored",))]
+        for cut in orders:
+            for name, keep in cuts.items():
+                explanations.append(Explanation(name, base.rule(t, keep, cut=cut), ("setting-wrong",) if name else ()))
+            inverted = {"of the least probable ids": lowest(cuts[""]), "of what it should drop": complement(cuts[""])}
+            for name, keep in inverted.items():
+                explanations.append(Explanation(name, base.rule(t, keep, cut=cut), ("setting-inverted",)))
+        chosen = {"temperature": t} if "temperature" in accepted(case) else {}
+        yield Probe(case.once(short_prompts), settings_off(case, **setting, **chosen), explanations)

@@ -1,0 +1,121 @@
+"""Choose among explanations of draws by likelihood, and the settings at which they differ most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.sampling.draws import Draws, count, draw_many
+from mlx_gpt.check.doctor.sampling.fit import SURE, fits
+from mlx_gpt.check.doctor.sampling.rules import Rule
+
+LEAST = -50.0  # log-probability of an id that a rule never draws
+DECIDED = 10.0  # nats by which an explanation must be worse than the right rule to be excluded
+CHUNK = 60  # draws between two looks at the evidence
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A rule that draws may follow, with its name and the codes of its faults: none for a right rule."""
+
+    name: str
+    rule: Rule
+    codes: tuple[str, ...] = ()
+    shows: bool = True  # soon enough in draws that it can be excluded
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Prompts and settings, and what draws with them may follow; other probes have the same order of explanations."""
+
+    prompts: list[list[int]]
+    settings: dict[str, Any]
+    explanations: Sequence[Explanation]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The explanation that draws fit best, the codes that they do not exclude, and the number of draws.
+
+    ``gain``: nats by which it is more probable than the best right rule. ``fits``: no test rejects it.
+    """
+
+    best: Explanation
+    gain: float
+    fits: bool
+    open: set[str]
+    draws: int
+
+
+def log_likelihood(found: Sequence[Draws], rule: Rule) -> float:
+    """Return the log-likelihood of all draws in nats, where no draw counts as less than e^-50."""
+    return sum(float(np.maximum(rule(one)[np.arange(len(one.new)), one.new], LEAST).sum()) for one in found)
+
+
+def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tuple[int, float, set[str]]:
+    """Return the best explanation's place, its gain over the best right rule, and the codes that are not excluded.
+
+    Each fault must make the draws e^20 times as probable: the right rule and the simpler explanation come first. The
+    probability that a given explanation gains x nats over a rule that is true is below e^-x (Ville 1939), at whatever
+    number of draws one stops.
+    """
+    best = max(range(len(scores)), key=lambda i: scores[i] - SURE * len(explanations[i].codes))
+    right = max(score for score, one in zip(scores, explanations, strict=True) if not one.codes)
+    near = [one for score, one in zip(scores, explanations, strict=True) if score > scores[best] - DECIDED]
+    return best, scores[best] - right, {one.codes[0] for one in near if len(one.codes) == 1 and one.shows}
+
+
+def weigh(
+    case: Case, probes: Sequence[Probe], read: Callable[[list[Draws]], list[Draws]], n: int = 6, most: int = 300
+) -> Answer:
+    """Draw with each probe in turn until no explanation but one is left, at most ``most`` times with each.
+
+    ``n``: ids of a call. ``read`` puts the logits that the sampler uses into draws.
+    """
+    explanations = probes[0].explanations
+    found: list[list[Draws]] = [[] for _ in probes]
+    scores = np.zeros(len(explanations))
+    while True:
+        for probe, mine in zip(probes, found, strict=True):
+            calls = len(mine) % len(probe.prompts)
+            prompts = [*probe.prompts[calls:], *probe.prompts[:calls]]
+            more = read(draw_many(case, prompts, CHUNK, n, **probe.settings))
+            scores += [log_likelihood(more, one.rule) for one in probe.explanations]
+            mine += more
+        best, gain, left = choose(scores.tolist(), explanations)
+        left -= {*explanations[best].codes}
+        if not left or count(more) < CHUNK or count(found[0]) >= most:
+            break
+    fit = all(fits(case, draws, probe.explanations[best].rule) for probe, draws in zip(probes, found, strict=True))
+    return Answer(explanations[best], gain, fit, left, sum(map(count, found)))
+
+
+def telling(options: Iterable[Probe], rows: Sequence[Draws]) -> list[Probe]:
+    """Return for each code the settings and prompts at which its faults differ most from the right rules.
+
+    ``rows`` are draws of one id after the prompts of each option. Measured by the Kullback-Leibler divergence in nats a
+    draw, at the quarter of the prompts where it is largest.
+    """
+    best: dict[str, tuple[float, Probe]] = {}
+    for probe in options:
+        logprobs = [np.concatenate([one.rule(row) for row in rows]) for one in probe.explanations]
+        pairs = [*zip(logprobs, probe.explanations, strict=True)]
+        right = [p for p, one in pairs if not one.codes]
+        for code in sorted({one.codes[0] for one in probe.explanations if one.codes and one.shows}):
+            wrong = [p for p, one in pairs if one.codes == (code,) and one.shows]
+            nats = np.min([divergences(p, q) for p in wrong for q in right], axis=0)
+            most = np.argsort(-nats)[: max(4, len(nats) // 4)]
+            if code not in best or nats[most].mean() > best[code][0]:
+                prompts = [probe.prompts[i] for i in most]
+                best[code] = float(nats[most].mean()), replace(probe, prompts=prompts)
+    return [probe for _, probe in best.values()]
+
+
+def divergences(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Return the Kullback-Leibler divergence of log-probabilities (N, V) in nats, (N,), each at most 3."""
+    terms = np.exp(p) * (np.maximum(p, -60) - np.maximum(q, -60))
+    return np.minimum(terms.sum(axis=1), 3.0)

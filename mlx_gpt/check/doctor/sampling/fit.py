@@ -1,0 +1,111 @@
+"""Tests of draws against a rule by itself: where each falls in its distribution, and whether the next depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, log
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.sampling.draws import Draws
+from mlx_gpt.check.doctor.sampling.rules import Rule
+
+SURE = 20.0  # nats by which an explanation must be the better one: false alarm below exp(-20) = 2e-9
+RARE = 1e-9  # p-value of a chi-square test that is a finding; a tenth is left for the error of the approximation
+FEW = 40  # draws below which the chi-square approximation is not used
+
+
+def fits(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
+    """Return True if no test rejects that the draws follow the rule and are independent."""
+    return misfit(case, found, rule)[0] > RARE and repeats(found, rule) < SURE
+
+
+def misfit(case: Case, found: Sequence[Draws], rule: Rule) -> tuple[float, float]:
+    """Return p-values of the draws under a rule: of all tests, and of the independence of successive draws alone.
+
+    The ids are ordered by probability and by number; each order gives two tests.
+    """
+    tests = [p_values(places(case, found, rule, ranked)) for ranked in (True, False)]
+    independent = min(1.0, 2 * min(pair for _, pair in tests))
+    return min(1.0, 4 * min(min(one) for one in tests)), independent
+
+
+def places(case: Case, found: Sequence[Draws], rule: Rule, ranked: bool) -> list[np.ndarray]:
+    """Return each draw's place in its cumulative distribution, at random within its own share: uniform if it is true.
+
+    Randomized probability integral transform. ``ranked`` orders the ids by probability, else by number.
+    """
+    result = []
+    for one in found:
+        p = np.exp(rule(one))
+        own = p[np.arange(len(p)), one.new]
+        numbers = np.arange(p.shape[1])[None]
+        ties = (p == own[:, None]) & (numbers < one.new[:, None])
+        before = (p > own[:, None]) | ties if ranked else numbers < one.new[:, None]
+        result.append((p * before).sum(axis=1) + own * case.rng.random(len(own)))
+    return result
+
+
+def p_values(places: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Test places of draws for uniformity, and successive ones for independence, in 5 x 5 cells (3 x 3 below 250).
+
+    Pearson's chi-square; 1 below 40 pairs.
+    """
+    every = np.concatenate(places) if places else np.zeros(0)
+    K = 5 if len(every) >= 250 else 3
+    uniform = pair = 1.0
+    if (N := len(every)) >= FEW:
+        singles = np.bincount(bins(every, K), minlength=K)
+        uniform = chi_square(float(np.square(singles - N / K).sum() * K / N), K - 1)
+    cells = np.zeros((K, K))
+    for place in places:
+        np.add.at(cells, (bins(place[:-1], K), bins(place[1:], K)), 1)
+    if (N := int(cells.sum())) >= FEW:
+        expected = np.outer(cells.sum(axis=1), cells.sum(axis=0)) / N
+        statistic = float((np.square(cells - expected) / np.maximum(expected, 1e-9)).sum())
+        pair = chi_square(statistic, (K - 1) ** 2)
+    return uniform, pair
+
+
+def bins(place: np.ndarray, K: int) -> np.ndarray:
+    return np.clip((place * K).astype(int), 0, K - 1)
+
+
+def chi_square(statistic: float, freedom: int) -> float:
+    """Return the upper tail of the chi-square distribution, of an even number of degrees of freedom (closed form)."""
+    term = total = 1.0
+    for i in range(1, freedom // 2):
+        term *= statistic / 2 / i
+        total += term
+    return exp(max(-700.0, log(total) - statistic / 2))
+
+
+def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
+    """Return the log of an e-value for draws of a call that favour the ids which the call drew already.
+
+    As one noise for every step gives, with which argmax(logits + noise) chooses. Each draw's alternative is half the
+    rule and half the rule with an id weighed by (times drawn + 1/2) / (times expected + 1/2). Above x with probability
+    below e^-x if the draws follow the rule and are independent (Ville 1939). ``across`` counts over all calls.
+    """
+    total = 0.0
+    drawn = expected = np.zeros(0)
+    for one in found:
+        p = np.exp(rule(one))
+        if not (across and len(drawn)):
+            drawn, expected = np.full(p.shape[1], 0.5), np.full(p.shape[1], 0.5)
+        for row, i in zip(p, one.new, strict=True):
+            weighed = row * drawn / expected
+            ratio = weighed[i] / weighed.sum() / max(row[i], 1e-300)
+            total += log(0.5 + 0.5 * min(ratio, 1e9))
+            drawn[i] += 1
+            expected += row
+    return total
+
+
+def correlation(case: Case, found: Sequence[Draws], rule: Rule) -> tuple[float, float]:
+    """Return the p-value of independent successive draws, and the log e-value of repeated noise within a call."""
+    favour = repeats(found, rule)
+    if len(found) > 1:  # what favours the same ids in every call is no correlation within one
+        favour -= max(0.0, repeats(found, rule, across=True))
+    return misfit(case, found, rule)[1], favour

@@ -1,0 +1,88 @@
+"""The repetition penalty, against the rule as published and its known faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.sampling.cuts import Finding, ask
+from mlx_gpt.check.doctor.sampling.draws import accepted, settings_off
+from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling
+from mlx_gpt.check.doctor.sampling.findings import setting_fault
+from mlx_gpt.check.doctor.sampling.probes import after_prompts, rows, telling_temperatures
+from mlx_gpt.check.doctor.sampling.rules import Base, Change, of_logprobs, penalized
+from mlx_gpt.check.doctor.sampling.texts import logits_after
+from mlx_gpt.check.doctor.sampling.verdict import seen, understood
+
+PENALTIES = (1.1, 1.3, 2.0, 4.0)
+WHYS = {
+    "setting-ignored": "are those without it",
+    "penalty-compounds": "lower an id once for each time that it occurs",
+    "penalty-rewards-repetition": "make ids of the text more probable",
+}
+
+
+def penalty_prompts(case: Case) -> list[list[int]]:
+    """Return prompts that repeat a probable id, or hold the least probable ones, whose logits are negative."""
+    length = max(1, min(6, case.n_positions // 2))
+    starts = case.ids(case.once(rows), length)
+    prompts = []
+    for row, logits in zip(starts, logits_after(case, starts), strict=True):
+        likely = np.argsort(-logits)
+        prompts.append([*[likely[0]] * (length - 1), row[-1]])
+        prompts.append([*np.resize(likely[::-1], length - 1), row[-1]])
+    return [[int(i) for i in prompt] for prompt in prompts]
+
+
+def explanations(base: Base, temperature: float, penalty: float) -> list[Explanation]:
+    """Return the rule over the text or the new ids, of logits or log-probabilities, and its known faults."""
+
+    def of(change: Change | None, *codes: str) -> Explanation:
+        return Explanation(ids, base.rule(temperature, change=change), codes, shows=ids == "text")
+
+    found = []
+    for ids in ("new", "text"):
+        right = penalized(penalty, "lowers", ids)
+        found += [of(right), of(of_logprobs(right))]
+        found.append(of(penalized(penalty, "lowers", ids, "each"), "penalty-compounds"))
+        for how in ("divides", "multiplies", "raises"):
+            found.append(of(penalized(penalty, how, ids), "penalty-rewards-repetition"))
+        found.append(of(of_logprobs(penalized(penalty, "divides", ids)), "penalty-rewards-repetition"))
+    return [*found, of(None, "setting-ignored")]
+
+
+def penalty_probes(case: Case, base: Base) -> Iterable[Probe]:
+    with_temperature = "temperature" in accepted(case)
+    for t in case.once(telling_temperatures):
+        for penalty in PENALTIES:
+            chosen = {"repetition_penalty": penalty, **({"temperature": t} if with_temperature else {})}
+            settings = settings_off(case, **chosen)
+            yield Probe(case.once(penalty_prompts), settings, explanations(base, t, penalty))
+
+
+def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
+    """Return what is wrong with the repetition penalty, and the codes that the draws leave open."""
+    if "repetition_penalty" not in accepted(case):
+        raise NotApplicable("sample_settings with repetition_penalty")
+    base = understood(case).base
+    assert base is not None
+    rows = seen(case, after_prompts(case, case.once(penalty_prompts)))
+    probes = telling(penalty_probes(case, base), rows)
+    answer = ask(case, probes)
+    if not answer.best.codes or not answer.fits:
+        return [], answer.open
+    code, value = answer.best.codes[0], probes[0].settings["repetition_penalty"]
+    why = f"draws with repetition_penalty = {value:g} {WHYS[code]}"
+    return [(code, penalty_finding(code, value, why, answer))], answer.open
+
+
+def penalty_finding(code: str, value: float, why: str, answer: Answer) -> dict[str, Any]:
+    finding = setting_fault("setting-ignored", "repetition_penalty", value, why, answer.draws)
+    if code != "setting-ignored":
+        finding["remedy"] = "once for each id of the text, divide its logit by the penalty if positive, else multiply"
+    finding["evidence"]["nats_in_favour"] = answer.gain
+    return finding

@@ -1,0 +1,93 @@
+"""Prompts and temperatures at which faults show."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, new_ids, settings_off, with_logits
+from mlx_gpt.check.doctor.sampling.explain import divergences
+from mlx_gpt.check.doctor.sampling.rules import log_softmax
+from mlx_gpt.check.doctor.sampling.texts import logits_after, shapes
+
+GRID = 2.0 ** np.arange(-6, 8)  # temperatures to choose from; lower ones are greedy in some samplers
+USUAL = (0.5, 2.0)  # of a sampler that refuses others
+
+
+def temperatures(case: Case) -> np.ndarray:
+    """Return the temperatures of ``GRID`` that ``sample`` accepts, and at which rounding is far below chance."""
+    if "temperature" not in accepted(case):
+        return np.ones(1)
+    grid = GRID[5 * case.once(shapes).rounding < GRID]
+    try:
+        for temperature in (grid[0], grid[-1]):
+            new_ids(case, case.once(short_prompts)[0], 1, **settings_off(case, temperature=float(temperature)))
+    except CallFailed:
+        grid = grid[(grid >= USUAL[0]) & (grid <= USUAL[1])]
+    return grid
+
+
+def short_prompts(case: Case) -> list[list[int]]:
+    """Return random prompts, no longer than a quarter of the context."""
+    return case.ids(64, max(1, min(6, case.n_positions // 4))).tolist()
+
+
+def rows(case: Case) -> int:
+    """Return a number of texts whose logits are quickly computed with."""
+    return int(np.clip(100_000 // case.vocab_size, 4, 32))
+
+
+def probe_draws(case: Case) -> list[Draws]:
+    """Return logits after some prompts, as draws of one id."""
+    return after_prompts(case, case.once(short_prompts)[: case.once(rows)])
+
+
+def after_prompts(case: Case, prompts: list[list[int]]) -> list[Draws]:
+    return with_logits(case, [np.array([*prompt, 0]) for prompt in prompts], len(prompts[0]))
+
+
+def probe_logits(case: Case) -> np.ndarray:
+    return np.concatenate([one.logits for one in case.once(probe_draws)])
+
+
+def entropy(logprobs: np.ndarray) -> float:
+    """Return the mean entropy in nats."""
+    return float(-(np.exp(logprobs) * np.maximum(logprobs, -1e9)).sum(axis=1).mean())
+
+
+def entropies(case: Case) -> np.ndarray:
+    """Return the mean entropy of the draws after some prompts at each of the temperatures."""
+    return np.array([entropy(log_softmax(case.once(probe_logits) / t)) for t in case.once(temperatures)])
+
+
+def telling_temperatures(case: Case) -> list[float]:
+    """Return up to three temperatures at which some ids are probable and others are not, at least one."""
+    grid, nats = case.once(temperatures), case.once(entropies)
+    between = (nats > 0.3 * np.log(case.vocab_size)) & (nats < 0.9 * np.log(case.vocab_size)) & (nats < 3)
+    if not between.any():
+        between = np.arange(len(grid)) == np.abs(nats - 0.6 * np.log(case.vocab_size)).argmin()
+    return sorted({*np.quantile(grid[between], (0, 0.5, 1), method="nearest").tolist()})
+
+
+def sharp_temperature(case: Case) -> float:
+    """Return the temperature at which draws tell most; 1 where it cannot be set.
+
+    Largest of the least mean divergence, in nats a draw and at most 3, from temperature 1 and from other contexts.
+    """
+    prompts = case.once(short_prompts)[: case.once(rows)]
+    whole = case.once(probe_logits)
+    contexts = [logits_after(case, [prompt[start:] for prompt in prompts]) for start in (-1, -3)]
+    best, found = -1.0, 1.0
+    for temperature, nats in zip(case.once(temperatures).tolist(), case.once(entropies), strict=True):
+        p = log_softmax(whole / temperature)
+        others = [log_softmax(whole), *(log_softmax(other / temperature) for other in contexts)]
+        least = min(float(divergences(p, other).mean()) for other in others)
+        if nats > min(0.7, 0.4 * np.log(case.vocab_size)) and temperature != 1 and least > best:
+            best, found = least, temperature
+    return found
+
+
+def flat_temperature(case: Case) -> float:
+    """Return the temperature on the other side of 1, at which an inverted one is sharp."""
+    sharp, grid = case.once(sharp_temperature), case.once(temperatures)
+    return float(np.clip(1 / sharp, grid[0], grid[-1]))

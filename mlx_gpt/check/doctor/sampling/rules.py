@@ -1,0 +1,132 @@
+"""Rules by which a sampler may turn logits into probabilities: the right ones, and the known wrong ones.
+
+A ``Rule`` maps ``Draws`` to log-probabilities (n, V), -inf for ids that it never draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_gpt.check.doctor.sampling.draws import Draws
+
+Rule = Callable[[Draws], np.ndarray]
+Keep = Callable[[np.ndarray], np.ndarray]  # logits (n, V) -> the ids that a setting keeps, (n, V) boolean
+Change = Callable[[Draws], np.ndarray]  # logits after a penalty, (n, V)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def twice(logprobs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    return log_softmax(np.exp(logprobs) / temperature)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the sampler draws from with the settings off: the softmax, or what a fault makes of it.
+
+    ``kind``: "softmax"; "twice", softmax(softmax(logits / temperature)); "outside", softmax(softmax(logits) /
+    temperature); "argmax". ``shift`` is added to each id. ``temperature``: "divides", "ignored" or "multiplies".
+    """
+
+    kind: str = "softmax"
+    temperature: str = "divides"
+    shift: int = 0
+    margin: float = 0.0  # rounding of logits
+
+    def rule(
+        self, temperature: float = 1.0, keep: Keep | None = None, change: Change | None = None, cut: str = "after"
+    ) -> Rule:
+        """Return the rule at a temperature, of the ids that ``keep`` keeps of the logits "before" or "after" it.
+
+        "first": ids are cut before the first of two softmaxes, which draws them again.
+        """
+        t = {"divides": temperature, "ignored": 1.0, "multiplies": 1 / temperature}[self.temperature]
+
+        def of(draws: Draws) -> np.ndarray:
+            logits = draws.logits if change is None else change(draws)
+            if self.kind == "argmax":
+                return log_softmax(np.where(logits >= logits.max(axis=1, keepdims=True) - self.margin, 0.0, -np.inf))
+            kept = True if keep is None else keep(logits if cut == "before" else logits / t)
+            if self.kind == "softmax":
+                return np.roll(log_softmax(np.where(kept, logits / t, -np.inf)), self.shift, axis=1)
+            inner = log_softmax(logits / (t if self.kind == "twice" else 1.0))
+            if cut == "first":
+                return twice(log_softmax(np.where(kept, inner, -np.inf)), 1.0 if self.kind == "twice" else t)
+            return log_softmax(np.where(kept, twice(inner, 1.0 if self.kind == "twice" else t), -np.inf))
+
+        return of
+
+
+# Cuts -------------------------------------------------------------------------------------------------------------
+
+
+def highest(logits: np.ndarray, counts: np.ndarray | int, margin: float) -> np.ndarray:
+    """Return the ``counts`` most probable ids of each row and those that tie with the last, (n, V) boolean."""
+    places = np.broadcast_to(np.clip(counts, 1, logits.shape[1]) - 1, len(logits))
+    last = -np.take_along_axis(np.sort(-logits, axis=1), places[:, None], axis=1)
+    return logits >= last - margin
+
+
+def top_k(k: int, margin: float) -> Keep:
+    return lambda logits: highest(logits, k, margin)
+
+
+def top_p(p: float, margin: float, more: int = 0) -> Keep:
+    """Keep the fewest most probable ids whose probabilities sum to p (within 1e-4), and ``more``."""
+
+    def keep(logits: np.ndarray) -> np.ndarray:
+        sums = np.cumsum(-np.sort(-np.exp(log_softmax(logits)), axis=1), axis=1, dtype=np.float64)
+        n = (sums < p + (1e-4 if more >= 0 else -1e-4)).sum(axis=1) + 1
+        return highest(logits, n + more, margin)
+
+    return keep
+
+
+def lowest(keep: Keep) -> Keep:
+    """Keep as many ids as another cut does, but the least probable."""
+    return lambda logits: highest(-logits, keep(logits).sum(axis=1), 0.0)
+
+
+def complement(keep: Keep) -> Keep:
+    """Keep the ids that another cut drops; all where it drops none."""
+
+    def other(logits: np.ndarray) -> np.ndarray:
+        kept = keep(logits)
+        return ~kept | kept.all(axis=1, keepdims=True)
+
+    return other
+
+
+# The repetition penalty -------------------------------------------------------------------------------------------
+
+
+def penalized(penalty: float, how: str = "lowers", of: str = "text", times: str = "once") -> Change:
+    """Return the logits after a repetition penalty: "lowers" is Keskar et al. 2019, section 4.1, the others are faults.
+
+    ``how``: "lowers"; "divides" all logits, "multiplies" all, "raises". ``of``: the ids of the "text", or of the
+    "new" ids only. ``times``: "once", or once for "each" occurrence.
+    """
+
+    def change(draws: Draws) -> np.ndarray:
+        changed = draws.logits.copy()
+        for t, row in enumerate(changed):
+            seen = draws.text[draws.n_prompt if of == "new" else 0 : draws.n_prompt + t]
+            ids, counts = np.unique(seen, return_counts=True)
+            strength = penalty ** (counts if times == "each" else np.ones(len(ids)))
+            values = row[ids]
+            divide = {"lowers": values > 0, "raises": values < 0}.get(how, np.full(len(ids), how == "divides"))
+            row[ids] = np.where(divide, values / strength, values * strength)
+        return changed
+
+    return change
+
+
+def of_logprobs(change: Change) -> Change:
+    """Apply a penalty to log-probabilities, all of which are negative."""
+    return lambda draws: change(Draws(draws.text, draws.n_prompt, log_softmax(draws.logits)))

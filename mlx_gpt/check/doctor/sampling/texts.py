@@ -1,0 +1,79 @@
+"""Logits of many texts in few calls: together where the model allows it, else one prefix or one row at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.forward.probes import first_call, silent_if_random
+
+NUMBERS = 2e7  # of logits in one call
+ROUNDING = 0.05  # of the logits' standard deviation; bfloat16: below 0.03 between shapes
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What does not change a text's logits: the tokens after it, other rows; and how far rounding moves them."""
+
+    prefixes: bool
+    rows: bool
+    rounding: float
+    scale: float
+
+
+def shapes(case: Case) -> Shapes:
+    """Compare a text's logits with those of its prefixes by themselves, and with those among other rows."""
+    silent_if_random(case)
+    case.once(first_call)
+    T = min(case.n_positions, 16)
+    ids = case.ids(4, T)
+    whole = case.logits(ids[:1])[0]
+    if not np.isfinite(whole).all():
+        raise NotApplicable("finite logits")
+    scale = float(whole.std()) or 1.0
+    ends = sorted({max(1, T // 4), max(1, T // 2), max(1, T - 1)})
+    prefix = max(float(np.abs(case.logits(ids[:1, :t])[0] - whole[:t]).max()) for t in ends)
+    row = float(np.abs(case.logits(ids)[0] - whole).max())
+    sound = [moved for moved in (prefix, row) if moved <= ROUNDING * scale]
+    rounding = float(np.clip(4 * max(sound, default=0.0), 1e-5 * scale, ROUNDING * scale))
+    return Shapes(prefix <= ROUNDING * scale, row <= ROUNDING * scale, rounding, scale)
+
+
+def logits_after(case: Case, texts: Iterable[Sequence[int]]) -> np.ndarray:
+    """Return the logits after each text, (N, V) float32, as a model reads them that grows the text.
+
+    A text that begins another is read with it, unless the tokens after it change its logits, so that a fault of the
+    forward pass is not taken for one of the sampler.
+    """
+    form = case.once(shapes)
+    asked = [tuple(int(i) for i in text) for text in texts]
+    where: dict[tuple[int, ...], tuple[int, ...]] = {}  # text -> the text with which it is read
+    longer: tuple[int, ...] = ()
+    for text in sorted(set(asked), reverse=True):  # a text follows those that it begins
+        if not (form.prefixes and longer[: len(text)] == text):
+            longer = text
+        where[text] = longer
+    groups: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+    for text in dict.fromkeys(where.values()):
+        groups[len(text)].append(text)
+    found: dict[tuple[int, ...], np.ndarray] = {}
+    begun: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+    for text, reading in where.items():
+        begun[reading].append(text)
+    for length, group in groups.items():
+        rows = max(1, int(NUMBERS // (length * case.vocab_size))) if form.rows else 1
+        for start in range(0, len(group), rows):
+            chunk = group[start : start + rows]
+            for reading, logits in zip(chunk, case.logits(np.array(chunk)), strict=True):
+                found |= {text: logits[len(text) - 1].copy() for text in begun[reading]}
+    return np.stack([found[text] for text in asked])
+
+
+def rounding(case: Case) -> float:
+    """Return a bound on how far the sampler's logits may be from forward's, as its shapes differ."""
+    return case.once(shapes).rounding
