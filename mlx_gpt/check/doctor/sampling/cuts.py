@@ -89,7 +89,7 @@ def cut_probes(
     case: Case, base: Base, setting: dict[str, Any], cuts: dict[str, Keep], orders: Sequence[str]
 ) -> Iterable[Probe]:
     """Yield explanations at each temperature that tells much."""
-    orders = [*orders, "first"] if base.kind != "softmax" else orders
+    orders = [*orders, "first", "last"] if base.kind != "softmax" else orders
     for t in case.once(telling_temperatures):
         explanations = [Explanation("without it", base.rule(t), ("setting-ignored",))]
         for cut in orders:

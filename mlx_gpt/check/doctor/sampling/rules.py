@@ -44,7 +44,8 @@ class Base:
     ) -> Rule:
         """Return the rule at a temperature, of the ids that ``keep`` keeps of the logits "before" or "after" it.
 
-        "first": ids are cut before the first of two softmaxes, which draws them again.
+        ``cut`` where the softmax is applied twice: "first", before both, so that cut ids are drawn again; or "last", by
+        the probabilities after both.
         """
         t = {"divides": temperature, "ignored": 1.0, "multiplies": 1 / temperature}[self.temperature]
 
@@ -52,13 +53,20 @@ class Base:
             logits = draws.logits if change is None else change(draws)
             if self.kind == "argmax":
                 return log_softmax(np.where(logits >= logits.max(axis=1, keepdims=True) - self.margin, 0.0, -np.inf))
-            kept = True if keep is None else keep(logits if cut == "before" else logits / t)
+            inner, outer = logits / t, 1.0  # what a second softmax is applied to
+            if self.kind == "outside":
+                inner, outer = logits, t
+            kept = np.bool_(True)
+            if keep is not None and cut != "last":
+                kept = keep(logits if cut == "before" else logits / t)
             if self.kind == "softmax":
-                return np.roll(log_softmax(np.where(kept, logits / t, -np.inf)), self.shift, axis=1)
-            inner = log_softmax(logits / (t if self.kind == "twice" else 1.0))
+                return np.roll(log_softmax(np.where(kept, inner, -np.inf)), self.shift, axis=1)
             if cut == "first":
-                return twice(log_softmax(np.where(kept, inner, -np.inf)), 1.0 if self.kind == "twice" else t)
-            return log_softmax(np.where(kept, twice(inner, 1.0 if self.kind == "twice" else t), -np.inf))
+                return twice(log_softmax(np.where(kept, inner, -np.inf)), outer)
+            final = twice(log_softmax(inner), outer)
+            if keep is not None and cut == "last":
+                kept = keep(final)
+            return log_softmax(np.where(kept, final, -np.inf))
 
         return of
 

@@ -44,7 +44,7 @@ def shapes(case: Case) -> Shapes:
     return Shapes(prefix <= ROUNDING * scale, row <= ROUNDING * scale, rounding, scale)
 
 
-def logits_after(case: Case, texts: Iterable[Sequence[int]]) -> np.ndarray:
+def logits_after(case: Case, texts: Iterable[Sequence[int] | np.ndarray]) -> np.ndarray:
     """Return the logits after each text, (N, V) float32, as a model reads them that grows the text.
 
     A text that begins another is read with it, unless the tokens after it change its logits, so that a fault of the
