@@ -12,9 +12,11 @@ from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.sampling.draws import (
     Draws,
     accepted,
+    chosen,
     inside,
     new_ids,
     outside,
+    require_time,
     returns_the_prompt,
     settings_off,
 )
@@ -48,6 +50,7 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
     settings = settings_off(case, **({"temperature": temperature} if "temperature" in accepted(case) else {}))
     rule, score, n = found.base.rule(temperature), Counter[str](), 0
     for _ in range(TEXTS):
+        require_time(case)
         prompt = case.ids(1, max(1, P - 1))[0].tolist()
         try:
             drawn = new_ids(case, prompt, NEW if P <= LONGEST else FIRST + 1, **settings)
@@ -94,7 +97,7 @@ def scores(case: Case, text: list[int], n_prompt: int, rule: Rule) -> dict[str, 
     windows = [window for every in names.values() for window in every]
     draws = Draws(np.array(text), n_prompt, logits_after(case, windows))
     new = np.tile(text[ends[0] :], len(names))
-    p = np.exp(np.maximum(rule(draws)[np.arange(len(new)), new], LEAST)).reshape(len(names), -1)
+    p = np.exp(np.maximum(chosen(rule(draws), np.array(new)), LEAST)).reshape(len(names), -1)
     found = dict(zip(names, np.log(p).sum(axis=1).tolist(), strict=True))
     found["not at all"] = float(np.log(0.5 / case.vocab_size + 0.5 * p.mean(axis=0)).sum())
     return found

@@ -161,7 +161,10 @@ def penalty_rewards_repetition(case: Case) -> Found:
 
 @check("penalty-compounds", "sample", "sample_settings")
 def penalty_compounds(case: Case) -> Found:
-    """The repetition penalty counts each occurrence, so that common words become impossible. Threshold as above."""
+    """The repetition penalty counts each occurrence, so that common words become impossible.
+
+    Threshold: as of ``penalty-rewards-repetition``.
+    """
     return of_penalty(case, "penalty-compounds")
 
 

@@ -47,6 +47,16 @@ def count(found: Sequence[Draws]) -> int:
     return sum(len(one.new) for one in found)
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def chosen(logprobs: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the log-probability of each id."""
+    return logprobs[np.arange(len(ids)), ids]
+
+
 # Time -------------------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +101,6 @@ def outside(case: Case) -> list[int]:
 
 def new_ids(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> list[int]:
     """Return the new ids of one call of ``sample``, without the prompt. Records a prompt that was changed."""
-    require_time(case)
     with_prompt = case.once(returns_the_prompt)
     prompt = [int(i) for i in prompt]
     given = list(prompt)
@@ -116,20 +125,23 @@ def inside(case: Case, ids: list[int]) -> list[int]:
 
 
 def draw_text(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> np.ndarray:
-    """Call ``sample`` once, within the context, and return prompt and new ids.
-
-    Of a text that is shorter than ``n`` the id that ended it is known by ``end_of_text``.
-    """
+    """Call ``sample`` once, within the context, and return prompt and new ids, also an ``end_of_text`` kept back."""
     n = min(n, case.n_positions - len(prompt))
     drawn = new_ids(case, prompt, n, **settings)
     new = inside(case, drawn)
     if len(drawn) < n:
         end = case.given.get("end_of_text")
-        if end is None:
-            raise NotApplicable("end_of_text")
-        if not drawn or drawn[-1] != end:
+        if end is not None and (not drawn or drawn[-1] != end):
             new.append(int(end))  # the sampler drew it and kept it back
     return np.array([*prompt, *new], np.int64)
+
+
+def draw(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> Draws:
+    """Call ``sample`` once, within the context."""
+    text = draw_text(case, prompt, n, **settings)
+    if len(text) == len(prompt):
+        return Draws(text, len(prompt), np.zeros((0, case.vocab_size), np.float32))
+    return with_logits(case, [text], len(prompt))[0]
 
 
 def draw_many(
@@ -138,12 +150,17 @@ def draw_many(
     """Call ``sample`` with the prompts in turn until there are ``total`` draws or the time is over.
 
     One long call only where equal calls give equal texts: the draws of others would depend on those of the first.
+    Raises ``NotApplicable`` for texts that end with an unknown id, ``BudgetSpent`` where the time is over.
     """
+    require_time(case)
     end = time.monotonic() + case.once(budget)[1]
     texts: list[np.ndarray] = []
     drawn, seeded = 0, case.once(is_seeded)
     for calls, prompt in enumerate(cycle(prompts), start=1):
         text = draw_text(case, prompt, case.n_positions if seeded else n, **settings)
+        full = min(len(prompt) + n, case.n_positions)
+        if len(text) < full and "end_of_text" not in case.given and not case.once(outside):
+            raise NotApplicable("end_of_text")
         drawn += len(text) - len(prompt)
         texts += [text] if len(text) > len(prompt) else []
         if drawn >= total or calls >= total or (seeded and texts) or time.monotonic() > end:
@@ -169,8 +186,8 @@ def is_seeded(case: Case) -> bool:
         one, two = (draw_text(case, prompt, 16, **settings) for _ in range(2))
         if not np.array_equal(one, two):
             return False
-        (draws,) = with_logits(case, [one], len(prompt)) if len(one) > len(prompt) else (None,)
-        if draws is not None:
+        if len(one) > len(prompt):
+            (draws,) = with_logits(case, [one], len(prompt))
             p = np.exp(draws.logits / settings.get("temperature", 1.0) - draws.logits.max())
             same += int((p.max(axis=1) < 0.9 * p.sum(axis=1)).sum())
     return same > 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.sampling.draws import Draws, count, draw_many
+from mlx_gpt.check.doctor.sampling.draws import Draws, chosen, count, draw_many
 from mlx_gpt.check.doctor.sampling.fit import SURE, fits
 from mlx_gpt.check.doctor.sampling.rules import Rule
 
@@ -53,7 +53,7 @@ class Answer:
 
 def log_likelihood(found: Sequence[Draws], rule: Rule) -> float:
     """Return the log-likelihood of all draws in nats, where no draw counts as less than e^-50."""
-    return sum(float(np.maximum(rule(one)[np.arange(len(one.new)), one.new], LEAST).sum()) for one in found)
+    return sum(float(np.maximum(chosen(rule(one), one.new), LEAST).sum()) for one in found)
 
 
 def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tuple[int, float, set[str]]:

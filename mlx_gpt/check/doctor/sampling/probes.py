@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, new_ids, settings_off, with_logits
+from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, log_softmax, new_ids, settings_off, with_logits
 from mlx_gpt.check.doctor.sampling.explain import divergences
-from mlx_gpt.check.doctor.sampling.rules import log_softmax
 from mlx_gpt.check.doctor.sampling.texts import logits_after, shapes
 
 GRID = 2.0 ** np.arange(-6, 8)  # temperatures to choose from; lower ones are greedy in some samplers

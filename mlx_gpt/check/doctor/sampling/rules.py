@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.sampling.draws import Draws
+from mlx_gpt.check.doctor.sampling.draws import Draws, log_softmax
 
 Rule = Callable[[Draws], np.ndarray]
 Keep = Callable[[np.ndarray], np.ndarray]  # logits (n, V) -> the ids that a setting keeps, (n, V) boolean
 Change = Callable[[Draws], np.ndarray]  # logits after a penalty, (n, V)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def twice(logprobs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -56,7 +52,7 @@ class Base:
             inner, outer = logits / t, 1.0  # what a second softmax is applied to
             if self.kind == "outside":
                 inner, outer = logits, t
-            kept = np.bool_(True)
+            kept: Any = True
             if keep is not None and cut != "last":
                 kept = keep(logits if cut == "before" else logits / t)
             if self.kind == "softmax":
