@@ -11,6 +11,7 @@ from helpers.plain_sampler import SETTINGS, Forward, PlainSampler, small_forward
 from mlx_gpt.check.doctor import examine  # noqa: F401  (registers their checks)
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS
+from mlx_gpt.check.doctor.codes import group_of
 from mlx_gpt.check.doctor.examine import run_checks
 from mlx_gpt.check.doctor.report import Report
 
@@ -49,7 +50,7 @@ SIZES = [(31, 1), *(pytest.param(V, scale, marks=pytest.mark.slow) for V, scale 
 def examined(forward: Forward, sample: Any, V: int = V, P: int = P, **given: Any) -> Report:
     """Return the report of the checks of sampling."""
     given = {"forward": forward, "sample": sample, "sample_settings": set(SETTINGS), **given}
-    checks = [one for one in CHECKS if {"sample", "sample_many"} & {*one.needs}]
+    checks = [one for one in CHECKS if group_of(one.code) == "sampling"]
     return run_checks(Case(given, V, P, minutes=1.0), checks)
 
 
