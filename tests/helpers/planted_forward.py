@@ -88,7 +88,8 @@ def shifts_its_input(forward: Callable[..., Any], ids: np.ndarray) -> Any:
 
 def overflows(forward: Callable[..., Any], ids: np.ndarray) -> Any:
     logits = forward(ids)
-    return np.where(logits >= logits.max(), np.inf, logits)
+    logits[..., 5] = np.inf
+    return logits
 
 
 def sleeps(forward: Callable[..., Any], ids: np.ndarray) -> Any:
