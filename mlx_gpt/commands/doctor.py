@@ -61,7 +61,7 @@ class Doctor:
                 report = run_checks(case, CHECKS, on_check)
         self._print(report)
         if faults := [finding.code for finding in report.findings if finding.severity == "fault"]:
-            count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
+            count = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
             raise VerificationError(f"{self.subject}: {count}, to repair first: {faults[0]}")
 
     def _arguments(self, stack: ExitStack) -> dict[str, Any]:

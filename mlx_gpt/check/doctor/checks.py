@@ -61,5 +61,18 @@ def check(
     return register
 
 
+# The symptoms of codes that are found when a function is called, by no check of their own.
+OF_CALLS = {
+    "raises": "One of the functions ends with an error on sound input",
+    "wrong-shape": "One of the functions returns something of another kind or shape than it should",
+    "too-slow": "One of the functions takes too long for an examination, or never ends",
+}
+
+
+def symptom_of(code: str) -> str:
+    """Return what a user would say or see, in one sentence without its full stop; "" for a code without a check."""
+    return next((check.symptom for check in CHECKS if check.code == code), OF_CALLS.get(code, ""))
+
+
 class NotApplicable(Exception):
     """A check cannot be made with what was given; the message says what it needs."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.checks import CHECKS
+from mlx_gpt.check.doctor.checks import symptom_of
 from mlx_gpt.check.doctor.codes import GROUPS
 from mlx_gpt.errors import one_line
 
@@ -54,11 +54,11 @@ class Finding:
         """Yield the lines of a report about this finding."""
         place = "" if number is None else f"{number}. "
         yield ReportLine(f"{place}{self.severity.capitalize()}: {self.code}", STYLES[self.severity])
-        symptom = next((check.symptom for check in CHECKS if check.code == self.code), "")
-        for text in filter(None, (symptom, self.why)):
+        for text in filter(None, (symptom_of(self.code), self.why)):
             yield ReportLine(sentence(text), indent=3)
         yield ReportLine(f"Measured: {shortened(self.measured)}. Expected: {shortened(self.expected)}.", "dim", 3)
-        yield ReportLine(f"Repair: {sentence(self.remedy, False)}", "bold", 3)
+        remedy = "Repair" if self.severity == "fault" else "Advice"
+        yield ReportLine(f"{remedy}: {sentence(self.remedy, False)}", "bold", 3)
         if consequences := self.evidence.get("consequences"):
             yield ReportLine(f"This also explains: {', '.join(consequences)}.", "", 3)
 
@@ -92,7 +92,7 @@ class Report:
         from rich.text import Text
 
         for line in self.lines():
-            for part in textwrap.wrap(line.text, max(20, options.max_width - line.indent)) or [""]:
+            for part in wrap(line.text, options.max_width - line.indent) or [""]:
                 yield Text(" " * line.indent + part, line.style)
 
     def lines(self) -> Iterator[ReportLine]:
@@ -135,6 +135,11 @@ def sentence(text: str, capital: bool = True) -> str:
     """Return a text as a sentence."""
     text = text.rstrip(".")
     return f"{text[:1].upper() if capital else text[:1]}{text[1:]}."
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Return the lines of a paragraph; codes, which have hyphens, stay whole."""
+    return textwrap.wrap(text, max(20, width), break_on_hyphens=False)
 
 
 def counted(n: int, name: str) -> str:
