@@ -14,7 +14,7 @@ def as_numpy(array: Any) -> np.ndarray:
 
     Floating types that NumPy lacks, such as bfloat16, become float32. Raises ``TypeError`` for anything else.
     """
-    if isinstance(array, np.ndarray):
+    if isinstance(array, np.ndarray) and array.dtype.kind in "biufV":
         return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float8_e4m3fn") else array.copy()
     mx = sys.modules.get("mlx.core")
     if mx is not None and isinstance(array, mx.array):
@@ -23,7 +23,8 @@ def as_numpy(array: Any) -> np.ndarray:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
         array = array.detach().cpu()
-        return (array.to(torch.float32) if array.is_floating_point() else array).numpy().copy()
+        in_numpy = array.dtype in (torch.float16, torch.float32, torch.float64) or not array.is_floating_point()
+        return (array if in_numpy else array.to(torch.float32)).numpy().copy()
     converted = np.array(array)
     if converted.dtype.kind not in "biuf":
         raise TypeError(f"expected an array of numbers, not {type(array).__name__}")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import signal
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 
 from mlx_gpt.check.doctor.arrays import as_numpy, back_to
+from mlx_gpt.check.doctor.calls import TimeIsUp, silenced, time_limit
+from mlx_gpt.check.doctor.modules import logits_of
 
 Made = TypeVar("Made")
 PRIMINGS = 32  # calls after which state that halves at each call is below 1e-9
-CALL_SECONDS = 20.0  # the longest that one call may take, unless the budget ends before
+CALL_SECONDS = 20.0  # the longest that one call may take, and at most an eighth of the budget
+STOPS = 2  # calls of a function that take longer, after which it is not called again
 
 
 class CallFailed(Exception):
@@ -25,10 +26,6 @@ class CallFailed(Exception):
     def __init__(self, name: str, code: str, message: str):
         super().__init__(message)
         self.name, self.code, self.message = name, code, message
-
-
-class TimeIsUp(BaseException):
-    """A call took too long. Not an ``Exception``, so that a user's own handler does not swallow it."""
 
 
 class BudgetSpent(Exception):
@@ -44,7 +41,9 @@ class Case:
     def __init__(self, given: Mapping[str, Any], vocab_size: int, n_positions: int, minutes: float, seed: int = 0):
         self.given = {name: value for name, value in given.items() if value is not None}
         self.vocab_size, self.n_positions = vocab_size, n_positions
-        self.end = time.monotonic() + 60 * minutes
+        self.end = self.group_end = time.monotonic() + 60 * minutes
+        self.call_seconds = min(CALL_SECONDS, 60 * minutes / 8)
+        self.stops: Counter[str] = Counter()  # calls that took longer, by function
         self.rng = np.random.default_rng(seed)
         self.one_row = False  # forward takes one row at a time
         self.changed_inputs: set[str] = set()  # functions that wrote into their arguments
@@ -57,7 +56,13 @@ class Case:
         return all(name in self.given for name in names)
 
     def seconds_left(self) -> float:
-        return self.end - time.monotonic()
+        """Return the seconds that are left to the group of checks that is being examined."""
+        return self.group_end - time.monotonic()
+
+    def begin_group(self, groups_left: int) -> None:
+        """Give the next group of checks twice its equal share of the time that is left; all of it to the last."""
+        now = time.monotonic()
+        self.group_end = now + (self.end - now) * 2 / (groups_left + 1)
 
     def once(self, make: Callable[[Case], Made]) -> Made:
         """Return ``make(self)``, computed at the first call; what it raised is raised again."""
@@ -80,21 +85,27 @@ class Case:
         return self.call_function(name, self.given[name], *arguments, **settings)
 
     def call_function(self, name: str, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        left = self.seconds_left()
+        left, start = self.seconds_left(), time.monotonic()
         if left <= 0:
             raise BudgetSpent
+        too_slow = CallFailed(name, "too-slow", f"{name} took more than {self.call_seconds:.3g} s for one call")
+        if self.stops[name] >= STOPS:
+            raise too_slow
         before = [np.copy(argument) for argument in arguments if isinstance(argument, np.ndarray)]
+        interrupts: list[int] = []
         try:
-            with silenced(), time_limit(min(CALL_SECONDS, left)):
+            with silenced(), time_limit(min(self.call_seconds, left), interrupts):
                 result = function(*arguments, **settings)
-        except KeyboardInterrupt:
-            raise
         except TimeIsUp:
-            if left < CALL_SECONDS:
+            if left < self.call_seconds:
                 raise BudgetSpent from None
-            raise CallFailed(name, "too-slow", f"{name} took more than {CALL_SECONDS:g} s and was stopped") from None
         except BaseException as error:
+            if interrupts:
+                raise
             raise CallFailed(name, "raises", f"{name} raised {type(error).__name__}: {error}") from error
+        if time.monotonic() - start >= self.call_seconds:
+            self.stops[name] += 1
+            raise too_slow
         after = [argument for argument in arguments if isinstance(argument, np.ndarray)]
         if any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
             self.changed_inputs.add(name)
@@ -111,13 +122,9 @@ class Case:
         if self.primer is not None:
             for _ in range(PRIMINGS):
                 self.call_function(name, call, self.primer.copy())
-        logits = self._array(name, self.call_function(name, lambda x: as_numpy(call(x)), ids.copy()))
+        logits = self.call_function(name, lambda x: as_numpy(logits_of(call(x))), ids.copy())
         if logits.shape != (*ids.shape, self.vocab_size):
-            raise CallFailed(
-                name,
-                "wrong-shape",
-                f"{name} returned shape {logits.shape} for ids {ids.shape}; expected {(*ids.shape, self.vocab_size)}",
-            )
+            raise CallFailed(name, "wrong-shape", wrong_shape(name, logits.shape, ids.shape, self.vocab_size))
         return logits.astype(np.float32)
 
     def arrays(self, name: str, *arguments: Any) -> dict[str, np.ndarray]:
@@ -172,27 +179,13 @@ def named_arrays(found: Any) -> dict[str, np.ndarray]:
     return {str(name): as_numpy(array) for name, array in dict(found).items()}
 
 
-@contextmanager
-def silenced() -> Iterator[None]:
-    """Drop what the user's functions print."""
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        yield
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise ``TimeIsUp`` after some seconds, at the next Python instruction; only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: Any) -> None:
-        raise TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def wrong_shape(name: str, shape: tuple[int, ...], ids: tuple[int, ...], vocab_size: int) -> str:
+    """Return a line about logits of the wrong shape, with the likely reason."""
+    hint = ""
+    if len(shape) == 3 and shape[:2] == ids:
+        hint = f": vocab_size is {vocab_size}, and there are {shape[2]} logits; give vocab_size={shape[2]} if padded"
+    elif shape in ((ids[0], vocab_size), (ids[0], 1, vocab_size)):
+        hint = ": of the last position only; return those of every position, as nanoGPT does where targets are given"
+    elif shape == (ids[1], ids[0], vocab_size):
+        hint = ": time before batch"
+    return f"{name} returned shape {shape} for ids {ids}; expected {(*ids, vocab_size)}{hint}"

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mlx_gpt.check.doctor.arguments import checked
+from mlx_gpt.check.doctor.calls import random_states_kept
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
 from mlx_gpt.check.doctor.codes import ORDER, group_of, severity_of
+from mlx_gpt.check.doctor.modules import arguments_of, is_module, module_kept
 from mlx_gpt.check.doctor.report import Finding, Report
 
 
@@ -44,6 +47,7 @@ def examine(
     metrics: str | Path | Sequence[Mapping[str, Any]] | None = None,
     val_loss: float | None = None,
     minutes: float = 1.0,
+    **unknown: Any,
 ) -> Report:
     """Examine a GPT and return what is wrong with it, in the order in which to repair it.
 
@@ -65,7 +69,12 @@ def examine(
     What the functions raise, print or change is reported; parameters are restored where ``load_parameters`` allows.
     Raises ``TypeError`` for wrong arguments and ``ValueError`` for wrong values.
     """
-    return run_checks(make_case(locals()), CHECKS)
+    given = dict(locals())
+    if unknown := given.pop("unknown"):
+        name = next(iter(unknown))
+        close = get_close_matches(name, given, 1, 0.5)
+        raise TypeError(f"examine() has no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return run_checks(make_case(given), CHECKS)
 
 
 def make_case(given: Mapping[str, Any]) -> Case:
@@ -77,8 +86,6 @@ def make_case(given: Mapping[str, Any]) -> Case:
 
 def with_module(given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments with what an MLX or torch module gives, where ``forward`` is one."""
-    from mlx_gpt.check.doctor.modules import arguments_of, is_module
-
     module = given.get("forward")
     if not is_module(module):
         return given
@@ -91,15 +98,26 @@ def run_checks(
     case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[DoctorCheck], object] = lambda check: None
 ) -> Report:
     """Run the checks in order, the cheap ones that explain the others first. ``on_check`` is called before each."""
+    with random_states_kept(), module_kept(case.given.get("module")):
+        return report_of(case, checks, on_check)
+
+
+def report_of(case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[DoctorCheck], object]) -> Report:
     findings: dict[str, Finding] = {}
     explains = defaultdict(set, {check.code: {*check.explains} for check in checks})
     separate: set[str] = set()  # findings that were measured not to be consequences of others
     examined: list[str] = []
     skipped: dict[str, str] = {}
+    wanting = {check.code: missing for check in checks if (missing := check.missing(case))}
+    groups = list(dict.fromkeys(group_of(check.code) for check in checks if check.code not in wanting))
+    group = ""
     for check in checks:
-        if missing := check.missing(case):
-            skipped[check.code] = missing
+        if check.code in wanting:
+            skipped[check.code] = wanting[check.code]
             continue
+        if group_of(check.code) != group:
+            group = group_of(check.code)
+            case.begin_group(len(groups) - groups.index(group))
         on_check(check)
         try:
             found = check.find(case)
@@ -113,6 +131,9 @@ def run_checks(
             found = None
             findings.setdefault(failure.code, failed_call(failure))
             skipped[check.code] = failure.name
+            continue
+        except Exception as error:  # the user's functions returned what no check foresaw
+            skipped[check.code] = f"no {type(error).__name__} in this check: {error}"
             continue
         examined.append(check.code)
         if found is not None:
@@ -150,7 +171,7 @@ def in_order(
     for code in sorted(findings, key=lambda code: ORDER[code]):
         if code in hidden:
             continue
-        mine = sorted((explains[code] & findings.keys()) - hidden - separate, key=ORDER.__getitem__)
+        mine = sorted((explains[code] & findings.keys()) - hidden - separate - {code}, key=ORDER.__getitem__)
         hidden.update(mine)
         explained[code] = mine
     severity = {"fault": 0, "warning": 1, "note": 2}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,21 @@ from mlx_gpt.check.doctor.arrays import as_numpy
 LEARNING_RATE = 1e-3  # of the AdamW step that is made for a module
 SIZES = {
     "vocab_size": ("vocab_size", "n_vocab", "padded_vocab_size"),
-    "n_positions": ("n_positions", "block_size", "n_ctx", "max_position_embeddings", "context_length", "max_seq_len"),
+    "n_positions": (
+        "n_positions",
+        "block_size",
+        "n_ctx",
+        "max_position_embeddings",
+        "context_length",
+        "max_seq_len",
+        "max_seq_length",
+        "seq_len",
+        "context_size",
+        "max_length",
+    ),
 }
 CONFIGS = ("config", "args", "cfg", "hparams")
+TARGETS = ("targets", "target", "labels", "y")
 
 
 def is_module(model: Any) -> bool:
@@ -53,25 +66,85 @@ def sizes_of(model: Any) -> dict[str, int]:
 
 
 def logits_of(output: Any) -> Any:
-    """Return the logits of what a forward pass returns: an array, (logits, loss or cache), or an object with them."""
-    if isinstance(output, (tuple, list)):
-        return next(part for part in output if part is not None and len(getattr(part, "shape", ())) == 3)
+    """Return the logits of what a forward pass returns: an array, a tuple or dict with them, or an object."""
+    if isinstance(output, tuple):
+        return next((part for part in output if len(getattr(part, "shape", ())) > 1), output)
     if isinstance(output, dict):
         return output["logits"]
     return getattr(output, "logits", output)
 
 
+def whole_logits(model: Any, ids: Any) -> Any:
+    """Return logits (B, T, V), by giving targets to a model that returns the last position only without them.
+
+    As nanoGPT's does; others return logits (B * T, V) with targets.
+    """
+    logits = logits_of(model(ids))
+    if tuple(logits.shape[:-1]) != tuple(ids.shape):
+        names = inspect.signature(model.forward if is_torch(model) else model.__call__).parameters
+        if target := next((name for name in names if name in TARGETS), None):
+            logits = logits_of(model(ids, **{target: ids}))
+    flat = len(logits.shape) == 2 and logits.shape[0] == ids.shape[0] * ids.shape[1]
+    return logits.reshape(*ids.shape, -1) if flat else logits
+
+
+@contextmanager
+def kept(objects: Iterable[Any], *names: str) -> Iterator[None]:
+    """Put the values of attributes back at the end."""
+    before = [(one, name, getattr(one, name)) for one in objects for name in names]
+    try:
+        yield
+    finally:
+        for one, name, value in before:
+            setattr(one, name, value)
+
+
 @contextmanager
 def replaced(objects: Sequence[Any], name: str, value: Any) -> Iterator[None]:
     """Set an attribute of all objects, and put the earlier values back at the end."""
-    kept = [getattr(one, name) for one in objects]
-    try:
+    with kept(objects, name):
         for one in objects:
             setattr(one, name, value)
         yield
-    finally:
-        for one, before in zip(objects, kept, strict=True):
-            setattr(one, name, before)
+
+
+@contextmanager
+def in_mode(model: Any, training: bool) -> Iterator[None]:
+    """Set the mode of a module, and put back that of each of its parts, and what running means saw."""
+    with kept(model.modules(), mode_name(model)), running_means_kept(model):
+        model.train(training)
+        yield
+
+
+def mode_name(model: Any) -> str:
+    return "_training" if is_mlx(model) else "training"
+
+
+@contextmanager
+def running_means_kept(model: Any) -> Iterator[None]:
+    """Put the buffers of batch norms back at the end."""
+    if is_mlx(model):
+        norms = [part for part in model.modules() if "running_mean" in part]
+        with kept(norms, "running_mean", "running_var"):
+            yield
+        return
+    buffers = [
+        (one, one.clone()) for part in model.modules() if hasattr(part, "running_mean") for one in part.buffers()
+    ]
+    yield
+    for one, before in buffers:
+        one.data.copy_(before)
+
+
+@contextmanager
+def module_kept(model: Any) -> Iterator[None]:
+    """Put the modes of a module back at the end, and of a torch module which parameters are trained, and gradients."""
+    with ExitStack() as stack:
+        if model is not None:
+            stack.enter_context(kept(model.modules(), mode_name(model)))
+        if is_torch(model):
+            stack.enter_context(kept(model.parameters(), "requires_grad", "grad"))
+        yield
 
 
 def named(
@@ -98,12 +171,8 @@ def of_mlx(model: Any) -> dict[str, Any]:
 
     def forward(training: bool) -> Callable[[np.ndarray], np.ndarray]:
         def run(ids: np.ndarray) -> np.ndarray:
-            was = model.training
-            model.train(training)
-            try:
-                return as_numpy(logits_of(model(mx.array(ids))))
-            finally:
-                model.train(was)
+            with in_mode(model, training):
+                return as_numpy(whole_logits(model, mx.array(ids)))
 
         return run
 
@@ -113,19 +182,15 @@ def of_mlx(model: Any) -> dict[str, Any]:
             return forward(False)(ids)
 
     def mean_loss(x: mx.array, y: mx.array) -> mx.array:
-        logits = logits_of(model(x)).astype(mx.float32)
+        logits = whole_logits(model, x).astype(mx.float32)
         return nn.losses.cross_entropy(logits, y, reduction="mean")
 
     value_and_grad = nn.value_and_grad(model, mean_loss)
 
     def gradient(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-        was = model.training
-        model.train(False)
-        try:
+        with in_mode(model, False):
             _, grads = value_and_grad(mx.array(x), mx.array(y))
             return {name: as_numpy(grad) for name, grad in dict(tree_flatten(grads)).items()}
-        finally:
-            model.train(was)
 
     def parameters() -> dict[str, np.ndarray]:
         return {name: as_numpy(value) for name, value in dict(tree_flatten(model.parameters())).items()}
@@ -160,13 +225,8 @@ def of_torch(model: Any) -> dict[str, Any]:
         return torch.from_numpy(np.asarray(ids, np.int64)).to(device)
 
     def run_in(training: bool, ids: Any) -> Any:
-        modes = {module: module.training for module in model.modules()}
-        model.train(training)
-        try:
-            return logits_of(model(ids))
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with in_mode(model, training):
+            return whole_logits(model, ids)
 
     def forward(training: bool) -> Callable[[np.ndarray], np.ndarray]:
         def run(ids: np.ndarray) -> np.ndarray:

@@ -8,10 +8,8 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import check
-from mlx_gpt.check.doctor.forward.probes import (
-    first_call,
-    noise,
-)
+from mlx_gpt.check.doctor.codes import ORDER
+from mlx_gpt.check.doctor.forward.probes import first_call, noise
 
 Found = dict[str, Any] | None
 
@@ -28,6 +26,7 @@ def non_finite(case: Case) -> Found:
         return None
     position = int(np.argwhere(bad)[0][1])
     return {
+        "explains": () if np.isfinite(logits).any() else ORDER,
         "measured": int(bad.sum()),
         "expected": 0,
         "why": f"{int(bad.sum())} of {bad.size} logits are NaN or infinite, the first at position {position}",

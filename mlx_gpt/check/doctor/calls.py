@@ -1,0 +1,80 @@
+"""Calls of functions that are not ours: silenced, with a time limit, and without a trace in random states."""
+
+from __future__ import annotations
+
+import io
+import random
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import numpy as np
+
+
+class TimeIsUp(BaseException):
+    """A call took too long. Not an ``Exception``, so that a user's own handler does not swallow it."""
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Drop what the user's functions print."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextmanager
+def time_limit(seconds: float, interrupts: list[int] | None = None) -> Iterator[None]:
+    """Raise ``TimeIsUp`` after some seconds, and each second from then on, at the next Python instruction.
+
+    Only in the main thread, and where the system has SIGALRM; elsewhere a call runs to its end. Ctrl-C is noted in
+    ``interrupts``, to tell it from a KeyboardInterrupt that the function raises itself.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    active = True
+
+    def stop(signum: int, frame: Any) -> None:
+        if active:
+            raise TimeIsUp
+
+    def interrupt(signum: int, frame: Any) -> None:
+        (interrupts if interrupts is not None else []).append(signum)
+        if callable(handlers[signal.SIGINT]):
+            handlers[signal.SIGINT](signum, frame)
+
+    handlers: dict[int, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop)
+    if callable(handlers[signal.SIGINT]):
+        signal.signal(signal.SIGINT, interrupt)
+    timer = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
+    try:
+        yield
+    finally:
+        active = False
+        signal.setitimer(signal.ITIMER_REAL, *timer)  # another's alarm, late by this call
+        for number, handler in handlers.items():
+            if handler is not None:  # None: not set from Python
+                signal.signal(number, handler)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Put the global random states of Python, NumPy, MLX and torch back at the end."""
+    mx, torch = sys.modules.get("mlx.core"), sys.modules.get("torch")
+    python, numpy = random.getstate(), np.random.get_state()
+    key = mx.random.state[0].tolist() if mx is not None else None
+    state, grad = (torch.get_rng_state(), torch.is_grad_enabled()) if torch is not None else (None, None)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if mx is not None and key is not None:
+            mx.random.seed((key[0] << 32) | key[1])
+        if torch is not None:
+            torch.set_rng_state(state)
+            torch.set_grad_enabled(grad)

@@ -1,0 +1,133 @@
+"""Functions that raise, print, block, keep state or return other shapes end in findings, within the minutes."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers.plain_gpt import PlainConfig, PlainGPT
+from helpers.plain_sampler import small_forward
+
+from mlx_gpt.check.doctor import Report, examine
+
+V, P = 31, 24
+sound = small_forward(V, P)
+
+
+def examined(forward: Any, **given: Any) -> Report:
+    report = examine(forward, **{"vocab_size": V, "n_positions": P, "minutes": 0.5, **given})
+    assert not [reason for reason in report.skipped.values() if " in this check" in reason]
+    return report
+
+
+def codes(report: Report) -> list[str]:
+    return [finding.code for finding in report.findings]
+
+
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    def forward(ids: Any) -> Any:
+        raise error
+
+    return forward
+
+
+def swallows_the_first_alarm(ids: np.ndarray) -> None:
+    try:
+        time.sleep(60)
+    except BaseException:
+        time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("forward", "code"),
+    [
+        (raising(SystemExit("no")), "raises"),
+        (raising(KeyboardInterrupt()), "raises"),
+        (raising(MemoryError()), "raises"),
+        (lambda ids: np.array([object()]), "raises"),
+        (lambda ids: 1.0, "wrong-shape"),
+        (lambda ids: sound(ids)[:, -1], "wrong-shape"),
+        (lambda ids: sound(ids).swapaxes(0, 1), "wrong-shape"),
+        (lambda ids: sound(ids) * np.nan, "non-finite"),
+    ],
+)
+def test_a_forward_that_fails_is_one_finding(forward: Any, code: str) -> None:
+    report = examined(forward)
+    assert codes(report) == [code]
+    report.to_json()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda ids: sound(ids).tolist(),
+        lambda ids: (sound(ids), None),
+        lambda ids: {"logits": sound(ids)},
+        lambda ids: mx.array(sound(ids)),
+        lambda ids: sound(ids).astype(np.float64),
+        lambda ids: print("a line", file=sys.stderr) or sound(ids),
+        lambda ids: np.random.seed(0) or sound(ids),
+    ],
+)
+def test_a_sound_forward_in_another_form_has_no_finding(forward: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert codes(examined(forward)) == []
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("block", [lambda ids: time.sleep(60), swallows_the_first_alarm])
+def test_a_forward_that_blocks_is_too_slow_within_the_minutes(block: Any) -> None:
+    start = time.monotonic()
+    report = examined(block, minutes=0.05)
+    assert codes(report) == ["too-slow"]
+    assert time.monotonic() - start < 3 + 3
+
+
+def test_a_slow_function_does_not_starve_the_other_groups() -> None:
+    start = time.monotonic()
+    report = examined(sound, minutes=0.05, cached=lambda ids, n: time.sleep(60), sample=lambda ids, n: [0] * n)
+    assert time.monotonic() - start < 3 + 3
+    assert "sampler-too-narrow" in {*report.examined, *codes(report)}
+
+
+def test_the_minutes_end_in_another_thread() -> None:
+    reports = []
+    run = lambda: reports.append(examined(lambda ids: time.sleep(0.2) or sound(ids), minutes=0.03))  # noqa: E731
+    thread = threading.Thread(target=run)
+    start = time.monotonic()
+    thread.start()
+    thread.join(20)
+    assert time.monotonic() - start < 1.8 + 3
+    assert "minutes" in reports[0].skipped.values()
+
+
+def test_the_hint_names_the_padded_vocabulary_and_the_last_position() -> None:
+    (padded,) = examined(sound, vocab_size=V - 1).findings
+    assert f"vocab_size={V}" in padded.why
+    (last,) = examined(lambda ids: sound(ids)[:, -1:]).findings
+    assert "last position only" in last.why
+
+
+def test_random_states_and_modes_are_as_before() -> None:
+    model = PlainGPT(PlainConfig(dropout=0.1))
+    model.train()
+    model.blocks[1].eval()
+    modes = [part.training for part in model.modules()]
+    mx.random.seed(3), np.random.seed(3), random.seed(3)
+    states = mx.random.state[0].tolist(), np.random.get_state()[1].tolist(), random.getstate()
+    examine(model, sample=lambda ids, n: np.random.randint(0, 61, n), minutes=0.05)
+    assert states == (mx.random.state[0].tolist(), np.random.get_state()[1].tolist(), random.getstate())
+    assert modes == [part.training for part in model.modules()]
+
+
+def test_an_unknown_argument_names_the_closest() -> None:
+    with pytest.raises(TypeError, match=r"no argument 'vocab_siz'; did you mean 'vocab_size'\?"):
+        examine(sound, vocab_siz=V, n_positions=P)
+    with pytest.raises(TypeError, match="vocab_size is missing"):
+        examine(sound, n_positions=P)
