@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import mlx_gpt  # noqa: F401  # isort: skip  # before MLX: it links OpenBLAS on Linux
-from helpers.doctor_figures import GROUPS, Run, misses, results, runs, table
+from helpers.doctor_figures import GROUPS, Run, misses, results, runs, seconds_of_ten_million, table
 
 
 def main() -> None:
@@ -24,8 +24,12 @@ def main() -> None:
     parser.add_argument("--group", nargs="*", choices=[*GROUPS, "together", "healthy"])
     parser.add_argument("--fault", help="a part of the name of a fault or model")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--time", action="store_true", help="only the time of a model of 10M parameters")
     parser.add_argument("--verbose", action="store_true", help="print the reports of wrong runs")
     chosen = parser.parse_args()
+    if chosen.time:
+        print_time()
+        return
     groups = chosen.group or [*GROUPS, "together", "healthy"]
     planned = list(runs([group for group in groups if group in GROUPS], chosen.quick))
     if "together" in groups:
@@ -48,6 +52,15 @@ def main() -> None:
     print(f"\n{table(sorted(found, key=lambda one: (*GROUPS, 'together', 'healthy').index(one.run.group)))}\n")
     print(f"{len(found)} examinations in {(time.perf_counter() - start) / 60:.1f} minutes, {chosen.jobs} processes")
     print(misses(found) or "no miss")
+    if not (chosen.group or chosen.fault or chosen.quick):
+        print_time()
+
+
+def print_time() -> None:
+    """Print the seconds of each group's checks for a model of 10M parameters, one process, two BLAS threads."""
+    print(
+        ", ".join(f"{name} {seconds:.1f} s" if seconds else name for name, seconds in seconds_of_ten_million().items())
+    )
 
 
 if __name__ == "__main__":

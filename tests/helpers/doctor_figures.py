@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,26 @@ def misses(found: Sequence[Result]) -> str:
         for one in sorted(found, key=lambda one: str(one.run))
         if not one.right
     )
+
+
+def seconds_of_ten_million() -> dict[str, float]:
+    """Return the seconds that each group's checks take on a model of 10M parameters with a context of 256."""
+    from mlx_gpt.check.doctor.checks import CHECKS
+    from mlx_gpt.check.doctor.codes import group_of
+    from mlx_gpt.check.doctor.examine import make_case, run_checks
+
+    base = Base(1).with_faults(width=320, layers=8, heads=8, n_positions=256)
+    given = base.arguments(val_loss=None)
+    size = sum(array.size for array in given["parameters"]().values())
+    begun: list[tuple[str, float]] = [("", time.perf_counter())]
+    report = run_checks(make_case(given), CHECKS, lambda check: begun.append((check.code, time.perf_counter())))
+    begun.append(("", time.perf_counter()))
+    seconds: dict[str, float] = {f"{size / 1e6:.1f}M parameters": 0.0}
+    for (code, start), (_, end) in pairwise(begun[1:]):
+        seconds[group_of(code)] = seconds.get(group_of(code), 0) + end - start
+    exact = ("contract", "state", "causality", "inputs", "cache", "targets and data", "weights")
+    seconds["exact checks"] = sum(seconds.get(group, 0) for group in exact)
+    seconds["all checks"] = begun[-1][1] - begun[0][1]
+    seconds |= {f"no time for {code}": 0.0 for code, what in report.skipped.items() if what == "minutes"}
+    seconds |= {f"named {one.code}": 0.0 for one in report.findings if one.severity == "fault"}
+    return seconds

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from .plain_gpt import PlainConfig
@@ -86,4 +87,4 @@ class PlainCache:
 
 
 def erf(x: np.ndarray) -> np.ndarray:
-    return np.vectorize(math.erf)(x).astype(np.float32)
+    return np.array(mx.erf(mx.array(x)))
