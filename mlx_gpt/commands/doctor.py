@@ -42,10 +42,6 @@ class Doctor:
     """print the report as JSON"""
 
     def __call__(self) -> None:
-        import os
-
-        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
-
         from mlx_gpt.check.doctor.checks import CHECKS
         from mlx_gpt.check.doctor.examine import make_case, run_checks
 

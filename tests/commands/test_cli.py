@@ -302,7 +302,7 @@ def test_flags_set_the_fields_of_a_command() -> None:
 # Startup ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["generate", "talk", "serve", "verify", "eval", "lens", "train"])
+@pytest.mark.parametrize("verb", ["generate", "talk", "serve", "verify", "eval", "lens", "doctor", "train"])
 def test_only_training_computes_products_in_less_than_float32(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
     source = {"train": ["--data", "/nowhere"], "eval": ["/nowhere", "--task", "perplexity"]}.get(verb, ["/nowhere"])
