@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from mlx_gpt.check.doctor.checks import DoctorCheck
 
 WIDTH = 100  # of a report in a file or pipe
+OF_TEXT = {"train_ids", "val_ids", "train_text", "batches"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class Doctor:
             with progress(case) as on_check:
                 report = run_checks(case, CHECKS, on_check)
         self._print(report)
+        unknown = [code for code, need in report.skipped.items() if set(need.split("|")) & OF_TEXT]
+        if unknown and not is_file(self.subject):
+            note(f"the text of its training is not known; --data TEXT allows {len(unknown)} more checks")
         if faults := [finding.code for finding in report.findings if finding.severity == "fault"]:
             count = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
             raise VerificationError(f"{self.subject}: {count}, to repair first: {faults[0]}")
@@ -66,8 +73,8 @@ class Doctor:
         from mlx_gpt.check.doctor.own import own_arguments
         from mlx_gpt.files import expand_user
 
-        path, is_built = expand_user(self.subject), ".py" in self.subject
-        if is_built and not path.is_dir():
+        path = expand_user(self.subject)
+        if is_file(self.subject):
             if self.data is not None:
                 raise UsageError("--data is for a folder; let the function return train_ids and train_text instead")
             with make_console(stderr=True).status(f"loading {self.subject}"):
@@ -79,13 +86,16 @@ class Doctor:
             return stack.enter_context(own_arguments(path, self.data, note))
 
     def _print(self, report: Report) -> None:
-        import sys
-
         if self.json:
             print(report.to_json())
         else:
             width = None if sys.stdout.isatty() else WIDTH
             make_console(highlight=False, width=width).print(report)
+
+
+def is_file(subject: str) -> bool:
+    """Return whether a Python file is named, with a function or without."""
+    return bool(re.search(r"\.py(:[^/]*)?$", subject)) and not os.path.isdir(os.path.expanduser(subject))
 
 
 @contextmanager
@@ -97,8 +107,6 @@ def progress(case: Case) -> Iterator[Callable[[DoctorCheck], object]]:
     class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
             return Text(f"{max(0.0, case.seconds_left()):.0f} s left", style="dim")
-
-    import sys
 
     console = make_console(file=sys.stderr)  # the stream of now: what the user's functions print is dropped
     columns = SpinnerColumn(), TextColumn("{task.description}"), Left()

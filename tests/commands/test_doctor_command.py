@@ -160,7 +160,8 @@ def test_a_run_is_examined_with_its_text_its_step_and_its_metrics(
     assert "text.txt has changed since the run" in capsys.readouterr().err
     (here / "text.txt").unlink()
     assert main(["doctor", "run", "--json", "--minutes", "0.01"]) == 0
-    assert "the text of the run cannot be used" in the_line(capsys.readouterr().err)
+    assert "the text of the run cannot be used" in (told := capsys.readouterr().err)
+    assert "--data TEXT allows" in told
     (here / "run/model.safetensors").unlink()  # stopped before it had a best model
     assert main(["doctor", "run", "--json", "--minutes", "0.01"]) == 0
     (here / "text.txt").write_bytes(before["text.txt"])

@@ -105,7 +105,7 @@ def run_of(path: Path) -> Path | None:
 
 def of_model(model: GPT, tokenizer: Tokenizer) -> Arguments:
     """Return the functions that read, write and decode text. Drawn texts are the same in each examination."""
-    V, seeds = model.config.vocab_size, count()
+    seeds = count()
 
     def sample(ids: list[int], n: int, **settings: Any) -> list[int]:
         more = {"max_tokens": n, "ignore_eos": True, "seed": next(seeds), "temperature": 1.0}
@@ -133,8 +133,8 @@ def of_model(model: GPT, tokenizer: Tokenizer) -> Arguments:
         return np.concatenate([prompt, as_numpy(last), *steps])
 
     return {
-        "forward": model if tokenizer.vocab_size == V else lambda ids: model(ids)[..., : tokenizer.vocab_size],
-        "vocab_size": tokenizer.vocab_size,
+        "forward": model,
+        "vocab_size": model.config.vocab_size,
         "n_positions": model.config.n_positions,
         "sample": sample,
         "sample_many": sample_many,
