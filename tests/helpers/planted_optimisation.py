@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .planted import Base, Given, Planted
 
@@ -75,10 +75,9 @@ def trained_with(
         gradient=gradient,
         new_step=new_step,
         step=new_step(),
-        learning_rate=RATE,
         parameters=lambda: {name: mx.array(value) for name, value in tree_flatten(model.parameters())},
         load_parameters=lambda values: model.update(tree_unflatten(list(values.items()))),
-        **given,
+        **{"learning_rate": RATE, **given},
     )
 
 
@@ -150,6 +149,104 @@ FAULTS: dict[str, Planted] = {
 FAULTS["mask counted"] = Planted(
     "loss-not-the-mean", lambda base: trained_with(base, masked_over_all, batches=padded_batches(base))
 )
+
+# Steps --------------------------------------------------------------------------------------------------------------
+
+
+def only(part: str) -> Callable[[Tree], Tree]:
+    """Apply the update to the parameters without ``part`` in their name: the optimizer does not know the others."""
+    return lambda grads: {name: grad for name, grad in grads.items() if part not in name}
+
+
+def accumulated(count: int, scale: float, keep_last: bool = False) -> Any:
+    """Return gradients of a batch in ``count`` parts, added up and multiplied; or of the last part alone."""
+
+    def gradients(value_and_grad: Any, x: mx.array, y: mx.array) -> tuple[mx.array, Tree]:
+        n = max(len(x) // count, 1)
+        parts = [value_and_grad(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)]
+        if keep_last:
+            return parts[-1]
+        total = parts[0][1]
+        for _, grads in parts[1:]:
+            total = tree_map(lambda a, b: a + b, total, grads)
+        return parts[-1][0], tree_map(lambda g: g * scale, total)
+
+    return gradients
+
+
+def by_rows(rows: int) -> Any:
+    """Return gradients of micro-batches of some rows, added up and not divided."""
+
+    def gradients(value_and_grad: Any, x: mx.array, y: mx.array) -> tuple[mx.array, Tree]:
+        return accumulated(max(len(x) // rows, 1), 1.0)(value_and_grad, x, y)
+
+    return gradients
+
+
+def sgd(rate: float = RATE, **settings: Any) -> Callable[[], Any]:
+    return lambda: optim.SGD(rate, **settings)
+
+
+def copy_trained(base: Base) -> Given:
+    """Return a step that computes a loss, and its update on a copy of the parameters."""
+    given = trained_with(base)
+    return {**given, "new_step": lambda: given["loss"], "step": given["loss"]}
+
+
+FAULTS.update(
+    {
+        "update not applied": Planted("step-without-effect", copy_trained),
+        "rate of 0": Planted("step-without-effect", lambda base: trained_with(base, optimizer=adam(0.0))),
+        "optimizer without the embeddings": Planted(
+            "parameters-frozen", lambda base: trained_with(base, change=only("wte"))
+        ),
+        "optimizer without the attention": Planted(
+            "parameters-frozen", lambda base: trained_with(base, change=only("attention"))
+        ),
+        "optimizer without the norms": Planted("parameters-frozen", lambda base: trained_with(base, change=only("ln_"))),
+        "no bias correction": Planted(
+            "no-bias-correction", lambda base: trained_with(base, optimizer=adam(bias_correction=False))
+        ),
+        "no bias correction, AdamW of 0.9 and 0.99": Planted(
+            "no-bias-correction",
+            lambda base: trained_with(
+                base, optimizer=adam(bias_correction=False, betas=[0.9, 0.99], weight_decay=0.1), dropout=False
+            ),
+        ),
+        "parts not divided": Planted(
+            "accumulation-differs", lambda base: trained_with(base, optimizer=sgd(), gradients=accumulated(4, 1.0))
+        ),
+        "parts of two rows not divided": Planted(
+            "accumulation-differs", lambda base: trained_with(base, optimizer=sgd(), gradients=by_rows(2))
+        ),
+        "only the last part": Planted(
+            "accumulation-differs",
+            lambda base: trained_with(base, gradients=accumulated(2, 1.0, keep_last=True), dropout=False),
+        ),
+    }
+)
+
+
+def muon() -> Any:
+    return optim.MultiOptimizer(
+        [optim.Muon(0.01), adam()()], [lambda name, p: p.ndim == 2 and "blocks" in name]
+    )
+
+
+def clipped(grads: Tree) -> Tree:
+    return optim.clip_grad_norm(grads, 0.1)[0]
+
+
+def embeddings_frozen(base: Base) -> Given:
+    """Return a model whose embeddings are frozen on purpose, so that gradient leaves them out."""
+    base.model.wte.freeze()
+    return trained_with(base)
+
+
+def warmup(base: Base) -> Given:
+    return trained_with(base, optimizer=adam(optim.linear_schedule(0, RATE, 50)))
+
+
 HEALTHY: dict[str, Callable[[Base], Given]] = {
     "plain": lambda base: trained_with(base),
     "z-loss": lambda base: trained_with(base, with_z_loss),
@@ -168,4 +265,27 @@ HEALTHY: dict[str, Callable[[Base], Given]] = {
     "in bfloat16": lambda base: trained_with(
         base, lambda l, y: cross_entropy(l.astype(mx.bfloat16), y).astype(mx.float32)
     ),
+    "gradient descent": lambda base: trained_with(base, optimizer=sgd(0.1), learning_rate=0.1),
+    "gradient descent, momentum": lambda base: trained_with(
+        base, optimizer=sgd(0.1, momentum=0.9, nesterov=True), learning_rate=0.1
+    ),
+    "Adam": lambda base: trained_with(base, optimizer=lambda: optim.Adam(RATE, bias_correction=True)),
+    "AdamW, decay": lambda base: trained_with(base, optimizer=adam(weight_decay=0.1)),
+    "Adam, 0.9 and 0.95, uncorrected": lambda base: trained_with(
+        base, optimizer=adam(betas=[0.9, 0.95], bias_correction=False)
+    ),
+    "Lion": lambda base: trained_with(base, optimizer=lambda: optim.Lion(3e-4), learning_rate=3e-4),
+    "Muon": lambda base: trained_with(base, optimizer=muon, learning_rate=0.01),
+    "Adafactor": lambda base: trained_with(base, optimizer=lambda: optim.Adafactor()),
+    "clipped": lambda base: trained_with(base, change=clipped),
+    "clipped descent": lambda base: trained_with(base, optimizer=sgd(0.1), change=clipped, learning_rate=0.1),
+    "warmup": warmup,
+    "accumulated": lambda base: trained_with(base, gradients=accumulated(4, 0.25)),
+    "descent, accumulated": lambda base: trained_with(
+        base, optimizer=sgd(0.1), gradients=accumulated(4, 0.25), learning_rate=0.1
+    ),
+    "small rate": lambda base: trained_with(base, optimizer=adam(1e-4), learning_rate=1e-4),
+    "large rate": lambda base: trained_with(base, optimizer=adam(1e-2), learning_rate=1e-2),
+    "step alone": lambda base: {k: v for k, v in trained_with(base).items() if k != "new_step"},
+    "embeddings frozen": embeddings_frozen,
 }

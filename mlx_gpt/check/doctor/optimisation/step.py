@@ -1,0 +1,245 @@
+"""The first updates of a fresh optimizer: what they move, how far, and by which rows of the batch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.forward.probes import largest, others, steady_noise
+from mlx_gpt.check.doctor.optimisation.evidence import (
+    Parameters,
+    first_steps,
+    given_gradient,
+    rms,
+    spacing,
+    train_batch,
+    update_of,
+)
+
+Found = dict[str, Any] | None
+STEP = ("parameters", "load_parameters", "step|new_step")
+MOST_TRIED = 24  # parameters of which the effect on the logits is tried
+# First three updates over the learning rate, (1 - b1^k) / sqrt(1 - b2^k), for the usual pairs that exceed it.
+BETAS = ((0.9, 0.999), (0.9, 0.99), (0.9, 0.98), (0.95, 0.999), (0.8, 0.999), (0.8, 0.99), (0.85, 0.999), (0.5, 0.999))
+
+
+@check(
+    "step-without-effect",
+    *STEP,
+    explains=("parameters-frozen", "accumulation-differs", "no-bias-correction", "learning-rate-too-low")
+    + ("cannot-memorise-a-batch",),
+)
+def step_without_effect(case: Case) -> Found:
+    """Training steps change nothing: no parameter moves, or the model that predicts is not the one that is trained.
+
+    Exact: up to six steps of a fresh optimizer move no parameter by one bit; or they move the parameters by 1e-4 of
+    their size and more, and the logits of the batch by nothing.
+    """
+    found = case.once(first_steps)
+    still, before = found.still(), found.before
+    same_logits = np.array_equal(*found.logits)
+    if not before or (len(still) == len(before) and not same_logits):
+        raise NotApplicable("parameters that follow the model")
+    moved = max((rms(update[name]) / (rms(before[name]) or 1) for update in found.updates for name in update), default=0)
+    if len(still) < len(before) and not (same_logits and moved > 1e-4):
+        return None
+    n = len(found.updates)
+    return {
+        "measured": 0,
+        "expected": "all parameters move, and the logits with them",
+        "why": f"{n} steps leave all {len(before)} parameters as they are"
+        if len(still) == len(before)
+        else f"{n} steps move the parameters, by {moved:.2g} of their size, but no logit of forward",
+        "remedy": "pass the model's own parameters to the optimizer, apply its update to them, and evaluate that model",
+        "evidence": {"steps": n, "losses": found.losses},
+    }
+
+
+def frozen(case: Case) -> list[str]:
+    """Return the parameters that no step moves though they have an effect on the logits, and an update would show.
+
+    Parameters that ``gradient`` leaves out are frozen on purpose, and so are low-rank adapters' and quantized layers'.
+    """
+    found = case.once(first_steps)
+    still = found.still()
+    if len(still) == len(found.before):
+        return []
+    sizes = [largest(found.updates[-1][name]) for name in found.before if name not in still]
+    usual = float(np.median(sizes))
+    if case.has("gradient"):
+        grads = case.once(given_gradient)
+        still = [name for name in still if name in grads]
+        pairs = [(largest(found.updates[-1][name]), largest(grads[name])) for name in found.before if name in grads]
+        rate = float(np.median([update / grad for update, grad in pairs if update > 0 and grad > 0] or [0]))
+        expected = {name: min(usual, rate * largest(grads[name])) if grads[name].any() else usual for name in still}
+    else:
+        adapters = any("lora" in name.lower() for name in found.before)
+        still = [name for name in still if not adapters and not name.endswith((".scales", ".zeros"))]
+        expected = dict.fromkeys(still, usual)
+    still = [name for name in still if expected[name] > 4 * spacing(found.before[name])]
+    return with_effect(case, found.before, still)
+
+
+def with_effect(case: Case, before: Parameters, names: list[str]) -> list[str]:
+    """Return those parameters of which a change by a tenth changes the logits, by 1e-4 of their standard deviation."""
+    if not names:
+        return []
+    ids = case.once(train_batch)[0][:1]
+    scale = case.once(steady_noise).scale
+    kept = []
+    with case.parameters_restored():
+        logits = case.logits(ids)
+        for name in names[:MOST_TRIED]:
+            size = 0.1 * (rms(before[name]) or 0.1)
+            case.load({**before, name: before[name] + size * case.rng.standard_normal(before[name].shape, np.float32)})
+            if largest(case.logits(ids) - logits) > 1e-4 * scale:
+                kept.append(name)
+    return kept
+
+
+@check("parameters-frozen", *STEP, explains=("cannot-memorise-a-batch",))
+def parameters_frozen(case: Case) -> Found:
+    """Some parameters never move in training, though they have an effect on the predictions.
+
+    Exact: three steps of a fresh optimizer do not move a whole parameter by one bit, while a change of it moves the
+    logits, and the update that its gradient, or that of others, lets expect is above 4 units in its last place. What
+    ``gradient`` leaves out is frozen on purpose. Single rows, as of tokens that do not occur, are not looked at.
+    """
+    found, names = case.once(first_steps), case.once(frozen)
+    if not names:
+        return None
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    zero = [name for name in names if case.has("gradient") and not case.once(given_gradient)[name].any()]
+    remedy = "pass all parameters to the optimizer, and apply its update to all"
+    if len(zero) == len(names):
+        remedy = "their gradient is exactly 0: remove the stop_gradient, detach or no_grad between them and the loss"
+    return {
+        "measured": names,
+        "expected": [],
+        "why": f"{len(names)} of {len(found.before)} parameters do not move in {len(found.updates)} steps: {shown}",
+        "remedy": remedy,
+        "evidence": {"gradient_is_zero": zero},
+    }
+
+
+@check("no-bias-correction", *STEP, "learning_rate", explains=("learning-rate-too-high",))
+def no_bias_correction(case: Case) -> Found:
+    """The first steps are several times as long as the learning rate: Adam's averages start at 0 uncorrected.
+
+    Adam's k-th update in units of the learning rate is 1 with bias correction and (1 − b1^k) / sqrt(1 − b2^k) without,
+    for elements whose gradient keeps its sign (Kingma and Ba 2015, section 3): 3.16 at first for 0.9 and 0.999. Looked
+    at are parameters of which the upper half of the first updates is equal within 5 %, as only Adam, Lion and signs of
+    gradients give. A fault if the median is within 3 % of such a value, and the next two within 12 %, or the first is
+    above 1.2 and the next two grow as without correction, for most of them.
+    """
+    found, rate = case.once(first_steps), float(case.given["learning_rate"])
+    sequences = []
+    for name, first in found.updates[0].items():
+        size = np.abs(first).ravel()
+        top = size >= np.median(size[size > 0]) if size.any() else size > 0
+        middle = float(np.median(size[top])) if top.any() else 0.0
+        if middle <= 50 * spacing(found.before[name]) or np.quantile(size[top], 0.95) > 1.05 * middle:
+            continue
+        sequences.append([float(np.median(np.abs(u[name]).ravel()[top])) / rate for u in found.updates[:3]])
+    if rate <= 0 or len(sequences) < max(1, len(found.before) / 4):
+        return None
+    measured = np.median(sequences, axis=0)
+    k = np.arange(1, len(measured) + 1)
+    for b1, b2 in BETAS:
+        expected = (1 - b1**k) / np.sqrt(1 - b2**k)
+        if abs(measured[0] / expected[0] - 1) > 0.03 or expected.max() < 1.2:
+            continue
+        steady = np.abs(measured / expected - 1).max() < 0.12
+        if steady or expected[0] > 1.2:
+            return {
+                "measured": float(measured[0]),
+                "expected": 1.0,
+                "why": f"the first update is {measured[0]:.3g} learning rates long, the next {measured[1]:.3g}: as of "
+                f"Adam with betas {b1} and {b2} without bias correction",
+                "remedy": "divide m by 1 - b1^t and v by 1 - b2^t: mlx.optimizers.AdamW(..., bias_correction=True)",
+                "evidence": {"updates_over_learning_rate": measured.tolist(), "parameters": len(sequences)},
+            }
+    return None
+
+
+@check("accumulation-differs", *STEP, "new_step")
+def accumulation_differs(case: Case) -> Found:
+    """A step is not that of the whole batch's mean loss, as when the sum over micro-batches is not divided.
+
+    Three measures of the first update of a fresh optimizer. A row of the batch without any effect on it, while another
+    has one (exact). Every row given twice: an update of 1.9 and more times the length in the same direction (healthy:
+    1.00, within 1e-3 without dropout). An update of a whole multiple, 2 and more within 1 %, of learning rate times
+    gradient, as gradient descent without momentum has it (residual below 2 %).
+    """
+    x, y = case.once(train_batch)
+    base = case.once(first_steps).updates[0]
+    if not any(update.any() for update in base.values()):
+        return None
+    return row_ignored(case, x, y, base) or longer_for_twice(case, x, y, base) or multiple_of_gradient(case, base)
+
+
+def row_ignored(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters) -> Found:
+    B = len(x)
+    without_effect = {}
+    for row in sorted({0, B - 1}) if B > 1 else ():
+        x_new, y_new = x.copy(), y.copy()
+        x_new[row], y_new[row] = others(case, x[row]), others(case, np.maximum(y[row], 0))
+        update = update_of(case, x_new, y_new)
+        without_effect[row] = all(np.array_equal(update[name], base[name]) for name in base)
+    ignored = [row for row, none in without_effect.items() if none]
+    if not ignored or len(ignored) == len(without_effect):
+        return None
+    return {
+        "measured": ignored,
+        "expected": [],
+        "why": f"row {ignored[0]} of {B} has no effect on the update: other ids in it leave it the same to the bit",
+        "remedy": "add up the gradients of all micro-batches, and clear them after the update only",
+        "evidence": {"rows_tried": list(without_effect)},
+    }
+
+
+def longer_for_twice(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters) -> Found:
+    with suppress(CallFailed):  # a step for one shape
+        ratio, residual = along(update_of(case, np.concatenate([x, x]), np.concatenate([y, y])), base)
+        if abs(ratio - 2) < 0.2 and residual < 0.5:
+            return {
+                "measured": ratio,
+                "expected": 1.0,
+                "why": f"with every row given twice the update is {ratio:.3g} times as long; a mean would not change",
+                "remedy": "divide the accumulated gradient by the number of micro-batches, weighted by their targets",
+                "evidence": {"residual": residual},
+            }
+    return None
+
+
+def multiple_of_gradient(case: Case, base: Parameters) -> Found:
+    if not case.has("gradient", "learning_rate"):
+        return None
+    grads = case.once(given_gradient)
+    rate = float(case.given["learning_rate"])
+    shared = {name: base[name] for name in base if name in grads and base[name].any()}
+    ratio, residual = along(shared, {name: -rate * grads[name] for name in shared})
+    if residual > 0.02 * abs(ratio) or round(ratio) < 2 or abs(ratio / round(ratio) - 1) > 0.01:
+        return None
+    return {
+        "measured": ratio,
+        "expected": 1.0,
+        "why": f"the update is {ratio:.4g} times learning rate times gradient: a sum over {round(ratio)} micro-batches",
+        "remedy": "divide the accumulated gradient by the number of micro-batches, weighted by their targets",
+        "evidence": {"residual": residual},
+    }
+
+
+def along(update: Parameters, base: Parameters) -> tuple[float, float]:
+    """Return the multiple of ``base`` that is nearest to ``update``, and the size of the rest relative to ``base``."""
+    one = np.concatenate([update[name].ravel() for name in base]).astype(np.float64)
+    two = np.concatenate([base[name].ravel() for name in base]).astype(np.float64)
+    square = float(two @ two)
+    if not square:
+        return 0.0, np.inf
+    ratio = float(one @ two) / square
+    return ratio, float(np.linalg.norm(one - ratio * two)) / square**0.5
