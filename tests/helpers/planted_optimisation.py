@@ -203,15 +203,15 @@ FAULTS.update(
         "optimizer without the attention": Planted(
             "parameters-frozen", lambda base: trained_with(base, change=only("attention"))
         ),
-        "optimizer without the norms": Planted("parameters-frozen", lambda base: trained_with(base, change=only("ln_"))),
+        "optimizer without the norms": Planted(
+            "parameters-frozen", lambda base: trained_with(base, change=only("ln_"))
+        ),
         "no bias correction": Planted(
             "no-bias-correction", lambda base: trained_with(base, optimizer=adam(bias_correction=False))
         ),
         "no bias correction, AdamW of 0.9 and 0.99": Planted(
             "no-bias-correction",
-            lambda base: trained_with(
-                base, optimizer=adam(bias_correction=False, betas=[0.9, 0.99], weight_decay=0.1), dropout=False
-            ),
+            lambda base: trained_with(base, optimizer=adam(bias_correction=False, betas=[0.9, 0.99], weight_decay=0.1)),
         ),
         "parts not divided": Planted(
             "accumulation-differs", lambda base: trained_with(base, optimizer=sgd(), gradients=accumulated(4, 1.0))
@@ -228,9 +228,7 @@ FAULTS.update(
 
 
 def muon() -> Any:
-    return optim.MultiOptimizer(
-        [optim.Muon(0.01), adam()()], [lambda name, p: p.ndim == 2 and "blocks" in name]
-    )
+    return optim.MultiOptimizer([optim.Muon(0.01), adam()()], [lambda name, p: p.ndim == 2 and "blocks" in name])
 
 
 def clipped(grads: Tree) -> Tree:

@@ -30,8 +30,13 @@ BETAS = ((0.9, 0.999), (0.9, 0.99), (0.9, 0.98), (0.95, 0.999), (0.8, 0.999), (0
 @check(
     "step-without-effect",
     *STEP,
-    explains=("parameters-frozen", "accumulation-differs", "no-bias-correction", "learning-rate-too-low")
-    + ("cannot-memorise-a-batch",),
+    explains=(
+        "parameters-frozen",
+        "accumulation-differs",
+        "no-bias-correction",
+        "learning-rate-too-low",
+        "cannot-memorise-a-batch",
+    ),
 )
 def step_without_effect(case: Case) -> Found:
     """Training steps change nothing: no parameter moves, or the model that predicts is not the one that is trained.
@@ -44,7 +49,9 @@ def step_without_effect(case: Case) -> Found:
     same_logits = np.array_equal(*found.logits)
     if not before or (len(still) == len(before) and not same_logits):
         raise NotApplicable("parameters that follow the model")
-    moved = max((rms(update[name]) / (rms(before[name]) or 1) for update in found.updates for name in update), default=0)
+    moved = max(
+        (rms(update[name]) / (rms(before[name]) or 1) for update in found.updates for name in update), default=0
+    )
     if len(still) < len(before) and not (same_logits and moved > 1e-4):
         return None
     n = len(found.updates)
@@ -133,8 +140,8 @@ def no_bias_correction(case: Case) -> Found:
     Adam's k-th update in units of the learning rate is 1 with bias correction and (1 − b1^k) / sqrt(1 − b2^k) without,
     for elements whose gradient keeps its sign (Kingma and Ba 2015, section 3): 3.16 at first for 0.9 and 0.999. Looked
     at are parameters of which the upper half of the first updates is equal within 5 %, as only Adam, Lion and signs of
-    gradients give. A fault if the median is within 3 % of such a value, and the next two within 12 %, or the first is
-    above 1.2 and the next two grow as without correction, for most of them.
+    gradients give. A fault if their median is within 3 % of such a value, and that is above 1.2, or the next is longer
+    by 12 % and more (healthy: 1.00 and shorter).
     """
     found, rate = case.once(first_steps), float(case.given["learning_rate"])
     sequences = []
@@ -153,8 +160,8 @@ def no_bias_correction(case: Case) -> Found:
         expected = (1 - b1**k) / np.sqrt(1 - b2**k)
         if abs(measured[0] / expected[0] - 1) > 0.03 or expected.max() < 1.2:
             continue
-        steady = np.abs(measured / expected - 1).max() < 0.12
-        if steady or expected[0] > 1.2:
+        grows = len(measured) > 1 and measured[1] > 1.12 * measured[0]
+        if grows or expected[0] > 1.2:
             return {
                 "measured": float(measured[0]),
                 "expected": 1.0,
@@ -170,16 +177,30 @@ def no_bias_correction(case: Case) -> Found:
 def accumulation_differs(case: Case) -> Found:
     """A step is not that of the whole batch's mean loss, as when the sum over micro-batches is not divided.
 
-    Three measures of the first update of a fresh optimizer. A row of the batch without any effect on it, while another
-    has one (exact). Every row given twice: an update of 1.9 and more times the length in the same direction (healthy:
-    1.00, within 1e-3 without dropout). An update of a whole multiple, 2 and more within 1 %, of learning rate times
-    gradient, as gradient descent without momentum has it (residual below 2 %).
+    Three measures of the first update of a fresh optimizer, of the mean of six with dropout. A row of the batch without
+    any effect on it, while another has one (exact, without dropout). Every row given twice: an update of twice the
+    length (within 0.2; with dropout 0.4) in the same direction (healthy: 1.00, within 1e-3 without dropout). An update
+    of a whole multiple, 2 and more, of learning rate times gradient, as gradient descent without momentum has it
+    (within 1 %, residual below 2 %; with dropout 3 and more within 8 %).
     """
     x, y = case.once(train_batch)
     base = case.once(first_steps).updates[0]
     if not any(update.any() for update in base.values()):
         return None
-    return row_ignored(case, x, y, base) or longer_for_twice(case, x, y, base) or multiple_of_gradient(case, base)
+    again = update_of(case, x, y)
+    if all(np.array_equal(again[name], base[name]) for name in base):
+        calls = 1
+        if found := row_ignored(case, x, y, base):
+            return found
+    else:
+        calls = 6
+        base = mean_update(case, x, y, calls)
+    return longer_for_twice(case, x, y, base, calls) or multiple_of_gradient(case, base, calls)
+
+
+def mean_update(case: Case, x: np.ndarray, y: np.ndarray, calls: int) -> Parameters:
+    updates = [update_of(case, x, y) for _ in range(calls)]
+    return {name: np.mean([update[name] for update in updates], axis=0) for name in updates[0]}
 
 
 def row_ignored(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters) -> Found:
@@ -202,10 +223,10 @@ def row_ignored(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters) -> F
     }
 
 
-def longer_for_twice(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters) -> Found:
+def longer_for_twice(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters, calls: int) -> Found:
     with suppress(CallFailed):  # a step for one shape
-        ratio, residual = along(update_of(case, np.concatenate([x, x]), np.concatenate([y, y])), base)
-        if abs(ratio - 2) < 0.2 and residual < 0.5:
+        ratio, residual = along(mean_update(case, np.concatenate([x, x]), np.concatenate([y, y]), calls), base)
+        if abs(ratio - 2) < (0.2 if calls == 1 else 0.4) and residual < (0.2 if calls == 1 else 1.0):
             return {
                 "measured": ratio,
                 "expected": 1.0,
@@ -216,14 +237,15 @@ def longer_for_twice(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters)
     return None
 
 
-def multiple_of_gradient(case: Case, base: Parameters) -> Found:
+def multiple_of_gradient(case: Case, base: Parameters, calls: int) -> Found:
     if not case.has("gradient", "learning_rate"):
         return None
     grads = case.once(given_gradient)
     rate = float(case.given["learning_rate"])
     shared = {name: base[name] for name in base if name in grads and base[name].any()}
     ratio, residual = along(shared, {name: -rate * grads[name] for name in shared})
-    if residual > 0.02 * abs(ratio) or round(ratio) < 2 or abs(ratio / round(ratio) - 1) > 0.01:
+    close, fewest, rest = (0.01, 2, 0.02) if calls == 1 else (0.08, 3, 0.4)
+    if round(ratio) < fewest or abs(ratio / round(ratio) - 1) > close or residual > rest * ratio:
         return None
     return {
         "measured": ratio,
