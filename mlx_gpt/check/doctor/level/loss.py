@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.data.evidence import flat_ids, has_ids
+from mlx_gpt.check.doctor.data.evidence import SPECIAL, decoded, flat_ids, has_ids
 from mlx_gpt.check.doctor.level.ngrams import NGrams
 
 COUNTED = 4_000_000  # training ids that the n-gram models count; 3 s on two cores
@@ -23,27 +23,30 @@ FLOATS = 1 << 23  # logits of one call
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss on spread windows of T inputs, in nats per token: by window and position, (n, T)."""
+    """A loss on windows of T inputs spread over a text, in nats per token: by window and position, (n, T).
+
+    NaN where a target is not counted, after the end of the document that the window starts with.
+    """
 
     losses: np.ndarray
-    is_whole: bool  # the windows cover all ids
 
     @property
     def mean(self) -> float:
-        return float(self.losses.mean())
+        return float(np.nanmean(self.losses))
 
     @property
     def error(self) -> float:
-        """Return the standard error of the mean, from the windows' means."""
-        means = self.losses.mean(axis=1)
-        if len(means) < 4:  # of tokens, doubled for their dependence
-            return 2 * float(self.losses.std()) / self.losses.size**0.5
-        return float(means.std(ddof=1)) / len(means) ** 0.5
+        """Return the standard error of the mean, with windows as the independent samples."""
+        counts = np.isfinite(self.losses).sum(axis=1)
+        if len(counts) < 4:  # of tokens, doubled for their dependence
+            return 2 * float(np.nanstd(self.losses)) / max(counts.sum(), 1) ** 0.5
+        residuals = np.nansum(self.losses - self.mean, axis=1)
+        return float(np.sqrt(np.square(residuals).sum() * len(counts) / (len(counts) - 1)) / counts.sum())
 
     @property
     def late(self) -> float:
         """Return the mean of the second half of the positions, which have the context of the first."""
-        return float(self.losses[:, self.losses.shape[1] // 2 :].mean())
+        return float(np.nanmean(self.losses[:, self.losses.shape[1] // 2 :]))
 
 
 def checked_ids(case: Case, name: str, fewest: int = 2) -> np.ndarray:
@@ -57,46 +60,83 @@ def checked_ids(case: Case, name: str, fewest: int = 2) -> np.ndarray:
 
 
 def validation_loss(case: Case) -> Loss:
+    """Return the lower of the losses on windows cut anywhere and on windows that start at documents."""
+    return min((case.once(anywhere), *case.once(at_documents)), key=lambda loss: loss.mean)
+
+
+def anywhere(case: Case) -> Loss:
     return loss_on(case, checked_ids(case, "val_ids"))
 
 
+def at_documents(case: Case) -> list[Loss]:
+    """Return the loss on windows that start at documents, as training may have cut them, if their starts are known."""
+    ids, end = checked_ids(case, "val_ids"), case.once(end_of_text)
+    is_known = end is not None and (ids[:-1] == end).sum() >= 4
+    return [loss_on(case, ids, end=end)] if is_known else []
+
+
 def training_loss(case: Case) -> Loss:
-    return loss_on(case, checked_ids(case, "train_ids"))
+    """Return the loss on the training ids, on windows as those of the validation loss."""
+    documents = case.once(at_documents)
+    end = case.once(end_of_text) if documents and case.once(validation_loss) is documents[0] else None
+    return loss_on(case, checked_ids(case, "train_ids"), end=end)
 
 
-def loss_on(case: Case, ids: np.ndarray, name: str = "forward", tokens: int = TOKENS, seconds: float = SECONDS) -> Loss:
+def end_of_text(case: Case) -> int | None:
+    """Return the id that ends a text: as given, else that of the validation ids which ``decode`` writes as one."""
+    if case.has("end_of_text") or not case.has("decode"):
+        return case.given.get("end_of_text")
+    for i in np.unique(checked_ids(case, "val_ids"))[:5000].tolist():
+        if SPECIAL.fullmatch(decoded(case, [i])):
+            return int(i)
+    return None
+
+
+def loss_on(
+    case: Case,
+    ids: np.ndarray,
+    name: str = "forward",
+    end: int | None = None,
+    tokens: int = TOKENS,
+    seconds: float = SECONDS,
+) -> Loss:
     """Return the loss of spread windows, as many as the time allows, by calls of ``forward`` or ``forward_training``.
 
-    The windows are as long as the context; shorter where one would take too long.
+    The windows are as long as the context; shorter where one would take too long. With ``end``, the id between
+    documents, each starts with it and counts up to the next.
     """
     seconds = min(seconds, case.seconds_left() / 20)
-    end = time.monotonic() + seconds
-    T = window_length(case, min(case.n_positions, len(ids) - 1), seconds)
-    every = np.arange((len(ids) - 1) // T) * T
-    n = min(len(every), max(1, tokens // T))
-    starts = every[np.linspace(0, len(every) - 1, n).astype(int)]
+    deadline = time.monotonic() + seconds
+    T, rows = window_shape(case, min(case.n_positions, len(ids) - 1), seconds)
+    every = np.arange((len(ids) - 1) // T) * T if end is None else np.flatnonzero(ids[:-T] == end)
+    if not len(every):
+        every = np.zeros(1, int)
+    starts = every[np.linspace(0, len(every) - 1, min(len(every), max(1, tokens // T))).astype(int)]
     case.rng.shuffle(starts)  # so that those the time allows are spread too
-    rows = max(1, FLOATS // (T * case.vocab_size))
     losses: list[np.ndarray] = []
-    for i in range(0, n, rows):
+    for i in range(0, len(starts), rows):
         windows = np.stack([ids[start : start + T + 1] for start in starts[i : i + rows]]).astype(np.int64)
-        losses.append(losses_of(case.logits(windows[:, :-1], name), windows[:, 1:]))
-        if time.monotonic() > end:
+        found = losses_of(case.logits(windows[:, :-1], name), windows[:, 1:])
+        if end is not None:
+            found[(windows[:, :-1] == end).cumsum(axis=1) > 1] = np.nan
+        losses.append(found)
+        if time.monotonic() > deadline:
             break
-    found = np.concatenate(losses)
-    return Loss(found, len(found) == len(every))
+    return Loss(np.concatenate(losses))
 
 
-def window_length(case: Case, T: int, seconds: float) -> int:
-    """Return T, halved until a call with one window takes no more than half of ``seconds``, as that of 64 does."""
+def window_shape(case: Case, T: int, seconds: float) -> tuple[int, int]:
+    """Return T, halved until a window takes no more than half of ``seconds``, and how many to take in a call."""
     short = min(T, 64)
     case.logits(case.ids(1, short))  # compiles
     started = time.monotonic()
     case.logits(case.ids(1, short))
-    taken = time.monotonic() - started
+    taken = max(time.monotonic() - started, 1e-4)
     while short < T and taken * T / short > seconds / 2:
         T //= 2
-    return max(T, short)
+    T = max(T, short)
+    in_time, in_memory = seconds / 8 / (taken * T / short), FLOATS / (T * case.vocab_size)
+    return T, max(1, int(min(in_time, in_memory)))
 
 
 def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -9,7 +9,15 @@ from typing import Any
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import batches, decoded, has_ids
-from mlx_gpt.check.doctor.level.loss import Loss, checked_ids, loss_on, training_loss, validation_loss
+from mlx_gpt.check.doctor.level.loss import (
+    Loss,
+    anywhere,
+    at_documents,
+    checked_ids,
+    loss_on,
+    training_loss,
+    validation_loss,
+)
 from mlx_gpt.check.doctor.level.metrics import curve, metrics
 
 Found = dict[str, Any] | None
@@ -33,13 +41,22 @@ EXPLAINED_BY = (
 def reported_loss_differs(case: Case) -> Found:
     """The validation loss that was reported is not the model's: another unit, a sum, another text, or other weights.
 
-    Against the mean loss of ``forward`` on windows of ``val_ids``, in nats per token; windows with more context give
-    less, down to the mean of the second half of their positions. A fault beyond six standard errors, 0.05 nats and 2 %,
-    and for a log the change between its last two values; 10 % where no known cause fits.
+    Against the mean loss of ``forward`` in nats per token, on windows of ``val_ids`` cut anywhere and at documents;
+    windows with more context give less, down to the mean of the second half of their positions. A fault beyond six
+    standard errors, 0.05 nats and 2 %, and for a log the change between its last two values; 10 % where no known cause
+    fits.
     """
-    loss, (values, change) = case.once(validation_loss), reported(case)
+    loss = case.once(validation_loss)
+    found = [differs(case, loss, *one) for one in reported(case)]
+    if not found:
+        raise NotApplicable("val_loss, or metrics with a val_loss")
+    return next(filter(None, found), None)
+
+
+def differs(case: Case, loss: Loss, values: list[float], change: float) -> Found:
     margin = 6 * loss.error + 0.05 + 0.02 * loss.mean + change
-    low, high = min(loss.late, loss.mean) - margin, loss.mean + margin
+    plain, means = case.once(anywhere), [one.mean for one in case.once(at_documents)]
+    low, high = min([plain.late, plain.mean, *means]) - margin, max([plain.mean, *means]) + margin
     if any(low <= value <= high for value in values):
         return None
     value = values[0]
@@ -61,15 +78,13 @@ def reported_loss_differs(case: Case) -> Found:
     }
 
 
-def reported(case: Case) -> tuple[list[float], float]:
-    """Return the values that the model may have been reported with, and how much the last one changed."""
+def reported(case: Case) -> Iterator[tuple[list[float], float]]:
+    """Yield the values that the model may have been reported with, in one place, and how much the last one changed."""
     if case.has("val_loss"):
-        return [float(case.given["val_loss"])], 0.0
+        yield [float(case.given["val_loss"])], 0.0
     _, values = curve(case.once(metrics), "val_loss")
-    if not len(values):
-        raise NotApplicable("metrics with a val_loss")
-    last = [float(value) for value in values[-2:]]
-    return [last[-1], float(values.min())], abs(last[-1] - last[0])
+    if len(values):
+        yield [float(values[-1]), float(values.min())], abs(float(values[-1] - values[-2:][0]))
 
 
 def causes(case: Case, loss: Loss) -> Iterator[tuple[str, float]]:
@@ -89,7 +104,7 @@ def causes(case: Case, loss: Loss) -> Iterator[tuple[str, float]]:
         yield "the loss on train_ids", case.once(training_loss).mean
     if case.has("forward_training"):
         ids = checked_ids(case, "val_ids")
-        yield "the loss in training mode, with dropout", loss_on(case, ids, "forward_training", 10_000, 0.5).mean
+        yield "the loss in training mode, with dropout", loss_on(case, ids, "forward_training", None, 10_000, 0.5).mean
     if case.has("decode"):
         ids = checked_ids(case, "val_ids")[:2000]
         per_character = len(ids) / max(len(decoded(case, ids)), 1)

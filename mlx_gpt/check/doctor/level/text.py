@@ -11,8 +11,16 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import decoded, flat_ids, has_ids
-from mlx_gpt.check.doctor.level.loss import Ladder, checked_ids, ladder, losses_of, validation_loss
-from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, chosen, draw, log_softmax
+from mlx_gpt.check.doctor.level.loss import (
+    Ladder,
+    checked_ids,
+    end_of_text,
+    ladder,
+    losses_of,
+    validation_loss,
+    window_shape,
+)
+from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, chosen, draw, log_softmax, new_ids
 
 Found = dict[str, Any] | None
 DRAWS = 600  # of the samples, at most
@@ -27,7 +35,8 @@ def prompts(case: Case) -> list[list[int]]:
     length = max(1, min(16, case.n_positions // 4))
     for name in ("val_ids", "train_ids"):
         if has_ids(case, name) and len(ids := flat_ids(case, name)) > length and inside(case, ids):
-            starts = case.rng.integers(0, len(ids) - length, 64)
+            starts = np.flatnonzero(ids[:-length] == case.once(end_of_text)) if name == "val_ids" else np.zeros(0)
+            starts = case.rng.choice(starts if len(starts) else len(ids) - length, 64)
             return [[int(i) for i in ids[start : start + length]] for start in starts]
     return case.ids(64, length).tolist()
 
@@ -41,12 +50,14 @@ def samples(case: Case) -> list[Draws]:
     found: list[Draws] = []
     end, n, total = time.monotonic() + min(SECONDS, case.seconds_left() / 20), 8, 0
     for prompt in case.once(prompts):
-        one = draw(case, prompt, min(n, LONGEST))
+        started = time.monotonic()
+        one = draw(case, prompt, n)
         found += [one] if len(one.new) else []  # a text may end at once
         total += len(one.new)
-        if total >= DRAWS or time.monotonic() > end:
+        now = time.monotonic()
+        if total >= DRAWS or now > end:
             break
-        n *= 4
+        n = min(LONGEST, 4 * n, max(1, int(len(one.new) * (end - now) / max(now - started, 1e-6))))
     if not found:
         raise NotApplicable("a sampler that returns ids")
     return found
@@ -92,14 +103,14 @@ def decoding_gap(case: Case) -> tuple[float, float, float]:
     T = min(case.n_positions, len(ids) - 1, 64)
     if T < 2:
         raise NotApplicable("a context and val_ids of two tokens")
-    rows = max(1, min(64, (1 << 23) // (T * case.vocab_size)))
-    starts = case.rng.integers(0, len(ids) - T, rows)
+    _, rows = window_shape(case, T, 2 * SECONDS)
+    starts = case.rng.integers(0, len(ids) - T, min(rows, 64))
     windows = np.stack([ids[start : start + T + 1] for start in starts]).astype(np.int64)
     t = T // 2
     within = losses_of(case.logits(windows[:, :-1])[:, :t], windows[:, 1 : t + 1])[:, -1]
     at_end = losses_of(case.logits(windows[:, :t])[:, -1:], windows[:, t : t + 1])[:, -1]
     difference = at_end - within
-    return float(within.mean()), float(at_end.mean()), float(difference.std()) / max(rows - 1, 1) ** 0.5
+    return float(within.mean()), float(at_end.mean()), float(difference.std()) / max(len(starts) - 1, 1) ** 0.5
 
 
 EXPLAINED_BY = ("state", "causality", "length-dependent", "heads-mixed-up", "vocabulary-mismatch", "cache", "sampling")
@@ -214,14 +225,7 @@ def repetition_loop(case: Case) -> Found:
     The end of a greedy text repeats a sequence of at most a quarter of the text at least three times, and no sample
     does (Holtzman et al. 2020, section 4.1).
     """
-    prompt, greedy = case.once(prompts)[0], []
-    n = min(case.n_positions - len(prompt), 96)
-    if n < 12:
-        raise NotApplicable("a context of 16 tokens")
-    if "temperature" in accepted(case):
-        greedy = draw(case, prompt, n, temperature=0).new.tolist()
-    else:
-        greedy = greedy_text(case, prompt, n)
+    greedy = greedy_text(case, case.once(prompts)[0], 96)
     period = loop(greedy)
     if not period or any(loop(one.new.tolist()) for one in case.once(samples)):
         return None
@@ -236,10 +240,20 @@ def repetition_loop(case: Case) -> Found:
 
 
 def greedy_text(case: Case, prompt: list[int], n: int) -> list[int]:
-    """Return the most probable continuation by ``forward``, as long as the time allows."""
+    """Return the most probable continuation, within the context and as long as the time allows.
+
+    By ``sample`` at temperature 0, or by ``forward`` where it takes no temperature.
+    """
     end, text = time.monotonic() + min(SECONDS, case.seconds_left() / 20), list(prompt)
+    n, by_sample = min(n, case.n_positions - len(prompt)), "temperature" in accepted(case)
     while len(text) < len(prompt) + n and time.monotonic() < end:
-        text.append(int(case.logits([text])[0, -1].argmax()))
+        if by_sample:
+            new = new_ids(case, text, min(8, len(prompt) + n - len(text)), temperature=0)
+            if not new:
+                break
+            text += new
+        else:
+            text.append(int(case.logits([text])[0, -1].argmax()))
     return text[len(prompt) :]
 
 
