@@ -1,0 +1,134 @@
+"""Parts of the model that change nothing: a layer that is not called, or whose output is dropped."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.forward.probes import EQUAL, silent_if_random
+from mlx_gpt.check.doctor.weights.evidence import (
+    Arrays,
+    current,
+    drawn,
+    generic,
+    generic_ids,
+    gradient,
+    is_matrix,
+    loaded,
+)
+
+SECONDS = 4.0  # for trying one part after another
+
+
+@check("layer-without-effect", "parameters", "load_parameters", explains=("past-ignored", "context-too-short"))
+def layer_without_effect(case: Case) -> dict[str, Any] | None:
+    """A layer or a part of one changes nothing: it is not called, or its output is dropped or multiplied by zero.
+
+    All parameters are first replaced by random ones, so that a projection or gate that is zero at the beginning of
+    training hides nothing. Parts without gradient are then drawn again, all their parameters at once: no logit moves by
+    more than 1e-6 of the standard deviation (without effect: exactly 0; healthy parts: 1e-3 and more). Also matrices of
+    zeros whose gradient is exactly zero, which training cannot leave; a zero projection that gets a gradient is sound.
+    """
+    silent_if_random(case)
+    dropped = without_effect(case)
+    stuck = [] if dropped else stuck_at_zero(case)
+    if not dropped and not stuck:
+        return None
+    parts = dropped or stuck
+    shown = ", ".join(parts[:6]) + (f" and {len(parts) - 6} more" if len(parts) > 6 else "")
+    why = f"new values for all parameters of {shown} change no logit"
+    return {
+        "measured": parts,
+        "expected": "an effect of every part",
+        "why": why if dropped else f"{shown}: all zero, with a gradient of exactly zero, so that training cannot move it",
+        "remedy": "check that the part is called, and that its output reaches the residual stream: x = x + part(norm(x))"
+        if dropped
+        else "initialise at most one matrix of each residual branch with zeros",
+        "evidence": {"parts": parts},
+    }
+
+
+def parts_of(parameters: Arrays, case: Case) -> dict[str, list[str]]:
+    """Return the names of parameters by part: by each beginning up to a dot or slash, and each matrix by itself.
+
+    Outer parts come first. Tables of tokens and positions are left out: other checks see them.
+    """
+    parts: dict[str, list[str]] = {}
+    for name, array in parameters.items():
+        if array.dtype.kind != "f" or is_table(name, array, case):
+            continue
+        for end in re.finditer(r"[./]", name):
+            parts.setdefault(name[: end.start()], []).append(name)
+        if is_matrix(array):
+            parts.setdefault(name, []).append(name)
+    return dict(sorted(parts.items(), key=lambda part: len(re.findall(r"[./]", part[0]))))
+
+
+def is_table(name: str, array: np.ndarray, case: Case) -> bool:
+    return not re.search(r"\d", name) and array.ndim == 2 and bool({case.vocab_size, case.n_positions} & {*array.shape})
+
+
+def without_effect(case: Case) -> list[str]:
+    """Return the outermost parts that have no effect in a model with generic parameters."""
+    ids, values = generic_ids(case), case.once(generic)
+    parts = parts_of(values, case)
+    end = case.seconds_left() - SECONDS
+    found: list[str] = []
+    with loaded(case, values):
+        before = case.logits(ids)
+        if not np.isfinite(before).all():
+            raise NotApplicable("finite logits with random parameters")
+        if case.has("gradient"):
+            moved = gradient(case, 2, ids.shape[1])
+            parts = {part: names for part, names in parts.items() if not any(moves(moved, name) for name in names)}
+        kept = current(case)
+        for part, names in parts.items():
+            if case.seconds_left() < end:
+                break
+            if any(part.startswith((outer + ".", outer + "/")) for outer in found):
+                continue
+            case.call("load_parameters", {**values, **{name: drawn(case, values[name]) for name in names}})
+            effect = np.abs(case.logits(ids) - before).max() / before.std()
+            if effect <= EQUAL and all(not np.array_equal(kept[name], current(case)[name]) for name in names):
+                found.append(part)
+    return without_queries_and_keys(found, values)
+
+
+def moves(gradients: Arrays, name: str) -> bool:
+    return name in gradients and bool(np.any(gradients[name]))
+
+
+def without_queries_and_keys(parts: list[str], parameters: Arrays) -> list[str]:
+    """Drop two matrices of equal width that alone of an attention have no effect: the scores go unused.
+
+    That attention ignores the past, or takes a uniform mean of it, which ``past-ignored`` reports.
+    """
+    siblings: dict[str, list[str]] = {}
+    for part in parts:
+        siblings.setdefault(re.sub(r"[^./]*$", "", part), []).append(part)
+    return [part for group in siblings.values() for part in group if not is_pair(group, parameters)]
+
+
+def is_pair(parts: list[str], parameters: Arrays) -> bool:
+    shapes = [
+        array.shape for part in parts for name, array in parameters.items() if name.startswith(part) and array.ndim == 2
+    ]
+    if len(parts) != 2 or len(shapes) != 2:
+        return False
+    (a, b), (c, d) = shapes
+    return (a == c or b == d) and ((a, b) != (d, c) or a == b)
+
+
+def stuck_at_zero(case: Case) -> list[str]:
+    """Return the matrices of zeros that get a gradient of exactly zero, while at least two others get one."""
+    zeros = [name for name, array in case.once(current).items() if is_matrix(array) and not array.any()]
+    if not zeros or not case.has("gradient"):
+        return []
+    grads = gradient(case, 2, 64)
+    if sum(is_matrix(grad) and bool(np.any(grad)) for grad in grads.values()) < 2:
+        return []  # an output matrix of zeros stops every gradient, until the first step
+    return [name for name in zeros if name in grads and not np.any(grads[name])]

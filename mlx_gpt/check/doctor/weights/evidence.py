@@ -1,0 +1,98 @@
+"""Evidence that the checks of weights share: parameters by layer, a generic model of the same structure, a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.forward.probes import first_call, probe_length
+
+Arrays = dict[str, np.ndarray]
+
+
+def current(case: Case) -> Arrays:
+    """Return the user's parameters."""
+    return case.arrays("parameters")
+
+
+def is_matrix(array: np.ndarray) -> bool:
+    """True for a float array with two or three axes; masks of four axes are none."""
+    return array.dtype.kind == "f" and array.ndim in (2, 3) and array.size > 1
+
+
+def generic(case: Case) -> Arrays:
+    """Return parameters of the same shapes without any special value: no zero, no two equal.
+
+    A part that has no effect with these has none with any: a projection that is zero at first, or a gate, hides
+    nothing. Matrices are drawn from N(0, 1/width), to vectors and scalars N(0, 0.1²) is added.
+    """
+    return {name: drawn(case, array) for name, array in case.once(current).items()}
+
+
+def drawn(case: Case, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "f" or array.ndim > 3:
+        return array
+    noise = case.rng.standard_normal(array.shape, np.float32)
+    drawn = noise / np.sqrt(min(array.shape[-2:])) if is_matrix(array) else array + 0.1 * noise
+    return drawn.astype(array.dtype)
+
+
+@contextmanager
+def loaded(case: Case, values: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """Give the model other parameters for a while."""
+    with case.parameters_restored():
+        case.call("load_parameters", {name: array.copy() for name, array in values.items()})
+        yield
+
+
+def layers_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the parameters' names by layer: those that begin alike up to the first number, as ``blocks.0``.
+
+    Where each number occurs once with each beginning, as in ``wq1 wk1 wq2``, the number alone is the layer.
+    """
+    families: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        found = re.match(r"(.*?(?:^|[._/]))(\d+)(?=[._/]|$)", name) or re.match(r"(.*?)(\d+)", name)
+        if found:
+            families.setdefault(found[1], {}).setdefault(found[2], []).append(name)
+    if not families:
+        return {}
+    prefix, largest = max(families.items(), key=lambda item: sum(map(len, item[1].values())))
+    if any(len(members) > 1 for members in largest.values()):
+        return {prefix + index: members for index, members in largest.items()}
+    merged: dict[str, list[str]] = {}
+    for family in families.values():
+        for index, members in family.items():
+            merged.setdefault(index, []).extend(members)
+    return merged
+
+
+def text(case: Case, rows: int, length: int) -> np.ndarray:
+    """Return ids (rows, length) of the user's text, random ones where there is none or some are no ids."""
+    for name in ("train_ids", "val_ids"):
+        ids = np.asarray(case.given[name] if case.has(name) else []).reshape(-1)
+        if len(ids) > length and ids.dtype.kind in "iu":
+            starts = case.rng.integers(0, len(ids) - length, rows)
+            found = np.stack([ids[start : start + length] for start in starts]).astype(np.int64)
+            if found.min() >= 0 and found.max() < case.vocab_size:
+                return found.astype(np.int32)
+    return case.ids(rows, length)
+
+
+def gradient(case: Case, rows: int, length: int) -> Arrays:
+    """Return the gradient of the mean loss of a text of ``length`` + 1 tokens, with the parameters as they are."""
+    case.once(first_call)
+    ids = text(case, 1 if case.one_row else rows, min(length, case.n_positions) + 1)
+    return case.arrays("gradient", ids[:, :-1].copy(), ids[:, 1:].copy())
+
+
+def generic_ids(case: Case) -> np.ndarray:
+    """Return a random text for a model with generic parameters: (1, T)."""
+    if case.vocab_size < 2 or case.n_positions < 2:
+        raise NotApplicable("vocab_size and n_positions of at least 2")
+    return case.ids(1, probe_length(case))

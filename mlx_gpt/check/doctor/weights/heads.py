@@ -1,0 +1,256 @@
+"""Heads: split and merged with the right axes, and different from each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.forward.probes import EQUAL, others, silent_if_random
+from mlx_gpt.check.doctor.weights.evidence import (
+    Arrays,
+    current,
+    drawn,
+    generic,
+    generic_ids,
+    is_matrix,
+    layers_of,
+    loaded,
+)
+
+Found = dict[str, Any] | None
+HEADS = range(2, 33)
+SECONDS = 6.0  # for trying one layer after another
+
+
+@check(
+    "heads-mixed-up",
+    "forward",
+    explains=(
+        "future-leak",
+        "future-leak-in-training",
+        "cache-mismatch",
+        "length-dependent",
+        "context-too-short",
+        "past-ignored",
+        "batch-leak",
+        "row-alone-differs",
+    ),
+)
+def heads_mixed_up(case: Case) -> Found:
+    """Heads mix positions: (B, T, C) was reshaped to (B, H, T, D), or back, without a transpose.
+
+    Such a reshape gives each head chunks of the wrong tokens, in an order that follows from T and H. Each layer is
+    taken by itself, with random parameters (the matrices of the others are zero), and it is measured which tokens each
+    position depends on: a (T, T) pattern. It must equal, at two lengths, the pattern that a reshape without transpose
+    of queries, keys, values or outputs gives for some H of 2 to 32. No tolerance; a healthy layer has the causal
+    pattern. Attention across the heads of one token, where the transpose is missing altogether, shows as a layer that
+    depends on no other token though all its matrices have an effect.
+    """
+    silent_if_random(case)
+    ids = generic_ids(case)
+    if not can_load(case):
+        return described({"the model": match(case, ids, depth=8)})
+    layers = list(layers_of([name for name, array in case.once(generic).items() if is_matrix(array)]).items())
+    with loaded(case, case.once(generic)):
+        if looks_causal(case, ids):
+            return None
+    end = case.seconds_left() - SECONDS
+    found = {}
+    for label, names in layers or [("the model", list(case.once(generic)))]:
+        with loaded(case, alone(case, names, layers)):
+            found[label] = match(case, ids, depth=1) or across_heads(case, ids, names)
+        if case.seconds_left() < end:
+            break
+    return described(found)
+
+
+def can_load(case: Case) -> bool:
+    return case.has("parameters", "load_parameters")
+
+
+def described(found: dict[str, str | None]) -> Found:
+    mixed = {label: what for label, what in found.items() if what}
+    if not mixed:
+        return None
+    what = next(iter(mixed.values()))
+    return {
+        "measured": list(mixed),
+        "expected": "each position depends on all earlier ones and itself",
+        "why": f"in {', '.join(mixed)} positions depend on each other as after {what}",
+        "remedy": "split with x.reshape(B, T, H, D).transpose(0, 2, 1, 3), merge with "
+        "z.transpose(0, 2, 1, 3).reshape(B, T, H * D); in PyTorch transpose(1, 2)",
+        "evidence": {"layers": mixed},
+    }
+
+
+def alone(case: Case, names: list[str], layers: list[tuple[str, list[str]]]) -> Arrays:
+    """Return generic parameters in which the matrices of all other layers are zero."""
+    mine = set(names)
+    muted = {name for _, members in layers for name in members if name not in mine}
+    return {name: np.zeros_like(array) if name in muted else array for name, array in case.once(generic).items()}
+
+
+def looks_causal(case: Case, ids: np.ndarray) -> bool:
+    """True if every position depends on all earlier tokens and no later one, and a prefix has the same logits alone."""
+    T = ids.shape[1]
+    whole, part = case.logits(ids), case.logits(ids[:, :-1])
+    steady = np.abs(whole[:, :-1] - part).max() <= 2e-3 * whole.std()
+    return bool(steady) and np.array_equal(dependence(case, ids), np.tri(T, dtype=bool))
+
+
+def dependence(case: Case, ids: np.ndarray) -> np.ndarray:
+    """Return which positions' logits depend on which tokens, boolean (T, T): position t on token s."""
+    before = case.logits(ids)
+    depends = np.zeros((ids.shape[1],) * 2, bool)
+    for s in range(ids.shape[1]):
+        after = ids.copy()
+        after[:, s] = others(case, ids[:, s])
+        depends[:, s] = (np.abs(case.logits(after) - before).max(axis=-1) > EQUAL * before.std())[0]
+    return depends
+
+
+def match(case: Case, ids: np.ndarray, depth: int) -> str | None:
+    """Return the reshape that explains the dependence at two lengths, None if there is none."""
+    T = ids.shape[1]
+    if T < 4:
+        raise NotApplicable("n_positions of at least 4")
+    measured = [dependence(case, ids[:, :n]) for n in (T, T - 1)]
+    if has_other_cause(measured[0]):
+        return None
+    for H, (what, sources, merged) in product(HEADS, MISTAKES.items()):
+        layer = [pattern(len(one), H, sources, merged) for one in measured]
+        reached = layer
+        for _ in range(depth):
+            if all(np.array_equal(one, two) for one, two in zip(measured, reached, strict=True)):
+                return f"{what} without a transpose, at {H} heads"
+            reached = [one @ two for one, two in zip(reached, layer, strict=True)]
+    return None
+
+
+def has_other_cause(depends: np.ndarray) -> bool:
+    """True for the patterns of sound attention, of none, and of attention without a mask."""
+    T = len(depends)
+    return any(np.array_equal(depends, other) for other in (np.tri(T), np.eye(T), np.ones((T, T))))
+
+
+# What was reshaped: where queries, keys and values of (head, place) come from, by ``token_of``, and whether the output
+# is merged by a reshape alone.
+MISTAKES: dict[str, tuple[tuple[int, int, int], bool]] = {
+    **{
+        " and ".join(
+            part for part, wrong in zip(("queries", "keys", "values", "the output"), (q, k, v, out), strict=True) if wrong
+        ): ((q, k, v), out)
+        for out, q, k, v in product((True, False), (1, 0), (1, 0), (1, 0))
+        if q or k or v or out
+    },
+    "the fused queries, keys and values": ((2, 3, 4), False),
+    "the fused queries, keys and values and the output": ((2, 3, 4), True),
+}
+
+
+def token_of(T: int, H: int, mistake: int) -> np.ndarray:
+    """Return from which token (head, place) was taken, (H, T): 0 its own, 1 reshaped, 2 to 4 as part of 3 C."""
+    flat = np.arange(H * T).reshape(H, T)
+    if mistake == 0:
+        return flat % T
+    return flat // H if mistake == 1 else ((mistake - 2) * H * T + flat) // (3 * H)
+
+
+def pattern(T: int, H: int, sources: tuple[int, int, int], merged: bool) -> np.ndarray:
+    """Return which tokens a position depends on after causal attention with mistaken reshapes: boolean (T, T)."""
+    q, k, v = (np.eye(T, dtype=bool)[token_of(T, H, source)] for source in sources)  # (H, T, T)
+    z = q | np.logical_or.accumulate(k | v, axis=1)
+    gathered = z.reshape(T, H, T).any(axis=1) if merged else z.any(axis=0)
+    return gathered | np.eye(T, dtype=bool)
+
+
+def across_heads(case: Case, ids: np.ndarray, names: list[str]) -> str | None:
+    """Return a description if no token depends on another, though queries and keys have an effect.
+
+    Scores of a token with itself alone have none, since a softmax of one score is 1.
+    """
+    if not np.array_equal(dependence(case, ids), np.eye(ids.shape[1])):
+        return None
+    values = current(case)
+    matrices = [name for name in names if is_matrix(values[name])]
+    thirds = [(name, part) for name in matrices for part in parts_of(values[name])]
+    square = sum(len(set(values[name][part].shape)) == 1 for name, part in thirds)
+    if square < 4:
+        return None
+    before = case.logits(ids)
+    for name, part in thirds:
+        changed = values[name].copy()
+        changed[part] = drawn(case, changed[part])
+        case.call("load_parameters", {**values, name: changed})
+        if np.abs(case.logits(ids) - before).max() <= EQUAL * before.std():
+            return None
+    return "attention over the heads of one token,"
+
+
+def parts_of(matrix: np.ndarray) -> list[tuple[slice, ...]]:
+    """Return the slices of a matrix: three if it is three times as long as wide, as of fused queries, keys, values."""
+    rows, columns = matrix.shape[-2:]
+    width = min(rows, columns)
+    if matrix.ndim != 2 or max(rows, columns) != 3 * width:
+        return [(slice(None),)]
+    cuts = [slice(i * width, (i + 1) * width) for i in range(3)]
+    return [(cut,) if rows > columns else (slice(None), cut) for cut in cuts]
+
+
+@check("identical-heads", "parameters")
+def identical_heads(case: Case) -> Found:
+    """All heads of a layer have the same weights, as after one head's initial weights were given to all.
+
+    At least two matrices of a layer, as queries and keys, repeat after a head's width, in rows or columns, for 2 to 32
+    heads; or are equal for all heads where each head has its own. Largest distance of a head from the first, relative
+    to its norm: threshold 0.05; healthy matrices, drawn or trained, have 1.2 and more.
+    """
+    found: dict[str, int] = {}
+    for label, names in layers_of(list(case.once(current))).items():
+        layer = {name: case.once(current)[name] for name in names if is_matrix(case.once(current)[name])}
+        counts = [next((len(heads) for heads in stacks if are_equal(heads)), 0) for stacks in head_stacks(layer)]
+        if sum(count > 0 for count in counts) >= 2:
+            found[label] = max(counts)
+    if not found:
+        return None
+    return {
+        "measured": list(found),
+        "expected": "different weights for each head",
+        "why": f"in {', '.join(found)} all heads have the same weights, so that they compute the same",
+        "remedy": "draw the initial weights of all heads at once, with a shape that contains the heads, never one head's "
+        "repeated or broadcast; check the conversion of loaded weights",
+        "evidence": {"heads": found},
+    }
+
+
+def head_stacks(layer: Arrays) -> Iterator[Iterator[np.ndarray]]:
+    """Yield for each matrix of a layer, or third of one, its divisions into heads: arrays (H, ...)."""
+    own: dict[str, list[np.ndarray]] = {}
+    for name, array in layer.items():
+        own.setdefault(re.sub(r"(\d\D+)\d+", r"\1*", name, count=1), []).append(array)
+    for arrays in own.values():
+        if len(arrays) > 1 and len({array.shape for array in arrays}) == 1:
+            yield iter([np.stack(arrays)])
+    for array in layer.values():
+        if array.ndim == 3:
+            yield iter([array])
+        else:
+            for part in parts_of(array):
+                yield divisions(array[part])
+
+
+def divisions(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    for rows, H in product((matrix, matrix.T), HEADS):
+        if len(rows) % H == 0:
+            yield rows.reshape(H, len(rows) // H, -1)
+
+
+def are_equal(heads: np.ndarray) -> bool:
+    first = np.linalg.norm(heads[0].astype(np.float32))
+    return first > 0 and all(np.linalg.norm(head - heads[0]) < 0.05 * first for head in heads[1:])

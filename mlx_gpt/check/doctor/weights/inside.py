@@ -1,0 +1,122 @@
+"""Looking into a module of MLX or torch: its precision, and its blocks called by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.modules import is_mlx, is_module
+
+# Called in place of a block: (name, block's own call, first argument, the others) -> what it returns.
+Watcher = Callable[..., Any]
+
+
+def module_of(case: Case) -> Any:
+    """Return the module that is examined: the one given, or the largest that ``forward`` refers to; None if none."""
+    if case.has("module"):
+        return getattr(case.given["module"], "_orig_mod", case.given["module"])
+    found = [one for one in referred(case.given["forward"]) if is_module(one)]
+    found = [getattr(one, "_orig_mod", one) for one in found]
+    return max(found, key=lambda one: len(list(named_modules(one))), default=None)
+
+
+def referred(function: Any) -> Iterator[Any]:
+    """Yield what a function refers to: its object and that object's attributes, its closure, and its globals."""
+    owner = getattr(function, "__self__", None)
+    yield owner
+    yield from getattr(owner, "__dict__", {}).values()
+    yield from getattr(function, "__dict__", {}).values()
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    names = getattr(getattr(function, "__code__", None), "co_names", ())
+    yield from (function.__globals__[name] for name in names if name in function.__globals__)
+
+
+def named_modules(module: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name of each submodule and the submodule."""
+    yield from module.named_modules()
+
+
+def has_half(module: Any) -> bool:
+    return any(str(array.dtype).endswith("float16") for array in arrays_of(module))
+
+
+def arrays_of(module: Any) -> list[Any]:
+    """Return parameters and, in torch, buffers."""
+    if is_mlx(module):
+        from mlx.utils import tree_flatten
+
+        return [array for _, array in tree_flatten(module.parameters())]
+    return [*module.parameters(), *module.buffers()]
+
+
+@contextmanager
+def in_float32(module: Any) -> Iterator[None]:
+    """Hold the parameters in float32 for a while."""
+    if is_mlx(module):
+        import mlx.core as mx
+        from mlx.utils import tree_map
+
+        kept = module.parameters()
+        try:
+            half = (mx.float16, mx.bfloat16)
+            module.update(tree_map(lambda a: a.astype(mx.float32) if a.dtype in half else a, kept))
+            yield
+        finally:
+            module.update(kept)
+        return
+    tensors = [tensor for tensor in arrays_of(module) if str(tensor.dtype).endswith("float16")]
+    kept = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, data in zip(tensors, kept, strict=True):
+            tensor.data = data
+
+
+@contextmanager
+def watched(modules: dict[str, Any], watcher: Watcher) -> Iterator[None]:
+    """Let ``watcher(name, call, *arguments, **settings)`` answer for submodules; their own call is ``call``."""
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context((watched_mlx if is_mlx(module) else watched_torch)(name, module, watcher))
+        yield
+
+
+@contextmanager
+def watched_mlx(name: str, module: Any, watcher: Watcher) -> Iterator[None]:
+    own = type(module)
+
+    def call(self: Any, *arguments: Any, **settings: Any) -> Any:
+        return watcher(name, lambda *given, **more: own.__call__(self, *given, **more), *arguments, **settings)
+
+    object.__setattr__(module, "__class__", type(own.__name__, (own,), {"__call__": call}))
+    try:
+        yield
+    finally:
+        object.__setattr__(module, "__class__", own)
+
+
+@contextmanager
+def watched_torch(name: str, module: Any, watcher: Watcher) -> Iterator[None]:
+    own = module.forward
+    had = "forward" in vars(module)
+
+    def forward(*arguments: Any, **settings: Any) -> Any:
+        return watcher(name, own, *arguments, **settings)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if had:
+            module.forward = own
+        else:
+            del module.forward

@@ -1,0 +1,141 @@
+"""The residual stream: it runs through every block, and is not replaced by a normalised copy."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.arrays import as_numpy
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.forward.probes import silent_if_random
+from mlx_gpt.check.doctor.modules import arguments_of
+from mlx_gpt.check.doctor.weights.evidence import Arrays, generic, generic_ids, is_matrix, loaded
+from mlx_gpt.check.doctor.weights.inside import arrays_of, module_of, named_modules, watched
+
+SCALE = 1000.0
+GROWTH = 0.1  # of the output for a stream times SCALE, over SCALE
+SPREAD = 0.01  # of the output's root mean square between tokens, where it is normalised by design
+
+
+@check("residual-after-norm", "forward", "parameters", "load_parameters")
+def residual_after_norm(case: Case) -> dict[str, Any] | None:
+    """The residual stream is taken after the norm, x = norm(x), x = x + f(x), so that each block forgets its scale.
+
+    Each block is called by itself on the stream that it receives, brought to a root mean square of 1, and on 1000 times
+    that. Measured is the growth of its output over 1000: of a pre-norm block 1, of one that normalises the stream below
+    0.01; threshold 0.1, in more than half of the blocks. Parameters are random, so that the branches add something.
+    Blocks that normalise after the addition (Vaswani et al. 2017, GPT-1) do so by design: their output is normalised
+    itself, that is, with a weight and bias of the block undone, its root mean square varies by less than 0.01 between
+    tokens. A module without a residual of its own is no block: with all matrices zero, its output is the same for all
+    tokens.
+    """
+    silent_if_random(case)
+    module = module_of(case)
+    if module is None:
+        raise NotApplicable("module")
+    blocks = {name: one for name, one in named_modules(module) if sum(map(is_weight, arrays_of(one))) >= 2 and name}
+    listed = {name: one for name, one in blocks.items() if re.search(r"\d$", name)}
+    growth = growths(case, module, listed or blocks)
+    if not growth:
+        raise NotApplicable("a module with blocks that map (B, T, C) to (B, T, C)")
+    forgetful = [name for name, size in growth.items() if size < GROWTH]
+    if 2 * len(forgetful) <= len(growth):
+        return None
+    worst = max(growth[name] for name in forgetful)
+    return {
+        "measured": worst,
+        "expected": 1,
+        "why": f"a stream times {SCALE:g} leaves {', '.join(forgetful)} {SCALE * worst:.2g} times as large as it should "
+        "be otherwise: the blocks normalise the stream itself",
+        "remedy": "keep the stream outside the norm: x = x + attention(norm_1(x)); x = x + mlp(norm_2(x))",
+        "evidence": {"growth": growth},
+    }
+
+
+def is_weight(array: Any) -> bool:
+    return len(array.shape) in (2, 3)
+
+
+def growths(case: Case, module: Any, blocks: dict[str, Any]) -> dict[str, float]:
+    """Return the growth of each block that has a residual; 1 for those that normalise their output by design."""
+    ids = generic_ids(case)
+    forward = arguments_of(module)[0]["forward"] if case.has("module") else case.given["forward"]
+    streams: dict[str, Any] = {}
+
+    def probe(values: Arrays) -> dict[str, list[np.ndarray]]:
+        outputs: dict[str, list[np.ndarray]] = {}
+        with loaded(case, values), watched(blocks, watcher(streams, outputs)):
+            case.logits(ids, "forward", forward)
+        return outputs
+
+    full = case.once(generic)
+    outputs = probe(full)
+    hollow = probe({name: np.zeros_like(array) if is_matrix(array) else array for name, array in full.items()})
+    growth = {}
+    for name, (one, scaled) in outputs.items():
+        if name in hollow and varies(hollow[name][0]):
+            with loaded(case, full):
+                vectors = [as_numpy(array) for array in arrays_of(blocks[name]) if array.shape == one.shape[-1:]]
+            growth[name] = 1.0 if is_normalised(scaled, vectors) else rms(scaled) / SCALE
+    return growth
+
+
+def watcher(streams: dict[str, Any], outputs: dict[str, list[np.ndarray]]) -> Callable[..., Any]:
+    """Return a watcher that calls each block also on its stream at two scales, and keeps the outputs.
+
+    ``streams`` holds the first stream that each block received, (B, T, C); it is filled where it is empty.
+    """
+    busy: list[str] = []
+
+    def watch(name: str, call: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+        if busy or name in outputs or not arguments or len(getattr(arguments[0], "shape", ())) != 3:
+            return call(*arguments, **settings)
+        x = streams.setdefault(name, arguments[0])
+        busy.append(name)
+        try:
+            unit = x / max(rms(as_numpy(x)), 1e-30)
+            tries = [call(unit * scale, *same(arguments[1:]), **same(settings)) for scale in (1.0, SCALE)]
+            found = [as_numpy(one[0] if isinstance(one, (tuple, list)) else one) for one in tries]
+            if all(one.shape == tuple(x.shape) and np.isfinite(one).all() for one in found):
+                outputs[name] = found
+        except Exception:  # a block that cannot be called by itself is not measured
+            outputs.pop(name, None)
+        finally:
+            busy.pop()
+        return call(*arguments, **settings)
+
+    return watch
+
+
+def same(arguments: Any) -> Any:
+    """Return a copy, so that a cache among the arguments is not extended; themselves where they cannot be copied."""
+    try:
+        return copy.deepcopy(arguments)
+    except Exception:
+        return arguments
+
+
+def rms(array: np.ndarray) -> float:
+    return float(np.sqrt(np.square(array.astype(np.float64)).mean()))
+
+
+def varies(output: np.ndarray) -> bool:
+    """True if an output (B, T, C) differs between tokens."""
+    return rms(output - output.mean(axis=1, keepdims=True)) > 1e-3 * rms(output)
+
+
+def is_normalised(output: np.ndarray, vectors: list[np.ndarray]) -> bool:
+    """True if the output's root mean square is equal for all tokens once a weight and a bias are undone."""
+    C = output.shape[-1]
+    for weight, bias in product([np.ones(C), *vectors], [np.zeros(C), *vectors]):
+        if np.abs(weight).min() > 1e-6:
+            sizes = np.sqrt(np.square((output - bias) / weight).mean(axis=-1))
+            if sizes.std() < SPREAD * sizes.mean():
+                return True
+    return False

@@ -1,0 +1,143 @@
+"""What saving keeps: the reloaded model gives the same logits, from the same tables, in the same precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.forward.probes import EQUAL, probe_length, steady_noise
+from mlx_gpt.check.doctor.modules import arguments_of, is_module
+from mlx_gpt.check.doctor.weights.evidence import current, loaded
+from mlx_gpt.check.doctor.weights.inside import has_half, in_float32, module_of
+
+Found = dict[str, Any] | None
+ROUNDING = 1e-4  # of the logits' standard deviation: what another order of float32 operations changes
+COMPUTED = 0.05  # the same, of computation in half precision
+ROWS = 4
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """Logits of one text, of the model and of the model saved and loaded again: (B, T, V) each."""
+
+    forward: Callable[..., Any]
+    ids: np.ndarray
+    logits: np.ndarray
+    again: np.ndarray
+
+    @property
+    def difference(self) -> float:
+        """Root mean square, relative to the logits' standard deviation; infinite where not finite."""
+        size = float(np.sqrt(np.square(self.again - self.logits).mean())) / float(self.logits.std() or 1)
+        return size if np.isfinite(size) else float("inf")
+
+
+def reloaded(case: Case) -> Reloaded:
+    """Save and load the model, and call both."""
+    if case.once(steady_noise).relative > EQUAL:
+        raise NotApplicable("a forward pass without dropout")
+    forward = case.call("reload")
+    if is_module(forward):
+        forward = arguments_of(forward)[0]["forward"]
+    ids = case.ids(ROWS, probe_length(case))
+    return Reloaded(forward, ids, case.logits(ids), case.logits(ids, "reload", forward))
+
+
+@check("reload-differs", "forward", "reload")
+def reload_differs(case: Case) -> Found:
+    """The model saved and loaded again is another one: its logits differ by more than rounding.
+
+    Root mean square of the difference over the logits' standard deviation: threshold 1e-4 (saved whole: 0; another
+    order of float32 operations: 1e-6). What rounded weights explain is ``precision-loss`` instead.
+    """
+    found = case.once(reloaded)
+    if found.difference <= ROUNDING or case.once(rounding) is not None:
+        return None
+    again = case.logits(found.ids, "reload", found.forward)
+    random = not np.allclose(again, found.again, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return {
+        "measured": found.difference,
+        "expected": 0,
+        "why": f"the reloaded model's logits differ by {found.difference:.2g} of their standard deviation"
+        + (", and from call to call" if random else ""),
+        "remedy": "call eval() on the reloaded model"
+        if random
+        else "save every parameter and load with strict=True; compare names, shapes and orientation of square matrices",
+        "evidence": {"random": random},
+    }
+
+
+def rounding(case: Case) -> str | None:
+    """Return the format whose rounding explains the reloaded model's difference, None if none does.
+
+    With parameters: they are rounded and loaded, and the difference of the logits that this makes must point the same
+    way. The cosine is 1 if only weights were rounded, ... with computation in that format; 0 ± 0.02 for other causes.
+    Without: by size alone, below 2e-2.
+    """
+    found = case.once(reloaded)
+    if found.difference <= ROUNDING or not np.isfinite(found.difference):
+        return None
+    if not case.has("parameters", "load_parameters"):
+        return "half precision" if found.difference < 2e-2 else None
+    difference = (found.again - found.logits).ravel()
+    for name, rounded in (("float16", to_float16), ("bfloat16", to_bfloat16)):
+        with loaded(case, {key: rounded(array) for key, array in case.once(current).items()}):
+            effect = (case.logits(found.ids) - found.logits).ravel()
+        size = float(np.linalg.norm(effect))
+        if size and float(effect @ difference) / size / float(np.linalg.norm(difference)) > 0.2:
+            return name
+    return None
+
+
+def to_float16(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float16).astype(array.dtype) if array.dtype.kind == "f" else array
+
+
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """Round to the upper 16 bits of a float32, to nearest even."""
+    if array.dtype.kind != "f":
+        return array
+    bits = array.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32).astype(array.dtype)
+
+
+@check("precision-loss", "forward")
+def precision_loss(case: Case) -> Found:
+    """Half precision costs accuracy: weights are saved in it, or the computation in it is far from float32's.
+
+    Saved: see ``reload-differs``. Computed: the same weights in float32 change the logits by more than 0.05 of their
+    standard deviation, root mean square.
+    """
+    if case.has("reload") and (name := case.once(rounding)):
+        size = case.once(reloaded).difference
+        return {
+            "measured": size,
+            "expected": 0,
+            "why": f"the reloaded model's logits differ by {size:.2g} of their standard deviation, as after rounding "
+            f"weights to {name}",
+            "remedy": "save the weights in the precision in which they are trained",
+            "evidence": {"format": name, "where": "reload"},
+        }
+    module = module_of(case)
+    if module is None or not has_half(module):
+        raise NotApplicable("reload, or a module in half precision")
+    ids = case.ids(ROWS, probe_length(case))
+    half = case.logits(ids)
+    with in_float32(module):
+        full = case.logits(ids)
+    size = float(np.sqrt(np.square(half - full).mean())) / float(full.std() or 1)
+    if size <= COMPUTED:
+        return None
+    return {
+        "measured": size,
+        "expected": f"below {COMPUTED}",
+        "why": f"in float32 the same weights give logits that differ by {size:.2g} of their standard deviation",
+        "remedy": "compute norms, softmax and the residual stream in float32, and keep float32 copies of the weights",
+        "evidence": {"where": "computation"},
+    }

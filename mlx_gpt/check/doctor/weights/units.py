@@ -1,0 +1,75 @@
+"""Hidden units of the MLP that never activate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.weights.evidence import Arrays, current, gradient, is_matrix, layers_of
+
+DEAD = 1e-5  # gradient of a unit relative to the largest of its layer
+SHARE = 0.02  # of a layer's units
+TOKENS = (256, 1024, 8192)  # of a call, at least, and at most while units seem dead
+SECONDS = 3.0
+
+
+@check("dead-units", "parameters", "gradient")
+def dead_units(case: Case) -> dict[str, Any] | None:
+    """Hidden units of an MLP are off for every token of a text, and training cannot revive them.
+
+    The gradient of the loss has no component in a dead unit's weights, neither those into it nor those out of it: below
+    1e-5 of the largest unit's (behind a ReLU: exactly 0; behind a GELU at −8: 1e-14). A unit is only counted if both
+    vanish, since a projection that is zero at first stops one of the two. Reported from 2 % of a layer's units on,
+    after 1,024 to 8,192 tokens of the user's text, random ones where there is none.
+    """
+    widths = hidden_widths(case.once(current), {case.vocab_size, case.n_positions})
+    if not widths:
+        raise NotApplicable("parameters named by layer, with two matrices of the MLP's width")
+    largest: dict[tuple[str, int], np.ndarray] = {}
+    end = case.seconds_left() - SECONDS
+    seen, dead = 0, {}
+    T = min(case.n_positions, 128)
+    while seen < TOKENS[1] or (dead and seen < TOKENS[2] and case.seconds_left() > end):
+        grads = gradient(case, max(1, TOKENS[0] // T), T)
+        seen += T if case.one_row else TOKENS[0]
+        for key, names in widths.items():
+            if all(name in grads for name in names):
+                norms = np.stack([unit_norms(grads[name], key[1]) for name in names])
+                largest[key] = np.maximum(largest.get(key, 0), norms.max(axis=0))
+        dead = {key: n for key, norms in largest.items() if (n := count_dead(norms)) > SHARE * key[1]}
+    if not dead:
+        return None
+    shares = {label: n / width for (label, width), n in dead.items()}
+    worst = max(dead, key=lambda key: dead[key] / key[1])
+    return {
+        "measured": shares[worst[0]],
+        "expected": 0,
+        "why": f"{dead[worst]} of {worst[1]} hidden units of {worst[0]} are off for each of {seen} tokens: no gradient "
+        "reaches their weights",
+        "remedy": "lower the learning rate or the initial scale, check the bias before the activation, or use GELU",
+        "evidence": {"dead": {label: n for (label, _), n in dead.items()}, "shares": shares, "tokens": seen},
+    }
+
+
+def hidden_widths(parameters: Arrays, tables: set[int]) -> dict[tuple[str, int], list[str]]:
+    """Return (layer, width) -> matrices, where at least two of a layer's matrices have this as their larger size."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for label, names in layers_of(list(parameters)).items():
+        for name in names:
+            array = parameters[name]
+            if is_matrix(array) and array.shape[-1] != array.shape[-2] and max(array.shape[-2:]) not in tables:
+                found.setdefault((label, max(array.shape[-2:])), []).append(name)
+    return {key: names for key, names in found.items() if len(names) > 1}
+
+
+def unit_norms(grad: np.ndarray, width: int) -> np.ndarray:
+    """Return the norm of the gradient of each hidden unit's weights: (width,)."""
+    axis = -1 if grad.shape[-1] == width else -2
+    return np.sqrt(np.square(np.moveaxis(grad, axis, 0).reshape(width, -1).astype(np.float64)).sum(axis=1))
+
+
+def count_dead(norms: np.ndarray) -> int:
+    return int((norms <= DEAD * norms.max()).sum())
