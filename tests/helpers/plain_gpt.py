@@ -25,7 +25,7 @@ class PlainConfig:
 class PlainAttention(nn.Module):
     def __init__(self, config: PlainConfig, faults: Collection[str]):
         super().__init__()
-        self.config, self.faults = config, faults
+        self.config, self.faults = config, {*faults}
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
@@ -42,16 +42,17 @@ class PlainAttention(nn.Module):
             q, k, v = (a.reshape(B, T, H, C // H).transpose(1, 2, 0, 3) for a in (q, k, v))
             z = self.pattern(q @ k.swapaxes(-1, -2), B) @ v
             return self.out(z.transpose(2, 0, 1, 3).reshape(B, T, C))
-        if "heads-mixed-up" in self.faults:  # reshaped without a transpose
+        if self.faults & {"heads-mixed-up", "heads-split-wrongly"}:  # reshaped without a transpose
             q, k, v = (a.reshape(B, H, T, C // H) for a in (q, k, v))
         else:
             q, k, v = (a.reshape(B, T, H, C // H).transpose(0, 2, 1, 3) for a in (q, k, v))
         if self.config.rope:
             q, k = self.rope(q), self.rope(k)
         scores = q @ k.swapaxes(-1, -2) / (C // H) ** 0.5
-        pattern = self.pattern(scores, T)
+        pattern = self.pattern(scores, scores.shape[-1])
         z = self.dropout(pattern) @ v
-        z = z.reshape(B, T, C) if "heads-mixed-up" in self.faults else z.transpose(0, 2, 1, 3).reshape(B, T, C)
+        is_merged = self.faults & {"heads-mixed-up", "heads-merged-wrongly"}
+        z = z.reshape(B, T, C) if is_merged else z.transpose(0, 2, 1, 3).reshape(B, T, C)
         return self.out(z)
 
     def pattern(self, scores: mx.array, T: int) -> mx.array:
@@ -102,7 +103,12 @@ class PlainBlock(nn.Module):
             x = x + self.dropout(self.attention(x))
             x = self.ln_2(x)
             return x + self.dropout(self.down(nn.gelu(self.up(x))))
-        x = x + self.dropout(self.attention(self.ln_1(x)))
+        if "attention-not-added" in self.faults:
+            self.attention(self.ln_1(x))
+        else:
+            x = x + self.dropout(self.attention(self.ln_1(x)))
+        if "mlp-not-added" in self.faults:
+            return x
         return x + self.dropout(self.down(nn.gelu(self.up(self.ln_2(x)))))
 
 
@@ -140,7 +146,7 @@ class PlainGPT(nn.Module):
         if "remembers" in self.faults:
             x = x + self._seen
             self._seen = 0.5 * x[0, -1]
-        for block in self.blocks:
+        for block in self.blocks[: -1 if "last-block-not-called" in self.faults else None]:
             x = block(x)
         if "mean-over-time" in self.faults:
             x = x - x.mean(axis=1, keepdims=True)

@@ -44,8 +44,10 @@ def layer_without_effect(case: Case) -> dict[str, Any] | None:
     return {
         "measured": parts,
         "expected": "an effect of every part",
-        "why": why if dropped else f"{shown}: all zero, with a gradient of exactly zero, so that training cannot move it",
-        "remedy": "check that the part is called, and that its output reaches the residual stream: x = x + part(norm(x))"
+        "why": why
+        if dropped
+        else f"{shown}: all zero, with a gradient of exactly zero, so that training cannot move it",
+        "remedy": "check that the part is called, and that its output is added to the stream: x = x + part(norm(x))"
         if dropped
         else "initialise at most one matrix of each residual branch with zeros",
         "evidence": {"parts": parts},
@@ -91,7 +93,7 @@ def without_effect(case: Case) -> list[str]:
                 break
             if any(part.startswith((outer + ".", outer + "/")) for outer in found):
                 continue
-            case.call("load_parameters", {**values, **{name: drawn(case, values[name]) for name in names}})
+            case.load({**values, **{name: drawn(case, values[name]) for name in names}})
             effect = np.abs(case.logits(ids) - before).max() / before.std()
             if effect <= EQUAL and all(not np.array_equal(kept[name], current(case)[name]) for name in names):
                 found.append(part)

@@ -46,7 +46,7 @@ def drawn(case: Case, array: np.ndarray) -> np.ndarray:
 def loaded(case: Case, values: Mapping[str, np.ndarray]) -> Iterator[None]:
     """Give the model other parameters for a while."""
     with case.parameters_restored():
-        case.call("load_parameters", {name: array.copy() for name, array in values.items()})
+        case.load({name: array.copy() for name, array in values.items()})
         yield
 
 

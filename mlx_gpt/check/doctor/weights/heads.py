@@ -144,7 +144,9 @@ def has_other_cause(depends: np.ndarray) -> bool:
 MISTAKES: dict[str, tuple[tuple[int, int, int], bool]] = {
     **{
         " and ".join(
-            part for part, wrong in zip(("queries", "keys", "values", "the output"), (q, k, v, out), strict=True) if wrong
+            part
+            for part, wrong in zip(("queries", "keys", "values", "the output"), (q, k, v, out), strict=True)
+            if wrong
         ): ((q, k, v), out)
         for out, q, k, v in product((True, False), (1, 0), (1, 0), (1, 0))
         if q or k or v or out
@@ -180,14 +182,14 @@ def across_heads(case: Case, ids: np.ndarray, names: list[str]) -> str | None:
     values = current(case)
     matrices = [name for name in names if is_matrix(values[name])]
     thirds = [(name, part) for name in matrices for part in parts_of(values[name])]
-    square = sum(len(set(values[name][part].shape)) == 1 for name, part in thirds)
-    if square < 4:
+    shapes = [values[name][part].shape for name, part in thirds]
+    if sum(shape[-1] == shape[-2] for shape in shapes) < 4:  # queries, keys, values, output
         return None
     before = case.logits(ids)
-    for name, part in thirds:
+    for name, part in thirds:  # without effect: queries and keys of attention to itself
         changed = values[name].copy()
         changed[part] = drawn(case, changed[part])
-        case.call("load_parameters", {**values, name: changed})
+        case.load({**values, name: changed})
         if np.abs(case.logits(ids) - before).max() <= EQUAL * before.std():
             return None
     return "attention over the heads of one token,"
@@ -195,12 +197,13 @@ def across_heads(case: Case, ids: np.ndarray, names: list[str]) -> str | None:
 
 def parts_of(matrix: np.ndarray) -> list[tuple[slice, ...]]:
     """Return the slices of a matrix: three if it is three times as long as wide, as of fused queries, keys, values."""
-    rows, columns = matrix.shape[-2:]
-    width = min(rows, columns)
-    if matrix.ndim != 2 or max(rows, columns) != 3 * width:
+    if matrix.ndim != 2:
+        return [(slice(None),)]
+    width = min(matrix.shape)
+    if max(matrix.shape) != 3 * width:
         return [(slice(None),)]
     cuts = [slice(i * width, (i + 1) * width) for i in range(3)]
-    return [(cut,) if rows > columns else (slice(None), cut) for cut in cuts]
+    return [(cut,) if len(matrix) > width else (slice(None), cut) for cut in cuts]
 
 
 @check("identical-heads", "parameters")
@@ -223,8 +226,7 @@ def identical_heads(case: Case) -> Found:
         "measured": list(found),
         "expected": "different weights for each head",
         "why": f"in {', '.join(found)} all heads have the same weights, so that they compute the same",
-        "remedy": "draw the initial weights of all heads at once, with a shape that contains the heads, never one head's "
-        "repeated or broadcast; check the conversion of loaded weights",
+        "remedy": "draw the initial weights of all heads at once, never one head's repeated or broadcast",
         "evidence": {"heads": found},
     }
 
@@ -252,5 +254,5 @@ def divisions(matrix: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def are_equal(heads: np.ndarray) -> bool:
-    first = np.linalg.norm(heads[0].astype(np.float32))
-    return first > 0 and all(np.linalg.norm(head - heads[0]) < 0.05 * first for head in heads[1:])
+    first = float(np.linalg.norm(heads[0].astype(np.float32)))
+    return first > 0 and all(float(np.linalg.norm(head - heads[0])) < 0.05 * first for head in heads[1:])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from types import FunctionType, MethodType
 from typing import Any
 
 from mlx_gpt.check.doctor.case import Case
@@ -17,24 +18,25 @@ def module_of(case: Case) -> Any:
     """Return the module that is examined: the one given, or the largest that ``forward`` refers to; None if none."""
     if case.has("module"):
         return getattr(case.given["module"], "_orig_mod", case.given["module"])
-    found = [one for one in referred(case.given["forward"]) if is_module(one)]
-    found = [getattr(one, "_orig_mod", one) for one in found]
+    found = [getattr(one, "_orig_mod", one) for one in referred(case.given["forward"]) if is_module(one)]
     return max(found, key=lambda one: len(list(named_modules(one))), default=None)
 
 
-def referred(function: Any) -> Iterator[Any]:
-    """Yield what a function refers to: its object and that object's attributes, its closure, and its globals."""
+def referred(function: Any, depth: int = 3) -> Iterator[Any]:
+    """Yield what a function refers to: its object and that object's attributes, closure and globals, and of functions
+    among them the same.
+    """
     owner = getattr(function, "__self__", None)
-    yield owner
-    yield from getattr(owner, "__dict__", {}).values()
-    yield from getattr(function, "__dict__", {}).values()
+    code, known = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    values = [owner, *getattr(owner, "__dict__", {}).values(), *getattr(function, "__dict__", {}).values()]
     for cell in getattr(function, "__closure__", None) or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-    names = getattr(getattr(function, "__code__", None), "co_names", ())
-    yield from (function.__globals__[name] for name in names if name in function.__globals__)
+        with suppress(ValueError):  # not assigned yet
+            values.append(cell.cell_contents)
+    values += [known[name] for name in getattr(code, "co_names", ()) if name in known]
+    for value in values:
+        yield value
+        if depth and isinstance(value, (FunctionType, MethodType)):
+            yield from referred(value, depth - 1)
 
 
 def named_modules(module: Any) -> Iterator[tuple[str, Any]]:
@@ -51,7 +53,7 @@ def arrays_of(module: Any) -> list[Any]:
     if is_mlx(module):
         from mlx.utils import tree_flatten
 
-        return [array for _, array in tree_flatten(module.parameters())]
+        return list(dict(tree_flatten(module.parameters())).values())
     return [*module.parameters(), *module.buffers()]
 
 

@@ -51,8 +51,7 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
     return {
         "measured": worst,
         "expected": 1,
-        "why": f"a stream times {SCALE:g} leaves {', '.join(forgetful)} {SCALE * worst:.2g} times as large as it should "
-        "be otherwise: the blocks normalise the stream itself",
+        "why": f"{', '.join(forgetful)}: of a stream times {SCALE:g} a share of {worst:.2g} comes out; its scale is lost",
         "remedy": "keep the stream outside the norm: x = x + attention(norm_1(x)); x = x + mlp(norm_2(x))",
         "evidence": {"growth": growth},
     }

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import check
+from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import EQUAL, silent_if_random
 from mlx_gpt.check.doctor.modules import CONFIGS
-from mlx_gpt.check.doctor.weights.evidence import current, generic_ids, loaded, text
+from mlx_gpt.check.doctor.weights.evidence import Arrays, current, generic_ids, loaded, text
 from mlx_gpt.check.doctor.weights.inside import module_of
 from mlx_gpt.check.doctor.weights.saved import ROUNDING, reloaded
 
@@ -32,31 +31,162 @@ def head_not_tied(case: Case) -> Found:
     states, but by another table. Two tables in a model that is not meant to share them are no fault.
     """
     silent_if_random(case)
-    ids = generic_ids(case)
-    heads = {name: axis for name, axis in tables(case) if is_head(case, ids, name, axis)}
-    found = [separate(case, *pair) for pair in pairs(case, heads)]
-    return next((one for one in found if one), None) or reloaded_apart(case, heads)
+    if case.vocab_size < 3 or case.n_positions < 2:
+        raise NotApplicable("vocab_size of at least 3")
+    groups = case.once(shared)
+    heads = [group for group in groups if is_head(case, group)]
+    for head in heads:
+        for other in groups:
+            alike = other not in heads and rows(case, min(other)).shape == rows(case, min(head)).shape
+            if alike and (found := apart(case, min(head), min(other))) is not None:
+                return found
+    if case.has("reload") and heads and not any(group not in heads for group in groups):
+        return reloaded_apart(case, min(heads[0]))
+    return None
 
 
-def tables(case: Case) -> Iterator[tuple[str, int]]:
-    """Yield matrices with an axis as long as the vocabulary, and that axis."""
-    for name, array in case.once(current).items():
-        if array.dtype.kind == "f" and array.ndim == 2:
-            yield from ((name, axis) for axis in (0, 1) if array.shape[axis] == case.vocab_size)
+def tables(case: Case) -> dict[str, int]:
+    """Return the matrices with an axis as long as the vocabulary, and that axis."""
+    return {
+        name: array.shape.index(case.vocab_size)
+        for name, array in case.once(current).items()
+        if array.dtype.kind == "f" and array.ndim == 2 and case.vocab_size in array.shape
+    }
 
 
-def rows(case: Case, name: str, axis: int) -> np.ndarray:
+def rows(case: Case, name: str) -> np.ndarray:
     """Return a table as (V, C)."""
-    return np.moveaxis(case.once(current)[name], axis, 0)
+    return np.moveaxis(case.once(current)[name], case.once(tables)[name], 0)
 
 
-def is_head(case: Case, ids: np.ndarray, name: str, axis: int) -> bool:
+def with_row(case: Case, names: set[str], row: int) -> Arrays:
+    """Return the parameters with a random row of some tables, the same in each."""
+    values = dict(case.once(current))
+    new = case.rng.standard_normal(rows(case, min(names)).shape[1])
+    for name in names:
+        values[name] = values[name].copy()
+        np.moveaxis(values[name], case.once(tables)[name], 0)[row] = new
+    return values
+
+
+def shared(case: Case) -> list[set[str]]:
+    """Return the tables as sets of names of one array: what is loaded under one name is read under all."""
+    groups: list[set[str]] = []
+    for name in case.once(tables):
+        group = next((group for group in groups if is_same(case, min(group), name)), None)
+        if group is None:
+            groups.append({name})
+        else:
+            group.add(name)
+    return groups
+
+
+def are_equal(case: Case, one: str, two: str) -> bool:
+    return np.array_equal(rows(case, one), rows(case, two))
+
+
+def is_same(case: Case, one: str, two: str) -> bool:
+    if not are_equal(case, one, two):
+        return False
+    for name in (one, two):
+        with loaded(case, with_row(case, {name}, 0)):
+            after = current(case)
+        if not np.array_equal(after[one], after[two]):
+            return False
+    return True
+
+
+def is_head(case: Case, names: set[str]) -> bool:
     """True if a table's row for a token that is not read changes the logits of that token and no other."""
     unread = case.vocab_size - 1
-    ids = np.minimum(ids, unread - 1)
-    values = {key: array.copy() for key, array in case.once(current).items()}
-    np.moveaxis(values[name], axis, 0)[unread] += 1
+    ids = np.minimum(generic_ids(case), unread - 1)
     before = case.logits(ids)
-    with loaded(case, values):
+    with loaded(case, with_row(case, names, unread)):
         moved = np.abs(case.logits(ids) - before).max(axis=(0, 1)) > EQUAL * before.std()
     return bool(moved[unread]) and not moved[:unread].any()
+
+
+def means_to_tie(case: Case) -> str | None:
+    """Return the name of a setting of the module or its configuration that says so."""
+    module = module_of(case)
+    for place in [module, *(getattr(module, name, None) for name in CONFIGS)]:
+        for name in FLAGS:
+            if (place.get(name) if isinstance(place, dict) else getattr(place, name, None)) is True:
+                return name
+    return None
+
+
+def apart(case: Case, head: str, embedding: str) -> Found:
+    """Return the finding for a head and an embedding of its shape in two arrays."""
+    one, two = rows(case, head), rows(case, embedding)
+    cosine = float(np.vdot(one, two) / max(float(np.linalg.norm(one) * np.linalg.norm(two)), 1e-30))
+    flag = means_to_tie(case)
+    if are_equal(case, head, embedding):
+        if not one.any() or not parts(case, head, embedding):
+            return None
+        why = f"{head} and {embedding} have equal values in two arrays, which one step makes different"
+    elif flag:
+        why = f"{flag} is set, but {head} and {embedding} are two arrays with different values (cosine {cosine:.2g})"
+    elif cosine > ALIKE:
+        why = f"{head} and {embedding} have a cosine of {cosine:.2g}: they were equal once, and have parted"
+    else:
+        return None
+    return {
+        "measured": cosine,
+        "expected": 1,
+        "why": why,
+        "remedy": "use the embedding's own array as the head: in MLX logits = wte.as_linear(x), without a second "
+        "parameter; in PyTorch head.weight = wte.weight, the Parameter itself, after loading and initialisation",
+        "evidence": {"head": head, "embedding": embedding, "cosine": cosine, "setting": flag},
+    }
+
+
+def parts(case: Case, one: str, two: str) -> bool:
+    """True if a step makes two equal tables different, or their gradients differ; or if there is neither."""
+    ids = text(case, 1 if case.one_row else 2, min(case.n_positions, 32) + 1)
+    x, y = ids[:, :-1].copy(), ids[:, 1:].copy()
+    if case.has("step") or case.has("new_step"):
+        with case.parameters_restored():
+            step = case.call("new_step") if case.has("new_step") else case.given["step"]
+            case.number("step", x, y, function=step)
+            after = current(case)
+        if not np.array_equal(after[one], case.once(current)[one]):
+            return not np.array_equal(after[one], after[two])
+    if case.has("gradient"):
+        grads = case.arrays("gradient", x, y)
+        return one in grads and two in grads and not np.array_equal(grads[one], grads[two])
+    return True
+
+
+def reloaded_apart(case: Case, head: str) -> Found:
+    """Return the finding if the reloaded model has the same hidden states before the head, but another table there."""
+    found = case.once(reloaded)
+    if found.difference <= ROUNDING:
+        return None
+    table = rows(case, head).astype(np.float64)
+    V, C = table.shape
+    T = min(case.n_positions, 32)
+    ids = case.ids(min(2 * C, LOGITS // V) // T + 1, T)
+    if V < C or ids.size < 1.2 * C:
+        return None
+    logits, again = (case.logits(ids, *which).reshape(-1, V) for which in (("forward",), ("reload", found.forward)))
+    hidden = np.c_[np.linalg.lstsq(table, logits.T.astype(np.float64), rcond=None)[0].T, np.ones(len(logits))]
+    if unexplained(hidden[:, :C] @ table.T, logits) > 1e-3:
+        return None  # the head is more than this table
+    other = np.linalg.lstsq(hidden, again, rcond=None)[0]  # (C + 1, V)
+    scale = np.sum(other[:C].T * table, axis=0) / np.maximum(np.square(table).sum(axis=0), 1e-30)
+    if unexplained(hidden @ other, again) > 1e-3 or unexplained(table * scale, other[:C].T) < 0.1:
+        return None  # the hidden states differ; or only the scale of the last norm
+    cosine = float(np.sum(other[:C].T * table) / np.linalg.norm(other[:C]) / np.linalg.norm(table))
+    return {
+        "measured": cosine,
+        "expected": 1,
+        "why": f"the head is {head} itself, but in the reloaded model another table (cosine {cosine:.2g}); all before "
+        "it is the same",
+        "remedy": "tie head and embedding again after loading, or save the head under its own name",
+        "evidence": {"head": head, "cosine": cosine, "where": "reload"},
+    }
+
+
+def unexplained(fit: np.ndarray, target: np.ndarray) -> float:
+    return float(np.linalg.norm(target - fit) / np.linalg.norm(target))

@@ -30,7 +30,8 @@ def dead_units(case: Case) -> dict[str, Any] | None:
         raise NotApplicable("parameters named by layer, with two matrices of the MLP's width")
     largest: dict[tuple[str, int], np.ndarray] = {}
     end = case.seconds_left() - SECONDS
-    seen, dead = 0, {}
+    seen = 0
+    dead: dict[tuple[str, int], int] = {}
     T = min(case.n_positions, 128)
     while seen < TOKENS[1] or (dead and seen < TOKENS[2] and case.seconds_left() > end):
         grads = gradient(case, max(1, TOKENS[0] // T), T)
