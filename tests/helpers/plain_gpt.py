@@ -129,6 +129,8 @@ class PlainGPT(nn.Module):
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         self._seen = mx.zeros(config.width)
         self.apply(lambda p: mx.random.normal(p.shape, scale=0.02) if p.ndim > 1 else p)
+        if "head-copied" in self.faults:
+            self.head.weight = self.wte.weight
         if "dropout-left-on" in self.faults:
             self.train = lambda mode=True: nn.Module.train(self, True)
         self.eval()

@@ -24,7 +24,12 @@ from mlx_gpt.check.doctor.weights.evidence import (
 SECONDS = 4.0  # for trying one part after another
 
 
-@check("layer-without-effect", "parameters", "load_parameters", explains=("past-ignored", "context-too-short"))
+@check(
+    "layer-without-effect",
+    "parameters",
+    "load_parameters",
+    explains=("past-ignored", "context-too-short", "dead-units"),
+)
 def layer_without_effect(case: Case) -> dict[str, Any] | None:
     """A layer or a part of one changes nothing: it is not called, or its output is dropped or multiplied by zero.
 
@@ -63,7 +68,7 @@ def parts_of(parameters: Arrays, case: Case) -> dict[str, list[str]]:
     for name, array in parameters.items():
         if array.dtype.kind != "f" or is_table(name, array, case):
             continue
-        for end in re.finditer(r"[./]", name):
+        for end in re.finditer(r"[./](?!\d+[./])", name):  # not a list as a whole
             parts.setdefault(name[: end.start()], []).append(name)
         if is_matrix(array):
             parts.setdefault(name, []).append(name)
@@ -116,12 +121,10 @@ def without_queries_and_keys(parts: list[str], parameters: Arrays) -> list[str]:
 
 
 def is_pair(parts: list[str], parameters: Arrays) -> bool:
-    shapes = [
-        array.shape for part in parts for name, array in parameters.items() if name.startswith(part) and array.ndim == 2
-    ]
-    if len(parts) != 2 or len(shapes) != 2:
+    matrices = [[a.shape for name, a in parameters.items() if name.startswith(part) and a.ndim == 2] for part in parts]
+    if [len(shapes) for shapes in matrices] != [1, 1]:
         return False
-    (a, b), (c, d) = shapes
+    ((a, b),), ((c, d),) = matrices
     return (a == c or b == d) and ((a, b) != (d, c) or a == b)
 
 

@@ -123,12 +123,12 @@ def match(case: Case, ids: np.ndarray, depth: int) -> str | None:
     measured = [dependence(case, ids[:, :n]) for n in (T, T - 1)]
     if has_other_cause(measured[0]):
         return None
-    for H, (what, sources, merged) in product(HEADS, MISTAKES.items()):
+    for H, (what, (sources, merged)) in product(range(2, min(max(HEADS), T // 2) + 1), MISTAKES.items()):
         layer = [pattern(len(one), H, sources, merged) for one in measured]
         reached = layer
         for _ in range(depth):
             if all(np.array_equal(one, two) for one, two in zip(measured, reached, strict=True)):
-                return f"{what} without a transpose, at {H} heads"
+                return f"a reshape of {what} without a transpose, at {H} heads"
             reached = [one @ two for one, two in zip(reached, layer, strict=True)]
     return None
 
@@ -142,17 +142,15 @@ def has_other_cause(depends: np.ndarray) -> bool:
 # What was reshaped: where queries, keys and values of (head, place) come from, by ``token_of``, and whether the output
 # is merged by a reshape alone.
 MISTAKES: dict[str, tuple[tuple[int, int, int], bool]] = {
-    **{
-        " and ".join(
-            part
-            for part, wrong in zip(("queries", "keys", "values", "the output"), (q, k, v, out), strict=True)
-            if wrong
-        ): ((q, k, v), out)
-        for out, q, k, v in product((True, False), (1, 0), (1, 0), (1, 0))
-        if q or k or v or out
-    },
-    "the fused queries, keys and values": ((2, 3, 4), False),
-    "the fused queries, keys and values and the output": ((2, 3, 4), True),
+    "queries, keys, values and the output": ((1, 1, 1), True),
+    "queries, keys and values": ((1, 1, 1), False),
+    "the output": ((0, 0, 0), True),
+    "queries, keys and values as one": ((2, 3, 4), False),
+    "queries, keys and values as one, and of the output": ((2, 3, 4), True),
+    "queries and keys": ((1, 1, 0), False),
+    "keys and values": ((0, 1, 1), False),
+    "queries": ((1, 0, 0), False),
+    "keys or values": ((0, 1, 0), False),
 }
 
 
@@ -192,7 +190,7 @@ def across_heads(case: Case, ids: np.ndarray, names: list[str]) -> str | None:
         case.load({**values, name: changed})
         if np.abs(case.logits(ids) - before).max() <= EQUAL * before.std():
             return None
-    return "attention over the heads of one token,"
+    return "attention over the heads of one token, for lack of a transpose"
 
 
 def parts_of(matrix: np.ndarray) -> list[tuple[slice, ...]]:

@@ -51,7 +51,7 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
     return {
         "measured": worst,
         "expected": 1,
-        "why": f"{', '.join(forgetful)}: of a stream times {SCALE:g} a share of {worst:.2g} comes out; its scale is lost",
+        "why": f"{', '.join(forgetful)}: a stream times {SCALE:g} gives {worst:.2g} of the output that it should",
         "remedy": "keep the stream outside the norm: x = x + attention(norm_1(x)); x = x + mlp(norm_2(x))",
         "evidence": {"growth": growth},
     }

@@ -76,8 +76,7 @@ def rounding(case: Case) -> str | None:
     """Return the format whose rounding explains the reloaded model's difference, None if none does.
 
     With parameters: they are rounded and loaded, and the difference of the logits that this makes must point the same
-    way. The cosine is 1 if only weights were rounded, ... with computation in that format; 0 ± 0.02 for other causes.
-    Without: by size alone, below 2e-2.
+    way, cosine above 0.2, and be no smaller than a quarter. Without: by size alone, below 2e-2.
     """
     found = case.once(reloaded)
     if found.difference <= ROUNDING or not np.isfinite(found.difference):
@@ -85,11 +84,12 @@ def rounding(case: Case) -> str | None:
     if not case.has("parameters", "load_parameters"):
         return "half precision" if found.difference < 2e-2 else None
     difference = (found.again - found.logits).ravel()
+    total = float(np.linalg.norm(difference))
     for name, rounded in (("float16", to_float16), ("bfloat16", to_bfloat16)):
         with loaded(case, {key: rounded(array) for key, array in case.once(current).items()}):
             effect = (case.logits(found.ids) - found.logits).ravel()
         size = float(np.linalg.norm(effect))
-        if size and float(effect @ difference) / size / float(np.linalg.norm(difference)) > 0.2:
+        if 4 * size > total and float(effect @ difference) > 0.2 * size * total:
             return name
     return None
 

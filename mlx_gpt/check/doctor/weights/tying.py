@@ -12,7 +12,7 @@ from mlx_gpt.check.doctor.forward.probes import EQUAL, silent_if_random
 from mlx_gpt.check.doctor.modules import CONFIGS
 from mlx_gpt.check.doctor.weights.evidence import Arrays, current, generic_ids, loaded, text
 from mlx_gpt.check.doctor.weights.inside import module_of
-from mlx_gpt.check.doctor.weights.saved import ROUNDING, reloaded
+from mlx_gpt.check.doctor.weights.saved import ROUNDING, reloaded, rounding
 
 Found = dict[str, Any] | None
 FLAGS = ("tie_word_embeddings", "tie_weights", "tie_embeddings", "tied_embeddings", "weight_tying", "tied", "tie")
@@ -161,7 +161,7 @@ def parts(case: Case, one: str, two: str) -> bool:
 def reloaded_apart(case: Case, head: str) -> Found:
     """Return the finding if the reloaded model has the same hidden states before the head, but another table there."""
     found = case.once(reloaded)
-    if found.difference <= ROUNDING:
+    if found.difference <= ROUNDING or case.once(rounding) is not None:
         return None
     table = rows(case, head).astype(np.float64)
     V, C = table.shape
@@ -173,11 +173,14 @@ def reloaded_apart(case: Case, head: str) -> Found:
     hidden = np.c_[np.linalg.lstsq(table, logits.T.astype(np.float64), rcond=None)[0].T, np.ones(len(logits))]
     if unexplained(hidden[:, :C] @ table.T, logits) > 1e-3:
         return None  # the head is more than this table
-    other = np.linalg.lstsq(hidden, again, rcond=None)[0]  # (C + 1, V)
-    scale = np.sum(other[:C].T * table, axis=0) / np.maximum(np.square(table).sum(axis=0), 1e-30)
-    if unexplained(hidden @ other, again) > 1e-3 or unexplained(table * scale, other[:C].T) < 0.1:
-        return None  # the hidden states differ; or only the scale of the last norm
-    cosine = float(np.sum(other[:C].T * table) / np.linalg.norm(other[:C]) / np.linalg.norm(table))
+    # (C + 1, V) each; of a norm without bias the hidden states lack a direction
+    own, other = (np.linalg.lstsq(hidden, target, rcond=1e-4)[0] for target in (logits, again))
+    if unexplained(hidden @ other, again) > 1e-3:
+        return None  # the hidden states differ
+    scale = np.sum(other * own, axis=1) / np.maximum(np.square(own).sum(axis=1), 1e-30)
+    if unexplained(own[:C] * scale[:C, None], other[:C]) < 0.1:
+        return None  # only the last norm differs
+    cosine = float(np.vdot(own[:C], other[:C]) / np.linalg.norm(own[:C]) / np.linalg.norm(other[:C]))
     return {
         "measured": cosine,
         "expected": 1,
