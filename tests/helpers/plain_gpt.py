@@ -125,7 +125,7 @@ class PlainGPT(nn.Module):
             self.wpe = nn.Embedding(config.n_positions, config.width)
         self.blocks = [PlainBlock(config, self.faults) for _ in range(config.layers)]
         self.ln_f = nn.RMSNorm(config.width) if config.rms else nn.LayerNorm(config.width)
-        if not config.tied:
+        if not config.tied or "head-copied" in self.faults:
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         self._seen = mx.zeros(config.width)
         self.apply(lambda p: mx.random.normal(p.shape, scale=0.02) if p.ndim > 1 else p)
@@ -153,7 +153,7 @@ class PlainGPT(nn.Module):
         if "mean-over-time" in self.faults:
             x = x - x.mean(axis=1, keepdims=True)
         x = self.ln_f(x)
-        logits = self.wte.as_linear(x) if self.config.tied else self.head(x)
+        logits = self.head(x) if "head" in self else self.wte.as_linear(x)
         if "nan" in self.faults:
             logits = mx.where(mx.arange(ids.shape[1])[:, None] == 3, mx.nan, logits)
         return mx.softmax(logits, axis=-1) if "returns-probabilities" in self.faults else logits

@@ -92,12 +92,6 @@ def in_bfloat16(values: Arrays, base: Base) -> Arrays:
     }
 
 
-def head_copied(base: Base) -> Given:
-    """Tie by assigning the embedding's values to a head of its own: equal, until the first step."""
-    untied = base.with_faults("head-copied", tied=False)
-    return untied.arguments()
-
-
 def head_lost(base: Base) -> Given:
     """Save a tied model, load it into one with a head of its own."""
     its, tied = library(base.library), base.with_faults(tied=True)
@@ -133,7 +127,7 @@ FAULTS = {
     "attention not added": Planted("layer-without-effect", of_model("attention-not-added")),
     "MLP not added": Planted("layer-without-effect", of_model("mlp-not-added")),
     "layer of zeros": Planted("layer-without-effect", changing(zeroed_layer)),
-    "head is a copy": Planted("head-not-tied", head_copied),
+    "head is a copy": Planted("head-not-tied", of_model("head-copied", tied=True)),
     "head not saved": Planted("head-not-tied", head_lost, sizes=(1, 2)),
     "positions not saved": Planted("reload-differs", saving(without("wpe"))),
     "biases and norms not saved": Planted("reload-differs", saving(without("ln_")), TRAINED),
