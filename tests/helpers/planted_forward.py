@@ -27,7 +27,7 @@ IN_THE_MODEL = {  # PlainGPT's faults
     "no-mask-in-training": "future-leak-in-training",
     "only-itself": "past-ignored",
     "uniform": "past-ignored",
-    "attends-over-heads": "past-ignored",
+    "attends-over-heads": "heads-mixed-up",
     "attends-over-batch": "batch-leak",
     "softmax-over-batch": "batch-leak",
     "batch-norm": "batch-leak",

@@ -121,7 +121,6 @@ FAULTS = {
     "heads split and merged without a transpose": Planted("heads-mixed-up", of_model("heads-mixed-up")),
     "heads split without a transpose": Planted("heads-mixed-up", of_model("heads-split-wrongly")),
     "heads merged without a transpose": Planted("heads-mixed-up", of_model("heads-merged-wrongly")),
-    "attention over heads": Planted("heads-mixed-up", of_model("heads-not-transposed")),
     "stream after norm": Planted("residual-after-norm", of_model("residual-after-norm")),
     "last block not called": Planted("layer-without-effect", of_model("last-block-not-called")),
     "attention not added": Planted("layer-without-effect", of_model("attention-not-added")),
