@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -98,7 +99,8 @@ def run_checks(
     case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[DoctorCheck], object] = lambda check: None
 ) -> Report:
     """Run the checks in order, the cheap ones that explain the others first. ``on_check`` is called before each."""
-    with random_states_kept(), module_kept(case.given.get("module")):
+    with random_states_kept(), module_kept(case.given.get("module")), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of NumPy about the infinities of a faulty model
         return report_of(case, checks, on_check)
 
 

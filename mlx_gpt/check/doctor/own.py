@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
@@ -71,12 +72,12 @@ def own_arguments(path: Path, data: str | None, note: Note) -> Iterator[Argument
     if run == path and not (run / WEIGHTS).exists() and list_checkpoints(run):
         path = newest_checkpoint(run, note)  # stopped before it had a best model
     source = read_source(path)
-    quantized = source.quantization is not None
     model, tokenizer = load_source(source)
     arguments = of_model(model, tokenizer)
-    if not quantized:
+    whole = source.quantization is None and tokenizer.vocab_size == model.config.vocab_size
+    if whole:
         arguments |= of_weights(model, tokenizer)
-    if settings and not quantized:
+    if settings and whole:
         arguments |= of_training(model, TrainConfig.of(settings))
     arguments |= of_metrics(run, path) if run else {}
     with TemporaryDirectory(prefix="mlx_gpt-") as folder:
@@ -103,9 +104,20 @@ def run_of(path: Path) -> Path | None:
     return next((folder for folder in folders if any((folder / name).exists() for name in (RUN_FILE, METRICS))), None)
 
 
+class KnownIds(nn.Module):
+    """A model without the logits of ids that its tokenizer lacks: padding, which is never generated."""
+
+    def __init__(self, model: GPT, n: int):
+        super().__init__()
+        self.model, self.n = model, n
+
+    def __call__(self, ids: Any) -> mx.array:
+        return self.model(ids)[..., : self.n]
+
+
 def of_model(model: GPT, tokenizer: Tokenizer) -> Arguments:
     """Return the functions that read, write and decode text. Drawn texts are the same in each examination."""
-    seeds = count()
+    seeds, n_ids = count(), tokenizer.vocab_size
 
     def sample(ids: list[int], n: int, **settings: Any) -> list[int]:
         more = {"max_tokens": n, "ignore_eos": True, "seed": next(seeds), "temperature": 1.0}
@@ -130,11 +142,11 @@ def of_model(model: GPT, tokenizer: Tokenizer) -> Arguments:
         last = decoder.prefill(mx.array([ids[:n_prompt]]))
         prompt = as_numpy(model(mx.array([ids[:n_prompt]])))[0, :-1]
         steps = [as_numpy(decoder.step(mx.array([[i]])))[0] for i in ids[n_prompt:]]
-        return np.concatenate([prompt, as_numpy(last), *steps])
+        return np.concatenate([prompt, as_numpy(last), *steps])[:, :n_ids]
 
     return {
-        "forward": model,
-        "vocab_size": model.config.vocab_size,
+        "forward": model if n_ids == model.config.vocab_size else KnownIds(model, n_ids),
+        "vocab_size": n_ids,
         "n_positions": model.config.n_positions,
         "sample": sample,
         "sample_many": sample_many,
