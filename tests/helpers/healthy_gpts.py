@@ -205,6 +205,8 @@ TRANSFORMERS: Healthy = {
     ),
     "transformers: Llama, trained": partial(of_transformers, "llama", steps=40, **NEW),
     "transformers: Mistral": partial(of_transformers, "mistral", **NEW),
+    "transformers: Mistral, window of 32": partial(of_transformers, "mistral", sliding_window=32, **NEW),
+    "transformers: Mixtral": partial(of_transformers, "mixtral", num_local_experts=4, **NEW),
     "transformers: Qwen 2": partial(of_transformers, "qwen2", **NEW),
     "transformers: Qwen 3": partial(of_transformers, "qwen3", head_dim=8, **NEW),
     "transformers: Gemma, one key": partial(of_transformers, "gemma", **{**NEW, "num_key_value_heads": 1}, head_dim=8),
@@ -220,6 +222,20 @@ TRANSFORMERS: Healthy = {
 
 def with_everything(size: int, seed: int, trained: bool, library: str = "mlx", **config: Any) -> Given:
     return Base(size, seed, trained, library).with_faults(**config).arguments()
+
+
+def with_ids_as(kind: Callable[[np.ndarray], Any]) -> Given:
+    """Give the ids as another type; the validation loss is that of 30 windows, the metrics lack all but the loss."""
+    base = Base(1, 6, True)
+    given = base.arguments(val_loss=base.mean_loss(base.val_ids, 30))
+    metrics = [{"step": row["step"], "loss": row["loss"]} for row in given["metrics"]]
+    return {**given, "train_ids": kind(base.train_ids), "val_ids": kind(base.val_ids), "metrics": metrics}
+
+
+def as_tensor(ids: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(ids)
 
 
 def in_numpy() -> Given:
@@ -329,6 +345,10 @@ FUNCTIONS: Healthy = {
     "with everything: PyTorch, trained": partial(with_everything, 1, 3, True, "torch"),
     "with everything: dropout of 0.3": partial(with_everything, 1, 3, True, dropout=0.3),
     "with everything: not tied": partial(with_everything, 0, 3, True, tied=False),
+    "with everything: vocabulary rounded up": partial(with_everything, 1, 3, True, vocab_size=64),
+    "with everything: ids in uint16": partial(with_ids_as, lambda ids: ids.astype(np.uint16)),
+    "with everything: ids in a list": partial(with_ids_as, lambda ids: ids.tolist()),
+    "with everything: ids in a tensor": partial(with_ids_as, as_tensor),
     "in NumPy, with a cache": in_numpy,
     "one row": lambda: {"forward": one_row, "vocab_size": 31, "n_positions": 24},
     "returns bfloat16": partial(as_type, mx.bfloat16),
