@@ -1,6 +1,6 @@
 """Figures of the doctor: planted faults that it names, healthy models that it passes, and its time.
 
-    python tests/benchmarks/doctor.py [--quick] [--group GROUP ...] [--fault NAME] [--jobs 2]
+    python tests/benchmarks/doctor.py [--quick | --full] [--group GROUP ...] [--fault NAME] [--jobs 2]
 
 Prints the table of tests/README.md, and each run in which something else was named than what was planted.
 """
@@ -21,6 +21,7 @@ from helpers.doctor_figures import GROUPS, Run, misses, results, runs, seconds_o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="size 0 and seed 0 only")
+    parser.add_argument("--full", action="store_true", help="three seeds of each size, all faults by all checks")
     parser.add_argument("--group", nargs="*", choices=[*GROUPS, "together", "healthy"])
     parser.add_argument("--fault", help="a part of the name of a fault or model")
     parser.add_argument("--jobs", type=int, default=2)
@@ -31,7 +32,7 @@ def main() -> None:
         print_time()
         return
     groups = chosen.group or [*GROUPS, "together", "healthy"]
-    planned = list(runs([group for group in groups if group in GROUPS], chosen.quick))
+    planned = list(runs([group for group in groups if group in GROUPS], chosen.quick, chosen.full))
     if "together" in groups:
         from helpers.faults_together import TOGETHER
 
