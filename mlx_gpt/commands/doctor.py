@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +58,11 @@ class Doctor:
                 case = make_case({**self._arguments(stack), **given})
             except (MLXGPTError, TypeError) as error:
                 raise UsageError(str(error)) from error
-            with progress(case) as on_check:
+            except Exception as error:
+                if not is_file(self.subject):
+                    raise
+                raise UsageError(f"{self.subject}: {type(error).__name__}: {error}") from error
+            with progress(case) as on_check, redirect_stdout(io.StringIO()):  # a thread of the user's may print
                 report = run_checks(case, CHECKS, on_check)
         self._print(report)
         unknown = [code for code, need in report.skipped.items() if set(need.split("|")) & OF_TEXT]

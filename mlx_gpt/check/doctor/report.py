@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlx_gpt.check.doctor.arguments import FUNCTIONS
 from mlx_gpt.check.doctor.checks import symptom_of
 from mlx_gpt.check.doctor.codes import GROUPS
 from mlx_gpt.errors import one_line
@@ -133,8 +134,9 @@ class Report:
 
 
 def sentence(text: str, capital: bool = True) -> str:
-    """Return a text as a sentence."""
+    """Return a text as a sentence; the name of a function at its beginning stays as it is."""
     text = text.rstrip(".")
+    capital = capital and text.partition(" ")[0] not in FUNCTIONS
     return f"{text[:1].upper() if capital else text[:1]}{text[1:]}."
 
 
