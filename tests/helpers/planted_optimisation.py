@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -222,6 +223,35 @@ FAULTS.update(
         "only the last part": Planted(
             "accumulation-differs",
             lambda base: trained_with(base, gradients=accumulated(2, 1.0, keep_last=True), dropout=False),
+        ),
+    }
+)
+
+
+def on_another_batch(base: Base) -> Given:
+    """Return a step that trains on the same other batch at each call."""
+    *_, other = islice(base.batches(8), 5)
+    return trained_with(base, batch=lambda x, y: other)
+
+
+def rate_of(rate: float, optimizer: Any = adam) -> Callable[[Base], Given]:
+    return lambda base: trained_with(base, optimizer=optimizer(rate), learning_rate=rate, metrics=None)
+
+
+FAULTS.update(
+    {
+        "Adam at 1": Planted("learning-rate-too-high", rate_of(1.0)),
+        "Adam at 0.3": Planted("learning-rate-too-high", rate_of(0.3)),
+        "descent at 30": Planted("learning-rate-too-high", rate_of(30.0, sgd)),
+        "Adam at 1e-8": Planted("learning-rate-too-low", rate_of(1e-8)),
+        "Adam at 1e-7": Planted("learning-rate-too-low", rate_of(1e-7), states=(False,)),
+        "descent at 1e-6": Planted("learning-rate-too-low", rate_of(1e-6, sgd)),
+        "ascent": Planted(
+            "cannot-memorise-a-batch", lambda base: trained_with(base, change=lambda g: {k: -v for k, v in g.items()})
+        ),
+        "another batch": Planted("cannot-memorise-a-batch", on_another_batch),
+        "decay of 100": Planted(
+            "cannot-memorise-a-batch", lambda base: trained_with(base, optimizer=adam(weight_decay=100.0))
         ),
     }
 )

@@ -22,7 +22,7 @@ def examined(given: Given) -> Report:
     arguments: dict[str, Any] = dict(given)
     vocab_size, n_positions = arguments.pop("vocab_size"), arguments.pop("n_positions")
     before = {name: np.array(value) for name, value in given["parameters"]().items()}
-    report = run_checks(Case(arguments, vocab_size, n_positions, 1.0), OURS)
+    report = run_checks(Case(arguments, vocab_size, n_positions, minutes=10), OURS)
     after = given["parameters"]()
     assert all(np.array_equal(before[name], np.array(after[name])) for name in before)
     return report

@@ -163,3 +163,9 @@ def spacing(values: np.ndarray) -> float:
 
 def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
+
+
+def untrained(case: Case) -> bool:
+    """Return whether the weights of all norms, the vectors with a mean near 1, are still exactly 1."""
+    near_one = [v for v in case.once(own_parameters).values() if v.ndim == 1 and v.size > 3 and 0.5 < v.mean() < 1.5]
+    return bool(near_one) and all((vector == 1).all() for vector in near_one)

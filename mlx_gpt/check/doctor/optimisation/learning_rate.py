@@ -1,0 +1,183 @@
+"""Forty steps of a fresh optimizer on one batch: do they go too far, nowhere, or away from what they are shown?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.data.evidence import Batch
+from mlx_gpt.check.doctor.optimisation.evidence import (
+    Parameters,
+    cross_entropy,
+    first_steps,
+    fresh_step,
+    own_parameters,
+    rms,
+    train_batch,
+    untrained,
+)
+
+Found = dict[str, Any] | None
+STEP = ("forward", "parameters", "load_parameters", "step|new_step")
+STEPS, FEWEST = 40, 20
+SHARE = 1 / 20  # of the time left, that the steps may take
+
+
+@dataclass(frozen=True)
+class Run:
+    """Steps on one batch: the step's own losses, cross-entropy before and after, and movements relative to the weights.
+
+    ``first``, ``last``: one update's size over the weights', the median over matrices; ``moved``: of all updates.
+    """
+
+    losses: np.ndarray
+    before: float
+    after: float
+    first: float
+    last: float
+    moved: float
+
+    @property
+    def progress(self) -> float:
+        return (self.before - self.after) / self.before if np.isfinite(self.after) else -np.inf
+
+
+def run_on(case: Case, batch: Batch) -> Run:
+    case.once(first_steps)  # of a step without new_step, its first calls
+    x, y = batch
+    with case.parameters_restored():
+        start = one = case.once(own_parameters)
+        before, step, losses, end = (
+            cross_entropy(case, x, y),
+            fresh_step(case),
+            [],
+            time.monotonic() + SHARE * case.seconds_left(),
+        )
+        while len(losses) < STEPS - 1 and (len(losses) < 5 or time.monotonic() < end):
+            losses.append(step(x, y))
+            one = case.arrays("parameters") if len(losses) == 1 else one
+        ahead = case.arrays("parameters")
+        losses.append(step(x, y))
+        final = case.arrays("parameters")
+        after = cross_entropy(case, x, y)
+    return Run(
+        np.array(losses), before, after, change(start, one), change(ahead, final, start), change(start, final)
+    )  # fmt: skip
+
+
+def change(one: Parameters, two: Parameters, weights: Parameters | None = None) -> float:
+    """Return the size of a change relative to the weights, the median over matrices."""
+    weights = weights or one
+    sizes = [
+        rms(two[name] - one[name]) / rms(value) for name, value in weights.items() if value.ndim > 1 and rms(value)
+    ]
+    return float(np.median(sizes)) if sizes else 0.0
+
+
+def real_run(case: Case) -> Run:
+    """Make steps on a batch of the user's data, where it is given."""
+    return run_on(case, case.once(train_batch))
+
+
+def random_run(case: Case) -> Run:
+    """Make steps on random ids, of which nothing can be learned but themselves."""
+    x, _ = case.once(train_batch)
+    return run_on(case, (case.ids(*x.shape), case.ids(*x.shape)))
+
+
+def goes_down(case: Case) -> bool:
+    """Return whether a hundredth of the first update that moves lowers the batch's cross-entropy."""
+    x, y = case.once(train_batch)
+    found = case.once(first_steps)
+    update = next((one for one in found.updates if any(part.any() for part in one.values())), found.updates[0])
+    with case.parameters_restored():
+        before = cross_entropy(case, x, y)
+        case.load({name: value + 0.01 * update.get(name, 0) for name, value in found.before.items()})
+        return cross_entropy(case, x, y) < before
+
+
+@check("learning-rate-too-high", *STEP, explains=("cannot-memorise-a-batch",))
+def learning_rate_too_high(case: Case) -> Found:
+    """Training raises the loss instead of lowering it, as each step goes too far.
+
+    Forty steps on one batch: the loss exceeds its start by 0.3 nats and reaches 0.9 ln V, or is not finite, though a
+    hundredth of the first update lowers it. Healthy rates (Adam 1e-5 to 1e-2, Muon, Lion, descent to 0.1; three sizes,
+    before and after training) stay below the start; Adam at 0.1 exceeds it by 0.6 nats and more, at 1 by 30.
+    """
+    found = case.once(real_run)
+    scale = found.before / found.losses[0] if found.losses[0] > 0 else 1.0
+    top = max(
+        float(np.nan_to_num(found.losses * scale, nan=np.inf).max()), float(np.nan_to_num(found.after, nan=np.inf))
+    )
+    if not np.isfinite(found.before) or top < max(found.before + 0.3, 0.9 * np.log(case.vocab_size)):
+        return None
+    if not case.once(goes_down):
+        return None
+    return {
+        "measured": top,
+        "expected": found.before,
+        "why": f"{len(found.losses)} steps on one batch raise its loss from {found.before:.3g} up to {top:.3g} nats; 1/100 "
+        f"of the first update lowers it, and the whole is {found.first:.2g} of the weights' size",
+        "remedy": "divide the learning rate by 10 until the loss on one batch falls (Adam on small GPTs: 3e-4 to 3e-3)",
+        "evidence": {"losses": found.losses.tolist(), "update_to_weight": found.first},
+    }
+
+
+@check("learning-rate-too-low", *STEP, explains=("cannot-memorise-a-batch",))
+def learning_rate_too_low(case: Case) -> Found:
+    """Training makes no progress, as each step is tiny.
+
+    Forty steps on one batch change its loss by less than 0.5 %, with updates below 5e-5 of the weights' size for an
+    untrained model (norm weights all exactly 1); for others by less than 0.1 %, below 1e-6. Healthy: 1e-3 to 1e-1 (Adam
+    at 1e-4 and above), 5e-4 for Adam at 1e-5. Updates that grow by half are a warmup.
+    """
+    found = case.once(real_run)
+    fresh = case.once(untrained)
+    most_moved, most_progress = (5e-5, 0.005) if fresh else (1e-6, 0.001)
+    rate = float(case.given.get("learning_rate", 0))
+    peak = max((float(row.get("learning_rate") or 0) for row in case.given.get("metrics", ())), default=0)
+    if len(found.losses) < FEWEST or found.last > 1.5 * found.first or found.before < 0.3 or peak > 10 * rate:
+        return None
+    if not 0 < found.last < most_moved or abs(found.progress) > most_progress:
+        return None
+    return {
+        "measured": found.last,
+        "expected": "1e-4 to 1e-1",
+        "why": f"an update is {found.last:.2g} of the weights' size; {len(found.losses)} of them take the loss on one "
+        f"batch from {found.before:.5g} to {found.after:.5g}",
+        "remedy": "raise the learning rate tenfold until the loss falls (Adam on small GPTs: 3e-4 to 3e-3)",
+        "evidence": {"losses": found.losses.tolist(), "moved": found.moved},
+    }
+
+
+@check("cannot-memorise-a-batch", *STEP)
+def cannot_memorise_a_batch(case: Case) -> Found:
+    """The loss on one batch, shown again and again, does not fall, though the weights move.
+
+    Forty steps on a batch of the data, and on one of random ids: the cross-entropy is not below its start although the
+    weights have moved by 0.01 of their size, or is lower by less than 0.5 % with 0.3. Healthy: 4 % and more with 0.3.
+    """
+    tried = [(name, case.once(make)) for name, make in (("a batch of the data", real_run), ("random ids", random_run))]
+    if all(len(found.losses) < FEWEST for _, found in tried):
+        raise NotApplicable("a faster step")
+    for name, found in tried:
+        stuck = (found.progress <= 0 and found.moved > 0.01) or (found.progress < 0.005 and found.moved > 0.3)
+        if len(found.losses) < FEWEST or found.before < 0.3 or not stuck:
+            continue
+        down = case.once(goes_down)
+        return {
+            "measured": found.after,
+            "expected": f"well below {found.before:.3g}",
+            "why": f"{len(found.losses)} steps on {name} move the weights by {found.moved:.2g} of their size, and its "
+            f"cross-entropy goes from {found.before:.4g} to {found.after:.4g}"
+            + ("" if down else "; a hundredth of the first update raises it too: no learning rate helps"),
+            "remedy": "check that the step uses the batch it is given, subtracts the gradient, clears it after each "
+            "step, and decays weights by learning rate times 0.1 or less",
+            "evidence": {"losses": found.losses.tolist(), "first_update_lowers_the_loss": down},
+        }
+    return None
