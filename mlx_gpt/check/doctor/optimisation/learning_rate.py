@@ -111,9 +111,7 @@ def learning_rate_too_high(case: Case) -> Found:
     """
     found = case.once(real_run)
     scale = found.before / found.losses[0] if found.losses[0] > 0 else 1.0
-    top = max(
-        float(np.nan_to_num(found.losses * scale, nan=np.inf).max()), float(np.nan_to_num(found.after, nan=np.inf))
-    )
+    top = float(np.nan_to_num([*found.losses * scale, found.after], nan=np.inf).max())
     if not np.isfinite(found.before) or top < max(found.before + 0.3, 0.9 * np.log(case.vocab_size)):
         return None
     if not case.once(goes_down):
@@ -121,7 +119,7 @@ def learning_rate_too_high(case: Case) -> Found:
     return {
         "measured": top,
         "expected": found.before,
-        "why": f"{len(found.losses)} steps on one batch raise its loss from {found.before:.3g} up to {top:.3g} nats; 1/100 "
+        "why": f"{len(found.losses)} steps on one batch raise its loss from {found.before:.3g} to {top:.3g} nats; 1/100 "
         f"of the first update lowers it, and the whole is {found.first:.2g} of the weights' size",
         "remedy": "divide the learning rate by 10 until the loss on one batch falls (Adam on small GPTs: 3e-4 to 3e-3)",
         "evidence": {"losses": found.losses.tolist(), "update_to_weight": found.first},
