@@ -52,12 +52,9 @@ def run_on(case: Case, batch: Batch) -> Run:
     x, y = batch
     with case.parameters_restored():
         start = one = case.once(own_parameters)
-        before, step, losses, end = (
-            cross_entropy(case, x, y),
-            fresh_step(case),
-            [],
-            time.monotonic() + SHARE * case.seconds_left(),
-        )
+        before, step = cross_entropy(case, x, y), fresh_step(case)
+        losses: list[float] = []
+        end = time.monotonic() + SHARE * case.seconds_left()
         while len(losses) < STEPS - 1 and (len(losses) < 5 or time.monotonic() < end):
             losses.append(step(x, y))
             one = case.arrays("parameters") if len(losses) == 1 else one
