@@ -65,13 +65,10 @@ FAULTS = {
     "sampler penalizes unless told": Planted(
         "samples-worse-than-loss", with_defaults(repetition_penalty=5.0), states=(True,)
     ),
-}
-WARNINGS = {
+    # Warnings and notes
     "not trained": Planted("undertrained", lambda base: base.arguments(), states=(False,)),
     "validation loss rises": Planted("overfitted", validation_rises, states=(True,)),
     "learned by heart": Planted("overfitted", learned_by_heart, states=(False,), sizes=(1, 2)),
-}
-NOTES = {
     "text of its loss": Planted("as-good-as-its-loss", lambda base: base.arguments()),
     "greedy text": Planted("repetition-loop", lambda base: base.arguments(), states=(True,), sizes=(1, 2)),
 }

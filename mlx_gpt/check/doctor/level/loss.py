@@ -16,8 +16,8 @@ from mlx_gpt.check.doctor.level.ngrams import NGrams
 COUNTED = 4_000_000  # training ids that the n-gram models count; 3 s on two cores
 MEASURED = 50_000  # validation ids that they are measured on
 ORDERS = ("unigram", "bigram", "trigram")
-TOKENS = 40_000  # of a loss, at most
-SECONDS = 1.0  # for a loss, at most
+TOKENS = 16_000  # of a loss, at most
+SHARE = 1 / 40  # of the time that is left, for a loss or the samples, at most
 FLOATS = 1 << 23  # logits of one call
 
 
@@ -98,16 +98,15 @@ def loss_on(
     name: str = "forward",
     end: int | None = None,
     tokens: int = TOKENS,
-    seconds: float = SECONDS,
 ) -> Loss:
     """Return the loss of spread windows, as many as the time allows, by calls of ``forward`` or ``forward_training``.
 
     The windows are as long as the context; shorter where one would take too long. With ``end``, the id between
     documents, each starts with it and counts up to the next.
     """
-    seconds = min(seconds, case.seconds_left() / 20)
+    seconds = SHARE * case.seconds_left()
     deadline = time.monotonic() + seconds
-    T, rows = window_shape(case, min(case.n_positions, len(ids) - 1), seconds)
+    T, rows = window_shape(case, min(case.n_positions, len(ids) - 1))
     every = np.arange((len(ids) - 1) // T) * T if end is None else np.flatnonzero(ids[:-T] == end)
     if not len(every):
         every = np.zeros(1, int)
@@ -125,8 +124,9 @@ def loss_on(
     return Loss(np.concatenate(losses))
 
 
-def window_shape(case: Case, T: int, seconds: float) -> tuple[int, int]:
-    """Return T, halved until a window takes no more than half of ``seconds``, and how many to take in a call."""
+def window_shape(case: Case, T: int) -> tuple[int, int]:
+    """Return T, halved until a window takes no more than half of the time, and how many to take in a call."""
+    seconds = SHARE * case.seconds_left()
     short = min(T, 64)
     case.logits(case.ids(1, short))  # compiles
     started = time.monotonic()

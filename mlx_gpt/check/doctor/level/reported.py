@@ -104,7 +104,7 @@ def causes(case: Case, loss: Loss) -> Iterator[tuple[str, float]]:
         yield "the loss on train_ids", case.once(training_loss).mean
     if case.has("forward_training"):
         ids = checked_ids(case, "val_ids")
-        yield "the loss in training mode, with dropout", loss_on(case, ids, "forward_training", None, 10_000, 0.5).mean
+        yield "the loss in training mode, with dropout", loss_on(case, ids, "forward_training", tokens=8_000).mean
     if case.has("decode"):
         ids = checked_ids(case, "val_ids")[:2000]
         per_character = len(ids) / max(len(decoded(case, ids)), 1)

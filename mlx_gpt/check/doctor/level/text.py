@@ -12,6 +12,7 @@ from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import decoded, flat_ids, has_ids
 from mlx_gpt.check.doctor.level.loss import (
+    SHARE,
     Ladder,
     checked_ids,
     end_of_text,
@@ -23,8 +24,7 @@ from mlx_gpt.check.doctor.level.loss import (
 from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, chosen, draw, log_softmax, new_ids
 
 Found = dict[str, Any] | None
-DRAWS = 600  # of the samples, at most
-SECONDS = 2.0  # for them, and for greedy decoding
+DRAWS = 400  # of the samples, at most
 LONGEST = 200  # new ids of one sample
 STANDARD_ERRORS = 6.0
 NATS = 0.1  # a difference that is a fault, per token, at least
@@ -48,7 +48,7 @@ def inside(case: Case, ids: np.ndarray) -> bool:
 def samples(case: Case) -> list[Draws]:
     """Call ``sample`` with its own settings until there are ``DRAWS`` ids or the time is over; from short texts on."""
     found: list[Draws] = []
-    end, n, total = time.monotonic() + min(SECONDS, case.seconds_left() / 20), 8, 0
+    end, n, total = time.monotonic() + SHARE * case.seconds_left(), 8, 0
     for prompt in case.once(prompts):
         started = time.monotonic()
         one = draw(case, prompt, n)
@@ -103,8 +103,8 @@ def decoding_gap(case: Case) -> tuple[float, float, float]:
     T = min(case.n_positions, len(ids) - 1, 64)
     if T < 2:
         raise NotApplicable("a context and val_ids of two tokens")
-    _, rows = window_shape(case, T, 2 * SECONDS)
-    starts = case.rng.integers(0, len(ids) - T, min(rows, 64))
+    _, rows = window_shape(case, T)
+    starts = case.rng.integers(0, len(ids) - T, min(rows, 32))
     windows = np.stack([ids[start : start + T + 1] for start in starts]).astype(np.int64)
     t = T // 2
     within = losses_of(case.logits(windows[:, :-1])[:, :t], windows[:, 1 : t + 1])[:, -1]
@@ -244,7 +244,7 @@ def greedy_text(case: Case, prompt: list[int], n: int) -> list[int]:
 
     By ``sample`` at temperature 0, or by ``forward`` where it takes no temperature.
     """
-    end, text = time.monotonic() + min(SECONDS, case.seconds_left() / 20), list(prompt)
+    end, text = time.monotonic() + SHARE * case.seconds_left(), list(prompt)
     n, by_sample = min(n, case.n_positions - len(prompt)), "temperature" in accepted(case)
     while len(text) < len(prompt) + n and time.monotonic() < end:
         if by_sample:

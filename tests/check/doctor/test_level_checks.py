@@ -1,0 +1,154 @@
+"""The doctor places loss and text on the ladder of n-gram models, and names what is reported or heard wrongly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.planted import Base
+from helpers.planted_level import FAULTS
+
+from mlx_gpt.check.doctor import examine  # noqa: F401  (registers the checks)
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import CHECKS
+from mlx_gpt.check.doctor.codes import group_of
+from mlx_gpt.check.doctor.examine import run_checks
+from mlx_gpt.check.doctor.level.loss import ladder, validation_loss
+from mlx_gpt.check.doctor.level.metrics import numbers
+from mlx_gpt.check.doctor.level.ngrams import NGrams
+from mlx_gpt.check.doctor.level.training import rounded, too_early
+from mlx_gpt.check.doctor.report import Report
+
+
+def case_of(given: dict[str, Any]) -> Case:
+    given = dict(given)
+    return Case(given, given.pop("vocab_size"), given.pop("n_positions"), minutes=10)
+
+
+def examined(given: dict[str, Any], *more: str) -> Report:
+    """Return the report of the checks of the level, and of others by code."""
+    chosen = [one for one in CHECKS if group_of(one.code) == "level" or one.code in more]
+    return run_checks(case_of(given), chosen)
+
+
+def faults(report: Report) -> list[str]:
+    return [finding.code for finding in report.findings if finding.severity == "fault"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "trained"),
+    [
+        pytest.param(name, size, trained, marks=[pytest.mark.slow] if size != fault.sizes[0] else [])
+        for name, fault in FAULTS.items()
+        for size in fault.sizes
+        for trained in fault.states
+    ],
+)
+def test_a_planted_finding_is_named_and_no_fault_beside_it(name: str, size: int, trained: bool) -> None:
+    fault = FAULTS[name]
+    report = examined(fault.plant(Base(size, 1, trained)))
+    (named,) = (one for one in report.findings if one.code == fault.code)
+    assert faults(report) == [fault.code] * (named.severity == "fault")
+
+
+@pytest.mark.parametrize("fault", ["no-mask", "mask-shifted", "heads-mixed-up"])
+def test_what_a_leak_does_to_the_samples_is_its_consequence(fault: str) -> None:
+    given = Base(1, 0, trained=True).with_faults(fault).arguments()
+    report = examined(given, "future-leak")
+    assert faults(report) == ["future-leak"]
+    assert "samples-worse-than-loss" in report.findings[0].evidence["consequences"]
+
+
+def test_a_leak_alone_is_heard() -> None:
+    report = examined(Base(1, 0, trained=True).with_faults("no-mask").arguments())
+    assert faults(report) == ["samples-worse-than-loss"]
+
+
+# Loss ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_the_model() -> None:
+    base = Base(1, 0, trained=True)
+    loss = validation_loss(case_of(base.arguments()))
+    assert abs(loss.mean - base.mean_loss(base.val_ids)) < 4 * loss.error
+    assert 0 < loss.error < 0.05
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_probabilities_of_an_n_gram_model_sum_to_one(n: int) -> None:
+    ids = np.random.default_rng(0).integers(0, 6, 200)
+    model = NGrams(ids, 7, n)
+    for context in ([0, 1], [6, 6], [3, 6]):
+        texts = [[*context[3 - n :], i] if n > 1 else [i] for i in range(7)]
+        assert sum(np.exp(-model.losses(np.array(text))[0]) for text in texts) == pytest.approx(1)
+
+
+def test_a_bigram_model_is_the_formula_of_kneser_and_ney() -> None:
+    ids = np.random.default_rng(1).integers(0, 5, 300)
+    model, pairs = NGrams(ids, 5, 2), Counter(zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True))
+    d, lower = (order.discount for order in reversed(model.orders))
+    for a, b in [(0, 1), (4, 2)]:
+        total = sum(count for (first, _), count in pairs.items() if first == a)
+        types = sum(first == a for first, _ in pairs)
+        before = sum(second == b for _, second in pairs)
+        unigram = (before - lower) / len(pairs) + lower * 5 / len(pairs) / 5
+        expected = (max(pairs[a, b] - d, 0) + d * types * unigram) / total
+        assert model.losses(np.array([a, b]))[0] == pytest.approx(-np.log(expected))
+
+
+def test_the_rungs_descend_and_random_ids_have_one() -> None:
+    losses = [*ladder(case_of(Base(1).arguments())).losses.values()]
+    assert losses == sorted(losses, reverse=True)
+    ids = np.random.default_rng(0).integers(0, 9, 5000)
+    random = ladder(
+        case_of({"forward": None, "vocab_size": 9, "n_positions": 8, "train_ids": ids, "val_ids": ids[:99]})
+    )
+    assert min(random.losses.values()) == pytest.approx(np.log(9), abs=0.05)
+
+
+def test_a_text_of_the_n_gram_model_has_its_loss() -> None:
+    base = Base(1)
+    model = NGrams(base.train_ids, base.config.vocab_size, 3)
+    text = model.sample(base.val_ids[:2], 2000, np.random.default_rng(0))
+    assert model.losses(np.array(text)).mean() == pytest.approx(model.losses(base.train_ids).mean(), rel=0.2)
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def logged(losses: Any, **fixed: float) -> list[dict[str, float]]:
+    return [{"step": 10.0 * (i + 1), "val_loss": float(loss), **fixed} for i, loss in enumerate(losses)]
+
+
+def test_a_loss_that_still_falls_is_too_early_and_one_that_has_ended_is_not() -> None:
+    steps = np.arange(1, 41)
+    falls = logged(5 - 0.5 * np.log2(steps))
+    found = too_early(falls, None, None, 0.0, n_parameters=0, per_step=100)
+    assert found is not None
+    assert found["measured"] == pytest.approx(0.5)
+    assert found["evidence"]["more_tokens"] == pytest.approx(40_000)
+    assert too_early(logged(2 + 3 / steps**2), None, None, 0.0, 0, 100) is None
+    assert too_early(falls, None, None, 0.0, n_parameters=1000, per_step=100) is None  # 40 tokens per parameter
+    assert too_early([], None, None, 0.0, 10, 0) is None
+
+
+@pytest.mark.parametrize(("n", "text"), [(4_123_000, "4.1M"), (999, "1k"), (12, "12"), (2.4e9, "2.4B")])
+def test_a_number_of_tokens_has_two_digits(n: float, text: str) -> None:
+    assert rounded(n) == text
+
+
+def test_a_log_is_read_as_it_is() -> None:
+    rows: list[Any] = [{"step": 1, "loss": float("nan")}, {"loss": 2}, "cut off", {"step": "3", "val_loss": None}, {}]
+    assert numbers(rows) == [{"step": 1.0}, {"step": 3.0}]
+    report = examined(Base(0).arguments(metrics=rows))
+    assert not faults(report)
+
+
+def test_less_evidence_gives_fewer_findings_and_no_fault() -> None:
+    given = Base(0).arguments()
+    few = {name: given[name] for name in ("forward", "vocab_size", "n_positions", "sample")}
+    assert not faults(examined(few))
+    for ids in ([1], [1, 2], np.arange(20) % 9, [99_999, 0] * 50):
+        assert not faults(examined({**few, "val_ids": ids, "train_ids": ids, "val_loss": 3.4}))
