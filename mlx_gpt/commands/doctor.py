@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -54,19 +55,23 @@ class Doctor:
             raise UsageError(f"--minutes must be a number above 0, not {self.minutes:g}")
         given = {} if self.minutes is None else {"minutes": self.minutes}
         with ExitStack() as stack:
+            started = time.monotonic()
             try:
-                case = make_case({**self._arguments(stack), **given})
+                arguments = self._arguments(stack)
+                reading = time.monotonic() - started
+                case = make_case({**arguments, **given})
             except (MLXGPTError, TypeError) as error:
                 raise UsageError(str(error)) from error
             except Exception as error:
                 if not is_file(self.subject):
                     raise
                 raise UsageError(f"{self.subject}: {type(error).__name__}: {error}") from error
+            case.end -= min(reading, case.seconds_left() / 2)
             with progress(case) as on_check, redirect_stdout(io.StringIO()):  # a thread of the user's may print
                 report = run_checks(case, CHECKS, on_check)
         self._print(report)
         unknown = [code for code, need in report.skipped.items() if set(need.split("|")) & OF_TEXT]
-        if unknown and not is_file(self.subject):
+        if unknown and "train_ids" not in arguments and not is_file(self.subject):
             note(f"the text of its training is not known; --data TEXT allows {len(unknown)} more checks")
         if faults := [finding.code for finding in report.findings if finding.severity == "fault"]:
             count = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.check.doctor.arguments import rows_of
 from mlx_gpt.check.doctor.arrays import as_numpy
+from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import DataError, MLXGPTError
 from mlx_gpt.files import expand_user, parse_json, read_small
 from mlx_gpt.generate.decoder import Decoder
@@ -95,7 +96,21 @@ def own_arguments(path: Path, data: str | None, note: Note) -> Iterator[Argument
                 arguments.pop("val_loss", None)
                 if data is None:
                     note(f"{settings['data']} has changed since the run, so its validation loss is not compared")
-        yield arguments
+        with uncompiled():
+            yield arguments
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run MLX's functions without compilation on a CPU, where compiling takes longer than all the checks."""
+    if not on_cpu():
+        yield
+        return
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
 
 
 def run_of(path: Path) -> Path | None:
