@@ -257,6 +257,40 @@ FAULTS.update(
 )
 
 
+def large_weights(names: str) -> Callable[[Base], Given]:
+    """Draw initial weights with standard deviation 1."""
+
+    def plant(base: Base) -> Given:
+        drawn = {
+            name: mx.random.normal(value.shape, key=mx.random.key(base.seed))
+            for name, value in tree_flatten(base.model.parameters())
+            if value.ndim > 1 and names in name
+        }
+        base.model.update(tree_unflatten(list(drawn.items())))
+        return trained_with(base)
+
+    return plant
+
+
+def first_loss_of(loss: float) -> Callable[[Base], Given]:
+    return lambda base: base.arguments(metrics=[{"step": 0, "loss": loss}, {"step": 20, "loss": 3.0}])
+
+
+def modes_alike(base: Base) -> Given:
+    given = trained_with(base)
+    return {**given, "forward_training": given["forward"]}
+
+
+FAULTS.update(
+    {
+        "embeddings of 1": Planted("initial-loss-off", large_weights("wte"), states=(False,)),
+        "weights of 1": Planted("initial-loss-off", large_weights(""), states=(False,)),
+        "a first loss of 60": Planted("initial-loss-off", first_loss_of(60.0)),
+        "modes alike": Planted("training-mode-without-dropout-effect", modes_alike),
+    }
+)
+
+
 def muon() -> Any:
     return optim.MultiOptimizer([optim.Muon(0.01), adam()()], [lambda name, p: p.ndim == 2 and "blocks" in name])
 

@@ -36,10 +36,12 @@ def small_base(states: tuple[bool, ...] = (False,)) -> Base:
 def test_a_planted_fault_is_named_alone(name: str) -> None:
     planted = FAULTS[name]
     report = examined(planted.plant(small_base(planted.states)))
-    assert [finding.code for finding in report.findings] == [planted.code]
+    named = [finding.code for finding in report.findings]
+    assert named[0] == planted.code
+    assert {*named[1:]} <= {"training-mode-without-dropout-effect"}  # a note
     report.to_json()
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-def test_a_healthy_way_to_train_has_no_finding(name: str) -> None:
-    assert examined(HEALTHY[name](small_base())).findings == []
+def test_a_healthy_way_to_train_has_no_fault(name: str) -> None:
+    assert all(finding.severity == "note" for finding in examined(HEALTHY[name](small_base())).findings)

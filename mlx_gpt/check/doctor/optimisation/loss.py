@@ -251,7 +251,12 @@ def loss_not_cross_entropy(case: Case) -> Found:
     return of_verdict(case, "loss-not-cross-entropy")
 
 
-@check("loss-not-the-mean", "loss", "forward", explains=("accumulation-differs", "reported-loss-differs"))
+@check(
+    "loss-not-the-mean",
+    "loss",
+    "forward",
+    explains=("accumulation-differs", "reported-loss-differs", "initial-loss-off"),
+)
 def loss_not_the_mean(case: Case) -> Found:
     """The loss and the right learning rate depend on the batch's size, as the loss is a sum, or counts what is masked.
 
