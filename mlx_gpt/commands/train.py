@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,11 +25,11 @@ from mlx_gpt.commands.train_flags import (
     default_out,
 )
 from mlx_gpt.config import GPTConfig
-from mlx_gpt.errors import UsageError
+from mlx_gpt.errors import MLXGPTError, UsageError
 from mlx_gpt.files import unused
 from mlx_gpt.generate.generation import generate
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.checkpoint import Checkpoint
+from mlx_gpt.store.checkpoint import METRICS, Checkpoint
 from mlx_gpt.store.find_tokenizer import find_tokenizer
 from mlx_gpt.store.folder import load_source
 from mlx_gpt.store.layouts import find_source
@@ -145,6 +145,19 @@ class Train(TrainFlags):
         console.print(f"validation loss {loss:.4f} nats per token ({baselines})")
         console.print(f"model and metrics: {self.out}   plot: {self.out / PLOT}")
         console.print(f'next: mlx-gpt generate {self.out} --prompt "..."')
+        if is_main(group) and (line := self._last_line(dataset, loss, model.n_parameters)):
+            console.print(line, soft_wrap=True)
+
+    def _last_line(self, dataset: Dataset, loss: float, n_parameters: int) -> str:
+        """Return what the doctor says of the level of the loss, or ""."""
+        from mlx_gpt.check.doctor.arguments import read_metrics
+        from mlx_gpt.check.doctor.level.metrics import numbers
+        from mlx_gpt.check.doctor.level.training import last_line
+
+        rows: list[dict[str, float]] = []
+        with suppress(MLXGPTError):  # the run is complete without its log
+            rows = numbers(read_metrics(self.out / METRICS))
+        return last_line(rows, dataset.train.ids, dataset.val.ids, dataset.tokenizer.vocab_size, loss, n_parameters)
 
     def _dataset(
         self, tokenizer: Tokenizer | None, machine: Machine | None, seconds: float, console: Console

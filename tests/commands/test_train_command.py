@@ -221,6 +221,7 @@ def test_train_and_generate(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "    line" in output.out  # a sample during training
     assert re.search(r"validation loss \d\.\d+ nats per token \(ln V 5\.549, unigram \d", output.out)
     assert "next: mlx-gpt generate run" in output.out
+    assert re.match(r"undertrained: .* more tokens are needed$", output.out.splitlines()[-1])
     assert {path.name for path in (here / "run").iterdir()} >= {
         "config.json",
         "model.safetensors",

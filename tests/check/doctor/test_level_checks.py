@@ -18,7 +18,7 @@ from mlx_gpt.check.doctor.examine import run_checks
 from mlx_gpt.check.doctor.level.loss import ladder, validation_loss
 from mlx_gpt.check.doctor.level.metrics import numbers
 from mlx_gpt.check.doctor.level.ngrams import NGrams
-from mlx_gpt.check.doctor.level.training import rounded, too_early
+from mlx_gpt.check.doctor.level.training import last_line, rounded, still_falling
 from mlx_gpt.check.doctor.report import Report
 
 
@@ -124,14 +124,14 @@ def logged(losses: Any, **fixed: float) -> list[dict[str, float]]:
 
 def test_a_loss_that_still_falls_is_too_early_and_one_that_has_ended_is_not() -> None:
     steps = np.arange(1, 41)
-    falls = logged(5 - 0.5 * np.log2(steps))
-    found = too_early(falls, None, None, 0.0, n_parameters=0, per_step=100)
+    falls = numbers(logged(5 - 0.5 * np.log2(steps)))
+    found = still_falling(falls, 5.0, per_step=100)
     assert found is not None
     assert found["measured"] == pytest.approx(0.5)
     assert found["evidence"]["more_tokens"] == pytest.approx(40_000)
-    assert too_early(logged(2 + 3 / steps**2), None, None, 0.0, 0, 100) is None
-    assert too_early(falls, None, None, 0.0, n_parameters=1000, per_step=100) is None  # 40 tokens per parameter
-    assert too_early([], None, None, 0.0, 10, 0) is None
+    assert still_falling(numbers(logged(2 + 3 / steps**2)), 5.0, per_step=100) is None
+    assert still_falling(falls, 5.0, n_parameters=1000, per_step=100) is None  # 40 tokens per parameter
+    assert still_falling([], 5.0, n_parameters=10) is None
 
 
 @pytest.mark.parametrize(("n", "text"), [(4_123_000, "4.1M"), (999, "1k"), (12, "12"), (2.4e9, "2.4B")])
@@ -152,3 +152,15 @@ def test_less_evidence_gives_fewer_findings_and_no_fault() -> None:
     assert not faults(examined(few))
     for ids in ([1], [1, 2], np.arange(20) % 9, [99_999, 0] * 50):
         assert not faults(examined({**few, "val_ids": ids, "train_ids": ids, "val_loss": 3.4}))
+
+
+def test_training_ends_with_a_line_only_where_there_is_something_to_say() -> None:
+    base = Base(1)
+    data = base.train_ids, base.val_ids, base.config.vocab_size
+    rises = numbers(FAULTS["validation loss rises"].plant(base)["metrics"])
+    assert last_line([], *data, loss=1.0, n_parameters=30_000) == ""
+    line = last_line([{"step": 9.0, "tokens": 4_000.0}], *data, loss=2.5, n_parameters=30_000)
+    assert line.startswith("undertrained: the loss of 2.50 is above that of counting (chance 3.95, unigram 3.07")
+    assert line.endswith("about 596k more tokens are needed")
+    assert last_line(rises, *data, loss=1.0, n_parameters=30_000).startswith("overfitted: the validation loss rose")
+    assert last_line([], np.zeros(3, int), np.zeros(2, int), 5, loss=1.0, n_parameters=10) == ""
