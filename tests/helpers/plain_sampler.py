@@ -38,11 +38,13 @@ class PlainSampler:
     forward: Forward
     V: int
     P: int
-    fault: str = ""
+    fault: str = ""  # or several, joined by " + "
     seed: int = 0
+    draw: str = "numpy"  # the library that draws
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
+        self.faults = {*self.fault.split(" + ")}
 
     def __call__(
         self,
@@ -54,9 +56,9 @@ class PlainSampler:
         repetition_penalty: float = 1.0,
     ) -> list[int]:
         text, new = list(ids), []
-        if self.fault == "appends to the prompt":
+        if "appends to the prompt" in self.faults:
             text = ids
-        rng = np.random.default_rng(1) if self.fault == "seeded" else self.rng
+        rng = np.random.default_rng(1) if "seeded" in self.faults else self.rng
         noise, u = rng.gumbel(size=self.V), rng.random()
         for _ in range(n):
             logits = self.logits(text, new, len(ids)).astype(np.float64)
@@ -64,75 +66,98 @@ class PlainSampler:
             i = self.choose(logits, temperature, top_k, top_p, rng, noise, u)
             text.append(i)
             new.append(i)
-        if self.fault == "returns another prompt":
+        if "returns another prompt" in self.faults:
             return [0, *text[1:]]
-        if self.fault == "returns the prompt":
+        if "returns the prompt" in self.faults:
             return text
-        return np.array(new) if self.fault == "returns an array" else new  # type: ignore[return-value]
+        return np.array(new) if "returns an array" in self.faults else new  # type: ignore[return-value]
 
     def logits(self, text: list[int], new: list[int], n_prompt: int) -> np.ndarray:
         read, place = [i % self.V for i in text], -1
-        if self.fault == "prompt-ignored":
+        if "prompt-ignored" in self.faults:
             read = [0, *new]
-        if self.fault == "last token only":
+        if "last token only" in self.faults:
             read = read[-1:]
-        if self.fault == "beyond-context" and len(read) > self.P:
+        if "prompt's last token" in self.faults:
+            read = read[n_prompt - 1 :]
+        if "prompt alone" in self.faults:
+            read = read[:n_prompt]
+        if "restarts" in self.faults and len(read) > self.P:
+            read = read[self.P :]
+        if "beyond-context" in self.faults and len(read) > self.P:
             raise IndexError("index out of range in self")
-        if self.fault == "positions stay":
+        if "positions stay" in self.faults:
             read = read[: self.P]
-        if self.fault == "previous position" and len(read) > 1:
+        if "previous position" in self.faults and len(read) > 1:
             place = -2
         return self.forward(np.array([read[-self.P :]], np.int32))[0, place]
 
     def penalize(self, logits: np.ndarray, text: list[int], penalty: float) -> np.ndarray:
         ids, counts = np.unique([i % self.V for i in text], return_counts=True)
-        if self.fault == "penalty ignored":
+        if "penalty ignored" in self.faults:
             return logits
-        if self.fault == "penalty-compounds":
+        if "penalty-compounds" in self.faults:
             penalty = penalty**counts
         values = logits[ids]
         down = np.where(values < 0, values * penalty, values / penalty)
-        logits[ids] = values / penalty if self.fault == "penalty-rewards-repetition" else down
+        logits[ids] = values / penalty if "penalty-rewards-repetition" in self.faults else down
         return logits
 
     def choose(
         self, logits: np.ndarray, temperature: float, k: int, p: float, rng: Any, noise: np.ndarray, u: float
     ) -> int:
-        fault = self.fault
-        if temperature == 0 or fault == "sampler-too-narrow":
+        if temperature == 0 or "sampler-too-narrow" in self.faults:
             return int(logits.argmax())
-        if fault == "probabilities-as-logits":
+        if "probabilities-as-logits" in self.faults:
             logits = softmax(logits)
-        if fault == "half the temperature":
+        if "half the temperature" in self.faults:
             temperature /= 2
-        logits = logits / {"temperature ignored": 1, "temperature inverted": 1 / temperature}.get(fault, temperature)
+        if "temperature ignored" in self.faults:
+            temperature = 1
+        logits = logits / temperature if "temperature inverted" not in self.faults else logits * temperature
         logits = self.top_p(self.top_k(logits, k), p)
+        if "softmax twice" in self.faults:  # what was cut stays so
+            logits = np.where(logits == -np.inf, -np.inf, softmax(logits))
         probabilities = softmax(logits)
-        if fault == "same noise":
+        if "same noise" in self.faults:
             return int((logits + noise).argmax())
-        if fault == "same random number":
+        if "same random number" in self.faults:
             return min(int((probabilities.cumsum() < u).sum()), self.V - 1)
-        i = int(rng.choice(self.V, p=probabilities))
-        return i + 1 if fault == "ids plus one" else i
+        i = self.drawn(logits, probabilities, rng)
+        return i + 1 if "ids plus one" in self.faults else i
+
+    def drawn(self, logits: np.ndarray, probabilities: np.ndarray, rng: Any) -> int:
+        key = 0 if "same key" in self.faults else int(rng.integers(1 << 30))
+        if self.draw == "mlx":
+            import mlx.core as mx
+
+            return int(mx.random.categorical(mx.array(logits, mx.float32), key=mx.random.key(key)).item())
+        if self.draw == "torch":
+            import torch
+
+            generator = torch.Generator().manual_seed(key)
+            return int(torch.multinomial(torch.tensor(probabilities), 1, generator=generator))
+        return int(rng.choice(self.V, p=probabilities))
 
     def top_k(self, logits: np.ndarray, k: int) -> np.ndarray:
-        fault = self.fault
-        if fault == "top_k 0 keeps one":
+        if "top_k 0 keeps one" in self.faults:
             k = max(k, 1)
-        if k == 0 or fault == "top_k ignored":
+        if k == 0 or "top_k ignored" in self.faults:
             return logits
-        k = min(k, self.V) + {"top_k one more": 1, "top_k one less": -1}.get(fault, 0)
-        if fault == "top_k inverted":
+        k = min(k, self.V) + ("top_k one more" in self.faults) - ("top_k one less" in self.faults)
+        if "top_k inverted" in self.faults:
             return np.where(logits > np.sort(logits)[k - 1], -np.inf, logits)
         return np.where(logits < np.sort(logits)[-max(k, 1)], -np.inf, logits)
 
     def top_p(self, logits: np.ndarray, p: float) -> np.ndarray:
-        if p == 1 or self.fault == "top_p ignored":
+        if p == 1 and "top_p 1 is 0.7" in self.faults:
+            p = 0.7
+        if p == 1 or "top_p ignored" in self.faults:
             return logits
         order = np.argsort(-logits)
         sums = softmax(logits)[order].cumsum()
-        n = int((sums < p).sum()) + {"top_p one more": 1, "top_p one less": -1}.get(self.fault, 0)
+        n = int((sums < p).sum()) + ("top_p one more" in self.faults) - ("top_p one less" in self.faults)
         kept = order[: max(n + 1, 1)]
-        if self.fault == "top_p inverted":
+        if "top_p inverted" in self.faults:
             kept = order[-max(n + 1, 1) :]
         return np.where(np.isin(np.arange(self.V), kept), logits, -np.inf)

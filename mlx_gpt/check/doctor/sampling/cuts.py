@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.sampling.draws import accepted, settings_off
+import numpy as np
+
+from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
+from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, settings_off
 from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling, weigh
-from mlx_gpt.check.doctor.sampling.findings import setting_fault
+from mlx_gpt.check.doctor.sampling.findings import REMEDIES, setting_fault
 from mlx_gpt.check.doctor.sampling.probes import probe_draws, short_prompts, telling_temperatures
 from mlx_gpt.check.doctor.sampling.rules import Base, Keep, complement, lowest, top_k, top_p
 from mlx_gpt.check.doctor.sampling.texts import rounding
@@ -26,9 +28,13 @@ def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
     for setting, probes in (("temperature", greedy_probes), ("top_k", top_k_probes), ("top_p", top_p_probes)):
         if setting not in accepted(case) or (setting == "temperature" and base.temperature != "divides"):
             continue
-        chosen = telling(probes(case, base), seen(case, case.once(probe_draws)))
         try:
+            logits = np.concatenate([one.logits for one in seen(case, case.once(probe_draws))])
+            chosen = telling([*probes(case, base)], [Draws(np.zeros(len(logits), int), 0, logits)])
             answer = ask(case, chosen)
+        except BudgetSpent:
+            undecided |= {*REMEDIES}
+            continue
         except CallFailed:
             if setting == "temperature":  # refuses 0
                 continue

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.sampling.draws import Draws, chosen, count, draw_many
 from mlx_gpt.check.doctor.sampling.fit import SURE, fits
 from mlx_gpt.check.doctor.sampling.rules import Rule
 
 LEAST = -50.0  # log-probability of an id that a rule never draws
 DECIDED = 10.0  # nats by which an explanation must be worse than the right rule to be excluded
-CHUNK = 60  # draws between two looks at the evidence
+ENOUGH = 0.7  # nats a draw: 30 draws exclude a fault
+CHUNK = 30  # draws between two looks at the evidence
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Explanation:
     name: str
     rule: Rule
     codes: tuple[str, ...] = ()
-    shows: bool = True  # soon enough in draws that it can be excluded
+    shows: bool = True  # in the first id of a call, so that probes can be chosen for it
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tupl
 
 
 def weigh(
-    case: Case, probes: Sequence[Probe], read: Callable[[list[Draws]], list[Draws]], n: int = 6, most: int = 300
+    case: Case, probes: Sequence[Probe], read: Callable[[list[Draws]], list[Draws]], n: int = 6, most: int = 240
 ) -> Answer:
     """Draw with each probe in turn until no explanation but one is left, at most ``most`` times with each.
 
@@ -83,7 +84,12 @@ def weigh(
         for probe, mine in zip(probes, found, strict=True):
             calls = len(mine) % len(probe.prompts)
             prompts = [*probe.prompts[calls:], *probe.prompts[:calls]]
-            more = read(draw_many(case, prompts, CHUNK, n, **probe.settings))
+            try:
+                more = read(draw_many(case, prompts, CHUNK, n, **probe.settings))
+            except BudgetSpent:
+                if not all(found):
+                    raise
+                more = []
             scores += [log_likelihood(more, one.rule) for one in probe.explanations]
             mine += more
         best, gain, left = choose(scores.tolist(), explanations)
@@ -94,25 +100,29 @@ def weigh(
     return Answer(explanations[best], gain, fit, left, sum(map(count, found)))
 
 
-def telling(options: Iterable[Probe], rows: Sequence[Draws]) -> list[Probe]:
-    """Return for each code the settings and prompts at which its faults differ most from the right rules.
+def telling(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:
+    """Return few settings and prompts at which each fault differs from all right rules.
 
-    ``rows`` are draws of one id after the prompts of each option. Measured by the Kullback-Leibler divergence in nats a
-    draw, at the quarter of the prompts where it is largest.
+    For each fault the best of the options, unless one that was chosen tells ``ENOUGH`` of it. ``rows`` are draws of one
+    id after the prompts of each option. Measured by the Kullback-Leibler divergence in nats a draw, at the quarter of
+    the prompts where it is largest.
     """
-    best: dict[str, tuple[float, Probe]] = {}
-    for probe in options:
-        logprobs = [np.concatenate([one.rule(row) for row in rows]) for one in probe.explanations]
-        pairs = [*zip(logprobs, probe.explanations, strict=True)]
-        right = [p for p, one in pairs if not one.codes]
-        for code in sorted({one.codes[0] for one in probe.explanations if one.codes and one.shows}):
-            wrong = [p for p, one in pairs if one.codes == (code,) and one.shows]
-            nats = np.min([divergences(p, q) for p in wrong for q in right], axis=0)
-            most = np.argsort(-nats)[: max(4, len(nats) // 4)]
-            if code not in best or nats[most].mean() > best[code][0]:
-                prompts = [probe.prompts[i] for i in most]
-                best[code] = float(nats[most].mean()), replace(probe, prompts=prompts)
-    return [probe for _, probe in best.values()]
+    nats = np.stack([differences(probe, rows) for probe in options])  # option, fault, prompt
+    most = np.argsort(-nats, axis=2)[:, :, : max(4, nats.shape[2] // 4)]
+    chosen: dict[int, set[int]] = {}  # option, places of the prompts
+    for fault in np.argsort(np.take_along_axis(nats, most, axis=2).mean(axis=2).max(axis=0)):
+        if not any(nats[option, fault, [*places]].mean() >= ENOUGH for option, places in chosen.items()):
+            option = int(np.take_along_axis(nats[:, fault], most[:, fault], axis=1).mean(axis=1).argmax())
+            chosen.setdefault(option, set()).update(most[option, fault].tolist())
+    return [replace(options[i], prompts=[options[i].prompts[at] for at in sorted(chosen[i])]) for i in chosen]
+
+
+def differences(probe: Probe, rows: Sequence[Draws]) -> np.ndarray:
+    """Return how far each fault that shows at once is from the nearest right rule: (faults, rows)."""
+    logprobs = [np.concatenate([one.rule(row) for row in rows]) for one in probe.explanations]
+    pairs = [*zip(logprobs, probe.explanations, strict=True)]
+    right = [p for p, one in pairs if not one.codes and one.shows]
+    return np.stack([np.min([divergences(p, q) for q in right], axis=0) for p, one in pairs if one.codes and one.shows])
 
 
 def divergences(p: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -85,8 +85,9 @@ def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
     """Return the log of an e-value for draws of a call that favour the ids which the call drew already.
 
     As one noise for every step gives, with which argmax(logits + noise) chooses. Each draw's alternative is half the
-    rule and half the rule with an id weighed by (times drawn + 1/2) / (times expected + 1/2). Above x with probability
-    below e^-x if the draws follow the rule and are independent (Ville 1939). ``across`` counts over all calls.
+    rule, a quarter the rule with an id weighed by (times drawn + 1/2) / (times expected + 1/2), a quarter the id drawn
+    most. Above x with probability below e^-x if the draws follow the rule and are independent (Ville 1939). ``across``
+    counts over all calls.
     """
     total = 0.0
     drawn = expected = np.zeros(0)
@@ -95,9 +96,10 @@ def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
         if not (across and len(drawn)):
             drawn, expected = np.full(p.shape[1], 0.5), np.full(p.shape[1], 0.5)
         for row, i in zip(p, one.new, strict=True):
-            weighed = row * drawn / expected
-            ratio = weighed[i] / weighed.sum() / max(row[i], 1e-300)
-            total += log(0.5 + 0.5 * min(ratio, 1e9))
+            if drawn.max() > 0.5:
+                weighed = row * drawn / expected
+                other = (weighed[i] / weighed.sum() + (i == drawn.argmax())) / max(row[i], 1e-300)
+                total += log(0.5 + 0.25 * min(other, 1e9))
             drawn[i] += 1
             expected += row
     return total

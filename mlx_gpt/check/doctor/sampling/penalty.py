@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.sampling.cuts import Finding, ask
 from mlx_gpt.check.doctor.sampling.draws import accepted, settings_off
@@ -18,7 +18,7 @@ from mlx_gpt.check.doctor.sampling.rules import Base, Change, of_logprobs, penal
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 from mlx_gpt.check.doctor.sampling.verdict import seen, understood
 
-PENALTIES = (1.1, 1.3, 2.0, 4.0)
+PENALTIES = (1.1, 1.6, 4.0)
 WHYS = {
     "setting-ignored": "are those without it",
     "penalty-compounds": "lower an id once for each time that it occurs",
@@ -27,12 +27,13 @@ WHYS = {
 
 
 def penalty_prompts(case: Case) -> list[list[int]]:
-    """Return prompts that repeat a probable id, or hold the least probable ones, whose logits are negative."""
+    """Return prompts of one id, of a probable one and another, or of the least probable ones, with negative logits."""
     length = max(1, min(6, case.n_positions // 2))
-    starts = case.ids(case.once(rows), length)
+    starts = case.ids(case.once(rows) // 2, length)
     prompts = []
     for row, logits in zip(starts, logits_after(case, starts), strict=True):
         likely = np.argsort(-logits)
+        prompts.append([row[-1]] * length)
         prompts.append([*[likely[0]] * (length - 1), row[-1]])
         prompts.append([*np.resize(likely[::-1], length - 1), row[-1]])
     return [[int(i) for i in prompt] for prompt in prompts]
@@ -70,9 +71,12 @@ def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
         raise NotApplicable("sample_settings with repetition_penalty")
     base = understood(case).base
     assert base is not None
-    rows = seen(case, after_prompts(case, case.once(penalty_prompts)))
-    probes = telling(penalty_probes(case, base), rows)
-    answer = ask(case, probes)
+    try:
+        rows = seen(case, after_prompts(case, case.once(penalty_prompts)))
+        probes = telling([*penalty_probes(case, base)], rows)
+        answer = ask(case, probes)
+    except BudgetSpent:
+        return [], {*WHYS}
     if not answer.best.codes or not answer.fits:
         return [], answer.open
     code, value = answer.best.codes[0], probes[0].settings["repetition_penalty"]

@@ -60,9 +60,9 @@ def entropies(case: Case) -> np.ndarray:
 
 
 def telling_temperatures(case: Case) -> list[float]:
-    """Return up to three temperatures at which some ids are probable and others are not, at least one."""
+    """Return up to three temperatures between certain and equally probable ids, at least one."""
     grid, nats = case.once(temperatures), case.once(entropies)
-    between = (nats > 0.3 * np.log(case.vocab_size)) & (nats < 0.9 * np.log(case.vocab_size)) & (nats < 3)
+    between = (nats > min(1.0, 0.3 * np.log(case.vocab_size))) & (nats < 0.98 * np.log(case.vocab_size))
     if not between.any():
         between = np.arange(len(grid)) == np.abs(nats - 0.6 * np.log(case.vocab_size)).argmin()
     return sorted({*np.quantile(grid[between], (0, 0.5, 1), method="nearest").tolist()})

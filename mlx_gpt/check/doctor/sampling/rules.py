@@ -5,6 +5,7 @@ A ``Rule`` maps ``Draws`` to log-probabilities (n, V), -inf for ids that it neve
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,8 @@ class Base:
             if keep is not None and cut != "last":
                 kept = keep(logits if cut == "before" else logits / t)
             if self.kind == "softmax":
-                return np.roll(log_softmax(np.where(kept, inner, -np.inf)), self.shift, axis=1)
+                logprobs = log_softmax(np.where(kept, inner, -np.inf))
+                return np.roll(logprobs, self.shift, axis=1) if self.shift else logprobs
             if cut == "first":
                 return twice(log_softmax(np.where(kept, inner, -np.inf)), outer)
             final = twice(log_softmax(inner), outer)
@@ -120,9 +122,9 @@ def penalized(penalty: float, how: str = "lowers", of: str = "text", times: str 
     def change(draws: Draws) -> np.ndarray:
         changed = draws.logits.copy()
         for t, row in enumerate(changed):
-            seen = draws.text[draws.n_prompt if of == "new" else 0 : draws.n_prompt + t]
-            ids, counts = np.unique(seen, return_counts=True)
-            strength = penalty ** (counts if times == "each" else np.ones(len(ids)))
+            seen = Counter(draws.text[draws.n_prompt if of == "new" else 0 : draws.n_prompt + t].tolist())
+            ids = [*seen]
+            strength = penalty ** np.array([*seen.values()]) if times == "each" else penalty
             values = row[ids]
             divide = {"lowers": values > 0, "raises": values < 0}.get(how, np.full(len(ids), how == "divides"))
             row[ids] = np.where(divide, values / strength, values * strength)

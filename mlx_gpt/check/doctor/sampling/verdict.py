@@ -28,7 +28,7 @@ from mlx_gpt.check.doctor.sampling.probes import flat_temperature, sharp_tempera
 from mlx_gpt.check.doctor.sampling.rules import Base
 from mlx_gpt.check.doctor.sampling.texts import rounding
 
-DRAWS = {True: 160, False: 1200}  # at one temperature, by whether it can be set
+DRAWS = {True: 120, False: 1200}  # at one temperature, by whether it can be set
 Evidence = list[tuple[float, list[Draws]]]  # draws by temperature
 
 
@@ -52,7 +52,7 @@ def evidence(case: Case) -> Evidence:
     found = [(1.0, draw_many(case, prompts, DRAWS[has_temperature], **settings_off(case)))]
     if has_temperature:
         for temperature in {case.once(sharp_temperature), case.once(flat_temperature)} - {1.0}:
-            found.append((temperature, draw_many(case, prompts, 100, **settings_off(case, temperature=temperature))))
+            found.append((temperature, draw_many(case, prompts, 80, **settings_off(case, temperature=temperature))))
     return found
 
 
