@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
+from mlx_gpt.check.doctor.sampling.contexts import Window, read_otherwise
 from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, settings_off
 from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling, weigh
 from mlx_gpt.check.doctor.sampling.findings import REMEDIES, setting_fault
@@ -46,8 +48,13 @@ def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
 
 def ask(case: Case, probes: Sequence[Probe]) -> Answer:
     """Draw until one explanation is left; one id a call where those of a call are correlated."""
-    n = 1 if understood(case).correlated else 6
-    return weigh(case, probes, lambda draws: seen(case, draws), n)
+    found = understood(case)
+    rivals = [partial(otherwise, case, window) for window in found.rivals]
+    return weigh(case, probes, lambda draws: seen(case, draws), rivals, n=1 if found.correlated else 6)
+
+
+def otherwise(case: Case, window: Window, draws: list[Draws]) -> list[Draws]:
+    return read_otherwise(case, draws, window)
 
 
 def cut_fault(setting: str, settings: dict[str, Any], answer: Answer) -> list[Finding]:

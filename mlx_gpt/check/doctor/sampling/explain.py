@@ -13,6 +13,7 @@ from mlx_gpt.check.doctor.sampling.draws import Draws, chosen, count, draw_many
 from mlx_gpt.check.doctor.sampling.fit import SURE, fits
 from mlx_gpt.check.doctor.sampling.rules import Rule
 
+Read = Callable[[list[Draws]], list[Draws]]
 LEAST = -50.0  # log-probability of an id that a rule never draws
 DECIDED = 10.0  # nats by which an explanation must be worse than the right rule to be excluded
 ENOUGH = 0.7  # nats a draw: 30 draws exclude a fault
@@ -71,11 +72,12 @@ def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tupl
 
 
 def weigh(
-    case: Case, probes: Sequence[Probe], read: Callable[[list[Draws]], list[Draws]], n: int = 6, most: int = 240
+    case: Case, probes: Sequence[Probe], read: Read, rivals: Sequence[Read] = (), n: int = 6, most: int = 240
 ) -> Answer:
     """Draw with each probe in turn until no explanation but one is left, at most ``most`` times with each.
 
-    ``n``: ids of a call. ``read`` puts the logits that the sampler uses into draws.
+    ``n``: ids of a call. ``read`` puts the logits that the sampler uses into draws, ``rivals`` those that it may
+    use, by what is known: a fault must explain the draws better than the right rules do with those.
     """
     explanations = probes[0].explanations
     found: list[list[Draws]] = [[] for _ in probes]
@@ -97,7 +99,16 @@ def weigh(
         if not left or count(more) < CHUNK or count(found[0]) >= most:
             break
     fit = all(fits(case, draws, probe.explanations[best].rule) for probe, draws in zip(probes, found, strict=True))
-    return Answer(explanations[best], gain, fit, left, sum(map(count, found)))
+    answer = Answer(explanations[best], gain, fit, left, sum(map(count, found)))
+    if explanations[best].codes or not fit:
+        for rival in rivals:
+            right = np.zeros(len(explanations))
+            for probe, draws in zip(probes, map(rival, found), strict=True):
+                right += [-np.inf if one.codes else log_likelihood(draws, one.rule) for one in probe.explanations]
+            if not fit or scores[best] - right.max() < SURE:
+                codes = {*explanations[best].codes} or {"setting-wrong"}
+                return replace(answer, best=explanations[int(right.argmax())], gain=0.0, fits=True, open=left | codes)
+    return answer
 
 
 def telling(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.sampling.contexts import windows
 from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, log_softmax, new_ids, settings_off, with_logits
 from mlx_gpt.check.doctor.sampling.explain import divergences
 from mlx_gpt.check.doctor.sampling.texts import logits_after, shapes
@@ -68,22 +71,38 @@ def telling_temperatures(case: Case) -> list[float]:
     return sorted({*np.quantile(grid[between], (0, 0.5, 1), method="nearest").tolist()})
 
 
-def sharp_temperature(case: Case) -> float:
-    """Return the temperature at which draws tell most; 1 where it cannot be set.
+@dataclass(frozen=True)
+class Sharp:
+    """The temperature and prompts whose draws tell most of what is read, and how much, in nats a draw."""
 
-    Largest of the least mean divergence, in nats a draw and at most 3, from temperature 1 and from other contexts.
+    temperature: float
+    prompts: list[list[int]]
+    nats: float
+
+
+def sharp(case: Case) -> Sharp:
+    """Return the temperature and the quarter of the prompts at which draws tell most; 1 where it cannot be set.
+
+    Largest of the least divergence, in nats a draw and at most 3, from temperature 1 and from other contexts.
     """
-    prompts = case.once(short_prompts)[: case.once(rows)]
-    whole = case.once(probe_logits)
-    contexts = [logits_after(case, [prompt[start:] for prompt in prompts]) for start in (-1, -3)]
-    best, found = -1.0, 1.0
+    prompts = case.once(short_prompts)[: 2 * case.once(rows)]
+    whole = logits_after(case, prompts)
+    texts = [[read(prompt, []) for prompt in prompts] for read in windows(case).values()]
+    contexts = [logits_after(case, text) for text in texts if all(text) and text != prompts]
+    best = Sharp(1.0, prompts, 0.0)
     for temperature, nats in zip(case.once(temperatures).tolist(), case.once(entropies), strict=True):
         p = log_softmax(whole / temperature)
-        others = [log_softmax(whole), *(log_softmax(other / temperature) for other in contexts)]
-        least = min(float(divergences(p, other).mean()) for other in others)
-        if nats > min(0.7, 0.4 * np.log(case.vocab_size)) and temperature != 1 and least > best:
-            best, found = least, temperature
-    return found
+        others = [log_softmax(other / temperature) for other in contexts]
+        others += [log_softmax(whole)] if temperature != 1 else []
+        least = np.min([divergences(p, other) for other in others], axis=0)
+        most = np.argsort(-least)[: max(4, len(least) // 4)]
+        if nats > min(0.5, 0.3 * np.log(case.vocab_size)) and least[most].mean() > best.nats:
+            best = Sharp(temperature, [prompts[i] for i in most], float(least[most].mean()))
+    return best
+
+
+def sharp_temperature(case: Case) -> float:
+    return case.once(sharp).temperature
 
 
 def flat_temperature(case: Case) -> float:

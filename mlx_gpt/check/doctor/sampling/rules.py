@@ -28,12 +28,14 @@ class Base:
     """What the sampler draws from with the settings off: the softmax, or what a fault makes of it.
 
     ``kind``: "softmax"; "twice", softmax(softmax(logits / temperature)); "outside", softmax(softmax(logits) /
-    temperature); "argmax". ``shift`` is added to each id. ``temperature``: "divides", "ignored" or "multiplies".
+    temperature); "argmax". ``shift`` is added to each id. ``temperature``: "divides", "ignored", "multiplies" or
+    "squared"; ``scale`` multiplies it.
     """
 
     kind: str = "softmax"
     temperature: str = "divides"
     shift: int = 0
+    scale: float = 1.0
     margin: float = 0.0  # rounding of logits
 
     def rule(
@@ -44,7 +46,8 @@ class Base:
         ``cut`` where the softmax is applied twice: "first", before both, so that cut ids are drawn again; or "last", by
         the probabilities after both.
         """
-        t = {"divides": temperature, "ignored": 1.0, "multiplies": 1 / temperature}[self.temperature]
+        powers = {"divides": 1, "ignored": 0, "multiplies": -1, "squared": 2}
+        t = self.scale * temperature ** powers[self.temperature]
 
         def of(draws: Draws) -> np.ndarray:
             logits = draws.logits if change is None else change(draws)

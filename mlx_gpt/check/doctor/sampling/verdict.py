@@ -19,16 +19,18 @@ from mlx_gpt.check.doctor.sampling.draws import (
     count,
     draw_many,
     is_seeded,
+    outside,
     settings_off,
 )
-from mlx_gpt.check.doctor.sampling.explain import Explanation, choose, log_likelihood
+from mlx_gpt.check.doctor.sampling.explain import DECIDED, Explanation, choose, log_likelihood
 from mlx_gpt.check.doctor.sampling.findings import Found, setting_fault
 from mlx_gpt.check.doctor.sampling.fit import RARE, SURE, correlation, fits, misfit
-from mlx_gpt.check.doctor.sampling.probes import flat_temperature, sharp_temperature, short_prompts
+from mlx_gpt.check.doctor.sampling.probes import flat_temperature, sharp, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
 from mlx_gpt.check.doctor.sampling.texts import rounding
 
 DRAWS = {True: 120, False: 1200}  # at one temperature, by whether it can be set
+SCALES = (0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)  # of a temperature that is set besides
 Evidence = list[tuple[float, list[Draws]]]  # draws by temperature
 
 
@@ -40,6 +42,7 @@ class Verdict:
     open: set[str] = field(default_factory=set)
     base: Base | None = None
     window: Window | None = None
+    rivals: Sequence[Window] = ()  # what it may read instead, by the draws so far
 
     @property
     def correlated(self) -> bool:
@@ -51,8 +54,12 @@ def evidence(case: Case) -> Evidence:
     prompts, has_temperature = case.once(short_prompts), "temperature" in accepted(case)
     found = [(1.0, draw_many(case, prompts, DRAWS[has_temperature], **settings_off(case)))]
     if has_temperature:
-        for temperature in {case.once(sharp_temperature), case.once(flat_temperature)} - {1.0}:
-            found.append((temperature, draw_many(case, prompts, 80, **settings_off(case, temperature=temperature))))
+        best, flat = case.once(sharp), case.once(flat_temperature)
+        total = int(np.clip(40 / max(best.nats, 0.01), 60, 400))
+        off = settings_off(case, temperature=best.temperature)
+        found.append((best.temperature, draw_many(case, best.prompts, total, 4, **off)))
+        if flat != 1:
+            found.append((flat, draw_many(case, prompts, 80, **settings_off(case, temperature=flat))))
     return found
 
 
@@ -61,7 +68,7 @@ def verdict(case: Case) -> Verdict:
     found = case.once(evidence)
     explanations, draws = candidates(case, found)
     scores = [score(draws[window], base) for window, base in explanations]
-    named = [Explanation(name_of(base), base.rule(), codes_of(window, base)) for window, base in explanations]
+    named = [Explanation(window[1], base.rule(), codes_of(window, base)) for window, base in explanations]
     best, gain, undecided = choose(scores, named)
     window, base = explanations[best]
     seen = draws[window]
@@ -72,11 +79,11 @@ def verdict(case: Case) -> Verdict:
     findings = {code: explained(case, code, window, base, gain, seen) for code in codes}
     reads = windows(case)[window] if window[1] else None
     if right:
-        return Verdict(findings, undecided - {*codes}, base if base.kind != "argmax" else None, reads)
+        near = {name for value, (name, _) in zip(scores, explanations, strict=True) if value > scores[best] - DECIDED}
+        rivals = [windows(case)[name] for name in near if name[1] and name != window]
+        return Verdict(findings, undecided - {*codes}, base if base.kind != "argmax" else None, reads, rivals)
     if wrong := not_off(case):
         return Verdict({"setting-wrong": wrong})
-    if other := other_rule(case, seen, base):
-        return Verdict(findings | {"sampler-not-the-model": other} if not codes else {"sampler-not-the-model": other})
     if dependent := correlated(case, seen, base):
         return Verdict(findings | {"draws-correlated": dependent}, undecided - {*codes}, base, reads)
     return Verdict(unexplained(case, found))
@@ -92,7 +99,8 @@ def candidates(
     temperatures = ("divides", "ignored", "multiplies") if len(found) > 1 else ("divides",)
     kinds = ("softmax", "twice", "outside") if len(found) > 1 else ("softmax", "twice")
     rules = [Base(kind, way) for way in temperatures for kind in kinds]
-    rules += [Base("argmax", margin=rounding(case)), Base(shift=1), Base(shift=-1)]
+    rules += [Base("argmax", margin=rounding(case)), Base(shift=1), Base(shift=-1), *map(scaled, SCALES)]
+    rules += [Base(temperature="squared")] if len(found) > 1 else []
     draws = {("", ""): found}
     pairs = [(("", ""), base) for base in rules]
     likely = max(rules, key=lambda base: score(found, base))
@@ -106,19 +114,19 @@ def candidates(
     return [*pairs, *((best, base) for base in rules)], draws
 
 
+def scaled(scale: float) -> Base:
+    return Base(scale=scale)
+
+
 def score(found: Evidence, base: Base) -> float:
     return sum(log_likelihood(one, base.rule(temperature)) for temperature, one in found)
 
 
-def name_of(base: Base) -> str:
-    return f"{base.kind} {base.temperature}"
-
-
 def codes_of(window: tuple[str, str], base: Base) -> tuple[str, ...]:
     kinds = {"twice": "probabilities-as-logits", "outside": "probabilities-as-logits", "argmax": "sampler-too-narrow"}
-    ways = {"ignored": "setting-ignored", "multiplies": "setting-inverted"}
-    shift = "sampler-not-the-model" if base.shift else None
-    return tuple(code for code in (window[0], kinds.get(base.kind), ways.get(base.temperature), shift) if code)
+    ways = {"ignored": "setting-ignored", "multiplies": "setting-inverted", "squared": "setting-wrong"}
+    other = "sampler-not-the-model" if base.shift or base.scale != 1 else None
+    return tuple(code for code in (window[0], kinds.get(base.kind), ways.get(base.temperature), other) if code)
 
 
 def explained(
@@ -126,15 +134,16 @@ def explained(
 ) -> dict[str, Any]:
     """Return the fields of a finding that the best explanation names."""
     n = sum(count(one) for _, one in found)
-    if code in ("setting-ignored", "setting-inverted"):
+    if code in ("setting-ignored", "setting-inverted", "setting-wrong"):
         temperature = found[1][0]
-        said = 1 if code == "setting-ignored" else 1 / temperature
+        said = temperature ** {"setting-ignored": 0, "setting-inverted": -1, "setting-wrong": 2}[code]
         why = f"draws at temperature {temperature:g} are those of {said:g}"
         return setting_fault(code, "temperature", temperature, why, count(found[1][1]))
     whys = {
         "probabilities-as-logits": f"{n} draws follow the softmax of the probabilities, not of the logits",
         "sampler-too-narrow": f"all of {n} draws are the most probable id",
-        "sampler-not-the-model": f"{base.shift:+d} is added to each of {n} ids",
+        "sampler-not-the-model": f"{n} draws are those of {base.scale:g} times the temperature, or of ids with "
+        f"{base.shift:+d} added",
     }
     if code == window[0]:
         whys[code] = f"{n} draws follow the model's prediction after {window[1]}"
@@ -168,17 +177,6 @@ def not_off(case: Case) -> Found:
                 why = f"{setting} = {off[setting]:g} is not off"
                 return setting_fault("setting-wrong", setting, off[setting], why, count(found))
     return None
-
-
-def other_rule(case: Case, found: Evidence, base: Base) -> Found:
-    """The draws with every setting off are those of another temperature."""
-    rules = {f"of a temperature of {t:.2f}": Base(base.kind).rule(t) for t in 2.0 ** np.arange(-3, 3, 0.125) if t != 1}
-    draws = dict(found)[1.0]
-    scores = {name: log_likelihood(draws, rule) for name, rule in rules.items()}
-    name = max(scores, key=lambda name: scores[name])
-    if scores[name] - log_likelihood(draws, base.rule()) < SURE or not fits(case, draws, rules[name]):
-        return None
-    return not_the_model(case, draws, f"; they are those {name}")
 
 
 def correlated(case: Case, found: Evidence, base: Base) -> Found:
@@ -224,6 +222,8 @@ def understood(case: Case) -> Verdict:
     found = case.once(verdict)
     if found.base is None or (found.correlated and case.once(is_seeded)):
         raise NotApplicable("a sampler that draws from the model")
+    if case.once(outside) and not found.base.shift:
+        raise NotApplicable("a sampler that draws ids of the vocabulary alone")
     return found
 
 
