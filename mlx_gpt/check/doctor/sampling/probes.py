@@ -31,7 +31,7 @@ def temperatures(case: Case) -> np.ndarray:
 
 def short_prompts(case: Case) -> list[list[int]]:
     """Return random prompts, no longer than a quarter of the context."""
-    return case.ids(64, max(1, min(6, case.n_positions // 4))).tolist()
+    return case.ids(128, max(1, min(6, case.n_positions // 4))).tolist()
 
 
 def rows(case: Case) -> int:
@@ -81,11 +81,11 @@ class Sharp:
 
 
 def sharp(case: Case) -> Sharp:
-    """Return the temperature and the quarter of the prompts at which draws tell most; 1 where it cannot be set.
+    """Return the temperature and the eighth of the prompts at which draws tell most; 1 where it cannot be set.
 
-    Largest of the least divergence, in nats a draw and at most 3, from temperature 1 and from other contexts.
+    Largest mean divergence from temperature 1 and from other contexts, in nats a draw, of which half a nat counts.
     """
-    prompts = case.once(short_prompts)[: 2 * case.once(rows)]
+    prompts = case.once(short_prompts)[: 4 * case.once(rows)]
     whole = logits_after(case, prompts)
     texts = [[read(prompt, []) for prompt in prompts] for read in windows(case).values()]
     contexts = [logits_after(case, text) for text in texts if all(text) and text != prompts]
@@ -94,9 +94,9 @@ def sharp(case: Case) -> Sharp:
         p = log_softmax(whole / temperature)
         others = [log_softmax(other / temperature) for other in contexts]
         others += [log_softmax(whole)] if temperature != 1 else []
-        least = np.min([divergences(p, other) for other in others], axis=0)
-        most = np.argsort(-least)[: max(4, len(least) // 4)]
-        if nats > min(0.5, 0.3 * np.log(case.vocab_size)) and least[most].mean() > best.nats:
+        least = np.mean([np.minimum(divergences(p, other), 0.5) for other in others], axis=0)
+        most = np.argsort(-least)[: max(4, len(least) // 8)]
+        if nats > 0.1 and least[most].mean() > best.nats:
             best = Sharp(temperature, [prompts[i] for i in most], float(least[most].mean()))
     return best
 
