@@ -18,7 +18,8 @@ from mlx_gpt.check.doctor.sampling.rules import Base, Change, of_logprobs, penal
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 from mlx_gpt.check.doctor.sampling.verdict import seen, understood
 
-PENALTIES = (1.1, 1.6, 4.0)
+PENALTIES = (1.1, 1.3, 2.0, 4.0)
+MOST = 12  # prompts of a kind
 WHYS = {
     "setting-ignored": "are those without it",
     "penalty-compounds": "lower an id once for each time that it occurs",
@@ -27,16 +28,17 @@ WHYS = {
 
 
 def penalty_prompts(case: Case) -> list[list[int]]:
-    """Return prompts of one id, of a probable one and another, or of the least probable ones, with negative logits."""
+    """Return prompts that repeat an id which the model would repeat, and prompts of the least probable ids."""
     length = max(1, min(6, case.n_positions // 2))
-    starts = case.ids(case.once(rows) // 2, length)
-    prompts = []
-    for row, logits in zip(starts, logits_after(case, starts), strict=True):
-        likely = np.argsort(-logits)
-        prompts.append([row[-1]] * length)
-        prompts.append([*[likely[0]] * (length - 1), row[-1]])
-        prompts.append([*np.resize(likely[::-1], length - 1), row[-1]])
-    return [[int(i) for i in prompt] for prompt in prompts]
+    pairs = case.ids(16 * case.once(rows), 2)
+    pairs[::4, 1] = pairs[::4, 0]
+    same = np.concatenate([np.repeat(pairs[:, :1], length - 1, axis=1), pairs[:, 1:]], axis=1)
+    again = logits_after(case, same)
+    likely = np.argsort(again.max(axis=1) - again[np.arange(len(pairs)), pairs[:, 0]])[:MOST]
+    starts = case.ids(min(MOST, case.once(rows)), length)
+    unlikely = np.argsort(logits_after(case, starts), axis=1)
+    mixed = [[*np.resize(ids[:length], length - 1), row[-1]] for ids, row in zip(unlikely, starts, strict=True)]
+    return [[int(i) for i in prompt] for prompt in [*same[likely], *mixed]]
 
 
 def explanations(base: Base, temperature: float, penalty: float) -> list[Explanation]:
@@ -74,7 +76,7 @@ def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
     try:
         rows = seen(case, after_prompts(case, case.once(penalty_prompts)))
         probes = telling([*penalty_probes(case, base)], rows)
-        answer = ask(case, probes)
+        answer = ask(case, probes, n=3)
     except BudgetSpent:
         return [], {*WHYS}
     if not answer.best.codes or not answer.fits:

@@ -73,7 +73,7 @@ def telling_temperatures(case: Case) -> list[float]:
 
 @dataclass(frozen=True)
 class Sharp:
-    """The temperature and prompts whose draws tell most of what is read, and how much, in nats a draw."""
+    """The temperature and prompts whose draws tell most of what is read, and what the hardest takes, nats a draw."""
 
     temperature: float
     prompts: list[list[int]]
@@ -89,15 +89,17 @@ def sharp(case: Case) -> Sharp:
     whole = logits_after(case, prompts)
     texts = [[read(prompt, []) for prompt in prompts] for read in windows(case).values()]
     contexts = [logits_after(case, text) for text in texts if all(text) and text != prompts]
-    best = Sharp(1.0, prompts, 0.0)
+    best, highest = Sharp(1.0, prompts, 0.0), 0.0
     for temperature, nats in zip(case.once(temperatures).tolist(), case.once(entropies), strict=True):
         p = log_softmax(whole / temperature)
         others = [log_softmax(other / temperature) for other in contexts]
         others += [log_softmax(whole)] if temperature != 1 else []
-        least = np.mean([np.minimum(divergences(p, other), 0.5) for other in others], axis=0)
-        most = np.argsort(-least)[: max(4, len(least) // 8)]
-        if nats > 0.1 and least[most].mean() > best.nats:
-            best = Sharp(temperature, [prompts[i] for i in most], float(least[most].mean()))
+        differ = np.stack([np.minimum(divergences(p, other), 0.5) for other in others])
+        most = np.argsort(-differ.mean(axis=0))[: max(4, len(prompts) // 8)]
+        value = float(differ[:, most].mean())
+        if nats > 0.1 and value > highest:
+            highest = value
+            best = Sharp(temperature, [prompts[i] for i in most], float(differ[:, most].mean(axis=1).min()))
     return best
 
 
