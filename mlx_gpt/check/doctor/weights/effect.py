@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import EQUAL, silent_if_random
+from mlx_gpt.check.doctor.forward.probes import EQUAL
 from mlx_gpt.check.doctor.weights.evidence import (
     Arrays,
     current,
@@ -19,6 +19,7 @@ from mlx_gpt.check.doctor.weights.evidence import (
     gradient,
     is_matrix,
     loaded,
+    require_steady,
 )
 
 SECONDS = 4.0  # for trying one part after another
@@ -38,7 +39,7 @@ def layer_without_effect(case: Case) -> dict[str, Any] | None:
     more than 1e-6 of the standard deviation (without effect: exactly 0; healthy parts: 1e-3 and more). Also matrices of
     zeros whose gradient is exactly zero, which training cannot leave; a zero projection that gets a gradient is sound.
     """
-    silent_if_random(case)
+    require_steady(case)
     dropped = without_effect(case)
     stuck = [] if dropped else stuck_at_zero(case)
     if not dropped and not stuck:

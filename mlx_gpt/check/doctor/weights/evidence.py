@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.forward.probes import first_call, probe_length
+from mlx_gpt.check.doctor.forward.probes import first_call, probe_length, silent_if_random
 
 Arrays = dict[str, np.ndarray]
 
@@ -89,6 +89,13 @@ def gradient(case: Case, rows: int, length: int) -> Arrays:
     case.once(first_call)
     ids = text(case, 1 if case.one_row else rows, min(length, case.n_positions) + 1)
     return case.arrays("gradient", ids[:, :-1].copy(), ids[:, 1:].copy())
+
+
+def require_steady(case: Case) -> None:
+    """Raise ``NotApplicable`` unless the logits of a text are finite and the same at each call."""
+    silent_if_random(case)
+    if not np.isfinite(case.once(first_call)).all():
+        raise NotApplicable("finite logits")
 
 
 def generic_ids(case: Case) -> np.ndarray:

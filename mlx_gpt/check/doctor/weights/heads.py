@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import EQUAL, others, silent_if_random
+from mlx_gpt.check.doctor.forward.probes import EQUAL, others
 from mlx_gpt.check.doctor.weights.evidence import (
     Arrays,
     current,
@@ -21,6 +21,7 @@ from mlx_gpt.check.doctor.weights.evidence import (
     is_matrix,
     layers_of,
     loaded,
+    require_steady,
 )
 
 Found = dict[str, Any] | None
@@ -52,7 +53,7 @@ def heads_mixed_up(case: Case) -> Found:
     pattern. Attention across the heads of one token, where the transpose is missing altogether, shows as a layer that
     depends on no other token though all its matrices have an effect.
     """
-    silent_if_random(case)
+    require_steady(case)
     ids = generic_ids(case)
     if not can_load(case):
         return described({"the model": match(case, ids, depth=8)})

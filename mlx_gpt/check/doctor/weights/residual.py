@@ -13,9 +13,8 @@ import numpy as np
 from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import silent_if_random
 from mlx_gpt.check.doctor.modules import arguments_of
-from mlx_gpt.check.doctor.weights.evidence import Arrays, generic, generic_ids, is_matrix, loaded
+from mlx_gpt.check.doctor.weights.evidence import Arrays, generic, generic_ids, is_matrix, loaded, require_steady
 from mlx_gpt.check.doctor.weights.inside import arrays_of, module_of, named_modules, watched
 
 SCALE = 1000.0
@@ -35,7 +34,7 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
     tokens. A module without a residual of its own is no block: with all matrices zero, its output is the same for all
     tokens.
     """
-    silent_if_random(case)
+    require_steady(case)
     module = module_of(case)
     if module is None:
         raise NotApplicable("module")

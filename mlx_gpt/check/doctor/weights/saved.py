@@ -10,9 +10,9 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import EQUAL, probe_length, steady_noise
+from mlx_gpt.check.doctor.forward.probes import probe_length
 from mlx_gpt.check.doctor.modules import arguments_of, is_module
-from mlx_gpt.check.doctor.weights.evidence import current, loaded
+from mlx_gpt.check.doctor.weights.evidence import current, loaded, require_steady
 from mlx_gpt.check.doctor.weights.inside import has_half, in_float32, module_of
 
 Found = dict[str, Any] | None
@@ -39,8 +39,7 @@ class Reloaded:
 
 def reloaded(case: Case) -> Reloaded:
     """Save and load the model, and call both."""
-    if case.once(steady_noise).relative > EQUAL:
-        raise NotApplicable("a forward pass without dropout")
+    require_steady(case)
     forward = case.call("reload")
     if is_module(forward):
         forward = arguments_of(forward)[0]["forward"]
@@ -124,6 +123,7 @@ def precision_loss(case: Case) -> Found:
             "remedy": "save the weights in the precision in which they are trained",
             "evidence": {"format": name, "where": "reload"},
         }
+    require_steady(case)
     module = module_of(case)
     if module is None or not has_half(module):
         raise NotApplicable("reload, or a module in half precision")

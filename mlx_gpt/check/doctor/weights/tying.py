@@ -8,9 +8,9 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import EQUAL, silent_if_random
+from mlx_gpt.check.doctor.forward.probes import EQUAL
 from mlx_gpt.check.doctor.modules import CONFIGS
-from mlx_gpt.check.doctor.weights.evidence import Arrays, current, generic_ids, loaded, text
+from mlx_gpt.check.doctor.weights.evidence import Arrays, current, generic_ids, loaded, require_steady, text
 from mlx_gpt.check.doctor.weights.inside import module_of
 from mlx_gpt.check.doctor.weights.saved import ROUNDING, reloaded, rounding
 
@@ -30,7 +30,7 @@ def head_not_tied(case: Case) -> Found:
     other. Of a model whose head is its embedding also the reloaded one: its logits are a linear map of the same hidden
     states, but by another table. Two tables in a model that is not meant to share them are no fault.
     """
-    silent_if_random(case)
+    require_steady(case)
     if case.vocab_size < 3 or case.n_positions < 2:
         raise NotApplicable("vocab_size of at least 3")
     groups = case.once(shared)
