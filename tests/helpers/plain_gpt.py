@@ -83,7 +83,7 @@ class PlainAttention(nn.Module):
         if "softmax-over-queries" in self.faults:
             return mx.softmax(masked, axis=-2)
         if "softmax-over-batch" in self.faults:
-            return mx.softmax(mx.where(is_past, scores, -1e9), axis=0) * is_past / T
+            return mx.softmax(mx.where(is_past, scores, -1e9), axis=0) * is_past
         return mx.softmax(masked, axis=-1)
 
 

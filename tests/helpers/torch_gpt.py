@@ -68,7 +68,7 @@ class TorchAttention(nn.Module):
         if "softmax-over-queries" in self.faults:
             return torch.softmax(masked, dim=-2)
         if "softmax-over-batch" in self.faults:
-            return torch.softmax(torch.where(is_past, scores, -1e9), dim=0) * is_past / T
+            return torch.softmax(torch.where(is_past, scores, -1e9), dim=0) * is_past
         return torch.softmax(masked, dim=-1)
 
 

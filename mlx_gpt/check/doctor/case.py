@@ -76,7 +76,7 @@ class Case:
             raise failure
         return made
 
-    def prime(self, ids: np.ndarray) -> None:
+    def prime(self, ids: np.ndarray | None) -> None:
         """Let the model read ids before each further call, and forget the evidence made without."""
         self.primer, self._made = ids, {}
 

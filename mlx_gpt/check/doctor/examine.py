@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -173,7 +173,7 @@ def in_order(
     for code in sorted(findings, key=lambda code: ORDER[code]):
         if code in hidden:
             continue
-        mine = sorted((explains[code] & findings.keys()) - hidden - separate - {code}, key=ORDER.__getitem__)
+        mine = consequences(code, explains, findings.keys() - hidden - separate - {code})
         hidden.update(mine)
         explained[code] = mine
     severity = {"fault": 0, "warning": 1, "note": 2}
@@ -185,3 +185,12 @@ def in_order(
         else findings[code]
         for code in shown
     ]
+
+
+def consequences(code: str, explains: Mapping[str, set[str]], among: Set[str]) -> list[str]:
+    """Return the codes that a code explains, and what these explain, in the order of repair."""
+    mine: set[str] = set()
+    new = {code}
+    while new := {other for one in new for other in explains[one] & among} - mine:
+        mine |= new
+    return sorted(mine, key=ORDER.__getitem__)

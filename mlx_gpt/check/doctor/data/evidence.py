@@ -183,6 +183,8 @@ def rare_pieces(case: Case) -> Iterator[str]:
     text = case.once(text_of)[:2_000_000]
     for character in islice(sorted(set(text), key=text.find), 300):
         place = text.find(character)
-        piece = text[max(place - 12, 0) : place + 12]
+        start, end = text.rfind(" ", max(place - 60, 0), max(place - 8, 0)), text.find(" ", place + 8, place + 60)
+        whole_words = start >= 0 and end >= 0
+        piece = text[start:end] if whole_words else text[max(place - 12, 0) : place + 12]
         if not SPECIAL.search(text[max(place - 60, 0) : place + 60]):
             yield piece

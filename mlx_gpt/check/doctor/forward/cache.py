@@ -9,7 +9,7 @@ import numpy as np
 from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import between, first_call, probe_length, steady_noise
+from mlx_gpt.check.doctor.forward.probes import between, first_call, largest, probe_length, steady_noise
 
 LIMIT = 2e-3  # of the logits' standard deviation; healthy: below 5e-6 in float32
 HALF = 0.1  # where float32 probes of other shapes differ too: bfloat16, below 0.05
@@ -34,13 +34,14 @@ def shape_difference(case: Case) -> float:
     return float(np.nan_to_num(max(differences), nan=np.inf)) / case.once(steady_noise).scale
 
 
-@check("cache-mismatch", "forward", "cached")
+@check("cache-mismatch", "forward", "cached", explained_by=("state", "causality", "inputs"))
 def cache_mismatch(case: Case) -> dict[str, Any] | None:
     """The text goes wrong when it is generated with the cache: cached logits differ from those of the whole text.
 
     At prompts of 1, 2, half of the text, all but one and all tokens, of texts that fill a short context, twice in
     turn, so that what a call leaves is seen by the next. Threshold: 2e-3 of the logits' standard deviation, or ten
-    times what other shapes change without a cache, at most 0.1.
+    times what other shapes change without a cache, at most 0.1. Beside a fault of forward it is another fault if
+    the cache's logits depend on the length of the prompt, though in the prompt they do not depend on later tokens.
     """
     case.once(first_call)
     T = probe_length(case)
@@ -57,9 +58,11 @@ def cache_mismatch(case: Case) -> dict[str, Any] | None:
             wrong[n_prompt] = (int((moved > limit).argmax()), float(moved.max()))
     if not wrong:
         return None
+    separate = bool(case.found) and disagrees_with_itself(case)
     n_prompt, (position, size) = min(wrong.items(), key=lambda item: (item[1][0], item[0]))
     where = "in the prompt" if position < n_prompt else f"{position - n_prompt + 1} tokens after it"
     return {
+        "separate": separate,
         "measured": size,
         "expected": f"below {limit:.2g}",
         "why": f"with a prompt of {n_prompt} tokens the cached logits are first wrong at position {position}, {where}, "
@@ -73,3 +76,15 @@ def cache_mismatch(case: Case) -> dict[str, Any] | None:
             "right_at": [n for n in sorted({1, 2, T // 2, T - 1, T} - {0}) if n not in wrong],
         },
     }
+
+
+def disagrees_with_itself(case: Case) -> bool:
+    """Return whether a cache that is causal gives other logits in a second call, or after a shorter prompt."""
+    T, limit = probe_length(case), LIMIT * case.once(steady_noise).scale
+    ids = case.ids(1, T)[0]
+    changed = np.concatenate([ids[: T // 2], case.ids(1, T - T // 2)[0]])
+    whole, again = cached_logits(case, ids, T), cached_logits(case, ids, T)
+    causal = largest(between(whole, cached_logits(case, changed, T))[: T // 2]) <= limit
+    if largest(between(whole, again)) > limit:
+        return not {"depends-on-earlier-calls", "not-deterministic"} & case.found.keys()
+    return causal and any(largest(between(whole, cached_logits(case, ids, n))) > limit for n in {1, 2, T // 2})
