@@ -8,10 +8,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from helpers.plain_gpt import PlainConfig, PlainGPT
+from helpers.plain_cache import PlainCache
+from helpers.plain_gpt import PlainAttention, PlainConfig, PlainGPT
+from mlx.utils import tree_flatten
 
 from mlx_gpt import GPT, GPTConfig
-from mlx_gpt.check.doctor import Report, examine
+from mlx_gpt.check.doctor import Report
+from mlx_gpt.check.doctor.checks import CHECKS
+from mlx_gpt.check.doctor.codes import ORDER, group_of
+from mlx_gpt.check.doctor.examine import make_case, run_checks
 
 SIZES: list[Any] = [
     PlainConfig(),
@@ -39,6 +44,15 @@ FAULTS = {
 }
 
 
+FORWARD = ("contract", "state", "causality", "inputs", "cache")
+
+
+def examine(forward: Any, **given: Any) -> Report:
+    """Return the report of the checks of a forward pass alone."""
+    checks = [check for check in CHECKS if group_of(check.code) in FORWARD]
+    return run_checks(make_case({"forward": forward, **given}), checks)
+
+
 def codes(report: Report) -> list[str]:
     return [finding.code for finding in report.findings if finding.severity == "fault"]
 
@@ -46,8 +60,6 @@ def codes(report: Report) -> list[str]:
 @pytest.mark.parametrize("config", SIZES, ids=lambda config: f"V{config.vocab_size}-L{config.layers}")
 @pytest.mark.parametrize(("fault", "code"), FAULTS.items())
 def test_a_planted_fault_is_named(fault: str, code: str, config: PlainConfig) -> None:
-    if fault == "position-blind" and config.n_positions < 48:
-        pytest.skip("needs a context of 48")
     assert codes(examine(PlainGPT(config, {fault}))) == [code]
 
 
@@ -57,9 +69,54 @@ def test_dropout_left_on_is_named(seed: int) -> None:
     assert codes(examine(model)) == ["not-deterministic"]
 
 
-def test_two_faults_are_both_named() -> None:
-    model = PlainGPT(PlainConfig(dropout=0.1), {"dropout-left-on", "no-mask"})
-    assert set(codes(examine(model))) == {"not-deterministic", "future-leak"}
+TOGETHER = [
+    ("dropout-left-on", "no-mask"),
+    ("dropout-left-on", "position-blind"),
+    ("weak-mask", "no-mask-in-training"),
+    ("no-mask", "cut"),
+    ("no-mask", "position-blind"),
+    ("no-mask", "positions-from-the-end"),
+    ("batch-norm", "positions-from-the-end"),
+    pytest.param(("remembers", "batch-norm"), marks=pytest.mark.slow),
+    ("nan", "position-blind", "cut"),
+    ("mask-shifted", "batch-norm", "position-blind"),
+]
+
+
+@pytest.mark.parametrize("planted", TOGETHER, ids="+".join)
+def test_faults_together_are_all_named_in_the_order_of_repair(planted: tuple[str, ...]) -> None:
+    named = {FAULTS.get(fault, "not-deterministic") for fault in planted}
+    model = PlainGPT(PlainConfig(dropout=0.1 if "dropout-left-on" in planted else 0.0), {*planted})
+    assert codes(examine(model)) == sorted(named, key=ORDER.__getitem__)
+
+
+CACHES = {"": [], "no-mask": ["future-leak"], "position-blind": ["position-blind"], "cut": ["context-too-short"]}
+
+
+@pytest.mark.parametrize("fault", CACHES)
+@pytest.mark.parametrize("of_cache", ["", "positions start again", "second token not stored", "not emptied"])
+def test_a_wrong_cache_is_named_beside_a_wrong_forward(fault: str, of_cache: str) -> None:
+    model = PlainGPT(PlainConfig(), {fault})
+    cached = PlainCache(
+        {name: np.array(value) for name, value in tree_flatten(model.parameters())}, model.config, of_cache
+    )
+    assert codes(examine(model, cached=cached)) == CACHES[fault] + (["cache-mismatch"] if of_cache else [])
+
+
+@pytest.mark.parametrize("bias", ["alibi", "t5"])
+def test_biases_by_distance_are_positions(bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = PlainAttention.pattern
+
+    def biased(self: PlainAttention, scores: mx.array, T: int) -> mx.array:
+        distance = mx.maximum(mx.arange(T)[:, None] - mx.arange(T)[None], 0)
+        if bias == "alibi":
+            return pattern(self, scores - mx.array([[[1 / 16]], [[1 / 256]]]) * distance, T)
+        table = mx.random.normal((2, 8), key=mx.random.key(0)) / 2
+        return pattern(self, scores + table[:, mx.minimum(distance, 7)], T)
+
+    monkeypatch.setattr(PlainAttention, "pattern", biased)
+    model = PlainGPT(PlainConfig(), {"position-blind"})
+    assert codes(examine(lambda ids: model(mx.array(ids)), vocab_size=61, n_positions=48)) == []
 
 
 HEALTHY: dict[str, Any] = {

@@ -126,13 +126,13 @@ def rounding(case: Case) -> float:
 
 def unused_table(case: Case) -> str | None:
     """Return the name of a parameter of n_positions rows whose gradient is zero but for the first row."""
-    if not case.has("gradient"):
+    if not case.has("gradient", "parameters"):
         return None
     x, y = case.ids(1, probe_length(case)), case.ids(1, probe_length(case))
     gradient = case.arrays("gradient", x, y)
-    for name, array in gradient.items():
-        table = array.ndim == 2 and len(array) == case.n_positions != array.shape[1]  # a mask is square
-        if table and len(array) > 2 and not array[1:].any():
+    for name, values in case.arrays("parameters").items():
+        table = values.ndim == 2 and len(values) == case.n_positions > 2 and name in gradient
+        if table and not gradient[name][1:].any() and len(np.unique(values)) > 2:  # a mask has two values
             return name
     return None
 
