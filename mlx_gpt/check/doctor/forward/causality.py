@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,9 @@ def leak(case: Case, name: str) -> Found:
     if T < 2:
         raise NotApplicable("n_positions of at least 2")
     starts = sorted({1, T // 2, T - 1})
-    before = np.repeat(case.once(leak_texts)[:1], len(starts), axis=0)
-    after = before.copy()
-    for row, start in zip(after, starts, strict=True):
-        row[start:] = case.once(leak_texts)[1, start:]
-    moved = effects(case, before, after, name)
+    text, other = case.once(leak_texts)
+    changed = [np.concatenate([text[:start], other[start:]])[None] for start in starts]
+    moved = [rows[0] for rows in effects(case, text[None], changed, name)]
     leaks = [
         (float(row[:start].max()), int(row[:start].argmax()), start) for row, start in zip(moved, starts, strict=True)
     ]
@@ -148,7 +147,8 @@ def row_alone_differs(case: Case) -> Found:
 def past_ignored(case: Case) -> Found:
     """No earlier token has any effect on a prediction: attention passes nothing on.
 
-    Threshold: 1e-6 of the logits' standard deviation; untrained healthy models move by 1e-3 and more.
+    Threshold: 1e-6 of the logits' standard deviation; untrained healthy models move by 1e-3 and more. Or they pass on
+    a uniform mean, which no query and key can change: the gradient of both is exactly zero, that of values is not.
     """
     silent_if_random(case)
     T = probe_length(case)
@@ -158,7 +158,7 @@ def past_ignored(case: Case) -> Found:
     after[:, -1] = before[:, -1]
     size = float(effect(case, before, after)[0, -1])
     if size > EQUAL:
-        return None
+        return uniform_mean(case)
     return {
         "measured": size,
         "expected": "above 0",
@@ -166,3 +166,38 @@ def past_ignored(case: Case) -> Found:
         "remedy": "check that the mask allows key <= query, and that the attention output is added to the stream",
         "evidence": {},
     }
+
+
+QUERY_OR_KEY = re.compile(r"(?:^|[._])(?:w?[qk]|w_[qk]|query|key|[qk]_?proj)(?:[._]|$)", re.IGNORECASE)
+
+
+def uniform_mean(case: Case) -> Found:
+    """Return the finding for queries and keys without gradient, in matrices of their own or joined with the values."""
+    if not case.has("gradient"):
+        return None
+    gradient = case.arrays("gradient", case.ids(1, probe_length(case)), case.ids(1, probe_length(case)))
+    moved = {name: bool(array.any()) for name, array in gradient.items()}
+    names = [name for name, array in gradient.items() if values_alone(array)]
+    for name in gradient:
+        if match := QUERY_OR_KEY.search(name):
+            siblings = [other for other in gradient if other.startswith(name[: match.start()]) and other != name]
+            alike = [moved[other] for other in siblings if QUERY_OR_KEY.search(other)]
+            if alike and not moved[name] and not any(alike) and any(moved[other] for other in siblings):
+                names.append(name)
+    if not names:
+        return None
+    return {
+        "measured": 0,
+        "expected": "above 0",
+        "why": f"queries and keys have no gradient ({names[0]}): attention passes on a uniform mean",
+        "remedy": "check that the softmax is taken of q kᵀ / √d, over the keys, and that nothing multiplies it by zero",
+        "evidence": {"parameters": names},
+    }
+
+
+def values_alone(array: np.ndarray) -> bool:
+    """Return whether a joined matrix of queries, keys and values has a gradient in the last third only."""
+    if array.ndim != 2 or 3 * min(array.shape) != max(array.shape):
+        return False
+    queries, keys, values = np.split(array, 3, axis=int(np.argmax(array.shape)))
+    return bool(values.any()) and not queries.any() and not keys.any()

@@ -14,7 +14,7 @@ from mlx_gpt.check.doctor.forward.probes import first_call, noise
 Found = dict[str, Any] | None
 
 
-@check("non-finite", "forward")
+@check("non-finite", "forward", explains=("cache-mismatch", "reported-loss-differs", "samples-worse-than-loss"))
 def non_finite(case: Case) -> Found:
     """Logits are NaN or infinite for ordinary texts.
 
@@ -26,7 +26,7 @@ def non_finite(case: Case) -> Found:
         return None
     position = int(np.argwhere(bad)[0][1])
     return {
-        "explains": () if np.isfinite(logits).any() else ORDER,
+        **({} if np.isfinite(logits).any() else {"explains": ORDER}),
         "measured": int(bad.sum()),
         "expected": 0,
         "why": f"{int(bad.sum())} of {bad.size} logits are NaN or infinite, the first at position {position}",

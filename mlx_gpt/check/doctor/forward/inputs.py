@@ -57,11 +57,10 @@ def context_too_short(case: Case) -> Found:
     if T < 4:
         raise NotApplicable("n_positions of at least 4")
     cuts = [cut for cut in (1, T // 4, T // 2, 3 * T // 4, T - 2) if cut]
-    before = np.repeat(case.ids(1, T), len(cuts), axis=0)
-    after = before.copy()
-    for row, cut in zip(after, cuts, strict=True):
-        row[:cut] = others(case, row[:cut])
-    reached = [cut for cut, row in zip(cuts, effects(case, before, after), strict=True) if row[-1] > EQUAL]
+    text = case.ids(1, T)
+    changed = [np.concatenate([others(case, text[0, :cut]), text[0, cut:]])[None] for cut in cuts]
+    moved = [rows[0, -1] for rows in effects(case, text, changed)]
+    reached = [cut for cut, size in zip(cuts, moved, strict=True) if size > EQUAL]
     if reached and reached[0] == cuts[0]:
         return None
     unseen = max(cut for cut in cuts if not reached or cut < reached[0])

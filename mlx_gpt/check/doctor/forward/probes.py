@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,18 +104,21 @@ def effect(case: Case, before: np.ndarray, after: np.ndarray, name: str = "forwa
 
     Of a forward pass with dropout, the difference of the means beyond six standard errors.
     """
+    (found,) = effects(case, before, [after], name)
+    return found
+
+
+def effects(case: Case, before: np.ndarray, changed: Iterable[np.ndarray], name: str = "forward") -> list[np.ndarray]:
+    """Return ``effect`` for each changed set of texts, read by itself, so that they cannot change each other."""
     random = case.once(training_noise if name == "forward_training" else steady_noise).relative > EQUAL
     calls = CALLS if random else 1
     one, one_error = mean_logits(case, before, calls, name)
-    two, two_error = mean_logits(case, after, calls, name)
-    beyond = np.abs(between(one, two)) - 6 * np.sqrt(one_error**2 + two_error**2)
-    return np.nan_to_num(np.maximum(beyond, 0), nan=np.inf).max(axis=-1) / case.once(steady_noise).scale
-
-
-def effects(case: Case, before: np.ndarray, after: np.ndarray, name: str = "forward") -> np.ndarray:
-    """Return ``effect`` of each row by itself, so that rows cannot change each other: (B, T)."""
-    pairs = zip(before, after, strict=True)
-    return np.concatenate([effect(case, one[None], two[None], name) for one, two in pairs])
+    found = []
+    for after in changed:
+        two, two_error = mean_logits(case, after, calls, name)
+        beyond = np.abs(between(one, two)) - 6 * np.sqrt(one_error**2 + two_error**2)
+        found.append(np.nan_to_num(np.maximum(beyond, 0), nan=np.inf).max(axis=-1) / case.once(steady_noise).scale)
+    return found
 
 
 def others(case: Case, ids: np.ndarray) -> np.ndarray:
