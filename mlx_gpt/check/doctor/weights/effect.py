@@ -22,7 +22,7 @@ from mlx_gpt.check.doctor.weights.evidence import (
     require_steady,
 )
 
-SECONDS = 4.0  # for trying one part after another
+SHARE = 0.1  # of the time that is left, for trying one part after another
 
 
 @check(
@@ -63,7 +63,8 @@ def layer_without_effect(case: Case) -> dict[str, Any] | None:
 def parts_of(parameters: Arrays, case: Case) -> dict[str, list[str]]:
     """Return the names of parameters by part: by each beginning up to a dot or slash, and each matrix by itself.
 
-    Outer parts come first. Tables of tokens and positions are left out: other checks see them.
+    Outer parts come first. Tables of tokens and positions are left out, since other checks see them, and parts without
+    any matrix: a norm that goes unused, as in a block of another kind, harms nothing.
     """
     parts: dict[str, list[str]] = {}
     for name, array in parameters.items():
@@ -73,6 +74,7 @@ def parts_of(parameters: Arrays, case: Case) -> dict[str, list[str]]:
             parts.setdefault(name[: end.start()], []).append(name)
         if is_matrix(array):
             parts.setdefault(name, []).append(name)
+    parts = {part: names for part, names in parts.items() if any(is_matrix(parameters[name]) for name in names)}
     return dict(sorted(parts.items(), key=lambda part: len(re.findall(r"[./]", part[0]))))
 
 
@@ -84,7 +86,7 @@ def without_effect(case: Case) -> list[str]:
     """Return the outermost parts that have no effect in a model with generic parameters."""
     ids, values = generic_ids(case), case.once(generic)
     parts = parts_of(values, case)
-    end = case.seconds_left() - SECONDS
+    end = (1 - SHARE) * case.seconds_left()
     found: list[str] = []
     with loaded(case, values):
         before = case.logits(ids)

@@ -13,7 +13,7 @@ from mlx_gpt.check.doctor.weights.evidence import Arrays, current, gradient, is_
 DEAD = 1e-5  # gradient of a unit relative to the largest of its layer
 SHARE = 0.02  # of a layer's units
 TOKENS = (256, 1024, 8192)  # of a call, at least, and at most while units seem dead
-SECONDS = 3.0
+TIME = 0.05  # share of what is left
 
 
 @check("dead-units", "parameters", "gradient")
@@ -29,7 +29,7 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     if not widths:
         raise NotApplicable("parameters named by layer, with two matrices of the MLP's width")
     largest: dict[tuple[str, int], np.ndarray] = {}
-    end = case.seconds_left() - SECONDS
+    end = (1 - TIME) * case.seconds_left()
     seen = 0
     dead: dict[tuple[str, int], int] = {}
     T = min(case.n_positions, 128)
