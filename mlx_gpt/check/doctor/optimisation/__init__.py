@@ -1,3 +1,3 @@
 """Optimisation: loss, gradient and step."""
 
-from mlx_gpt.check.doctor.optimisation import learning_rate, loss, start, step  # noqa: F401  (register their checks)
+from mlx_gpt.check.doctor.optimisation import gradient, learning_rate, loss, start, step  # noqa: F401  (register their checks)

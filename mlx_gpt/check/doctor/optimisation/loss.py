@@ -17,6 +17,7 @@ from mlx_gpt.check.doctor.optimisation.evidence import at_targets, coarse, negat
 
 Found = dict[str, Any] | None
 CALLS = 8  # of a loss with dropout, to average
+IN_TRAINING = ("learning-rate-too-high", "learning-rate-too-low", "cannot-memorise-a-batch")
 UNITS = (1.0, 1 / np.log(2), 1 / np.log(10))  # nats, bits, decimal digits
 
 
@@ -208,12 +209,12 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
         }
     weights = None if close else position_weights(case)
     if weights is not None:
-        share = weights.sum(axis=0) / weights.sum()
-        t = int(share.argmax())
+        share = weights / weights.sum()
+        b, t = np.unravel_index(share.argmax(), share.shape)
         return "loss-not-the-mean", {
-            "measured": float(share[t]),
-            "expected": 1 / len(share),
-            "why": f"positions weigh unequally: number {t} of {len(share)} has {share[t]:.0%} of the weight",
+            "measured": float(share.max()),
+            "expected": 1 / share.size,
+            "why": f"positions weigh unequally: row {b}, position {t} of {share.shape} has {share.max():.0%} of the weight",
             "remedy": "average over all rows and positions whose targets count",
             "evidence": {"weights": weights.tolist()},
         }
@@ -238,7 +239,7 @@ def of_verdict(case: Case, code: str) -> Found:
     "loss-not-cross-entropy",
     "loss",
     "forward",
-    explains=("initial-loss-off", "reported-loss-differs", "cannot-memorise-a-batch"),
+    explains=("initial-loss-off", "reported-loss-differs", *IN_TRAINING),
 )
 def loss_not_cross_entropy(case: Case) -> Found:
     """The loss falls, but it is not the cross-entropy of the model's logits with the targets.
@@ -255,7 +256,7 @@ def loss_not_cross_entropy(case: Case) -> Found:
     "loss-not-the-mean",
     "loss",
     "forward",
-    explains=("accumulation-differs", "reported-loss-differs", "initial-loss-off"),
+    explains=("initial-loss-off", "reported-loss-differs", "accumulation-differs", *IN_TRAINING),
 )
 def loss_not_the_mean(case: Case) -> Found:
     """The loss and the right learning rate depend on the batch's size, as the loss is a sum, or counts what is masked.

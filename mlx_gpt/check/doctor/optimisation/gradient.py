@@ -1,0 +1,163 @@
+"""The gradient against finite differences of the loss, and its causality."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.data.targets import loss_shift
+from mlx_gpt.check.doctor.forward.probes import EQUAL, largest, others, probe_length, silent_if_random
+from mlx_gpt.check.doctor.optimisation.evidence import (
+    Parameters,
+    coarse,
+    cross_entropy,
+    floating,
+    own_parameters,
+    probe_rows,
+    rms,
+)
+from mlx_gpt.check.doctor.optimisation.step import frozen
+
+Found = dict[str, Any] | None
+DIRECTIONS = 6
+LENGTHS = (1e-2, 3e-3, 1e-3)  # of a step, relative to the weights
+WRONG = 0.1  # of the derivatives
+MOST_TRIED = 32  # parameters to name those that are wrong
+
+
+@check(
+    "future-leak-in-gradient",
+    "gradient",
+    explains=("parameters-frozen", "cannot-memorise-a-batch"),
+    explained_by=("loss-not-cross-entropy",),
+)
+def future_leak_in_gradient(case: Case) -> Found:
+    """The gradient is not that of the loss: later tokens flow back into earlier predictions, or a part is cut off.
+
+    Two measures. The gradient's change with the targets at the first position must not touch rows of the position table
+    after it, or of an untied token table for tokens after it (threshold 1e-3 of the first row's; healthy: below 1e-5).
+    Derivatives along six random directions, in which all rows and columns of the gradient weigh alike, against central
+    differences of the loss with steps of 0.001 to 0.01 of the weights, all matrices enlarged to a root mean square of
+    1 / sqrt(width) so that attention matters: a fault if the best step leaves 10 % (healthy: below 1 %) for any scale.
+    """
+    silent_if_random(case)
+    x = case.ids(probe_rows(case, 4), max(1, min(probe_length(case), case.n_positions - 1)))
+    y = case.ids(*x.shape)
+    first, again = (floating(case.arrays("gradient", x.copy(), y.copy())) for _ in range(2))
+    if any(largest(first[name] - again[name]) > EQUAL * largest(first[name]) for name in first):
+        raise NotApplicable("a gradient without dropout")
+    return later_rows(case, x, y, first) or other_than_differences(case, x, y)
+
+
+def later_rows(case: Case, x: np.ndarray, y: np.ndarray, gradient: Parameters) -> Found:
+    """Look for an effect of the targets at position 0 on the gradient of later positions and tokens."""
+    T, place = x.shape[1], case.once(loss_shift)
+    if T < 2 or place >= T:
+        return None
+    y = y.copy()
+    y[:, place] = others(case, y[:, place])
+    changed = floating(case.arrays("gradient", x.copy(), y))
+    for name, before in gradient.items():
+        later = np.zeros(0, int)
+        if before.ndim == 2 and len(before) == case.n_positions > T and not before[T:].any():
+            later = np.arange(1, T)
+        elif before.ndim == 2 and len(before) == case.vocab_size:
+            absent = np.setdiff1d(np.arange(case.vocab_size), x)
+            if len(absent) and not before[absent].any():
+                later = np.setdiff1d(x[:, 1:], x[:, 0])
+        change = np.abs(changed[name] - before)
+        size = largest(change)
+        if len(later) and size > 0 and largest(change[later]) > 1e-3 * size:
+            return {
+                "measured": largest(change[later]) / size,
+                "expected": 0,
+                "why": f"other targets at position 0 change the gradient of later rows of {name}, by "
+                f"{largest(change[later]) / size:.2g} of the largest change",
+                "remedy": "mask later keys in the backward pass too: check custom gradients of attention",
+                "evidence": {"parameter": name},
+            }
+    return None
+
+
+def other_than_differences(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
+    """Compare directional derivatives with central differences of the loss."""
+    if not case.has("parameters", "load_parameters"):
+        return None
+    start = case.once(own_parameters)
+    if all(coarse(value) for value in start.values()):
+        raise NotApplicable("parameters in float32")
+    with case.parameters_restored():
+        point = {**start, **{name: enlarged(value) for name, value in start.items() if value.ndim == 2}}
+        case.load(point)
+        gradient = floating(case.arrays("gradient", x.copy(), y.copy()))
+        names = [name for name in gradient if name in point]
+        with suppress(NotApplicable, CallFailed):
+            still = case.once(frozen)
+            names = [name for name in names if name not in still]
+        if not any(gradient[name].any() for name in names):
+            return None
+        parts = [{name: direction(case, gradient[name], point[name]) for name in names} for _ in range(DIRECTIONS)]
+        contributions = [{n: float((gradient[n] * part[n]).sum(dtype=np.float64)) for n in names} for part in parts]
+        expected = np.array([sum(found.values()) for found in contributions])
+        measured = {h: np.array([difference(case, x, y, point, part, h) for part in parts]) for h in LENGTHS}
+        best = min(LENGTHS, key=lambda h: misfit(measured[h], expected)[1])
+        scale, rest = misfit(measured[best], expected)
+        if rest < WRONG:
+            return None
+        wrong = []
+        for name in names[:MOST_TRIED]:
+            one = difference(case, x, y, point, {name: parts[0][name]}, best)
+            if abs(one - scale * contributions[0][name]) > 0.2 * max(abs(one), abs(scale * contributions[0][name])):
+                wrong.append(name)
+    return {
+        "measured": rest,
+        "expected": 0,
+        "why": f"along {DIRECTIONS} random directions the gradient and the differences of the loss are {rest:.0%} apart"
+        + (f"; by themselves {', '.join(wrong[:4])}" if wrong else ""),
+        "remedy": "check custom gradients, and stop_gradient, detach or no_grad between these parameters and the loss",
+        "evidence": {"differences": measured[best].tolist(), "derivatives": expected.tolist(), "parameters": wrong},
+    }
+
+
+def enlarged(matrix: np.ndarray) -> np.ndarray:
+    size = rms(matrix)
+    return matrix * max(1.0, min(matrix.shape) ** -0.5 / size) if size else matrix
+
+
+def direction(case: Case, gradient: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return a random direction of the weights' size, larger in rows and columns where the gradient is small."""
+    found = case.rng.standard_normal(gradient.shape, np.float32)
+    size = rms(gradient)
+    if gradient.ndim == 2 and size:
+        for axis in (0, 1):
+            found /= np.sqrt(np.mean(np.square(gradient), axis=axis, keepdims=True)) / size + 0.03
+    return found * np.float32((rms(weights) or 0.1) / rms(found))
+
+
+def difference(case: Case, x: np.ndarray, y: np.ndarray, point: Parameters, part: Parameters, h: float) -> float:
+    """Return the central difference of the loss along a direction."""
+    values = []
+    for sign in (1, -1):
+        case.load({**point, **{name: point[name] + np.float32(sign * h) * part[name] for name in part}})
+        values.append(case.number("loss", x, y) if case.once(steady_loss) else cross_entropy(case, x, y))
+    return (values[0] - values[1]) / (2 * h)
+
+
+def steady_loss(case: Case) -> bool:
+    """Return whether there is a loss, and it gives the same twice."""
+    if not case.has("loss"):
+        return False
+    x = case.ids(1, probe_length(case))
+    return case.number("loss", x, x) == case.number("loss", x, x)
+
+
+def misfit(measured: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Return the positive scale that fits best, and the size of the rest relative to the measured values."""
+    square = float(expected @ expected)
+    scale = max(float(measured @ expected) / square, 0.0) if square else 0.0
+    size = float(np.linalg.norm(measured))
+    return scale, float(np.linalg.norm(measured - scale * expected)) / size if size else 0.0
