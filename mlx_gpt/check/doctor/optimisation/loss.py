@@ -214,7 +214,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
         return "loss-not-the-mean", {
             "measured": float(share.max()),
             "expected": 1 / share.size,
-            "why": f"positions weigh unequally: row {b}, position {t} of {share.shape} has {share.max():.0%} of the weight",
+            "why": f"row {b}, position {t} of {share.shape} has {share.max():.0%} of all the weight",
             "remedy": "average over all rows and positions whose targets count",
             "evidence": {"weights": weights.tolist()},
         }
