@@ -1,0 +1,188 @@
+"""It says gibberish, though the loss is decreasing: a GPT with two mistakes, and what names them.
+
+Run it:  python examples/05_gibberish.py  (offline, in about a minute)
+Read part 1 first: a GPT as people write their first one. Can you see the mistakes? Beside it read
+mlx_gpt/check/doctor/README.md. The example before this one is 04_heads.py.
+"""
+
+from mlx_gpt.check.doctor import examine  # isort: skip  (before mlx, which on Linux then uses NumPy's OpenBLAS)
+
+import inspect
+import random
+import re
+from collections.abc import Iterator
+from textwrap import fill
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from rich.console import Console
+
+# 1. The GPT -----------------------------------------------------------------------------------------------------------
+
+WHO = ("The old farmer", "My little sister", "A hungry bear", "The brave captain", "Our new teacher", "A quiet boy")
+DID = ("found", "painted", "carried", "lost", "wanted", "brought home")
+WHAT = ("a red kite", "the silver spoon", "some fresh bread", "an empty box", "a small boat", "the last apple")
+WHERE = ("in the garden", "near the river", "under a bridge", "by the sea", "after the rain", "on Sunday morning")
+rng = random.Random(1)
+text = " ".join(f"{rng.choice(WHO)} {rng.choice(DID)} {rng.choice(WHAT)} {rng.choice(WHERE)}." for _ in range(3000))
+characters = sorted(set(text))
+V, T, C, H, LAYERS = len(characters), 48, 64, 2, 2  # vocabulary, context, width, heads, layers
+
+
+def encode(text: str) -> list[int]:
+    return [characters.index(c) for c in text]
+
+
+def decode(ids: list[int]) -> str:
+    return "".join(characters[i] for i in ids)
+
+
+data = np.array(encode(text), np.int32)
+train_ids, val_ids = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
+
+
+def batches(B: int = 32) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    while True:
+        starts = np.random.randint(0, len(train_ids) - T, (B, 1))
+        rows = train_ids[starts + np.arange(T + 1)]
+        yield rows[:, :-1], rows[:, 1:]  # the target of each token is the next one
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.qkv, self.out = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.ReLU(), nn.Linear(4 * C, C))
+
+    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
+        x = x + self.attention(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))
+
+    def attention(self, x: mx.array, mask: mx.array) -> mx.array:
+        B, T, _ = x.shape
+        q, k, v = (a.reshape(B, T, H, C // H).swapaxes(1, 2) for a in mx.split(self.qkv(x), 3, axis=-1))
+        z = mx.fast.scaled_dot_product_attention(q, k, v, scale=(C // H) ** -0.5, mask=mask)  # (B, H, T, D)
+        return self.out(z.swapaxes(1, 2).reshape(B, T, C))
+
+
+class GPT(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(V, C), nn.Embedding(T, C)
+        self.blocks = [Block() for _ in range(LAYERS)]
+        self.norm, self.head = nn.LayerNorm(C), nn.Linear(C, V)
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        T = ids.shape[1]
+        x = self.tokens(ids) + self.positions(mx.arange(T))
+        for block in self.blocks:
+            x = block(x, self.mask(T))
+        return self.head(self.norm(x))
+
+    def mask(self, T: int) -> mx.array:
+        return mx.tril(mx.ones((T, T)))
+
+    def generate(self, ids: list[int], n: int, temperature: float = 1.0) -> list[int]:
+        for _ in range(n):
+            logits = self(mx.array([ids[-T:]]))[0, -1]
+            ids = [*ids, self.choose(logits / temperature)]
+        return ids
+
+    def choose(self, logits: mx.array) -> Any:
+        return mx.random.categorical(mx.softmax(logits)).item()
+
+
+def train(model: GPT, steps: int = 500) -> list[float]:
+    optimizer = optim.AdamW(optim.linear_schedule(6e-3, 0, steps), bias_correction=True)
+    loss_and_gradient = nn.value_and_grad(model, lambda x, y: nn.losses.cross_entropy(model(x), y, reduction="mean"))
+    losses = []
+    for x, y in batches():
+        loss, gradient = loss_and_gradient(mx.array(x), mx.array(y))
+        optimizer.update(model, gradient)
+        mx.eval(model.parameters(), optimizer.state)
+        losses.append(loss.item())
+        if len(losses) > steps:
+            return losses
+    return losses
+
+
+# 2. It is trained, and says gibberish ---------------------------------------------------------------------------------
+
+
+def title(text: str) -> None:
+    print(f"\n{text}\n{'─' * len(text)}")
+
+
+def trained(model: GPT) -> GPT:
+    print("loss", " -> ".join(f"{loss:.2f}" for loss in train(model)[::100]))
+    return model
+
+
+def says(model: GPT) -> str:
+    return decode(model.generate(encode("The old farmer "), 600, temperature=0.8))
+
+
+def known_words(text: str, words: set[str] = {*re.findall(r"\w+", text)}) -> float:
+    """Return the share of words that the corpus has."""
+    found = re.findall(r"\w+", text)
+    return sum(word in words for word in found) / len(found)
+
+
+def arguments(model: GPT) -> dict[str, Any]:
+    return {
+        "forward": model,
+        "vocab_size": V,
+        "n_positions": T,
+        "sample": model.generate,
+        "sample_settings": ["temperature"],
+        "batches": batches,
+        "train_ids": train_ids,
+        "val_ids": val_ids,
+        "encode": encode,
+        "decode": decode,
+        "train_text": text,
+    }
+
+
+def build() -> dict[str, Any]:
+    """Return the arguments of ``examine``, for the command ``mlx-gpt doctor examples/05_gibberish.py:build``."""
+    model = GPT()
+    train(model)
+    return arguments(model)
+
+
+class WithMask(GPT):
+    def mask(self, T: int) -> mx.array:
+        return mx.tril(mx.ones((T, T), dtype=mx.bool_))
+
+
+class WithLogits(GPT):
+    def choose(self, logits: mx.array) -> Any:
+        return mx.random.categorical(logits).item()
+
+
+class Repaired(WithMask, WithLogits):
+    pass
+
+
+if __name__ == "__main__":
+    import time
+    mx.random.seed(0)
+    np.random.seed(0)
+    t = time.time()
+    model = trained(GPT())
+    print(fill(says(model), 98), known_words(says(model)))
+    print("time", time.time() - t); t = time.time()
+    report = examine(**arguments(model))
+    Console(width=98).print(report)
+    print("time", time.time() - t); t = time.time()
+    print(report.skipped)
+    model = trained(Repaired())
+    print(fill(says(model), 98), known_words(says(model)))
+    t = time.time()
+    Console(width=98).print(report := examine(**arguments(model)))
+    print("time", time.time() - t); t = time.time()
