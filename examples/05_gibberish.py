@@ -54,7 +54,7 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
-        self.qkv, self.out = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.qkv, self.out, self.rope = nn.Linear(C, 3 * C), nn.Linear(C, C), nn.RoPE(C // H)
         self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.ReLU(), nn.Linear(4 * C, C))
 
     def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
@@ -64,6 +64,7 @@ class Block(nn.Module):
     def attention(self, x: mx.array, mask: mx.array) -> mx.array:
         B, T, _ = x.shape
         q, k, v = (a.reshape(B, T, H, C // H).swapaxes(1, 2) for a in mx.split(self.qkv(x), 3, axis=-1))
+        q, k = self.rope(q), self.rope(k)  # positions
         z = mx.fast.scaled_dot_product_attention(q, k, v, scale=(C // H) ** -0.5, mask=mask)  # (B, H, T, D)
         return self.out(z.swapaxes(1, 2).reshape(B, T, C))
 
@@ -71,15 +72,13 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(V, C), nn.Embedding(T, C)
-        self.blocks = [Block() for _ in range(LAYERS)]
+        self.tokens, self.blocks = nn.Embedding(V, C), [Block() for _ in range(LAYERS)]
         self.norm, self.head = nn.LayerNorm(C), nn.Linear(C, V)
 
     def __call__(self, ids: mx.array) -> mx.array:
-        T = ids.shape[1]
-        x = self.tokens(ids) + self.positions(mx.arange(T))
+        x = self.tokens(ids)
         for block in self.blocks:
-            x = block(x, self.mask(T))
+            x = block(x, self.mask(ids.shape[1]))
         return self.head(self.norm(x))
 
     def mask(self, T: int) -> mx.array:
@@ -95,8 +94,8 @@ class GPT(nn.Module):
         return mx.random.categorical(mx.softmax(logits)).item()
 
 
-def train(model: GPT, steps: int = 300) -> list[float]:
-    optimizer = optim.AdamW(optim.linear_schedule(8e-3, 0, steps), bias_correction=True)
+def train(model: GPT, steps: int = 250) -> list[float]:
+    optimizer = optim.AdamW(optim.linear_schedule(6e-3, 0, steps), bias_correction=True)
     loss_and_gradient = nn.value_and_grad(model, lambda x, y: nn.losses.cross_entropy(model(x), y, reduction="mean"))
     losses = []
     for x, y in batches():
@@ -117,7 +116,7 @@ def title(text: str) -> None:
 
 
 def trained(model: GPT) -> GPT:
-    print("loss:", " -> ".join(f"{loss:.2f}" for loss in train(model)[::60]))
+    print("loss:", " -> ".join(f"{loss:.2f}" for loss in train(model)[::50]))
     return model
 
 
@@ -204,7 +203,10 @@ def main() -> None:
     print(says(repaired))
 
     title("5. The report on the repaired GPT, whose loss is the higher one")
-    console.print(examine(**arguments(repaired)))
+    report = examine(**arguments(repaired))
+    print(report.verdict())
+    for finding in report.findings:
+        print(fill(f"{finding.severity}: {finding.code}: {finding.why}", 98))
 
 
 if __name__ == "__main__":

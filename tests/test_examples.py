@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,16 @@ socket.socket.connect = socket.getaddrinfo = refuse
 """
 
 
-def run(name: str, folder: Path) -> str:
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+def run(name: str, folder: Path, seconds: float = 100) -> str:
     """Return the output of an example, run without a network."""
     (folder / "sitecustomize.py").write_text(NO_NETWORK)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(ROOT / "examples" / name)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, encoding="utf-8", timeout=100)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, encoding="utf-8", timeout=seconds)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -55,6 +60,11 @@ def residual_stream(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run("04_heads.py", tmp_path_factory.mktemp("heads"))
+
+
+@pytest.fixture(scope="module")
+def gibberish(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return run("05_gibberish.py", tmp_path_factory.mktemp("gibberish"), seconds=600)
 
 
 def part(output: str, number: int) -> str:
@@ -88,7 +98,7 @@ def test_the_walk_through_quotes_what_the_examples_print(request: pytest.Fixture
         assert line in printed, line
 
 
-@pytest.mark.parametrize("example", ["from_scratch", "one_head", "one_block", "residual_stream", "heads"])
+@pytest.mark.parametrize("example", ["from_scratch", "one_head", "one_block", "residual_stream", "heads", slow("gibberish")])
 def test_the_output_fits_on_a_screen(example: str, request: pytest.FixtureRequest) -> None:
     lines = request.getfixturevalue(example).splitlines()
     assert len(lines) <= 120
@@ -224,3 +234,31 @@ def test_every_part_that_is_taken_out_raises_the_loss(heads: str) -> None:
 def test_a_model_trained_without_the_mask_has_the_lower_loss(heads: str) -> None:
     with_mask, without = (line.split(" -> ") for line in part(heads, 6).splitlines() if " -> " in line)
     assert float(without[-1].split()[0]) < 0.75 * float(with_mask[-1].split()[0])
+
+
+@pytest.mark.slow
+def test_the_report_names_both_mistakes_of_the_gibberish_and_none_of_the_repaired_gpt(gibberish: str) -> None:
+    report = part(gibberish.replace("\n1. Fault", "\nFault 1").replace("\n2. Fault", "\nFault 2"), 3)
+    assert re.findall(r"^Fault (\d): (\S+)$", report, re.MULTILINE) == [
+        ("1", "future-leak"),
+        ("2", "probabilities-as-logits"),
+    ]
+    assert "No fault was found" in part(gibberish, -1)
+
+
+@pytest.mark.slow
+def test_the_gibberish_has_the_lower_loss_and_only_both_repairs_make_words(gibberish: str) -> None:
+    losses = [[float(loss) for loss in line.split(" -> ")] for line in re.findall(r"^loss: (.+)$", gibberish, re.M)]
+    broken, repaired = losses
+    assert broken[-1] < 0.5 * repaired[-1] < 0.2 * repaired[0]
+    neither, second, first, both = (int(share) for share in re.findall(r"\((\d+)% words\)", gibberish))
+    assert max(neither, second, first) <= 60
+    assert both >= 85
+
+
+@pytest.mark.slow
+def test_the_readme_quotes_the_report_on_the_gibberish(gibberish: str) -> None:
+    (quoted,) = re.findall(r"^```text\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    printed = " ".join(" ".join(without_numbers(gibberish)).split())
+    for paragraph in re.split(r"\n(?=   \S.*\n|\d\. |$)", quoted):
+        assert " ".join(" ".join(without_numbers(paragraph)).split()) in printed, paragraph
