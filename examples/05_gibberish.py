@@ -142,6 +142,8 @@ def arguments(model: GPT) -> dict[str, Any]:
 
 def build() -> dict[str, Any]:
     """Return the same of a trained model, for the command ``mlx-gpt doctor examples/05_gibberish.py:build``."""
+    mx.random.seed(0)
+    np.random.seed(0)
     model = GPT()
     train(model)
     return arguments(model)
