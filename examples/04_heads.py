@@ -1,7 +1,7 @@
 """Attention heads: find one by its score, see its pattern, take it out; then the model without scale and without mask.
 
 Run it:  python examples/04_heads.py  (offline, in seconds)
-Read it beside mlx_gpt/lens/heads.py and ablation.py. The example before this one is 03_residual_stream.py.
+Read it beside mlx_gpt/lens/heads.py and ablation.py. The example before this one is 03_residual_stream.py, the next is 05_gibberish.py.
 """
 
 import os
@@ -197,3 +197,4 @@ for name, edits in (("with the mask", {}), ("without", UNMASKED)):
     losses, written = trained(edits)
     print(f"Trained {name:<13} loss", " -> ".join(f"{losses[i]:.2f}" for i in (0, 50, 100, 150)), f" {written!r}")
 print("It says gibberish, and its loss is the lower one: it has learned to look at the answer.")
+print("Would you have noticed? Next: examples/05_gibberish.py")
