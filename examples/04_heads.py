@@ -1,7 +1,8 @@
 """Attention heads: find one by its score, see its pattern, take it out; then the model without scale and without mask.
 
 Run it:  python examples/04_heads.py  (offline, in seconds)
-Read it beside mlx_gpt/lens/heads.py and ablation.py. The example before this one is 03_residual_stream.py, the next is 05_gibberish.py.
+Read it beside mlx_gpt/lens/heads.py and ablation.py. The example before this one is 03_residual_stream.py, the next
+is 05_gibberish.py.
 """
 
 import os
