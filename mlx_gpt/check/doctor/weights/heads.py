@@ -59,7 +59,7 @@ def heads_mixed_up(case: Case) -> Found:
         return described({"the model": match(case, ids, depth=8)})
     layers = list(layers_of([name for name, array in case.once(generic).items() if is_matrix(array)]).items())
     with loaded(case, case.once(generic)):
-        if looks_causal(case, ids):
+        if looks_causal(case, ids[:, :12]):
             return None
     end = (1 - SHARE) * case.seconds_left()
     found = {}
@@ -102,18 +102,20 @@ def looks_causal(case: Case, ids: np.ndarray) -> bool:
     T = ids.shape[1]
     whole, part = case.logits(ids), case.logits(ids[:, :-1])
     steady = np.abs(whole[:, :-1] - part).max() <= 2e-3 * whole.std()
-    return bool(steady) and np.array_equal(dependence(case, ids), np.tri(T, dtype=bool))
+    return bool(steady) and np.array_equal(dependence(case, ids, together=True), np.tri(T, dtype=bool))
 
 
-def dependence(case: Case, ids: np.ndarray) -> np.ndarray:
-    """Return which positions' logits depend on which tokens, boolean (T, T): position t on token s."""
-    before = case.logits(ids)
-    depends = np.zeros((ids.shape[1],) * 2, bool)
-    for s in range(ids.shape[1]):
-        after = ids.copy()
-        after[:, s] = others(case, ids[:, s])
-        depends[:, s] = (np.abs(case.logits(after) - before).max(axis=-1) > EQUAL * before.std())[0]
-    return depends
+def dependence(case: Case, ids: np.ndarray, together: bool = False) -> np.ndarray:
+    """Return which positions' logits depend on which tokens, boolean (T, T): position t on token s.
+
+    One row at a time, since rows may leak into each other; ``together`` is faster.
+    """
+    T = ids.shape[1]
+    after = np.repeat(ids, T + 1, axis=0)  # the last row stays
+    after[range(T), range(T)] = others(case, ids[0])
+    logits = case.logits(after) if together else np.concatenate([case.logits(row[None]) for row in after])
+    differs = np.abs(logits[:-1] - logits[-1]).max(axis=-1) > EQUAL * logits[-1].std()
+    return differs.T
 
 
 def match(case: Case, ids: np.ndarray, depth: int) -> str | None:
