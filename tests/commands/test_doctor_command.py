@@ -121,7 +121,7 @@ def test_the_exit_code_tells_a_fault_and_json_is_all_that_is_printed(there: Path
     assert the_line(done.stderr) == "leaks.py:build: 1 fault, to repair first: future-leak"
     sound = in_a_process("doctor", "sound.py:build", "--minutes", "0.2", cwd=there)
     assert (sound.returncode, sound.stderr) == (0, "")
-    assert sound.stdout.startswith("No fault was found.\n")
+    assert sound.stdout.startswith("No fault was found.")
     assert "needs sample: " in sound.stdout
     assert not (there / "__pycache__").exists()
 

@@ -125,12 +125,14 @@ class Report:
         """Return the result in a sentence or two."""
         numbers = {severity: sum(one.severity == severity for one in self.findings) for severity in SEVERITIES}
         counts = [counted(n, severity) for severity, n in numbers.items() if n]
+        late = sum(reason == TIME for reason in self.skipped.values())
+        more = f" There was no time for {counted(late, 'check')}: give more minutes." if late else ""
         if not self.ok:
-            more = " Repair the first one first: it may explain others." if numbers["fault"] > 1 else ""
-            return f"Found: {', '.join(counts)}.{more}"
+            first = " Repair the first one first: it may explain others." if numbers["fault"] > 1 else ""
+            return f"Found: {', '.join(counts)}.{first}{more}"
         if not self.examined:
-            return "Nothing could be examined."
-        return f"No fault was found{''.join(f', {count}' for count in counts)}."
+            return f"Nothing could be examined.{more}"
+        return f"No fault was found{''.join(f', {count}' for count in counts)}.{more}"
 
 
 def sentence(text: str, capital: bool = True) -> str:

@@ -37,7 +37,7 @@ def test_the_report_reads_as_a_letter() -> None:
     (symptom,) = (check.symptom for check in CHECKS if check.code == "future-leak")
     lines = str(REPORT).splitlines()
     assert lines[:8] == [
-        "Found: 1 fault, 1 warning.",
+        "Found: 1 fault, 1 warning. There was no time for 1 check: give more minutes.",
         "",
         "1. Fault: future-leak",
         f"   {symptom}.",
