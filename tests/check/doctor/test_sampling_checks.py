@@ -51,7 +51,7 @@ def examined(forward: Forward, sample: Any, V: int = V, P: int = P, **given: Any
     """Return the report of the checks of sampling."""
     given = {"forward": forward, "sample": sample, "sample_settings": set(SETTINGS), **given}
     checks = [one for one in CHECKS if group_of(one.code) == "sampling"]
-    return run_checks(Case(given, V, P, minutes=1.0), checks)
+    return run_checks(Case(given, V, P, minutes=10.0), checks)
 
 
 def codes(report: Report) -> list[str]:

@@ -62,6 +62,10 @@ def cut_fault(setting: str, settings: dict[str, Any], answer: Answer) -> list[Fi
     value, text = settings[setting], f"{setting} = {settings[setting]:.3g}"
     if not answer.fits:
         why = f"draws with {text} are neither those of the ids that it keeps nor of another known rule"
+        if setting == "temperature":
+            why = (
+                "draws with temperature = 0 are not the most probable ids, which it asks for instead of a division by 0"
+            )
         return [("setting-wrong", setting_fault("setting-wrong", setting, value, why, answer.draws))]
     if not answer.best.codes:
         return []

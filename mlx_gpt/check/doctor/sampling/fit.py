@@ -98,7 +98,7 @@ def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
         for row, i in zip(p, one.new, strict=True):
             if drawn.max() > 0.5:
                 weighed = row * drawn / expected
-                other = (weighed[i] / weighed.sum() + (i == drawn.argmax())) / max(row[i], 1e-300)
+                other = (weighed[i] / max(weighed.sum(), 1e-300) + (i == drawn.argmax())) / max(row[i], 1e-300)
                 total += log(0.5 + 0.25 * min(other, 1e9))
             drawn[i] += 1
             expected += row

@@ -13,6 +13,7 @@ from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.forward.probes import first_call, silent_if_random
 
 NUMBERS = 2e7  # of logits in one call
+FORBIDDEN = -1e9  # logit of an id that a model masks
 ROUNDING = 0.05  # of the logits' standard deviation; bfloat16: below 0.03 between shapes
 
 
@@ -26,19 +27,24 @@ class Shapes:
     scale: float
 
 
+def finite(logits: np.ndarray) -> np.ndarray:
+    """Return logits with ``FORBIDDEN`` in place of -inf. Raises ``NotApplicable`` for NaN and inf."""
+    if np.isnan(logits).any() or np.isposinf(logits).any():
+        raise NotApplicable("finite logits")
+    return np.maximum(logits, FORBIDDEN)
+
+
 def shapes(case: Case) -> Shapes:
     """Compare a text's logits with those of its prefixes by themselves, and with those among other rows."""
     silent_if_random(case)
     case.once(first_call)
     T = min(case.n_positions, 16)
     ids = case.ids(4, T)
-    whole = case.logits(ids[:1])[0]
-    if not np.isfinite(whole).all():
-        raise NotApplicable("finite logits")
-    scale = float(whole.std()) or 1.0
+    whole = finite(case.logits(ids[:1]))[0]
+    scale = float(whole[whole > FORBIDDEN].std()) or 1.0
     ends = sorted({max(1, T // 4), max(1, T // 2), max(1, T - 1)})
-    prefix = max(float(np.abs(case.logits(ids[:1, :t])[0] - whole[:t]).max()) for t in ends)
-    row = float(np.abs(case.logits(ids)[0] - whole).max())
+    prefix = max(float(np.abs(finite(case.logits(ids[:1, :t]))[0] - whole[:t]).max()) for t in ends)
+    row = float(np.abs(finite(case.logits(ids))[0] - whole).max())
     sound = [moved for moved in (prefix, row) if moved <= ROUNDING * scale]
     rounding = float(np.clip(4 * max(sound, default=0.0), 1e-5 * scale, ROUNDING * scale))
     return Shapes(prefix <= ROUNDING * scale, row <= ROUNDING * scale, rounding, scale)
@@ -69,7 +75,7 @@ def logits_after(case: Case, texts: Iterable[Sequence[int] | np.ndarray]) -> np.
         rows = max(1, int(NUMBERS // (length * case.vocab_size))) if form.rows else 1
         for start in range(0, len(group), rows):
             chunk = group[start : start + rows]
-            for reading, logits in zip(chunk, case.logits(np.array(chunk)), strict=True):
+            for reading, logits in zip(chunk, finite(case.logits(np.array(chunk))), strict=True):
                 found |= {text: logits[len(text) - 1].copy() for text in begun[reading]}
     return np.stack([found[text] for text in asked])
 
