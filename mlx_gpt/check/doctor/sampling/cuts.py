@@ -79,6 +79,7 @@ def greedy_probes(case: Case, base: Base) -> Iterable[Probe]:
     greedy = Base("argmax", margin=rounding(case)).rule()
     rules = [
         Explanation("of the most probable id", greedy),
+        Explanation("of a temperature near 0", base.rule(1e-4)),
         Explanation("of temperature 1", base.rule(), ("setting-ignored",)),
     ]
     yield Probe(case.once(short_prompts), settings_off(case, temperature=0.0), rules)
