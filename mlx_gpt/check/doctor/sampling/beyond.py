@@ -20,14 +20,14 @@ from mlx_gpt.check.doctor.sampling.draws import (
     returns_the_prompt,
     settings_off,
 )
-from mlx_gpt.check.doctor.sampling.explain import LEAST
+from mlx_gpt.check.doctor.sampling.explain import DECIDED, LEAST
 from mlx_gpt.check.doctor.sampling.fit import SURE
 from mlx_gpt.check.doctor.sampling.probes import sharp_temperature
 from mlx_gpt.check.doctor.sampling.rules import Rule
 from mlx_gpt.check.doctor.sampling.texts import logits_after
-from mlx_gpt.check.doctor.sampling.verdict import understood
+from mlx_gpt.check.doctor.sampling.verdict import undecided, understood
 
-TEXTS = 6
+TEXTS = 30  # at most
 NEW = 10  # ids of a text beyond its prompt
 FIRST = 2  # of them that may still be predicted from all of the text
 LONGEST = 256  # context of which the predictions of many windows are affordable
@@ -48,7 +48,7 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
     P = case.n_positions
     temperature = case.once(sharp_temperature)
     settings = settings_off(case, **({"temperature": temperature} if "temperature" in accepted(case) else {}))
-    rule, score, n = found.base.rule(temperature), Counter[str](), 0
+    rule, score, n, right, wrong = found.base.rule(temperature), Counter[str](), 0, 0.0, 0.0
     for _ in range(TEXTS):
         require_time(case)
         prompt = case.ids(1, max(1, P - 1))[0].tolist()
@@ -74,7 +74,9 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
                 f"{n} ids drawn after more than {P} tokens are predicted by no window of the last tokens", wrong - right
             )
         if right - wrong > SURE:
-            break
+            return None
+    if n and right - wrong < DECIDED:
+        raise undecided(case)
     return None
 
 

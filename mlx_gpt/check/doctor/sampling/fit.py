@@ -24,11 +24,12 @@ def fits(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
 def misfit(case: Case, found: Sequence[Draws], rule: Rule) -> tuple[float, float]:
     """Return p-values of the draws under a rule: of all tests, and of the independence of successive draws alone.
 
-    The ids are ordered by probability and by number; each order gives two tests.
+    The ids are ordered by probability and by number; each order gives three tests.
     """
-    tests = [p_values(places(case, found, rule, ranked)) for ranked in (True, False)]
-    independent = min(1.0, 2 * min(pair for _, pair in tests))
-    return min(1.0, 4 * min(min(one) for one in tests)), independent
+    ordered = [places(case, found, rule, ranked) for ranked in (True, False)]
+    tests = [(*p_values(one), narrow(one)) for one in ordered]
+    independent = min(1.0, 4 * min(min(pair, near) for _, pair, near in tests))
+    return min(1.0, 6 * min(min(one) for one in tests)), independent
 
 
 def places(case: Case, found: Sequence[Draws], rule: Rule, ranked: bool) -> list[np.ndarray]:
@@ -66,6 +67,15 @@ def p_values(places: Sequence[np.ndarray]) -> tuple[float, float]:
         statistic = float((np.square(cells - expected) / np.maximum(expected, 1e-9)).sum())
         pair = chi_square(statistic, (K - 1) ** 2)
     return uniform, pair
+
+
+def narrow(places: Sequence[np.ndarray]) -> float:
+    """Return the p-value of the call whose places are nearest to each other, as one random number for all gives.
+
+    The range of n uniform numbers is below r with probability n r^(n-1) - (n-1) r^n; times the number of calls.
+    """
+    ranges = [(len(place), float(np.ptp(place))) for place in places if len(place) > 1]
+    return min(1.0, len(ranges) * min((n * r ** (n - 1) - (n - 1) * r**n for n, r in ranges), default=1.0))
 
 
 def bins(place: np.ndarray, K: int) -> np.ndarray:

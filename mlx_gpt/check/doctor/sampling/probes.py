@@ -93,7 +93,7 @@ def sharp(case: Case) -> Sharp:
     for temperature, nats in zip(case.once(temperatures).tolist(), case.once(entropies), strict=True):
         p = log_softmax(whole / temperature)
         others = [log_softmax(other / temperature) for other in contexts]
-        others += [log_softmax(whole)] if temperature != 1 else []
+        others += [log_softmax(whole / t) for t in (1.0, temperature / 2, 2 * temperature) if t != temperature]
         differ = np.stack([np.minimum(divergences(p, other), 0.5) for other in others])
         most = np.argsort(-differ.mean(axis=0))[: max(4, len(prompts) // 8)]
         value = float(differ[:, most].mean())

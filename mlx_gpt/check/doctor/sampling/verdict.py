@@ -55,7 +55,7 @@ def evidence(case: Case) -> Evidence:
     found = [(1.0, draw_many(case, prompts, DRAWS[has_temperature], **settings_off(case)))]
     if has_temperature:
         best, flat = case.once(sharp), case.once(flat_temperature)
-        total = int(np.clip(30 / max(best.nats, 0.01), 60, 400))
+        total = int(np.clip(40 / max(best.nats, 0.01), 60, 400))
         off = settings_off(case, temperature=best.temperature)
         found.append((best.temperature, draw_many(case, best.prompts, total, 3, **off)))
         if flat != 1:
