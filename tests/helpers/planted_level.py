@@ -70,5 +70,5 @@ FAULTS = {
     "validation loss rises": Planted("overfitted", validation_rises, states=(True,)),
     "learned by heart": Planted("overfitted", learned_by_heart, states=(False,), sizes=(1, 2)),
     "text of its loss": Planted("as-good-as-its-loss", lambda base: base.arguments()),
-    "greedy text": Planted("repetition-loop", lambda base: base.arguments(), states=(True,), sizes=(1, 2)),
+    "greedy text": Planted("repetition-loop", lambda base: base.arguments(), states=(False,), sizes=(0, 1)),
 }
