@@ -55,6 +55,12 @@ def validation_rises(base: Base) -> Given:
     return base.arguments(metrics=rows, val_loss=None)
 
 
+def repeats_the_last_token(base: Base) -> Given:
+    """Make the last token somewhat more probable than the others, by larger embeddings, which are tied."""
+    base.model.wte.weight = base.model.wte.weight * (112 / base.config.width)
+    return base.arguments()
+
+
 FAULTS = {
     "loss reported in bits": Planted("reported-loss-differs", reported(lambda base, loss: loss / log(2))),
     "loss logged in bits": Planted("reported-loss-differs", logged_in_bits),
@@ -70,5 +76,5 @@ FAULTS = {
     "validation loss rises": Planted("overfitted", validation_rises, states=(True,)),
     "learned by heart": Planted("overfitted", learned_by_heart, states=(False,), sizes=(1, 2)),
     "text of its loss": Planted("as-good-as-its-loss", lambda base: base.arguments()),
-    "greedy text": Planted("repetition-loop", lambda base: base.arguments(), states=(False,), sizes=(0, 1)),
+    "greedy text": Planted("repetition-loop", repeats_the_last_token, states=(False,), sizes=(0, 1)),
 }
