@@ -65,7 +65,7 @@ def runs(groups: Sequence[str], quick: bool = False, full: bool = False) -> Iter
     for group in groups:
         for i, (name, planted) in enumerate(faults_of(group).items()):
             for library, trained, size in product(planted.libraries, planted.states, planted.sizes):
-                if (quick and size != planted.sizes[0]) or (library == "torch" and size == 2):
+                if (quick and size != planted.sizes[0]) or (size == 2 and library == "torch" != planted.libraries[0]):
                     continue
                 once = len(planted.states) == 2 and (size == 2 or group == "sampling")
                 if not full and once and trained != bool((size + i) % 2):
@@ -73,7 +73,7 @@ def runs(groups: Sequence[str], quick: bool = False, full: bool = False) -> Iter
                 for seed in (0,) if quick else range(3) if full else ((size + i) % 3,):
                     yield Run(group, name, size, seed, trained, library)
             if full or (not quick and i % 4 == 0):
-                yield Run(group, name, planted.sizes[0], 3, planted.states[-1], everything=True)
+                yield Run(group, name, planted.sizes[0], 3, planted.states[-1], planted.libraries[0], True)
 
 
 def arguments(run: Run) -> tuple[Given, tuple[str, ...]]:

@@ -238,6 +238,12 @@ def as_tensor(ids: np.ndarray) -> Any:
     return torch.from_numpy(ids)
 
 
+def tutorial(size: int) -> Given:
+    from .planted_tutorial import planted
+
+    return planted("")(Base(size, 3))
+
+
 def in_numpy() -> Given:
     base = Base(1, 5, True)
     weights = base.arguments()["parameters"]()
@@ -350,6 +356,8 @@ FUNCTIONS: Healthy = {
     "with everything: ids in a list": partial(with_ids_as, lambda ids: ids.tolist()),
     "with everything: ids in a tensor": partial(with_ids_as, as_tensor),
     "in NumPy, with a cache": in_numpy,
+    "PyTorch's own layers": lambda: tutorial(1),
+    "PyTorch's own layers, post-norm": lambda: tutorial(0),
     "one row": lambda: {"forward": one_row, "vocab_size": 31, "n_positions": 24},
     "returns bfloat16": partial(as_type, mx.bfloat16),
     "returns float16": partial(as_type, mx.float16),
