@@ -47,7 +47,7 @@ def reloaded(case: Case) -> Reloaded:
     return Reloaded(forward, ids, case.logits(ids), case.logits(ids, "reload", forward))
 
 
-@check("reload-differs", "forward", "reload")
+@check("reload-differs", "forward", "reload", explained_by=("state",))
 def reload_differs(case: Case) -> Found:
     """The model saved and loaded again is another one: its logits differ by more than rounding.
 
