@@ -114,12 +114,12 @@ def test_a_pipe_is_refused_at_once(subject: str, there: Path, capsys: pytest.Cap
 
 
 def test_the_exit_code_tells_a_fault_and_json_is_all_that_is_printed(there: Path) -> None:
-    done = in_a_process("doctor", "leaks.py:build", "--json", "--minutes", "0.2", cwd=there)
+    done = in_a_process("doctor", "leaks.py:build", "--json", "--minutes", "0.1", cwd=there)
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert [finding["code"] for finding in found["findings"]] == ["future-leak"]
     assert the_line(done.stderr) == "leaks.py:build: 1 fault, to repair first: future-leak"
-    sound = in_a_process("doctor", "sound.py:build", "--minutes", "0.2", cwd=there)
+    sound = in_a_process("doctor", "sound.py:build", "--minutes", "0.1", cwd=there)
     assert (sound.returncode, sound.stderr) == (0, "")
     assert sound.stdout.startswith("No fault was found.")
     assert "needs sample: " in sound.stdout
@@ -152,7 +152,7 @@ def test_a_run_is_examined_with_its_text_its_step_and_its_metrics(
     monkeypatch.setattr("tempfile.tempdir", str(here / "temporary"))
     before = everything(here)
     capsys.readouterr()
-    assert main(["doctor", "run", "--json", "--minutes", "0.5"]) == 0
+    assert main(["doctor", "run", "--json", "--minutes", "0.25"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["skipped"].values()) & {"metrics", "batches", "val_ids", "train_text", "step", "reload"} == set()
     (here / "text.txt").write_text("".join(f"another {i * i}, " for i in range(900)))
