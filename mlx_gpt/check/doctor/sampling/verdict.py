@@ -55,7 +55,7 @@ def evidence(case: Case) -> Evidence:
     found = [(1.0, draw_many(case, prompts, DRAWS[has_temperature], **settings_off(case)))]
     if has_temperature:
         best, flat = case.once(sharp), case.once(flat_temperature)
-        total = int(np.clip(40 / max(best.nats, 0.01), 60, 400))
+        total = int(np.clip(80 / max(best.nats, 0.01), 80, 400))
         off = settings_off(case, temperature=best.temperature)
         found.append((best.temperature, draw_many(case, best.prompts, total, 3, **off)))
         if flat != 1:
@@ -165,7 +165,9 @@ def explained(
 
 def not_off(case: Case) -> Found:
     """Leaving a setting out, or top_k = V, makes the draws the model's: its value for off is not off."""
-    off = settings_off(case)
+    hot = max(temperature for temperature, _ in case.once(evidence))  # at which an argmax is no chance
+    rule = Base().rule(hot)
+    off = settings_off(case, **({"temperature": hot} if "temperature" in accepted(case) else {}))
     for setting in ("top_k", "top_p", "repetition_penalty"):
         rest = {name: value for name, value in off.items() if name != setting}
         for chosen in (rest, off | {"top_k": case.vocab_size}) if setting == "top_k" else (rest,):
@@ -173,7 +175,7 @@ def not_off(case: Case) -> Found:
                 continue
             found = draw_many(case, case.once(short_prompts), DRAWS[True], **chosen)
             narrow = log_likelihood(found, Base("argmax", margin=rounding(case)).rule())
-            if fits(case, found, Base().rule()) and narrow - log_likelihood(found, Base().rule()) < SURE:
+            if fits(case, found, rule) and narrow - log_likelihood(found, rule) < SURE:
                 why = f"{setting} = {off[setting]:g} is not off"
                 return setting_fault("setting-wrong", setting, off[setting], why, count(found))
     return None
