@@ -12,7 +12,7 @@ from mlx_gpt.check.doctor.weights.evidence import Arrays, current, drawn, gradie
 
 DEAD = 1e-5  # gradient of a unit relative to the largest of its layer
 SHARE = 0.02  # of a layer's units
-TOKENS = (256, 1024, 8192)  # of a call, at least, and at most while units seem dead
+TOKENS = (128, 1024, 8192)  # of a call; in all while units seem dead, at least and at most
 TIME = 0.05  # share of what is left
 
 
@@ -24,7 +24,7 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     1e-5 of the largest unit's (behind a ReLU: exactly 0; behind a GELU at −8: 1e-14). A unit is only counted if both
     vanish, since a projection that is zero at first stops one of the two; and not behind a gate that is zero, which is
     opened to see. Reported from 2 % of a layer's units on,
-    after 1,024 to 8,192 tokens of the user's text, random ones where there is none.
+    after 8,192 tokens of the user's text (at least 1,024, where time is short), random ones where there is none.
     """
     widths = hidden_widths(case.once(current), {case.vocab_size, case.n_positions})
     if not widths:
@@ -33,8 +33,8 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     end = (1 - TIME) * case.seconds_left()
     seen = 0
     dead: dict[tuple[str, int], int] = {}
-    T = min(case.n_positions, 128)
-    while seen < TOKENS[1] or (dead and seen < TOKENS[2] and case.seconds_left() > end):
+    T = min(case.n_positions, TOKENS[0])
+    while not seen or (dead and seen < TOKENS[2] and case.seconds_left() > end):
         grads = gradient(case, max(1, TOKENS[0] // T), T)
         seen += T if case.one_row else TOKENS[0]
         for key, names in widths.items():
@@ -42,6 +42,8 @@ def dead_units(case: Case) -> dict[str, Any] | None:
                 norms = np.stack([unit_norms(grads[name], key[1]) for name in names])
                 largest[key] = np.maximum(largest.get(key, 0), norms.max(axis=0))
         dead = {key: n for key, norms in largest.items() if (n := count_dead(norms)) > SHARE * key[1]}
+    if dead and seen < TOKENS[1]:
+        raise NotApplicable("minutes")
     for key in [key for key, n in dead.items() if n == key[1]]:
         if case.has("load_parameters") and behind_a_gate(case, widths[key], key[1]):
             del dead[key]
