@@ -116,25 +116,25 @@ def saving(change: Change) -> Callable[[Base], Given]:
     return lambda base: saved_as(base, change)
 
 
-TRAINED = (True,)
+TRAINED, BOTH = (True,), ("mlx", "torch")
 FAULTS = {
-    "heads split and merged without a transpose": Planted("heads-mixed-up", of_model("heads-mixed-up")),
+    "heads split and merged without a transpose": Planted("heads-mixed-up", of_model("heads-mixed-up"), libraries=BOTH),
     "heads split without a transpose": Planted("heads-mixed-up", of_model("heads-split-wrongly")),
     "heads merged without a transpose": Planted("heads-mixed-up", of_model("heads-merged-wrongly")),
-    "stream after norm": Planted("residual-after-norm", of_model("residual-after-norm")),
+    "stream after norm": Planted("residual-after-norm", of_model("residual-after-norm"), libraries=BOTH),
     "last block not called": Planted("layer-without-effect", of_model("last-block-not-called")),
     "attention not added": Planted("layer-without-effect", of_model("attention-not-added")),
     "MLP not added": Planted("layer-without-effect", of_model("mlp-not-added")),
-    "layer of zeros": Planted("layer-without-effect", changing(zeroed_layer)),
+    "layer of zeros": Planted("layer-without-effect", changing(zeroed_layer), libraries=BOTH),
     "head is a copy": Planted("head-not-tied", of_model("head-copied", tied=True)),
-    "head not saved": Planted("head-not-tied", head_lost, sizes=(1, 2)),
-    "positions not saved": Planted("reload-differs", saving(without("wpe"))),
-    "biases and norms not saved": Planted("reload-differs", saving(without("ln_")), TRAINED),
-    "one matrix not saved": Planted("reload-differs", saving(without("down"))),
-    "square matrices transposed": Planted("reload-differs", saving(squares_transposed)),
-    "layers counted from 1": Planted("reload-differs", saving(misnamed)),
-    "heads drawn once": Planted("identical-heads", changing(equal_heads)),
-    "units off": Planted("dead-units", changing(units_off)),
-    "saved in float16": Planted("precision-loss", saving(in_float16)),
-    "saved in bfloat16": Planted("precision-loss", saving(in_bfloat16)),
+    "head not saved": Planted("head-not-tied", head_lost, libraries=BOTH),
+    "positions not saved": Planted("reload-differs", saving(without("wpe")), libraries=BOTH),
+    "biases and norms not saved": Planted("reload-differs", saving(without("ln_")), TRAINED, libraries=BOTH),
+    "one matrix not saved": Planted("reload-differs", saving(without("down")), libraries=BOTH),
+    "square matrices transposed": Planted("reload-differs", saving(squares_transposed), libraries=BOTH),
+    "layers counted from 1": Planted("reload-differs", saving(misnamed), libraries=BOTH),
+    "heads drawn once": Planted("identical-heads", changing(equal_heads), libraries=BOTH),
+    "units off": Planted("dead-units", changing(units_off), libraries=BOTH),
+    "saved in float16": Planted("precision-loss", saving(in_float16), libraries=BOTH),
+    "saved in bfloat16": Planted("precision-loss", saving(in_bfloat16), libraries=BOTH),
 }

@@ -92,7 +92,7 @@ class PostNorm(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.block.ln_1(x + self.block.attention(x))
-        return self.block.ln_2(x + self.block.down(nn.relu(self.block.up(x))))
+        return self.block.ln_2(x + self.block.down(nn.gelu(self.block.up(x))))
 
 
 def post_norm(model: PlainGPT) -> PlainGPT:

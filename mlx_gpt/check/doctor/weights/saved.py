@@ -111,7 +111,8 @@ def precision_loss(case: Case) -> Found:
     """Half precision costs accuracy: weights are saved in it, or the computation in it is far from float32's.
 
     Saved: see ``reload-differs``. Computed: the same weights in float32 change the logits by more than 0.05 of their
-    standard deviation, root mean square.
+    standard deviation, root mean square (2 to 12 layers, weights of 0.02 to 0.3: bfloat16 0.004 to 0.024, float16 below
+    0.004).
     """
     if case.has("reload") and (name := case.once(rounding)):
         size = case.once(reloaded).difference

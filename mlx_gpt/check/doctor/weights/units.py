@@ -23,8 +23,8 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     The gradient of the loss has no component in a dead unit's weights, neither those into it nor those out of it: below
     1e-5 of the largest unit's (behind a ReLU: exactly 0; behind a GELU at −8: 1e-14). A unit is only counted if both
     vanish, since a projection that is zero at first stops one of the two; and not behind a gate that is zero, which is
-    opened to see. Reported from 2 % of a layer's units on,
-    after 8,192 tokens of the user's text (at least 1,024, where time is short), random ones where there is none.
+    opened to see. Reported from 2 % of a layer's units on, after 8,192 tokens of the user's text (1,024 and more where
+    time is short), random ones where there is none.
     """
     widths = hidden_widths(case.once(current), {case.vocab_size, case.n_positions})
     if not widths:
