@@ -98,7 +98,7 @@ def head_lost(base: Base) -> Given:
 
     def reload() -> Any:
         model = its.new(base.with_faults(tied=False).config, base.faults, base.seed + 1)
-        its.load(model, parameters_of(tied))
+        its.load(model, {**its.functions(model)["parameters"](), **parameters_of(tied)})
         return its.functions(model)["forward"]
 
     return tied.arguments(reload=reload)

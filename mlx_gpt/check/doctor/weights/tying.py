@@ -25,7 +25,7 @@ def head_not_tied(case: Case) -> Found:
     """Head and embedding are meant to share one table, but are two: copies that part at the first step.
 
     Meant to: the configuration says so, or the tables are equal, or they have a cosine above 0.5, so that they were
-    equal once (trained apart from the beginning: −0.05 to 0.08). The head is the table whose row v changes the logits of
+    equal once (trained apart: −0.05 to 0.08). The head is the table whose row v changes the logits of
     token v alone. Equal tables are no fault if one step of the user's leaves them equal, or if one changes with the
     other. Of a model whose head is its embedding also the reloaded one: its logits are a linear map of the same hidden
     states, but by another table. Two tables in a model that is not meant to share them are no fault.
