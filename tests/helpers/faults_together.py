@@ -9,7 +9,7 @@ from typing import Any
 from mlx_gpt.check.doctor.codes import ORDER
 
 from .planted import Base, Given
-from .planted_data import not_shifted, read_twice, validation_from_training
+from .planted_data import not_shifted, read_twice
 from .planted_forward import PlainCache
 
 
@@ -79,13 +79,8 @@ TOGETHER = {
         ("prompt-ignored", "penalty-rewards-repetition"),
         lambda base: base.arguments(sample=lambda ids, n, **settings: rewards(base, ids, n, settings)),
     ),
-    "read twice, validation from training": Together(
-        ("corpus-repeats", "validation-in-training"),
-        lambda base: {
-            **validation_from_training(base),
-            "train_ids": read_twice(base)["train_ids"],
-            "train_text": read_twice(base)["train_text"],
-        },
+    "read twice, decode": Together(
+        ("corpus-repeats", "tokenizer-not-invertible"), lambda base: {**read_twice(base), "decode": one_off(base)}
     ),
     "cache, targets, decode": Together(
         ("cache-mismatch", "targets-not-shifted", "tokenizer-not-invertible"),
