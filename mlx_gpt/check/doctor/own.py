@@ -68,6 +68,7 @@ def own_arguments(path: Path, data: str | None, note: Note) -> Iterator[Argument
     ``data`` names the text, in place of the run's own. ``note`` is called with what cannot be used of the run. Nothing
     is written but temporary files, removed at the end. Raises ``MLXGPTError``.
     """
+    path = path.parent if path.name == WEIGHTS else path
     run = run_of(path)
     settings = read_run_file(run / RUN_FILE) if run and (run / RUN_FILE).exists() else {}
     if run == path and not (run / WEIGHTS).exists() and list_checkpoints(run):
