@@ -58,6 +58,8 @@ def run_on(case: Case, batch: Batch) -> Run:
         while len(losses) < STEPS - 1 and (len(losses) < 5 or time.monotonic() < end):
             losses.append(step(x, y))
             one = case.arrays("parameters") if len(losses) == 1 else one
+            if len(losses) >= FEWEST and losses[-1] < 0.95 * losses[0]:
+                break  # it learns
         ahead = case.arrays("parameters")
         losses.append(step(x, y))
         final = case.arrays("parameters")
