@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -17,36 +17,21 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.check.doctor.arguments import rows_of
 from mlx_gpt.check.doctor.arrays import as_numpy
+from mlx_gpt.check.doctor.own_data import beginning, data_of, of_data, read_data, text_settings
 from mlx_gpt.device import on_cpu
-from mlx_gpt.errors import DataError, MLXGPTError
-from mlx_gpt.files import expand_user, parse_json, read_small
+from mlx_gpt.errors import MLXGPTError
 from mlx_gpt.generate.decoder import Decoder
 from mlx_gpt.generate.generation import generate_tokens
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.serve.batch import Batch
 from mlx_gpt.serve.row import Row
-from mlx_gpt.store.checkpoint import CHECKPOINTS, MAX_SMALL, METRICS, PROGRESS, list_checkpoints, newest_checkpoint
+from mlx_gpt.store.checkpoint import CHECKPOINTS, METRICS, list_checkpoints, newest_checkpoint
 from mlx_gpt.store.folder import load_source, read_model, save
 from mlx_gpt.store.huggingface import WEIGHTS
 from mlx_gpt.store.layouts import read_source
-from mlx_gpt.store.run_file import RUN_FILE, RunSettings, read_run_file
-from mlx_gpt.text.corpora import CORPORA, GeneratedCorpus
-from mlx_gpt.text.dataset import Dataset, load_dataset
-from mlx_gpt.text.pipes import is_pipe
-from mlx_gpt.text.prepare import (
-    OnProgress,
-    Prepared,
-    cached_folder,
-    is_prepared,
-    open_prepared,
-    prepare_text,
-)
-from mlx_gpt.text.records import TEXT
-from mlx_gpt.text.sources import Sources, find_sources
-from mlx_gpt.text.token_settings import EOT
+from mlx_gpt.store.run_file import RUN_FILE, read_run_file
 from mlx_gpt.text.tokenizer import Tokenizer
-from mlx_gpt.text.windows import endless_batches
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.gradient import make_loss_and_gradient
 from mlx_gpt.train.loss import batch_loss
@@ -57,7 +42,6 @@ Arguments = dict[str, Any]
 Note = Callable[[str], None]
 SETTINGS = {"temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty"}
 SETTINGS |= {"presence_penalty", "no_repeat_ngram"}
-MOST_TEXT = 2_000_000  # characters of the training text
 MOST_RELOADED = 1 << 30  # bytes of a model that is saved and loaded again
 
 
@@ -229,61 +213,3 @@ def of_metrics(run: Path, path: Path) -> Arguments:
     found: Arguments = {"metrics": rows_of(file)}
     losses = [row["val_loss"] for row in found["metrics"] if row.get("val_loss") is not None]
     return found | ({"val_loss": min(losses)} if losses and path == run else {})
-
-
-def data_of(run: Path) -> str | None:
-    """Return the hash of the text that a run was trained on, or None if no checkpoint has it."""
-    for checkpoint in list_checkpoints(run):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(parse_json(read_small(checkpoint / PROGRESS, MAX_SMALL))["data"])
-    return None
-
-
-def read_data(of_model: Tokenizer, settings: RunSettings, data: str | None, folder: Path) -> Dataset | None:
-    """Return the text that is named or that the run was trained on, encoded; None without one.
-
-    It is encoded in ``folder`` if the user's cache does not have it. Raises ``MLXGPTError``.
-    """
-    name = data if data is not None else settings.get("data")
-    if name is None:
-        return None
-    if data is None and is_pipe(name):
-        raise DataError(f"{name}: was read from a pipe; give the text with --data")
-
-    def prepare(sources: Sources, tokenizer: str | Tokenizer, on_progress: OnProgress | None) -> Prepared:
-        for spec in (tokenizer, settings.get("tokenizer", tokenizer)):  # a run's may be named, such as bpe:1000
-            with suppress(DataError):
-                prepared = open_prepared(cached_folder(sources, spec))
-                if prepared.tokenizer.hash == of_model.hash:
-                    return prepared
-        return prepare_text(sources, tokenizer, folder / "text", on_progress)
-
-    return load_dataset(name, of_model, None, *text_settings(settings, data), prepare)
-
-
-def text_settings(settings: RunSettings, data: str | None) -> tuple[str | None, str]:
-    """Return the name of the validation text, and of the field, that a run has for its own text."""
-    own = settings if data is None else {}
-    return own.get("val_data"), own.get("field", TEXT)
-
-
-def of_data(dataset: Dataset, model: GPT, settings: RunSettings) -> Arguments:
-    """Return the ids of a text, and batches as in training."""
-    config, T = TrainConfig.of(settings), model.config.n_positions
-    found: Arguments = {"train_ids": dataset.train.ids, "val_ids": dataset.val.ids}
-    if dataset.train.n_tokens >= T:
-        found["batches"] = lambda: endless_batches(dataset.train, T, config.batch_size, config.seed)
-    return found
-
-
-def beginning(name: str, val_data: str | None, field: str) -> Arguments:
-    """Return the beginning of a training text in files, with ``<|endoftext|>`` between documents."""
-    if is_prepared(expand_user(name)) or isinstance(CORPORA.get(name), GeneratedCorpus):
-        return {}
-    pieces = (piece for piece in find_sources([name], val_data=val_data, text_field=field).pieces() if not piece.val)
-    text = ""
-    for piece in pieces:
-        text += (EOT if piece.starts and text else "") + piece.text[:MOST_TEXT]
-        if len(text) > MOST_TEXT:
-            break
-    return {"train_text": text}
