@@ -43,7 +43,8 @@ def tutorial_gpt(base: Base, fault: str = "") -> Any:
             )
             self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
             self.head = nn.Linear(C, V)
-            self.mixing = nn.Conv1d(C, C, 3, padding=1)
+            if fault == "convolution padded on both sides":
+                self.mixing = nn.Conv1d(C, C, 3, padding=1)
             self.kept = torch.zeros(C)
             angles = torch.arange(P)[:, None] * torch.exp(-math.log(1e4) * torch.arange(0, C, 2) / C)
             self.register_buffer("pe", torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
