@@ -33,7 +33,7 @@ MOST_TRIED = 32  # parameters to name those that are wrong
     "future-leak-in-gradient",
     "gradient",
     explains=("parameters-frozen", "cannot-memorise-a-batch"),
-    explained_by=("loss-not-cross-entropy",),
+    explained_by=("loss-not-cross-entropy", "non-finite", "length-dependent"),
 )
 def future_leak_in_gradient(case: Case) -> Found:
     """The gradient is not that of the loss: later tokens flow back into earlier predictions, or a part is cut off.
