@@ -32,7 +32,7 @@ class Attention(nn.Module):
         H, D = self.n_head, C // self.n_head
         q, k, v = self.c_attn(x).chunk(3, dim=-1)
         if self.mistake == "view without transpose":
-            q, k, v = (a.view(B, H, T, D) for a in (q, k, v))
+            q, k, v = (a.reshape(B, H, T, D) for a in (q, k, v))
         elif self.mistake != "attends over the heads":
             q, k, v = (a.view(B, T, H, D).transpose(1, 2) for a in (q, k, v))
         else:
@@ -156,6 +156,7 @@ class Encoder(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.emb, self.head, self.mistake = nn.Embedding(V, d_model), nn.Linear(d_model, V), mistake
+        nn.init.uniform_(self.emb.weight, -0.1, 0.1)
         place, rate = torch.arange(P)[:, None], torch.exp(-torch.arange(0, d_model, 2) * 9.2 / d_model)
         self.register_buffer("pe", torch.stack([(place * rate).sin(), (place * rate).cos()], -1).flatten(1))
 
@@ -178,11 +179,11 @@ def encoder(mistake: str = "") -> Given:
 PEOPLE: dict[str, Callable[[str], Given]] = {"nano": nano, "encoder": encoder}
 MISTAKES: dict[tuple[str, str], str] = {
     ("nano", "view without transpose"): "heads-mixed-up",
-    ("nano", "attends over the heads"): "past-ignored",
+    ("nano", "attends over the heads"): "heads-mixed-up|past-ignored",
     ("nano", "masked_fill not assigned"): "future-leak",
     ("nano", "is_causal forgotten"): "future-leak",
     ("nano", "adds to the normed"): "residual-after-norm",
-    ("nano", "blocks in a plain list"): "parameters-frozen",
+    ("nano", "blocks in a plain list"): "parameters-frozen|not-deterministic",
     ("nano", "std 1"): "initial-loss-off",
     ("nano", "positions of the batch"): "raises",
     ("nano", "F.dropout"): "not-deterministic",
