@@ -185,7 +185,7 @@ MISTAKES: dict[tuple[str, str], str] = {
     ("nano", "adds to the normed"): "residual-after-norm",
     ("nano", "blocks in a plain list"): "parameters-frozen|not-deterministic",
     ("nano", "std 1"): "initial-loss-off",
-    ("nano", "positions of the batch"): "raises",
+    ("nano", "positions of the batch"): "raises|position-blind",
     ("nano", "F.dropout"): "not-deterministic",
     ("nano", "optimizer of the head alone"): "parameters-frozen",
     ("nano", "detached"): "step-without-effect",
