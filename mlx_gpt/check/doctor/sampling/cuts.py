@@ -42,6 +42,8 @@ def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
                 continue
             raise
         undecided |= answer.open
+        if understood(case).correlated and not answer.fits:  # the calls may depend on each other too
+            continue
         findings += cut_fault(setting, chosen[0].settings, answer)
     return findings, undecided
 

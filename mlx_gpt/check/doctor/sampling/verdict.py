@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.sampling.contexts import Window, read_otherwise, windows
 from mlx_gpt.check.doctor.sampling.draws import (
@@ -27,7 +27,7 @@ from mlx_gpt.check.doctor.sampling.findings import Found, setting_fault
 from mlx_gpt.check.doctor.sampling.fit import RARE, SURE, correlation, fits, misfit
 from mlx_gpt.check.doctor.sampling.probes import flat_temperature, sharp, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
-from mlx_gpt.check.doctor.sampling.texts import rounding
+from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding
 
 DRAWS = {True: 120, False: 1200}  # at one temperature, by whether it can be set
 SCALES = (0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)  # of a temperature that is set besides
@@ -70,6 +70,10 @@ def verdict(case: Case) -> Verdict:
     scores = [score(draws[window], base) for window, base in explanations]
     named = [Explanation(window[1], base.rule(), codes_of(window, base)) for window, base in explanations]
     best, gain, undecided = choose(scores, named)
+    if undecided & {"prompt-ignored", "sampler-not-the-model"}:
+        exact = greedy_scores(case)
+        scores = [score + exact.get(window, 0.0) for score, (window, _) in zip(scores, explanations, strict=True)]
+        best, gain, undecided = choose(scores, named)
     window, base = explanations[best]
     seen = draws[window]
     codes = named[best].codes
@@ -87,6 +91,33 @@ def verdict(case: Case) -> Verdict:
     if dependent := correlated(case, seen, base):
         return Verdict(findings | {"draws-correlated": dependent}, undecided - {*codes}, base, reads)
     return Verdict(unexplained(case, found))
+
+
+def greedy_scores(case: Case) -> dict[tuple[str, str], float]:
+    """Return the log-likelihood of greedy texts after each window, where one of them explains the texts.
+
+    After prompts at which the windows predict other ids. The temperature that is used in place of 0 is of the size of
+    rounding, so that an id which rounding may choose costs little.
+    """
+    if "temperature" not in accepted(case):
+        return {}
+    prompts = case.once(short_prompts)
+    reads = {("", ""): lambda prompt, new: [*prompt, *new], **windows(case)}
+    true = logits_after(case, prompts)
+    differ = np.zeros(len(prompts))
+    for read in reads.values():
+        texts = [read(prompt, []) for prompt in prompts]
+        if all(texts):
+            other = logits_after(case, texts).argmax(axis=1)
+            differ += true.max(axis=1) - true[np.arange(len(prompts)), other] > 8 * rounding(case)
+    chosen = [prompts[i] for i in np.argsort(-differ)[:24]]
+    try:
+        found = draw_many(case, chosen, 60, 3, **settings_off(case, temperature=0.0))
+    except CallFailed:  # refuses 0
+        return {}
+    rule = Base().rule(2 * rounding(case))
+    exact = {name: log_likelihood(read_otherwise(case, found, read), rule) for name, read in reads.items()}
+    return exact if max(exact.values()) > -0.5 * count(found) else {}
 
 
 def candidates(
