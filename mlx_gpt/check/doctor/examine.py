@@ -107,7 +107,7 @@ def run_checks(
 def report_of(case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[DoctorCheck], object]) -> Report:
     findings: dict[str, Finding] = {}
     explains = defaultdict(set, {check.code: {*check.explains} for check in checks})
-    separate: set[str] = set()  # findings that were measured not to be consequences of others
+    separate: dict[str, set[str]] = {}  # findings measured not to be consequences of these, found before
     examined: list[str] = []
     skipped: dict[str, str] = {}
     wanting = {check.code: missing for check in checks if (missing := check.missing(case))}
@@ -139,8 +139,9 @@ def report_of(case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[Doc
             continue
         examined.append(check.code)
         if found is not None:
+            if found.pop("separate", False):
+                separate[check.code] = {*case.found}
             case.found[check.code] = found
-            separate.update({check.code} if found.pop("separate", False) else ())
             explains[check.code] = {*found.pop("explains", check.explains)}
             findings[check.code] = Finding(code=check.code, severity=check.severity, **found)
     return Report(in_order(findings, checks, explains, separate), examined, skipped)
@@ -160,7 +161,10 @@ def failed_call(failure: CallFailed) -> Finding:
 
 
 def in_order(
-    findings: dict[str, Finding], checks: Sequence[DoctorCheck], explains: Mapping[str, set[str]], separate: set[str]
+    findings: dict[str, Finding],
+    checks: Sequence[DoctorCheck],
+    explains: Mapping[str, set[str]],
+    separate: Mapping[str, set[str]],
 ) -> list[Finding]:
     """Return the findings in the order of repair, with those that another explains as its consequences."""
     for check in checks:
@@ -173,7 +177,8 @@ def in_order(
     for code in sorted(findings, key=lambda code: ORDER[code]):
         if code in hidden:
             continue
-        mine = consequences(code, explains, findings.keys() - hidden - separate - {code})
+        apart = {code, *(other for other, found in separate.items() if code in found)}
+        mine = consequences(code, explains, findings.keys() - hidden - apart)
         hidden.update(mine)
         explained[code] = mine
     severity = {"fault": 0, "warning": 1, "note": 2}

@@ -69,7 +69,6 @@ TOGETHER = [
     ("weak-mask", "no-mask-in-training"),
     ("no-mask", "cut"),
     ("no-mask", "position-blind"),
-    ("no-mask", "positions-from-the-end"),
     ("batch-norm", "positions-from-the-end"),
     pytest.param(("remembers", "batch-norm"), marks=pytest.mark.slow),
     ("nan", "position-blind", "cut"),

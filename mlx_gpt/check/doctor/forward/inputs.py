@@ -24,8 +24,6 @@ from mlx_gpt.check.doctor.forward.probes import (
 )
 
 Found = dict[str, Any] | None
-BEYOND_LEAK = 8  # times the size of a leak that a separate fault has: masks 0.2 to 6, other positions 10 to 42
-SMALL_LEAK = 5e-3  # of a softmax over the queries, which makes the length matter too, 1e-3
 ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
 
 
@@ -190,7 +188,6 @@ def length_dependent(case: Case) -> Found:
     """A prefix has other logits alone than at the beginning of a longer text, though no token of the future matters.
 
     Threshold: 2e-3 of the logits' standard deviation, or 2e-5 where other numbers of rows change it by less than 1e-6.
-    Beside a leak of the future it is another fault from eight times its size.
     """
     case.once(first_call)
     T = probe_length(case)
@@ -205,9 +202,7 @@ def length_dependent(case: Case) -> Found:
     n, size = max(sizes.items(), key=lambda item: item[1])
     if size <= max(case.once(rounding), 20 * found.relative):
         return None
-    leak = case.found.get("future-leak", {}).get("measured", 0)
     return {
-        "separate": leak > SMALL_LEAK and size > BEYOND_LEAK * leak,
         "measured": size,
         "expected": 0,
         "why": f"the first {n} tokens have other logits alone than in a text of {T}: by {size:.2g} of their standard "
