@@ -78,3 +78,17 @@ def random_states_kept() -> Iterator[None]:
         if torch is not None:
             torch.set_rng_state(state)
             torch.set_grad_enabled(grad)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Begin with global random states of this seed, on the CPU for torch, and put the earlier ones back at the end."""
+    mx, torch = sys.modules.get("mlx.core"), sys.modules.get("torch")
+    with random_states_kept():
+        random.seed(seed)
+        np.random.seed(seed)
+        if mx is not None:
+            mx.random.seed(seed)
+        if torch is not None:
+            torch.default_generator.manual_seed(seed)
+        yield

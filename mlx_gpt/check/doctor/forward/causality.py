@@ -19,7 +19,7 @@ from mlx_gpt.check.doctor.forward.probes import (
     largest,
     others,
     probe_length,
-    silent_if_random,
+    silent_unless_seeded,
     steady_noise,
 )
 
@@ -150,7 +150,7 @@ def past_ignored(case: Case) -> Found:
     Threshold: 1e-6 of the logits' standard deviation; untrained healthy models move by 1e-3 and more. Or they pass on
     a uniform mean, which no query and key can change: the gradient of both is exactly zero, that of values is not.
     """
-    silent_if_random(case)
+    silent_unless_seeded(case)
     T = probe_length(case)
     if T < 2:
         raise NotApplicable("n_positions of at least 2")

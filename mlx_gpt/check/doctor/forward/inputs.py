@@ -19,7 +19,7 @@ from mlx_gpt.check.doctor.forward.probes import (
     largest,
     others,
     probe_length,
-    silent_if_random,
+    silent_unless_seeded,
     steady_noise,
 )
 
@@ -30,7 +30,7 @@ ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
 @check("token-blind", "forward", explains=("past-ignored", "context-too-short", "position-blind"))
 def token_blind(case: Case) -> Found:
     """The logits do not depend on the tokens at all."""
-    silent_if_random(case)
+    silent_unless_seeded(case)
     T = probe_length(case)
     size = float(effect(case, case.ids(1, T), case.ids(1, T)).max())
     if size > EQUAL:
@@ -51,7 +51,7 @@ def context_too_short(case: Case) -> Found:
     The first token, the first quarter, and so on are replaced in a text as long as the context (at most 256). An
     inverted mask, as a leak of the future may be, leaves the last token alone; more of them are another fault.
     """
-    silent_if_random(case)
+    silent_unless_seeded(case)
     T = min(case.n_positions, 256)
     if T < 4:
         raise NotApplicable("n_positions of at least 4")

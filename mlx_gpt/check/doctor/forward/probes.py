@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_gpt.check.doctor.calls import seeded
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 
@@ -79,6 +80,12 @@ def silent_if_random(case: Case) -> None:
         raise NotApplicable("a forward pass without dropout")
 
 
+def silent_unless_seeded(case: Case) -> None:
+    """Raise ``NotApplicable`` if equal calls differ even with the same seed."""
+    if case.once(steady_noise).relative > EQUAL and not case.once(repeats_with_seed):
+        raise NotApplicable("a forward pass without dropout")
+
+
 def largest(difference: np.ndarray) -> float:
     """Return the largest magnitude: infinity where one side is not finite, 0 of nothing."""
     return float(np.nan_to_num(np.abs(difference), nan=np.inf).max(initial=0))
@@ -90,19 +97,37 @@ def between(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return np.where(same, 0, np.subtract(one, two, where=~same, out=np.zeros_like(one)))
 
 
-def mean_logits(case: Case, ids: np.ndarray, calls: int, name: str = "forward") -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard error of the logits over some calls; the error of one call is 0."""
-    if calls == 1:
-        logits = case.logits(ids, name)
-        return logits, np.zeros_like(logits)
-    many = np.stack([case.logits(ids, name) for _ in range(calls)])
-    return many.mean(axis=0), np.nan_to_num(many.std(axis=0, ddof=1) / np.sqrt(calls))
+def repeats_with_seed(case: Case) -> bool:
+    """Return whether a random forward pass is the same after the same seed, as with dropout of its library."""
+    return same_with_seed(case, "forward")
+
+
+def training_repeats_with_seed(case: Case) -> bool:
+    return same_with_seed(case, "forward_training")
+
+
+def same_with_seed(case: Case, name: str) -> bool:
+    ids = case.ids(2, probe_length(case))
+    first, second = (seeded_logits(case, ids, name, seed=0) for _ in range(2))
+    return largest(between(first, second)) <= EQUAL * case.once(steady_noise).scale
+
+
+def seeded_logits(case: Case, ids: np.ndarray, name: str, seed: int) -> np.ndarray:
+    with seeded(seed):
+        return case.logits(ids, name)
+
+
+def mean_logits(case: Case, ids: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard error of the logits over some calls."""
+    many = np.stack([case.logits(ids, name) for _ in range(CALLS)])
+    return many.mean(axis=0), np.nan_to_num(many.std(axis=0, ddof=1) / np.sqrt(CALLS))
 
 
 def effect(case: Case, before: np.ndarray, after: np.ndarray, name: str = "forward") -> np.ndarray:
     """Return how far two sets of texts (B, T) differ in logits, per row and position, relative to their scale: (B, T).
 
-    Of a forward pass with dropout, the difference of the means beyond six standard errors.
+    Of a forward pass with dropout, the mean difference of calls with the same seeds, which is exact; where seeds do
+    not make it repeat, the difference of the means beyond six standard errors.
     """
     (found,) = effects(case, before, [after], name)
     return found
@@ -110,15 +135,22 @@ def effect(case: Case, before: np.ndarray, after: np.ndarray, name: str = "forwa
 
 def effects(case: Case, before: np.ndarray, changed: Iterable[np.ndarray], name: str = "forward") -> list[np.ndarray]:
     """Return ``effect`` for each changed set of texts, read by itself, so that they cannot change each other."""
-    random = case.once(training_noise if name == "forward_training" else steady_noise).relative > EQUAL
-    calls = CALLS if random else 1
-    one, one_error = mean_logits(case, before, calls, name)
-    found = []
-    for after in changed:
-        two, two_error = mean_logits(case, after, calls, name)
-        beyond = np.abs(between(one, two)) - 6 * np.sqrt(one_error**2 + two_error**2)
-        found.append(np.nan_to_num(np.maximum(beyond, 0), nan=np.inf).max(axis=-1) / case.once(steady_noise).scale)
-    return found
+    training = name == "forward_training"
+    if case.once(training_noise if training else steady_noise).relative <= EQUAL:
+        one = case.logits(before, name)
+        differences = [np.abs(between(one, case.logits(after, name))) for after in changed]
+    elif case.once(training_repeats_with_seed if training else repeats_with_seed):
+        ones = [seeded_logits(case, before, name, seed) for seed in range(CALLS)]
+        differences = [
+            np.abs(np.mean([between(ones[i], seeded_logits(case, after, name, i)) for i in range(CALLS)], axis=0))
+            for after in changed
+        ]
+    else:
+        mean, error = mean_logits(case, before, name)
+        others = [mean_logits(case, after, name) for after in changed]
+        differences = [np.abs(between(mean, two)) - 6 * np.sqrt(error**2 + its**2) for two, its in others]
+    scale = case.once(steady_noise).scale
+    return [np.nan_to_num(np.maximum(one, 0), nan=np.inf).max(axis=-1) / scale for one in differences]
 
 
 def others(case: Case, ids: np.ndarray) -> np.ndarray:
