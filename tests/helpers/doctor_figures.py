@@ -56,23 +56,26 @@ def faults_of(group: str) -> dict[str, Planted]:
 
 
 def runs(groups: Sequence[str], quick: bool = False, full: bool = False) -> Iterator[Run]:
-    """Yield a run of each fault at every size, untrained and trained, with a seed that differs by size and fault.
+    """Yield runs of each fault: at size 0 untrained and trained, at sizes 1 and 2 in one of the two states.
 
-    Half of the faults untrained and half trained at size 2, and in sampling at each size. In PyTorch at sizes 0 and 1.
-    Every fourth fault is examined by all checks too, at size 0. Full: three seeds of each size, both states, and all
-    faults by all checks. Quick: size 0, seed 0, not by all checks.
+    Sampling and optimisation, which take long: untrained and trained at two of the sizes. In PyTorch one size. Seed,
+    sizes and states change from fault to fault. Every eighth fault is examined by all checks too. Full: all three
+    seeds, sizes and states, and all faults by all checks. Quick: size 0 and seed 0, not by all checks.
     """
     for group in groups:
         for i, (name, planted) in enumerate(faults_of(group).items()):
             for library, trained, size in product(planted.libraries, planted.states, planted.sizes):
-                if (quick and size != planted.sizes[0]) or (size == 2 and library == "torch" != planted.libraries[0]):
-                    continue
-                once = len(planted.states) == 2 and (size == 2 or group == "sampling")
-                if not full and once and trained != bool((size + i) % 2):
-                    continue
+                place = size if len(planted.states) == 1 else 2 * size + trained
+                few: tuple[int, ...] = (0, 1, 2 + i % 2, 4 + (i + 1) % 2)
+                if group in ("sampling", "optimisation"):
+                    few = (2 * (i % 3), 2 * ((i + 1) % 3) + 1)
+                if library != planted.libraries[0]:
+                    few = (i % 4,)
+                chosen = size == planted.sizes[0] if quick else full or len(planted.states) == 1 or place in few
                 for seed in (0,) if quick else range(3) if full else ((size + i) % 3,):
-                    yield Run(group, name, size, seed, trained, library)
-            if full or (not quick and i % 4 == 0):
+                    if chosen:
+                        yield Run(group, name, size, seed, trained, library)
+            if full or (not quick and i % 8 == 0):
                 yield Run(group, name, planted.sizes[0], 3, planted.states[-1], planted.libraries[0], True)
 
 
