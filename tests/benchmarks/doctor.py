@@ -46,6 +46,8 @@ def main() -> None:
     found = []
     for one in results(planned, chosen.jobs):
         found.append(one)
+        if len(found) % 50 == 0:
+            print(f"{len(found)} of {len(planned)}, {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
         if not one.right:
             print(misses([one]), flush=True)
             if chosen.verbose:

@@ -41,7 +41,8 @@ def tutorial_gpt(base: Base, fault: str = "") -> Any:
             layer = nn.TransformerEncoderLayer(
                 C, 4, 64, 0.1, batch_first="batch and time" not in fault, norm_first=base.size != 0
             )
-            self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            norm = nn.LayerNorm(C) if base.size else None  # of the stream, which a pre-norm leaves as it is
+            self.blocks = nn.TransformerEncoder(layer, 2, norm, enable_nested_tensor=False)
             self.head = nn.Linear(C, V)
             if fault == "convolution padded on both sides":
                 self.mixing = nn.Conv1d(C, C, 3, padding=1)
