@@ -233,7 +233,7 @@ FAULTS = {
     "int8": Planted("ids-wrapped", wrapped("int8")),
     "an id outside": Planted("ids-outside-vocabulary", one_id_outside),
     "padding outside": Planted("ids-outside-vocabulary", padding_outside),
-    "vocabulary too small": Planted("vocabulary-mismatch", vocabulary_too_small),
+    "vocabulary too small": Planted("vocabulary-mismatch", vocabulary_too_small, sizes=(0, 1)),  # where it occurs
     "vocabulary of another": Planted("vocabulary-mismatch", vocabulary_of_another),
     "decodes one off": Planted(
         "tokenizer-not-invertible",
