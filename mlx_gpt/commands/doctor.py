@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from tyro.conf import Positional, arg
 
@@ -67,9 +67,11 @@ class Doctor:
                     raise
                 raise UsageError(f"{self.subject}: {type(error).__name__}: {error}") from error
             case.end -= min(reading, case.seconds_left() / 2)
-            with progress(case) as on_check, redirect_stdout(io.StringIO()):  # a thread of the user's may print
+            with silent_descriptors() as terminal, progress(case, terminal) as on_check:
                 report = run_checks(case, CHECKS, on_check)
         self._print(report)
+        if not report.examined and report.ok:
+            raise UsageError(f"{self.subject}: nothing could be examined; give more --minutes, or make forward faster")
         unknown = [code for code, need in report.skipped.items() if set(need.split("|")) & OF_TEXT]
         if unknown and "train_ids" not in arguments and not is_file(self.subject):
             note(f"the text of its training is not known; --data TEXT allows {len(unknown)} more checks")
@@ -109,7 +111,21 @@ def is_file(subject: str) -> bool:
 
 
 @contextmanager
-def progress(case: Case) -> Iterator[Callable[[DoctorCheck], object]]:
+def silent_descriptors() -> Iterator[TextIO]:
+    """Drop what threads and libraries of the user's print, also past Python; yield the stderr of before."""
+    with ExitStack() as stack, open(os.devnull, "wb") as nothing:
+        kept = []
+        for number in (1, 2):
+            kept.append(os.dup(number))
+            stack.callback(os.close, kept[-1])
+            stack.callback(os.dup2, kept[-1], number)
+            os.dup2(nothing.fileno(), number)
+        with redirect_stdout(io.StringIO()), open(kept[1], "w", encoding="utf-8", closefd=False) as terminal:
+            yield terminal
+
+
+@contextmanager
+def progress(case: Case, terminal: TextIO) -> Iterator[Callable[[DoctorCheck], object]]:
     """Show the check in progress and the time left on a terminal."""
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
     from rich.text import Text
@@ -118,7 +134,7 @@ def progress(case: Case) -> Iterator[Callable[[DoctorCheck], object]]:
         def render(self, task: Task) -> Text:
             return Text(f"{max(0.0, case.seconds_left()):.0f} s left", style="dim")
 
-    console = make_console(file=sys.stderr)  # the stream of now: what the user's functions print is dropped
+    console = make_console(file=terminal)
     columns = SpinnerColumn(), TextColumn("{task.description}"), Left()
     bar = Progress(
         *columns,

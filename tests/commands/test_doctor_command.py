@@ -21,6 +21,7 @@ print("loading")
 W = np.random.default_rng(0).normal(size=(11, 11))
 def forward(ids):
     print("computing")
+    __import__("os").write(1, b"past Python")
     past = np.cumsum(W[ids], axis=1) / np.arange(1, ids.shape[1] + 1)[:, None]
     return np.tanh(past @ W + W[ids]) + np.arange(ids.shape[1])[:, None] * W[0] / 9
 def build():
@@ -41,6 +42,7 @@ FILES = {
     "empty_ids.py": "def build(): return dict(forward=abs, vocab_size=5, n_positions=8, val_ids=[])\n",
     "cut.py": "def build(): return dict(forward=abs, vocab_size=5, n_positions=8, metrics='cut/metrics.jsonl')\n",
     "text.py": "def build(): return dict(forward=abs, vocab_size=5, n_positions=8, step='adam')\n",
+    "blocks.py": FORWARD.replace('print("computing")', "import time; time.sleep(60)"),
     "empty.txt": "",
 }
 SUBJECTS = {
@@ -122,6 +124,9 @@ def test_the_exit_code_tells_a_fault_and_json_is_all_that_is_printed(there: Path
     sound = in_a_process("doctor", "sound.py:build", "--minutes", "0.1", cwd=there)
     assert (sound.returncode, sound.stderr) == (0, "")
     assert sound.stdout.startswith("No fault was found.")
+    blocked = in_a_process("doctor", "blocks.py:build", "--minutes", "0.01", cwd=there)
+    assert blocked.returncode == 2
+    assert the_line(blocked.stderr).startswith("blocks.py:build: nothing could be examined")
     assert "needs sample: " in sound.stdout
     assert not (there / "__pycache__").exists()
 

@@ -93,6 +93,12 @@ def check_ids(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an array or list of ids, not {kind(value)}; encode the text first")
     if not n:
         raise UsageError(f"{name} is empty; give at least one id, or leave {name} out")
+    try:
+        first = as_numpy(value[:1])
+    except (TypeError, ValueError):
+        return  # documents, or what is said where it is read
+    if first.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold ids, whole numbers, not {first.dtype}")
 
 
 def names(value: Any) -> frozenset[str]:
@@ -114,6 +120,10 @@ def rows_of(metrics: Any) -> list[dict[str, Any]]:
             raise TypeError(f"metrics[{i}] must be a dict with step and loss, not {kind(row)}")
     if not metrics:
         raise UsageError("metrics is empty; give at least one row, or leave metrics out")
+    if not any("step" in row for row in metrics):
+        raise UsageError(
+            f'metrics: no row has a step; expected rows such as {{"step": 1, "loss": 5.5}}, not {metrics[0]}'
+        )
     return [dict(row) for row in metrics]
 
 

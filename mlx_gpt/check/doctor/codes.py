@@ -88,9 +88,9 @@ WARNINGS = {
     "precision-loss",
 }
 NOTES = {"training-mode-without-dropout-effect", "as-good-as-its-loss", "repetition-loop"}
-# The groups in the order in which they are examined: what the level of loss and text says, then the cheap exact
-# properties, then what needs draws, then what needs steps.
-EXAMINED = ["contract", "state", "level", "causality", "inputs", "cache", "targets and data", "weights", "sampling"]
+# The groups in the order in which they are examined: the data, which need hardly a call, what the level of loss and
+# text says, then the cheap exact properties, then what needs draws, then what needs steps.
+EXAMINED = ["contract", "state", "targets and data", "level", "causality", "inputs", "cache", "weights", "sampling"]
 EXAMINED += ["optimisation"]
 
 

@@ -29,6 +29,7 @@ TYPES = {
     "learning_rate must be a number": {"learning_rate": [1, 2]},
     "val_ids must be an array or list of ids, not str": {"val_ids": "a text"},
     "train_ids must be an array or list of ids, not generator": {"train_ids": (i for i in range(3))},
+    "train_ids must hold ids, whole numbers, not float64": {"train_ids": np.array([0.5, 1.0])},
     "train_text must be a str": {"train_text": ["a", "b"]},
     "sample_settings must be a set of names": {"sample_settings": "temperature"},
     "metrics must be the path": {"metrics": 5},
@@ -42,6 +43,7 @@ VALUES = {
     "val_ids is empty": {"val_ids": np.zeros(0, np.int32)},
     "train_ids is empty": {"train_ids": []},
     "metrics is empty": {"metrics": []},
+    "metrics: no row has a step": {"metrics": [{"foo": 1}]},
     "metrics.jsonl: expected a metrics.jsonl, but it cannot be read (No such file": {"metrics": "no/metrics.jsonl"},
 }
 
