@@ -184,6 +184,28 @@ def by_rows(rows: int) -> Any:
     return gradients
 
 
+def never_cleared(optimizer: Callable[[], Any], each: bool) -> Callable[[Base], Given]:
+    """Add each step's gradients to those before it: of one optimizer, or of all that there were."""
+
+    def adding() -> Callable[[Tree], Tree]:
+        sums: Tree = {}
+
+        def change(grads: Tree) -> Tree:
+            sums.update({name: sums.get(name, 0) + grad for name, grad in grads.items()})
+            return dict(sums)
+
+        return change
+
+    def plant(base: Base) -> Given:
+        if not each:
+            return trained_with(base, optimizer=optimizer, change=adding())
+        return trained_with(base) | {
+            "new_step": lambda: trained_with(base, optimizer=optimizer, change=adding())["new_step"]()
+        }
+
+    return plant
+
+
 def sgd(rate: float = RATE, **settings: Any) -> Callable[[], Any]:
     return lambda: optim.SGD(rate, **settings)
 
@@ -220,6 +242,15 @@ FAULTS.update(
         "parts of two rows not divided": Planted(
             "accumulation-differs", lambda base: trained_with(base, optimizer=sgd(), gradients=by_rows(2))
         ),
+        "gradients never cleared": Planted("accumulation-differs", never_cleared(adam(), each=True)),
+        "gradients never cleared, momentum": Planted(
+            "accumulation-differs", never_cleared(sgd(momentum=0.9), each=True)
+        ),
+        "gradients never cleared, descent": Planted(
+            "accumulation-differs", never_cleared(sgd(), each=True), sizes=(0,)
+        ),
+        "gradients left over": Planted("accumulation-differs", never_cleared(adam(), each=False)),
+        "gradients left over, descent": Planted("accumulation-differs", never_cleared(sgd(), each=False)),
         "only the last part": Planted(
             "accumulation-differs",
             lambda base: trained_with(base, gradients=accumulated(2, 1.0, keep_last=True), dropout=False),

@@ -27,8 +27,6 @@ OPEN = {  # not named yet, or not alone
     ("pico", "seeded at each token"),
     ("library", "-1e9 in float16"),  # named, unless float16 on a slow CPU takes too long
     ("nano", "view without transpose"),
-    ("nano", "std 1"),
-    ("nano", "zero_grad forgotten"),
     ("nano", "top-p not shifted"),
     ("nano", "Categorical of probs"),
     ("encoder", "no positions"),

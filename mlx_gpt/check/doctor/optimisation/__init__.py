@@ -1,3 +1,10 @@
 """Optimisation: loss, gradient and step."""
 
-from mlx_gpt.check.doctor.optimisation import gradient, learning_rate, loss, start, step  # noqa: F401  (register their checks)
+from mlx_gpt.check.doctor.optimisation import (  # noqa: F401  (register their checks)
+    accumulation,
+    gradient,
+    learning_rate,
+    loss,
+    start,
+    step,
+)

@@ -1,15 +1,14 @@
-"""The first updates of a fresh optimizer: what they move, how far, and by which rows of the batch."""
+"""The first updates of a fresh optimizer: what they move, and how far."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import largest, others, steady_noise
+from mlx_gpt.check.doctor.forward.probes import largest, steady_noise
 from mlx_gpt.check.doctor.optimisation.evidence import (
     Parameters,
     first_steps,
@@ -17,7 +16,6 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     rms,
     spacing,
     train_batch,
-    update_of,
 )
 
 Found = dict[str, Any] | None
@@ -171,97 +169,3 @@ def no_bias_correction(case: Case) -> Found:
                 "evidence": {"updates_over_learning_rate": measured.tolist(), "parameters": len(sequences)},
             }
     return None
-
-
-@check("accumulation-differs", *STEP, "new_step")
-def accumulation_differs(case: Case) -> Found:
-    """A step is not that of the whole batch's mean loss, as when the sum over micro-batches is not divided.
-
-    Three measures of the first update of a fresh optimizer, of the mean of six with dropout. A row of the batch without
-    any effect on it, while another has one (exact, without dropout). Every row given twice: an update of twice the
-    length (within 0.2; with dropout 0.4) in the same direction (healthy: 1.00, within 1e-3 without dropout). An update
-    of a whole multiple, 2 and more, of learning rate times gradient, as gradient descent without momentum has it
-    (within 1 %, residual below 2 %; with dropout 3 and more within 8 %).
-    """
-    x, y = case.once(train_batch)
-    base = case.once(first_steps).updates[0]
-    if not any(update.any() for update in base.values()):
-        return None
-    again = update_of(case, x, y)
-    if all(np.array_equal(again[name], base[name]) for name in base):
-        calls = 1
-        if found := row_ignored(case, x, y, base):
-            return found
-    else:
-        calls = 6
-        base = mean_update(case, x, y, calls)
-    return longer_for_twice(case, x, y, base, calls) or multiple_of_gradient(case, base, calls)
-
-
-def mean_update(case: Case, x: np.ndarray, y: np.ndarray, calls: int) -> Parameters:
-    updates = [update_of(case, x, y) for _ in range(calls)]
-    return {name: np.mean([update[name] for update in updates], axis=0) for name in updates[0]}
-
-
-def row_ignored(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters) -> Found:
-    B = len(x)
-    without_effect = {}
-    for row in sorted({0, B - 1}) if B > 1 else ():
-        x_new, y_new = x.copy(), y.copy()
-        x_new[row], y_new[row] = others(case, x[row]), others(case, np.maximum(y[row], 0))
-        update = update_of(case, x_new, y_new)
-        without_effect[row] = all(np.array_equal(update[name], base[name]) for name in base)
-    ignored = [row for row, none in without_effect.items() if none]
-    if not ignored or len(ignored) == len(without_effect):
-        return None
-    return {
-        "measured": ignored,
-        "expected": [],
-        "why": f"row {ignored[0]} of {B} has no effect on the update: other ids in it leave it the same to the bit",
-        "remedy": "add up the gradients of all micro-batches, and clear them after the update only",
-        "evidence": {"rows_tried": list(without_effect)},
-    }
-
-
-def longer_for_twice(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters, calls: int) -> Found:
-    with suppress(CallFailed):  # a step for one shape
-        ratio, residual = along(mean_update(case, np.concatenate([x, x]), np.concatenate([y, y]), calls), base)
-        if abs(ratio - 2) < (0.2 if calls == 1 else 0.4) and residual < (0.2 if calls == 1 else 1.0):
-            return {
-                "measured": ratio,
-                "expected": 1.0,
-                "why": f"with every row given twice the update is {ratio:.3g} times as long; a mean would not change",
-                "remedy": "divide the accumulated gradient by the number of micro-batches, weighted by their targets",
-                "evidence": {"residual": residual},
-            }
-    return None
-
-
-def multiple_of_gradient(case: Case, base: Parameters, calls: int) -> Found:
-    if not case.has("gradient", "learning_rate"):
-        return None
-    grads = case.once(given_gradient)
-    rate = float(case.given["learning_rate"])
-    shared = {name: base[name] for name in base if name in grads and base[name].any()}
-    ratio, residual = along(shared, {name: -rate * grads[name] for name in shared})
-    close, fewest, rest = (0.01, 2, 0.02) if calls == 1 else (0.08, 3, 0.4)
-    if round(ratio) < fewest or abs(ratio / round(ratio) - 1) > close or residual > rest * ratio:
-        return None
-    return {
-        "measured": ratio,
-        "expected": 1.0,
-        "why": f"the update is {ratio:.4g} times learning rate times gradient: a sum over {round(ratio)} micro-batches",
-        "remedy": "divide the accumulated gradient by the number of micro-batches, weighted by their targets",
-        "evidence": {"residual": residual},
-    }
-
-
-def along(update: Parameters, base: Parameters) -> tuple[float, float]:
-    """Return the multiple of ``base`` that is nearest to ``update``, and the size of the rest relative to ``base``."""
-    one = np.concatenate([update[name].ravel() for name in base]).astype(np.float64)
-    two = np.concatenate([base[name].ravel() for name in base]).astype(np.float64)
-    square = float(two @ two)
-    if not square:
-        return 0.0, np.inf
-    ratio = float(one @ two) / square
-    return ratio, float(np.linalg.norm(one - ratio * two)) / square**0.5
