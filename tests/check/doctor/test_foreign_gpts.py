@@ -19,8 +19,6 @@ PEOPLE = {name: build for library in LIBRARIES for name, build in library.PEOPLE
 MISTAKES = {key: codes for library in LIBRARIES for key, codes in library.MISTAKES.items()}
 FAST = {"library", "encoder"}  # a forward pass, no sampler
 OPEN = {  # not named yet, or not alone
-    ("lecture", "mask after the softmax"),
-    ("lecture", "softmax over axis 1"),
     ("lecture", "position 0 everywhere"),
     ("lecture", "positions forgotten"),
     ("lecture", "softmax before drawing"),
@@ -29,7 +27,6 @@ OPEN = {  # not named yet, or not alone
     ("nano", "view without transpose"),
     ("nano", "top-p not shifted"),
     ("nano", "Categorical of probs"),
-    ("encoder", "no positions"),
 }
 
 
