@@ -231,7 +231,7 @@ def ngram_text(case: Case, rungs: Ladder, rung: str) -> Any:
     return readable(case, rungs.models[rung].sample(one.text[: one.n_prompt], 80, case.rng))
 
 
-@check("repetition-loop", "sample", "forward")
+@check("repetition-loop", "sample", "forward", explained_by=("causality", "sampling"))
 def repetition_loop(case: Case) -> Found:
     """At temperature 0 the text repeats itself without end; sampled text does not: that is greedy decoding, no damage.
 
@@ -246,7 +246,7 @@ def repetition_loop(case: Case) -> Found:
     return {
         "measured": period,
         "expected": 0,
-        "why": f"greedy text ends in a loop of {period} tokens: {quoted(readable(case, greedy[-3 * period :]))}; "
+        "why": f"greedy text repeats {quoted(readable(case, greedy[-period:]))} until its end; "
         "sampled text does not",
         "remedy": "sample with a temperature and top-p, or a repetition penalty; the model is not damaged",
         "evidence": {"text": readable(case, greedy)},
