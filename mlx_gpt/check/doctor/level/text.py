@@ -246,8 +246,7 @@ def repetition_loop(case: Case) -> Found:
     return {
         "measured": period,
         "expected": 0,
-        "why": f"greedy text repeats {quoted(readable(case, greedy[-period:]))} until its end; "
-        "sampled text does not",
+        "why": f"greedy text repeats {quoted(readable(case, greedy[-period:]))} until its end; sampled text does not",
         "remedy": "sample with a temperature and top-p, or a repetition penalty; the model is not damaged",
         "evidence": {"text": readable(case, greedy)},
     }
