@@ -189,7 +189,7 @@ def readable(case: Case, ids: Any) -> Any:
     return decoded(case, ids) if case.has("decode") and inside(case, np.array(ids)) else ids
 
 
-@check("as-good-as-its-loss", "sample", "val_ids", "train_ids")
+@check("as-good-as-its-loss", "sample", "val_ids", "train_ids", explained_by=("causality", "sampling"))
 def as_good_as_its_loss(case: Case) -> Found:
     """The text is what such a loss sounds like: sampling is right, and better text needs a lower loss.
 
