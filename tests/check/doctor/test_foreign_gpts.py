@@ -22,10 +22,8 @@ OPEN = {  # not named yet, or not alone
     ("lecture", "position 0 everywhere"),
     ("lecture", "positions forgotten"),
     ("lecture", "softmax before drawing"),
-    ("pico", "seeded at each token"),
     ("library", "-1e9 in float16"),  # named, unless float16 on a slow CPU takes too long
     ("nano", "view without transpose"),
-    ("nano", "top-p not shifted"),
     ("nano", "Categorical of probs"),
 }
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.sampling.contexts import Window, read_otherwise
-from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, settings_off
+from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, new_ids, settings_off
 from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling, weigh
 from mlx_gpt.check.doctor.sampling.findings import REMEDIES, setting_fault
 from mlx_gpt.check.doctor.sampling.probes import probe_draws, short_prompts, telling_temperatures
@@ -37,10 +39,16 @@ def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
         except BudgetSpent:
             undecided |= {*REMEDIES}
             continue
-        except CallFailed:
+        except CallFailed as failure:
             if setting == "temperature":  # refuses 0
                 continue
-            raise
+            if setting != "top_p" or failure.code != "raises" or not keeps_none(case, base):
+                raise
+            why = "top_p keeps no id where the most probable one has more than that probability"
+            findings.append(
+                ("setting-wrong", setting_fault("setting-wrong", setting, chosen[0].settings[setting], why, 0))
+            )
+            continue
         undecided |= answer.open
         if understood(case).correlated and not answer.fits:  # the calls may depend on each other too
             continue
@@ -76,14 +84,19 @@ def cut_fault(setting: str, settings: dict[str, Any], answer: Answer) -> list[Fi
     return [(code, setting_fault(code, setting, value, why, answer.draws))]
 
 
+def alike(base: Base) -> list[Base]:
+    """Return what is drawn from, and what flat predictions do not tell from it: the temperature inside or outside."""
+    kinds = ("twice", "outside") if base.kind in ("twice", "outside") else (base.kind,)
+    return [replace(base, kind=kind) for kind in kinds]
+
+
 def greedy_probes(case: Case, base: Base) -> Iterable[Probe]:
     """Temperature 0 takes the argmax."""
     greedy = Base("argmax", margin=rounding(case)).rule()
-    rules = [
-        Explanation("of the most probable id", greedy),
-        Explanation("of a temperature near 0", base.rule(1e-4)),
-        Explanation("of temperature 1", base.rule(), ("setting-ignored",)),
-    ]
+    rules = [Explanation("of the most probable id", greedy)]
+    for one in alike(base):
+        rules.append(Explanation("of a temperature near 0", one.rule(1e-4)))
+        rules.append(Explanation("of temperature 1", one.rule(), ("setting-ignored",)))
     yield Probe(case.once(short_prompts), settings_off(case, temperature=0.0), rules)
 
 
@@ -105,18 +118,36 @@ def top_p_probes(case: Case, base: Base) -> Iterable[Probe]:
         yield from cut_probes(case, base, {"top_p": p}, cuts, ("before", "after"))
 
 
+def keeps_none(case: Case, base: Base) -> bool:
+    """Detect that top-p raises wherever the most probable id has more than that probability, and only there."""
+    t = case.once(telling_temperatures)[0]
+    chosen = {"temperature": t} if "temperature" in accepted(case) else {}
+    raised = []
+    for one in seen(case, case.once(probe_draws)[:6]):
+        largest = float(np.exp(base.rule(t)(one)).max())
+        for p in (0.9 * largest, 0.5 + 0.5 * largest):
+            try:
+                new_ids(case, one.text[:-1].tolist(), 1, **settings_off(case, **chosen, top_p=p))
+                raised.append(False)
+            except CallFailed:
+                raised.append(True)
+    return all(raised[::2]) and not any(raised[1::2])
+
+
 def cut_probes(
     case: Case, base: Base, setting: dict[str, Any], cuts: dict[str, Keep], orders: Sequence[str]
 ) -> Iterable[Probe]:
     """Yield explanations at each temperature that tells much."""
     orders = [*orders, "first", "last"] if base.kind != "softmax" else orders
+    inverted = [("of the least probable ids", lowest(cuts[""]))]
+    inverted += [("of what it should drop", complement(keep)) for name, keep in cuts.items() if "more" not in name]
+    faults = [("setting-wrong" if name else "", name, keep) for name, keep in cuts.items()]
+    faults += [("setting-inverted", name, keep) for name, keep in inverted]
     for t in case.once(telling_temperatures):
-        explanations = [Explanation("without it", base.rule(t), ("setting-ignored",))]
-        for cut in orders:
-            for name, keep in cuts.items():
-                explanations.append(Explanation(name, base.rule(t, keep, cut=cut), ("setting-wrong",) if name else ()))
-            inverted = {"of the least probable ids": lowest(cuts[""]), "of what it should drop": complement(cuts[""])}
-            for name, keep in inverted.items():
-                explanations.append(Explanation(name, base.rule(t, keep, cut=cut), ("setting-inverted",)))
+        explanations = []
+        for one in alike(base):
+            explanations.append(Explanation("without it", one.rule(t), ("setting-ignored",)))
+            for cut, (code, name, keep) in product(orders, faults):
+                explanations.append(Explanation(name, one.rule(t, keep, cut=cut), (code,) if code else ()))
         chosen = {"temperature": t} if "temperature" in accepted(case) else {}
         yield Probe(case.once(short_prompts), settings_off(case, **setting, **chosen), explanations)

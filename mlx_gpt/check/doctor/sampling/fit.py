@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import exp, log
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.sampling.draws import Draws
@@ -13,39 +14,45 @@ from mlx_gpt.check.doctor.sampling.rules import Rule
 
 SURE = 20.0  # nats by which an explanation must be the better one: false alarm below exp(-20) = 2e-9
 RARE = 1e-9  # p-value of a chi-square test that is a finding; a tenth is left for the error of the approximation
+NUMBERS = 2000  # random numbers that are tried for one that chooses all ids of a call
+ROUNDED = 1e-4  # how far sums of probabilities may be from the sampler's
 FEW = 40  # draws below which the chi-square approximation is not used
 
 
 def fits(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
     """Return True if no test rejects that the draws follow the rule and are independent."""
-    return misfit(case, found, rule)[0] > RARE and repeats(found, rule) < SURE
+    return misfit(case, found, rule)[0] > RARE and repeats(found, rule) < SURE and one_number(found, rule) < SURE
 
 
 def misfit(case: Case, found: Sequence[Draws], rule: Rule) -> tuple[float, float]:
     """Return p-values of the draws under a rule: of all tests, and of the independence of successive draws alone.
 
-    The ids are ordered by probability and by number; each order gives three tests.
+    The ids are ordered by probability and by number; each order gives two tests.
     """
-    ordered = [places(case, found, rule, ranked) for ranked in (True, False)]
-    tests = [(*p_values(one), narrow(one)) for one in ordered]
-    independent = min(1.0, 4 * min(min(pair, near) for _, pair, near in tests))
-    return min(1.0, 6 * min(min(one) for one in tests)), independent
+    tests = [p_values(places(case, found, rule, ranked)) for ranked in (True, False)]
+    return min(1.0, 4 * min(min(one) for one in tests)), min(1.0, 2 * min(pair for _, pair in tests))
+
+
+def shares(one: Draws, rule: Rule, ranked: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probability before each drawn id and its own, (n,) each.
+
+    ``ranked`` orders the ids by probability, else by number.
+    """
+    p = np.exp(rule(one))
+    own = p[np.arange(len(p)), one.new]
+    numbers = np.arange(p.shape[1])[None]
+    ties = (p == own[:, None]) & (numbers < one.new[:, None])
+    before = (p > own[:, None]) | ties if ranked else numbers < one.new[:, None]
+    return (p * before).sum(axis=1), own
 
 
 def places(case: Case, found: Sequence[Draws], rule: Rule, ranked: bool) -> list[np.ndarray]:
     """Return each draw's place in its cumulative distribution, at random within its own share: uniform if it is true.
 
-    Randomized probability integral transform. ``ranked`` orders the ids by probability, else by number.
+    Randomized probability integral transform.
     """
-    result = []
-    for one in found:
-        p = np.exp(rule(one))
-        own = p[np.arange(len(p)), one.new]
-        numbers = np.arange(p.shape[1])[None]
-        ties = (p == own[:, None]) & (numbers < one.new[:, None])
-        before = (p > own[:, None]) | ties if ranked else numbers < one.new[:, None]
-        result.append((p * before).sum(axis=1) + own * case.rng.random(len(own)))
-    return result
+    parts = [shares(one, rule, ranked) for one in found]
+    return [before + own * case.rng.random(len(own)) for before, own in parts]
 
 
 def p_values(places: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -67,15 +74,6 @@ def p_values(places: Sequence[np.ndarray]) -> tuple[float, float]:
         statistic = float((np.square(cells - expected) / np.maximum(expected, 1e-9)).sum())
         pair = chi_square(statistic, (K - 1) ** 2)
     return uniform, pair
-
-
-def narrow(places: Sequence[np.ndarray]) -> float:
-    """Return the p-value of the call whose places are nearest to each other, as one random number for all gives.
-
-    The range of n uniform numbers is below r with probability n r^(n-1) - (n-1) r^n; times the number of calls.
-    """
-    ranges = [(len(place), float(np.ptp(place))) for place in places if len(place) > 1]
-    return min(1.0, len(ranges) * min((n * r ** (n - 1) - (n - 1) * r**n for n, r in ranges), default=1.0))
 
 
 def bins(place: np.ndarray, K: int) -> np.ndarray:
@@ -115,9 +113,55 @@ def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
     return total
 
 
-def correlation(case: Case, found: Sequence[Draws], rule: Rule) -> tuple[float, float]:
-    """Return the p-value of independent successive draws, and the log e-value of repeated noise within a call."""
-    favour = repeats(found, rule)
+def one_number(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
+    """Return the log of an e-value for one uniform random number that chooses all ids of a call.
+
+    The alternative chooses, 99 times of 100, the id in whose share the number lies; it is a mixture of all numbers and
+    of the orders by probability and by id. Valid as ``repeats`` is. ``across`` has one number for all calls.
+    """
+    numbers, orders = (np.arange(NUMBERS) + 0.5) / NUMBERS, []
+    for ranked in (True, False):
+        calls = []
+        for one in found:
+            before, own = (part[:, None] for part in shares(one, rule, ranked))
+            inside = (before <= numbers) & (numbers < before + own)
+            calls.append(np.log(0.01 + 0.99 * inside / np.maximum(own, 1e-9)).sum(axis=0))
+        orders.append(log_mean(sum(calls)) if across else sum(map(log_mean, calls)))
+    return log_mean(orders)
+
+
+def steps_alike(found: Sequence[Draws], rule: Rule) -> float:
+    """Return the log-likelihood ratio of one number for all steps to one for each step, the same ones in each call.
+
+    For calls of which equal ones give equal texts. 0 where no number explains all draws, as with other ways of drawing.
+    """
+    best = 0.0
+    for ranked in (True, False):
+        low, high = np.zeros(max(len(one.new) for one in found)), np.ones(max(len(one.new) for one in found))
+        for one in found:
+            before, own = shares(one, rule, ranked)
+            low[: len(own)] = np.maximum(low[: len(own)], before)
+            high[: len(own)] = np.minimum(high[: len(own)], before + own)
+        widths = np.maximum(high - low, ROUNDED)
+        if (width := high.min() - low.max()) > -ROUNDED:
+            best = max(best, log(max(width, ROUNDED)) - float(np.log(widths).sum()))
+    return best
+
+
+def log_mean(logs: ArrayLike) -> float:
+    """Return the log of the mean of exponentials."""
+    return float(np.logaddexp.reduce(logs) - log(np.size(logs)))
+
+
+def correlation(case: Case, found: Sequence[Draws], rule: Rule, dependent: bool = False) -> tuple[float, float]:
+    """Return the p-value of independent successive draws, and the log e-value of one noise or number in a call.
+
+    ``dependent``: equal calls give equal texts, so that the mean of e-values is one, not their product.
+    """
+    if dependent:
+        return 1.0, max(log_mean([repeats([one], rule) for one in found]), steps_alike(found, rule))
+    favours = [repeats(found, rule), one_number(found, rule)]
     if len(found) > 1:  # what favours the same ids in every call is no correlation within one
-        favour -= max(0.0, repeats(found, rule, across=True))
-    return misfit(case, found, rule)[1], favour
+        favours[0] -= max(0.0, repeats(found, rule, across=True))
+        favours[1] -= max(0.0, one_number(found, rule, across=True))
+    return misfit(case, found, rule)[1], max(favours)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.sampling.contexts import Window, read_otherwise, windows
 from mlx_gpt.check.doctor.sampling.draws import (
@@ -18,9 +18,11 @@ from mlx_gpt.check.doctor.sampling.draws import (
     budget,
     count,
     draw_many,
+    draw_text,
     is_seeded,
     outside,
     settings_off,
+    with_logits,
 )
 from mlx_gpt.check.doctor.sampling.explain import DECIDED, Explanation, choose, log_likelihood
 from mlx_gpt.check.doctor.sampling.findings import Found, setting_fault
@@ -30,6 +32,7 @@ from mlx_gpt.check.doctor.sampling.rules import Base
 from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding
 
 DRAWS = {True: 120, False: 1200}  # at one temperature, by whether it can be set
+MORE = 2400  # of further draws where the first leave open what is read
 SCALES = (0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)  # of a temperature that is set besides
 Evidence = list[tuple[float, list[Draws]]]  # draws by temperature
 
@@ -65,11 +68,17 @@ def evidence(case: Case) -> Evidence:
 
 def verdict(case: Case) -> Verdict:
     """Return the simplest explanation of the draws: what is read and what is drawn from, or a sampler without fault."""
-    found = case.once(evidence)
+    found, start = case.once(evidence), time.monotonic()
     explanations, draws = candidates(case, found)
     scores = [score(draws[window], base) for window, base in explanations]
     named = [Explanation(window[1], base.rule(), codes_of(window, base)) for window, base in explanations]
     best, gain, undecided = choose(scores, named)
+    if undecided - {*codes_of(*explanations[best])} and (more := more_draws(case, time.monotonic() - start)):
+        found[1] = (found[1][0], [*found[1][1], *more])
+        explanations, draws = candidates(case, found)
+        scores = [score(draws[window], base) for window, base in explanations]
+        named = [Explanation(window[1], base.rule(), codes_of(window, base)) for window, base in explanations]
+        best, gain, undecided = choose(scores, named)
     if undecided & {"prompt-ignored", "sampler-not-the-model"}:
         exact = greedy_scores(case)
         scores = [score + exact.get(window, 0.0) for score, (window, _) in zip(scores, explanations, strict=True)]
@@ -82,15 +91,33 @@ def verdict(case: Case) -> Verdict:
     right = all(fits(case, one, base.rule(temperature)) for temperature, one in seen)
     findings = {code: explained(case, code, window, base, gain, seen) for code in codes}
     reads = windows(case)[window] if window[1] else None
-    if right:
+    seeded = case.once(is_seeded)
+    dependent = None if right and not seeded else correlated(case, seen, base, seeded)
+    if right and not dependent:
         near = {name for value, (name, _) in zip(scores, explanations, strict=True) if value > scores[best] - DECIDED}
         rivals = [windows(case)[name] for name in near if name[1] and name != window]
         return Verdict(findings, undecided - {*codes}, base if base.kind != "argmax" else None, reads, rivals)
+    if dependent:
+        return Verdict(findings | {"draws-correlated": dependent}, undecided - {*codes}, base, reads)
     if wrong := not_off(case):
         return Verdict({"setting-wrong": wrong})
-    if dependent := correlated(case, seen, base):
-        return Verdict(findings | {"draws-correlated": dependent}, undecided - {*codes}, base, reads)
     return Verdict(unexplained(case, found))
+
+
+def more_draws(case: Case, seconds: float) -> list[Draws]:
+    """Return further draws at the temperature that tells most, where they can decide, and are not too slow.
+
+    ``seconds``: what the explanation of the draws so far took.
+    """
+    if "temperature" not in accepted(case) or case.once(is_seeded):
+        return []
+    best, left = case.once(sharp), case.once(budget)[0] - time.monotonic()
+    if not 80 < 80 / max(best.nats, 0.01) < MORE or seconds * MORE / 400 > left / 4:
+        return []
+    try:
+        return draw_many(case, best.prompts, MORE, 3, **settings_off(case, temperature=best.temperature))
+    except BudgetSpent:
+        return []
 
 
 def greedy_scores(case: Case) -> dict[tuple[str, str], float]:
@@ -212,10 +239,16 @@ def not_off(case: Case) -> Found:
     return None
 
 
-def correlated(case: Case, found: Evidence, base: Base) -> Found:
+def correlated(case: Case, found: Evidence, base: Base, seeded: bool) -> Found:
     """Successive draws are dependent, or favour what the same call drew before."""
-    for temperature, draws in found:
-        p, favour = correlation(case, draws, base.rule(temperature))
+    tests = [(temperature, draws, False) for temperature, draws in found]
+    if seeded:  # one text may have fallen into a loop, in which each id is certain
+        chosen = {"temperature": found[-1][0]} if len(found) > 1 else {}
+        prompts, P = case.once(short_prompts)[:48], case.n_positions
+        texts = [draw_text(case, prompt, P, **settings_off(case, **chosen)) for prompt in prompts]
+        tests.append((found[-1][0], with_logits(case, texts, len(prompts[0])), True))
+    for temperature, draws, dependent in tests:
+        p, favour = correlation(case, draws, base.rule(temperature), dependent)
         if p < RARE or favour > SURE:
             n = count(draws)
             return {
