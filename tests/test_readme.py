@@ -144,6 +144,11 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 160
 
 
+def test_the_readme_has_a_command_for_the_tests() -> None:
+    """``.ci/check`` runs it."""
+    assert re.search(r"^.*&& (python -m pytest[^`\n]*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def n_lines(path: Path) -> int:
     """The lines of a file, or of all Python and C files below a folder."""
     files = [path] if path.is_file() else [file for kind in ("*.py", "*.c") for file in path.rglob(kind)]
