@@ -23,6 +23,7 @@ OPEN = {  # not named yet, or not alone
     ("lecture", "positions forgotten"),
     ("lecture", "softmax before drawing"),
     ("library", "-1e9 in float16"),  # named, unless float16 on a slow CPU takes too long
+    ("pico", "always the argmax"),  # each call gives one text, too short to exclude chance, and no temperature
     ("nano", "view without transpose"),
     ("nano", "Categorical of probs"),
 }
