@@ -13,6 +13,8 @@ from typing import Any
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.codes import EXAMINED, ORDER, group_of, severity_of
 
+Found = dict[str, Any] | None  # what a check returns: the fields of a finding, or None
+
 
 @dataclass(frozen=True)
 class DoctorCheck:

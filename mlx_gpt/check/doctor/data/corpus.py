@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import (
     MOST_IDS,
     batches,
@@ -18,8 +16,6 @@ from mlx_gpt.check.doctor.data.evidence import (
     train_ids,
     val_ids,
 )
-
-Found = dict[str, Any] | None
 
 
 @check("ids-outside-vocabulary", "train_ids|val_ids|batches")

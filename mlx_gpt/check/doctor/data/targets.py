@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import batches, counted, has_ids, train_ids, val_ids
 from mlx_gpt.check.doctor.forward.probes import probe_length
 
-Found = dict[str, Any] | None
 SHIFTS = (1, 0, 2, -1, 3, -2)
 FEWEST = 8  # positions, rows or windows to judge by
 WRONG_SHIFT = ("samples-worse-than-loss", "initial-loss-off", "loss-not-cross-entropy", "loss-not-the-mean")

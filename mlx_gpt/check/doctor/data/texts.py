@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.alignment import align_pieces, aligned_as_encoded, encoded_pieces
 from mlx_gpt.check.doctor.data.evidence import batches, grams, occurs, power_below, text_of, train_ids
 
-Found = dict[str, Any] | None
 WRAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     kind: (lambda ids, kind=kind: ids.astype(kind).astype(np.int64))  # type: ignore[misc]
     for kind in ("uint8", "uint16", "int8", "int16")

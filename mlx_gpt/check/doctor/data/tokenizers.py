@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.alignment import aligned_as_encoded
 from mlx_gpt.check.doctor.data.evidence import decoded, encoded, pieces, rare_pieces
-
-Found = dict[str, Any] | None
 
 
 @check("vocabulary-mismatch", "encode|encode_training|decode|end_of_text", explains=("ids-outside-vocabulary",))

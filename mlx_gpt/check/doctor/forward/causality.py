@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import (
     CLOSE,
     EQUAL,
@@ -23,7 +22,6 @@ from mlx_gpt.check.doctor.forward.probes import (
     steady_noise,
 )
 
-Found = dict[str, Any] | None
 OTHER = 3  # times the size of a leak, from which an effect is another fault
 
 

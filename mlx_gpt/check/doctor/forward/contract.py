@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import check
+from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.codes import ORDER
 from mlx_gpt.check.doctor.forward.probes import first_call, noise
-
-Found = dict[str, Any] | None
 
 
 @check("non-finite", "forward", explains=("cache-mismatch", "reported-loss-differs", "samples-worse-than-loss"))

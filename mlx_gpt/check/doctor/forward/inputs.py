@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import (
     CLOSE,
     EQUAL,
@@ -23,7 +23,6 @@ from mlx_gpt.check.doctor.forward.probes import (
     steady_noise,
 )
 
-Found = dict[str, Any] | None
 ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import check
+from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.forward.probes import (
     EQUAL,
     between,
@@ -20,7 +19,6 @@ from mlx_gpt.check.doctor.forward.probes import (
     steady_noise,
 )
 
-Found = dict[str, Any] | None
 MOST_CALLS = 128
 STEADY = 1e-5  # relative difference of equal calls that begin in the same state
 

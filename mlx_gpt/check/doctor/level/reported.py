@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import exp, log
-from typing import Any
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import batches, decoded, has_ids
 from mlx_gpt.check.doctor.level.loss import (
     Loss,
@@ -20,7 +19,6 @@ from mlx_gpt.check.doctor.level.loss import (
 )
 from mlx_gpt.check.doctor.level.metrics import curve, metrics
 
-Found = dict[str, Any] | None
 EXPLAINED_BY = (
     "state",
     "batch-leak",

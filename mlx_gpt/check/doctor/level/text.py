@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import decoded, flat_ids, has_ids
 from mlx_gpt.check.doctor.level.loss import (
     SHARE,
@@ -23,7 +23,6 @@ from mlx_gpt.check.doctor.level.loss import (
 )
 from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, chosen, draw, log_softmax, new_ids
 
-Found = dict[str, Any] | None
 DRAWS = 400  # of the samples, at most
 LONGEST = 200  # new ids of one sample
 STANDARD_ERRORS = 5.0  # one-sided 3e-7

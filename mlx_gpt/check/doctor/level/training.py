@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import batches, has_ids
 from mlx_gpt.check.doctor.level.loss import MEASURED, Ladder, ladder, ladder_on, training_loss, validation_loss
 from mlx_gpt.check.doctor.level.metrics import Rows, curve, metrics
 
-Found = dict[str, Any] | None
 PER_PARAMETER = 20  # tokens (Hoffmann et al. 2022)
 FALL = 0.05  # of the way from ln V to the loss, in the last doubling of the steps: the run ended too early
 RISE = 0.05  # of the validation loss, above its lowest: overfitted

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.checks import check
+from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.data.evidence import Batch
 from mlx_gpt.check.doctor.forward.probes import others
 from mlx_gpt.check.doctor.optimisation.evidence import (
+    STEP,
     Parameters,
     first_steps,
     floating,
@@ -21,9 +21,6 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     train_batch,
     update_of,
 )
-
-Found = dict[str, Any] | None
-STEP = ("parameters", "load_parameters", "step|new_step")
 
 
 @check("accumulation-differs", *STEP, "new_step", explains=("learning-rate-too-high", "cannot-memorise-a-batch"))

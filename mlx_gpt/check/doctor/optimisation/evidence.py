@@ -16,7 +16,7 @@ from mlx_gpt.check.doctor.forward.probes import first_call, probe_length
 Parameters = dict[str, np.ndarray]
 Step = Callable[[np.ndarray, np.ndarray], float]
 ROWS = 8  # of a batch to step on
-SMOOTH = 2.0**-12  # spacing of bfloat16 and float16 is above this, relative; of float32 far below
+STEP = ("parameters", "load_parameters", "step|new_step")  # arguments that a check of updates needs
 
 
 def probe_rows(case: Case, rows: int) -> int:

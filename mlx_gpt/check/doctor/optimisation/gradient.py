@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.targets import loss_shift
 from mlx_gpt.check.doctor.forward.probes import EQUAL, largest, others, probe_length, silent_if_random
 from mlx_gpt.check.doctor.optimisation.evidence import (
@@ -22,7 +21,6 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
 )
 from mlx_gpt.check.doctor.optimisation.step import frozen
 
-Found = dict[str, Any] | None
 DIRECTIONS = 6
 LENGTHS = (3e-3, 1e-3, 1e-2)  # of a step, relative to the weights
 WRONG = 0.1  # of the derivatives

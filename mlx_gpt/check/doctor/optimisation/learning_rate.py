@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import Batch
 from mlx_gpt.check.doctor.optimisation.evidence import (
+    STEP,
     Parameters,
     cross_entropy,
     first_steps,
@@ -22,8 +22,6 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     untrained,
 )
 
-Found = dict[str, Any] | None
-STEP = ("forward", "parameters", "load_parameters", "step|new_step")
 STEPS, FEWEST = 40, 20
 SHARE = 1 / 20  # of the time left, that the steps may take
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.targets import loss_shift
 from mlx_gpt.check.doctor.forward.probes import EQUAL, probe_length
 from mlx_gpt.check.doctor.optimisation.evidence import at_targets, coarse, negative_logprobs, probe_rows, train_batch
 
-Found = dict[str, Any] | None
 CALLS = 8  # of a loss with dropout, to average
 IN_TRAINING = ("learning-rate-too-high", "learning-rate-too-low", "cannot-memorise-a-batch")
 UNITS = (1.0, 1 / np.log(2), 1 / np.log(10))  # nats, bits, decimal digits

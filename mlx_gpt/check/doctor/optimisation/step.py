@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import largest, steady_noise
 from mlx_gpt.check.doctor.optimisation.evidence import (
+    STEP,
     Parameters,
     first_steps,
     given_gradient,
@@ -18,8 +17,6 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     train_batch,
 )
 
-Found = dict[str, Any] | None
-STEP = ("parameters", "load_parameters", "step|new_step")
 MOST_TRIED = 24  # parameters of which the effect on the logits is tried
 # First three updates over the learning rate, (1 - b1^k) / sqrt(1 - b2^k), for the usual pairs that exceed it.
 BETAS = ((0.9, 0.999), (0.9, 0.99), (0.9, 0.98), (0.95, 0.999), (0.8, 0.999), (0.8, 0.99), (0.85, 0.999), (0.5, 0.999))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.sampling.cuts import cut_faults
 from mlx_gpt.check.doctor.sampling.draws import accepted, changed_prompts, count, outside
-from mlx_gpt.check.doctor.sampling.findings import Found
 from mlx_gpt.check.doctor.sampling.penalty import penalty_faults
 from mlx_gpt.check.doctor.sampling.verdict import evidence, undecided, verdict
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-Found = dict[str, Any] | None
 REMEDIES = {
     "setting-ignored": "hand {} on to where the next id is drawn, and use the changed logits there",
     "setting-inverted": "check the direction of {}: divide by the temperature, keep the most probable ids",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
-from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.checks import Found, NotApplicable
 from mlx_gpt.check.doctor.sampling.contexts import Window, read_otherwise, windows
 from mlx_gpt.check.doctor.sampling.draws import (
     Draws,
@@ -25,7 +25,7 @@ from mlx_gpt.check.doctor.sampling.draws import (
     with_logits,
 )
 from mlx_gpt.check.doctor.sampling.explain import DECIDED, Explanation, choose, log_likelihood
-from mlx_gpt.check.doctor.sampling.findings import Found, setting_fault
+from mlx_gpt.check.doctor.sampling.findings import setting_fault
 from mlx_gpt.check.doctor.sampling.fit import RARE, SURE, correlation, fits, misfit
 from mlx_gpt.check.doctor.sampling.probes import flat_temperature, sharp, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import EQUAL, others
 from mlx_gpt.check.doctor.weights.evidence import (
     Arrays,
@@ -24,7 +23,6 @@ from mlx_gpt.check.doctor.weights.evidence import (
     require_steady,
 )
 
-Found = dict[str, Any] | None
 HEADS = range(2, 33)
 SHARE = 0.1  # of the time that is left, for trying one layer after another
 

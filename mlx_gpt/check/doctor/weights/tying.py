@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import EQUAL
 from mlx_gpt.check.doctor.modules import CONFIGS
 from mlx_gpt.check.doctor.weights.evidence import Arrays, current, generic_ids, loaded, require_steady, text
 from mlx_gpt.check.doctor.weights.inside import module_of
 from mlx_gpt.check.doctor.weights.saved import ROUNDING, reloaded, rounding
 
-Found = dict[str, Any] | None
 FLAGS = ("tie_word_embeddings", "tie_weights", "tie_embeddings", "tied_embeddings", "weight_tying", "tied", "tie")
 ALIKE = 0.5
 LOGITS = 2**26  # numbers in the logits of a text
