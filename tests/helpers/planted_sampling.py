@@ -82,7 +82,6 @@ def plant_padded_vocabulary(base: Base) -> Given:
     return base.arguments(sample=draws, sample_many=None, cached=None)
 
 
-TRAINED = (True,)  # before, the prompt changes the predictions by too little
 FAULTS: dict[str, Planted] = {
     "argmax always": planted("sampler-too-narrow", "sampler-too-narrow"),
     "softmax twice": planted("probabilities-as-logits", "probabilities-as-logits"),
@@ -94,8 +93,8 @@ FAULTS: dict[str, Planted] = {
     "logits one position too early": planted("sampler-not-the-model", "previous position"),
     "half the temperature": planted("sampler-not-the-model", "half the temperature"),
     "new ids never fed back": planted("sampler-not-the-model", "prompt alone"),
-    "prompt dropped": planted("prompt-ignored", "prompt-ignored", states=TRAINED),
-    "last token only": planted("prompt-ignored", "last token only", states=TRAINED),
+    "prompt dropped": planted("prompt-ignored", "prompt-ignored"),
+    "last token only": planted("prompt-ignored", "last token only"),
     "prompt's last token only": planted("prompt-ignored", "prompt's last token"),
     "one noise for a text": planted("draws-correlated", "same noise"),
     "one random number for a text": planted("draws-correlated", "same random number"),

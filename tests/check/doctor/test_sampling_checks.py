@@ -58,11 +58,38 @@ def codes(report: Report) -> list[str]:
     return [finding.code for finding in report.findings]
 
 
-@pytest.mark.parametrize(("fault", "code"), FAULTS.items())
+def one_of_each(faults: dict[str, str]) -> list[Any]:
+    """Mark as slow all faults but the first of each code."""
+    first = {code: fault for fault, code in reversed(faults.items())}
+    return [pytest.param(*one, marks=[] if first[one[1]] == one[0] else pytest.mark.slow) for one in faults.items()]
+
+
+@pytest.mark.parametrize(("fault", "code"), one_of_each(FAULTS))
 def test_a_planted_fault_is_named(fault: str, code: str) -> None:
     forward = small_forward(V, P, 2.0, 0)
     report = examined(forward, PlainSampler(forward, V, P, fault, 0))
     assert codes(report) == [code], str(report)
+
+
+CERTAIN = {  # of samplers without settings and without chance
+    "sampler-too-narrow": ["sampler-too-narrow"],
+    "sampler-too-narrow + prompt-ignored": ["sampler-too-narrow", "prompt-ignored"],
+    "sampler-too-narrow + last token only": ["sampler-too-narrow", "prompt-ignored"],
+    "seeded": [],
+}
+
+
+@pytest.mark.parametrize(("fault", "named"), CERTAIN.items())
+def test_a_greedy_sampler_without_settings_is_told_from_a_seeded_one(fault: str, named: list[str]) -> None:
+    forward = small_forward(V, P, 2.0, 0)
+    sampler = PlainSampler(forward, V, P, fault)
+    assert codes(examined(forward, lambda ids, n: sampler(ids, n), sample_settings=None)) == named
+
+
+@pytest.mark.parametrize("settings", [None, SETTINGS])
+def test_a_sampler_that_repeats_one_id_ignores_the_prompt(settings: Any) -> None:
+    report = examined(small_forward(V, P, 2.0), lambda ids, n, **chosen: [7] * n, sample_settings=settings)
+    assert codes(report) == ["prompt-ignored"]
 
 
 @pytest.mark.parametrize(("V", "scale"), SIZES)
@@ -73,7 +100,7 @@ def test_a_healthy_sampler_has_no_fault(kind: str, V: int, scale: float) -> None
     assert codes(report) == [], str(report)
 
 
-@pytest.mark.parametrize("P", [3, 5, 64])
+@pytest.mark.parametrize("P", [3, 5, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_sampler_without_settings_has_no_fault(P: int) -> None:
     forward = small_forward(V, P)
     sampler = PlainSampler(forward, V, P)

@@ -58,6 +58,8 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
             if refuses(failure):
                 raise NotApplicable("a sampler that goes on where the context is full") from None
             return beyond(f"a text of more than {P} tokens ends with {failure.message}", "an error")
+        if found.correlated:
+            raise NotApplicable("a sampler whose draws are independent")
         if P > LONGEST:
             raise NotApplicable(f"n_positions of at most {LONGEST}")
         knew = bool(case.once(outside))
@@ -99,7 +101,7 @@ def scores(case: Case, text: list[int], n_prompt: int, rule: Rule) -> dict[str, 
     windows = [window for every in names.values() for window in every]
     draws = Draws(np.array(text), n_prompt, logits_after(case, windows))
     new = np.tile(text[ends[0] :], len(names))
-    p = np.exp(np.maximum(chosen(rule(draws), np.array(new)), LEAST)).reshape(len(names), -1)
+    p = np.exp(np.maximum(chosen(rule([draws]), np.array(new)), LEAST)).reshape(len(names), -1)
     found = dict(zip(names, np.log(p).sum(axis=1).tolist(), strict=True))
     found["not at all"] = float(np.log(0.5 / case.vocab_size + 0.5 * p.mean(axis=0)).sum())
     return found

@@ -6,8 +6,9 @@ from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.sampling.cuts import cut_faults
 from mlx_gpt.check.doctor.sampling.draws import accepted, changed_prompts, count, outside
+from mlx_gpt.check.doctor.sampling.evidence import evidence
 from mlx_gpt.check.doctor.sampling.penalty import penalty_faults
-from mlx_gpt.check.doctor.sampling.verdict import evidence, undecided, verdict
+from mlx_gpt.check.doctor.sampling.verdict import undecided, verdict
 
 
 def of_verdict(case: Case, code: str) -> Found:

@@ -8,16 +8,18 @@ from dataclasses import replace
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.sampling.draws import Draws
+from mlx_gpt.check.doctor.sampling.draws import Draws, split
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 
 Window = Callable[[list[int], list[int]], list[int]]  # prompt, new ids so far -> the ids that are read
+Named = tuple[str, str]  # the code of a fault, or "", and what is read
+TEXT: Named = ("", "")  # the prompt and the new ids, as it should be
 
 
-def windows(case: Case) -> dict[tuple[str, str], Window]:
+def windows(case: Case) -> dict[Named, Window]:
     """Return what may be read, by code and name."""
     last, V = case.vocab_size - 1, case.vocab_size
-    found: dict[tuple[str, str], Window] = {
+    found: dict[Named, Window] = {
         ("prompt-ignored", "the prompt's last token in place of the prompt"): lambda prompt, new: [prompt[-1], *new],
         ("prompt-ignored", "the last token alone"): lambda prompt, new: [*prompt, *new][-1:],
         ("prompt-ignored", "no prompt"): lambda prompt, new: new,
@@ -44,5 +46,4 @@ def read_otherwise(case: Case, found: Sequence[Draws], window: Window) -> list[D
     logits = np.concatenate([one.logits for one in found])
     reads = [i for i, text in enumerate(texts) if text]
     logits[reads] = logits_after(case, [texts[i] for i in reads])
-    ends = np.cumsum([len(one.new) for one in found])[:-1]
-    return [replace(one, logits=rows) for one, rows in zip(found, np.split(logits, ends), strict=True)]
+    return [replace(one, logits=rows) for one, rows in zip(found, split(logits, found), strict=True)]

@@ -124,7 +124,7 @@ def keeps_none(case: Case, base: Base) -> bool:
     chosen = {"temperature": t} if "temperature" in accepted(case) else {}
     raised = []
     for one in seen(case, case.once(probe_draws)[:6]):
-        largest = float(np.exp(base.rule(t)(one)).max())
+        largest = float(np.exp(base.rule(t)([one])).max())
         for p in (0.9 * largest, 0.5 + 0.5 * largest):
             try:
                 new_ids(case, one.text[:-1].tolist(), 1, **settings_off(case, **chosen, top_p=p))

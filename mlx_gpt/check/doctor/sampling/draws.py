@@ -47,6 +47,16 @@ def count(found: Sequence[Draws]) -> int:
     return sum(len(one.new) for one in found)
 
 
+def ids_of(found: Sequence[Draws]) -> np.ndarray:
+    """Return the new ids of all calls, (N,)."""
+    return np.concatenate([one.new for one in found])
+
+
+def split(rows: np.ndarray, found: Sequence[Draws]) -> list[np.ndarray]:
+    """Split rows (N, ...) into those of each call."""
+    return np.split(rows, np.cumsum([len(one.new) for one in found])[:-1])
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

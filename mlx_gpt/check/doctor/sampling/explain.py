@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import BudgetSpent, Case
-from mlx_gpt.check.doctor.sampling.draws import Draws, chosen, count, draw_many
+from mlx_gpt.check.doctor.sampling.draws import Draws, chosen, count, draw_many, ids_of, is_seeded
 from mlx_gpt.check.doctor.sampling.fit import SURE, fits
 from mlx_gpt.check.doctor.sampling.rules import Rule
 
@@ -55,7 +55,7 @@ class Answer:
 
 def log_likelihood(found: Sequence[Draws], rule: Rule) -> float:
     """Return the log-likelihood of all draws in nats, where no draw counts as less than e^-50."""
-    return sum(float(np.maximum(chosen(rule(one), one.new), LEAST).sum()) for one in found)
+    return float(np.maximum(chosen(rule(found), ids_of(found)), LEAST).sum()) if found else 0.0
 
 
 def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tuple[int, float, set[str]]:
@@ -96,7 +96,7 @@ def weigh(
             mine += more
         best, gain, left = choose(scores.tolist(), explanations)
         left -= {*explanations[best].codes}
-        if not left or count(more) < CHUNK or count(found[0]) >= most:
+        if not left or count(more) < CHUNK or count(found[0]) >= most or case.once(is_seeded):
             break
     fit = all(fits(case, draws, probe.explanations[best].rule) for probe, draws in zip(probes, found, strict=True))
     answer = Answer(explanations[best], gain, fit, left, sum(map(count, found)))
@@ -130,7 +130,7 @@ def telling(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:
 
 def differences(probe: Probe, rows: Sequence[Draws]) -> np.ndarray:
     """Return how far each fault that shows at once is from the nearest right rule: (faults, rows)."""
-    logprobs = [np.concatenate([one.rule(row) for row in rows]) for one in probe.explanations]
+    logprobs = [one.rule(rows) for one in probe.explanations]
     pairs = [*zip(logprobs, probe.explanations, strict=True)]
     right = [p for p, one in pairs if not one.codes and one.shows]
     return np.stack([np.min([divergences(p, q) for q in right], axis=0) for p, one in pairs if one.codes and one.shows])

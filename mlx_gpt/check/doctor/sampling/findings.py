@@ -1,8 +1,11 @@
-"""Findings about a setting."""
+"""The wording of findings about draws and settings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from mlx_gpt.check.doctor.sampling.draws import Draws, count
 
 REMEDIES = {
     "setting-ignored": "hand {} on to where the next id is drawn, and use the changed logits there",
@@ -10,6 +13,13 @@ REMEDIES = {
     "setting-wrong": "check where {} cuts: top-k keeps k ids, top-p the fewest whose sum reaches p, and temperature 1, "
     "top_k 0 and top_p 1 are off",
 }
+OF_DRAWS = {
+    "probabilities-as-logits": "give the drawing function, such as mx.random.categorical, the logits or "
+    "log-probabilities",
+    "sampler-too-narrow": "draw from the softmax of the logits instead of taking their argmax",
+    "draws-correlated": "draw new random numbers for every token: split the key, and seed once, not at every step",
+}
+FEED = "feed the prompt and all ids drawn so far, or their cache, and draw an index of the last logits"
 
 
 def setting_fault(code: str, setting: str, value: float, why: str, draws: int) -> dict[str, Any]:
@@ -19,4 +29,17 @@ def setting_fault(code: str, setting: str, value: float, why: str, draws: int) -
         "why": why,
         "remedy": REMEDIES[code].format(setting),
         "evidence": {"setting": setting, "value": value, "draws": draws},
+    }
+
+
+def drawing_fault(
+    code: str, why: str, measured: float, found: Sequence[Draws], expected: Any = "above -20", **evidence: Any
+) -> dict[str, Any]:
+    """Return the fields of a fault in what is drawn from; ``measured`` is the log-probability of chance by default."""
+    return {
+        "measured": measured,
+        "expected": expected,
+        "why": why,
+        "remedy": OF_DRAWS.get(code, FEED),
+        "evidence": {"draws": count(found), **evidence},
     }

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.sampling.draws import Draws
+from mlx_gpt.check.doctor.sampling.draws import Draws, ids_of, split
 from mlx_gpt.check.doctor.sampling.rules import Rule
 
 SURE = 20.0  # nats by which an explanation must be the better one: false alarm below exp(-20) = 2e-9
@@ -33,16 +33,15 @@ def misfit(case: Case, found: Sequence[Draws], rule: Rule) -> tuple[float, float
     return min(1.0, 4 * min(min(one) for one in tests)), min(1.0, 2 * min(pair for _, pair in tests))
 
 
-def shares(one: Draws, rule: Rule, ranked: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probability before each drawn id and its own, (n,) each.
+def shares(p: np.ndarray, ids: np.ndarray, ranked: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probability before each drawn id and its own, (N,) each, of probabilities (N, V).
 
     ``ranked`` orders the ids by probability, else by number.
     """
-    p = np.exp(rule(one))
-    own = p[np.arange(len(p)), one.new]
+    own = p[np.arange(len(p)), ids]
     numbers = np.arange(p.shape[1])[None]
-    ties = (p == own[:, None]) & (numbers < one.new[:, None])
-    before = (p > own[:, None]) | ties if ranked else numbers < one.new[:, None]
+    ties = (p == own[:, None]) & (numbers < ids[:, None])
+    before = (p > own[:, None]) | ties if ranked else numbers < ids[:, None]
     return (p * before).sum(axis=1), own
 
 
@@ -51,8 +50,8 @@ def places(case: Case, found: Sequence[Draws], rule: Rule, ranked: bool) -> list
 
     Randomized probability integral transform.
     """
-    parts = [shares(one, rule, ranked) for one in found]
-    return [before + own * case.rng.random(len(own)) for before, own in parts]
+    before, own = shares(np.exp(rule(found)), ids_of(found), ranked)
+    return split(before + own * case.rng.random(len(own)), found)
 
 
 def p_values(places: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -63,12 +62,12 @@ def p_values(places: Sequence[np.ndarray]) -> tuple[float, float]:
     every = np.concatenate(places) if places else np.zeros(0)
     K = 5 if len(every) >= 250 else 3
     uniform = pair = 1.0
+    cell, call = bins(every, K), np.repeat(np.arange(len(places)), [len(place) for place in places])
     if (N := len(every)) >= FEW:
-        singles = np.bincount(bins(every, K), minlength=K)
+        singles = np.bincount(cell, minlength=K)
         uniform = chi_square(float(np.square(singles - N / K).sum() * K / N), K - 1)
-    cells = np.zeros((K, K))
-    for place in places:
-        np.add.at(cells, (bins(place[:-1], K), bins(place[1:], K)), 1)
+    pairs = (K * cell[:-1] + cell[1:])[call[1:] == call[:-1]]
+    cells = np.bincount(pairs, minlength=K * K).reshape(K, K)
     if (N := int(cells.sum())) >= FEW:
         expected = np.outer(cells.sum(axis=1), cells.sum(axis=0)) / N
         statistic = float((np.square(cells - expected) / np.maximum(expected, 1e-9)).sum())
@@ -98,17 +97,16 @@ def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
     counts over all calls.
     """
     total = 0.0
-    drawn = expected = np.zeros(0)
-    for one in found:
-        p = np.exp(rule(one))
-        if not (across and len(drawn)):
-            drawn, expected = np.full(p.shape[1], 0.5), np.full(p.shape[1], 0.5)
+    times = expected = np.zeros(0)
+    for one, p in zip(found, split(np.exp(rule(found)), found), strict=True):
+        if not (across and len(times)):
+            times, expected = np.full(p.shape[1], 0.5), np.full(p.shape[1], 0.5)
         for row, i in zip(p, one.new, strict=True):
-            if drawn.max() > 0.5:
-                weighed = row * drawn / expected
-                other = (weighed[i] / max(weighed.sum(), 1e-300) + (i == drawn.argmax())) / max(row[i], 1e-300)
+            if times.max() > 0.5:
+                weighed = row * times / expected
+                other = (weighed[i] / max(weighed.sum(), 1e-300) + (i == times.argmax())) / max(row[i], 1e-300)
                 total += log(0.5 + 0.25 * min(other, 1e9))
-            drawn[i] += 1
+            times[i] += 1
             expected += row
     return total
 
@@ -120,13 +118,15 @@ def one_number(found: Sequence[Draws], rule: Rule, across: bool = False) -> floa
     of the orders by probability and by id. Valid as ``repeats`` is. ``across`` has one number for all calls.
     """
     numbers, orders = (np.arange(NUMBERS) + 0.5) / NUMBERS, []
+    p = np.exp(rule(found))
     for ranked in (True, False):
-        calls = []
-        for one in found:
-            before, own = (part[:, None] for part in shares(one, rule, ranked))
-            inside = (before <= numbers) & (numbers < before + own)
-            calls.append(np.log(0.01 + 0.99 * inside / np.maximum(own, 1e-9)).sum(axis=0))
-        orders.append(log_mean(sum(calls)) if across else sum(map(log_mean, calls)))
+        before, own = (part[:, None] for part in shares(p, ids_of(found), ranked))
+        inside = (before <= numbers) & (numbers < before + own)
+        ratios = np.log(0.01 + 0.99 * inside / np.maximum(own, 1e-9))
+        if across:
+            orders.append(log_mean(ratios.sum(axis=0)))
+        else:
+            orders.append(sum(log_mean(part.sum(axis=0)) for part in split(ratios, found)))
     return log_mean(orders)
 
 
@@ -135,11 +135,10 @@ def steps_alike(found: Sequence[Draws], rule: Rule) -> float:
 
     For calls of which equal ones give equal texts. 0 where no number explains all draws, as with other ways of drawing.
     """
-    best = 0.0
+    best, p = 0.0, np.exp(rule(found))
     for ranked in (True, False):
         low, high = np.zeros(max(len(one.new) for one in found)), np.ones(max(len(one.new) for one in found))
-        for one in found:
-            before, own = shares(one, rule, ranked)
+        for before, own in zip(*(split(part, found) for part in shares(p, ids_of(found), ranked)), strict=True):
             low[: len(own)] = np.maximum(low[: len(own)], before)
             high[: len(own)] = np.minimum(high[: len(own)], before + own)
         widths = np.maximum(high - low, ROUNDED)

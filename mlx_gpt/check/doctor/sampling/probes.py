@@ -13,6 +13,7 @@ from mlx_gpt.check.doctor.sampling.explain import divergences
 from mlx_gpt.check.doctor.sampling.texts import logits_after, shapes
 
 GRID = 2.0 ** np.arange(-6, 8)  # temperatures to choose from; lower ones are greedy in some samplers
+TELLS = 0.1  # nats a draw with which some hundred draws decide
 USUAL = (0.5, 2.0)  # of a sampler that refuses others
 
 
@@ -83,7 +84,8 @@ class Sharp:
 def sharp(case: Case) -> Sharp:
     """Return the temperature and the eighth of the prompts at which draws tell most; 1 where it cannot be set.
 
-    Largest mean divergence from temperature 1 and from other contexts, in nats a draw, of which half a nat counts.
+    Largest mean divergence from temperature 1 and from other contexts, in nats a draw, of which ``TELLS`` counts: so
+    that all contexts differ somewhat rather than one of them much.
     """
     prompts = case.once(short_prompts)[: 4 * case.once(rows)]
     whole = logits_after(case, prompts)
@@ -96,7 +98,7 @@ def sharp(case: Case) -> Sharp:
         others += [log_softmax(whole / t) for t in (1.0, temperature / 2, 2 * temperature) if t != temperature]
         differ = np.stack([np.minimum(divergences(p, other), 0.5) for other in others])
         most = np.argsort(-differ.mean(axis=0))[: max(4, len(prompts) // 8)]
-        value = float(differ[:, most].mean())
+        value = float(np.minimum(differ[:, most].mean(axis=1), TELLS).mean())
         if nats > 0.1 and value > highest:
             highest = value
             best = Sharp(temperature, [prompts[i] for i in most], float(differ[:, most].mean(axis=1).min()))

@@ -1,12 +1,12 @@
 """Rules by which a sampler may turn logits into probabilities: the right ones, and the known wrong ones.
 
-A ``Rule`` maps ``Draws`` to log-probabilities (n, V), -inf for ids that it never draws.
+A ``Rule`` maps draws of several calls to log-probabilities (N, V) before each, -inf for ids that it never draws.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.sampling.draws import Draws, log_softmax
 
-Rule = Callable[[Draws], np.ndarray]
+Rule = Callable[[Sequence[Draws]], np.ndarray]
 Keep = Callable[[np.ndarray], np.ndarray]  # logits (n, V) -> the ids that a setting keeps, (n, V) boolean
 Change = Callable[[Draws], np.ndarray]  # logits after a penalty, (n, V)
 
@@ -49,8 +49,8 @@ class Base:
         powers = {"divides": 1, "ignored": 0, "multiplies": -1, "squared": 2}
         t = self.scale * temperature ** powers[self.temperature]
 
-        def of(draws: Draws) -> np.ndarray:
-            logits = draws.logits if change is None else change(draws)
+        def of(found: Sequence[Draws]) -> np.ndarray:
+            logits = np.concatenate([one.logits if change is None else change(one) for one in found])
             if self.kind == "argmax":
                 return log_softmax(np.where(logits >= logits.max(axis=1, keepdims=True) - self.margin, 0.0, -np.inf))
             inner, outer = logits / t, 1.0  # what a second softmax is applied to

@@ -1,0 +1,104 @@
+"""Samplers of which equal calls give equal texts: always the argmax, or the same text after every prompt.
+
+The random numbers of a step may be the same in all calls. So all draws of a step count once: an event that holds after
+every prompt has at most the least of its probabilities, and that of all steps is at most their product.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.sampling.contexts import TEXT, Named, read_otherwise, windows
+from mlx_gpt.check.doctor.sampling.draws import (
+    Draws,
+    accepted,
+    chosen,
+    count,
+    draw_text,
+    log_softmax,
+    require_time,
+    settings_off,
+    with_logits,
+)
+from mlx_gpt.check.doctor.sampling.findings import drawing_fault
+from mlx_gpt.check.doctor.sampling.fit import SURE
+from mlx_gpt.check.doctor.sampling.probes import flat_temperature, sharp_temperature, short_prompts
+from mlx_gpt.check.doctor.sampling.texts import rounding
+
+CALLS = 48
+
+
+def many_texts(case: Case) -> list[tuple[float, list[Draws]]]:
+    """Return the text of each of many prompts, as long as the context, at the sharp and at the flat temperature."""
+    prompts, found = case.once(short_prompts)[:CALLS], []
+    for temperature in dict.fromkeys((case.once(sharp_temperature), case.once(flat_temperature))):
+        require_time(case)
+        settings = settings_off(case, **({"temperature": temperature} if "temperature" in accepted(case) else {}))
+        drawn = [draw_text(case, prompt, case.n_positions, **settings) for prompt in prompts]
+        drawn = [text for text in drawn if len(text) > len(prompts[0])]
+        if drawn:
+            found.append((temperature, with_logits(case, drawn, len(prompts[0]))))
+    return found
+
+
+def certain(case: Case) -> dict[str, dict[str, Any]]:
+    """Return the findings for texts that chance does not give, of a sampler that draws nothing."""
+    for temperature, found in case.once(many_texts):
+        read = read_by_argmax(case, found)
+        alike = same_text(found, temperature)
+        codes = []
+        if read is not None:
+            seen = found if read == TEXT else read_otherwise(case, found, windows(case)[read])
+            codes += [read[0]] if read[0] and of_chance(found, temperature) < -SURE else []
+            codes += ["sampler-too-narrow"] if of_chance(seen, temperature) < -SURE else []
+        elif alike < -SURE:
+            codes = ["prompt-ignored"]
+        if codes:
+            nats = of_chance(found, temperature) if read is not None else alike
+            what = (
+                f"equal after each of {len(found)} prompts"
+                if read is None
+                else f"the argmax after {read[1] or 'the text'}"
+            )
+            return {code: drawing_fault(code, f"{count(found)} draws are {what}", nats, found) for code in codes}
+    return {}
+
+
+def read_by_argmax(case: Case, found: list[Draws]) -> Named | None:
+    """Return what is read if every draw is the most probable id after it, to rounding."""
+    reads = {TEXT: None, **windows(case)}
+    for name, window in reads.items():
+        seen = found if window is None else read_otherwise(case, found, window)
+        if all((chosen(one.logits, one.new) >= one.logits.max(axis=1) - rounding(case)).all() for one in seen):
+            return name
+    return None
+
+
+def of_chance(found: list[Draws], temperature: float) -> float:
+    """Return a bound on the log-probability that all draws are what is predicted: of each step the least likely."""
+    return by_step([chosen(log_softmax(one.logits / temperature), one.new) for one in found])
+
+
+def by_step(values: list[np.ndarray]) -> float:
+    """Return the sum over steps of the least value of a step."""
+    steps = range(max(map(len, values)))
+    return float(sum(min(one[t] for one in values if len(one) > t) for t in steps))
+
+
+def same_text(found: list[Draws], temperature: float) -> float:
+    """Return a bound on the log-probability that all prompts are followed by the same text; 0 if they are not.
+
+    Of each step the log of what the predictions after all prompts have in common; or for one id, the least likely of
+    each step, times the number of ids.
+    """
+    first = found[0].new
+    if len(found) < 2 or any(not np.array_equal(one.new, first) for one in found):
+        return 0.0
+    common = np.min([log_softmax(one.logits / temperature) for one in found], axis=0)
+    nats = float(np.log(np.maximum(np.exp(common).sum(axis=1), 1e-30)).sum())
+    one_id = len(set(first.tolist())) == 1
+    return min(nats, of_chance(found, temperature) + log(common.shape[1])) if one_id else nats
