@@ -15,14 +15,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import mlx_gpt  # noqa: F401  # isort: skip  # before MLX: it links OpenBLAS on Linux
-from helpers.doctor_figures import GROUPS, Run, misses, results, runs, seconds_of_ten_million, table
+from helpers.doctor_figures import GROUPS, MORE, Run, foreign, misses, results, runs, seconds_of_ten_million, table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="size 0 and seed 0 only")
     parser.add_argument("--full", action="store_true", help="three seeds of each size, all faults by all checks")
-    parser.add_argument("--group", nargs="*", choices=[*GROUPS, "together", "healthy"])
+    parser.add_argument("--group", nargs="*", choices=[*GROUPS, *MORE])
     parser.add_argument("--fault", help="a part of the name of a fault or model")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--time", action="store_true", help="only the time of a model of 10M parameters")
@@ -31,7 +31,7 @@ def main() -> None:
     if chosen.time:
         print_time()
         return
-    groups = chosen.group or [*GROUPS, "together", "healthy"]
+    groups = chosen.group or [*GROUPS, *MORE]
     planned = list(runs([group for group in groups if group in GROUPS], chosen.quick, chosen.full))
     if "together" in groups:
         from helpers.faults_together import TOGETHER
@@ -41,6 +41,8 @@ def main() -> None:
         from helpers.healthy_gpts import HEALTHY
 
         planned += [Run("healthy", name, everything=True) for name in HEALTHY]
+    if "foreign" in groups:
+        planned += [Run("foreign", name, everything=True) for name in foreign()]
     planned = [run for run in planned if not chosen.fault or chosen.fault in run.name]
     start = time.perf_counter()
     found = []
@@ -52,7 +54,7 @@ def main() -> None:
             print(misses([one]), flush=True)
             if chosen.verbose:
                 print(one.text)
-    print(f"\n{table(sorted(found, key=lambda one: (*GROUPS, 'together', 'healthy').index(one.run.group)))}\n")
+    print(f"\n{table(sorted(found, key=lambda one: (*GROUPS, *MORE).index(one.run.group)))}\n")
     print(f"{len(found)} examinations in {(time.perf_counter() - start) / 60:.1f} minutes, {chosen.jobs} processes")
     print(misses(found) or "no miss")
     if not (chosen.group or chosen.fault or chosen.quick):

@@ -16,8 +16,8 @@ def test_every_code_has_a_planted_fault() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [group for group in GROUPS if group != "tutorial"])
 def test_a_planted_fault_is_named_alone(group: str) -> None:
-    some = [run for run in runs([group], quick=True) if run.library == "mlx" and not run.trained]
-    assert not misses([result_of(run) for run in some[:: 1 + len(some) // 3]])
+    first = next(run for run in runs([group], quick=True) if run.library == "mlx" and not run.trained)
+    assert not misses([result_of(first)])
 
 
 @pytest.mark.slow
