@@ -50,7 +50,7 @@ class Case:
         self.found: dict[str, dict[str, Any]] = {}  # what earlier checks found, by code
         self.primer: np.ndarray | None = None  # ids read before each call, so that all begin in the same state
         self._made: dict[Any, Any] = {}
-        self._back: dict[str, Callable[[np.ndarray], Any]] | None = None  # of parameters, from NumPy
+        self._back: dict[str, Callable[[np.ndarray], Any]] | None = None
 
     def has(self, *names: str) -> bool:
         return all(name in self.given for name in names)
@@ -156,17 +156,23 @@ class Case:
             yield
             return
         saved = self.arrays("parameters")
+        self.converters()  # here, since the time may be up at the end
         try:
             yield
         finally:
             self.load(saved)
 
-    def load(self, values: Mapping[str, np.ndarray]) -> None:
-        """Load parameters, as arrays of the library and type that the user's own have."""
+    def converters(self) -> dict[str, Callable[[np.ndarray], Any]]:
+        """Return functions from NumPy to the library and type of each of the user's parameters."""
         if self._back is None:
             own = dict(self.call("parameters"))
             self._back = {str(name): back_to(array) for name, array in own.items()}
-        theirs = {name: self._back[name](value) for name, value in values.items()}
+        return self._back
+
+    def load(self, values: Mapping[str, np.ndarray]) -> None:
+        """Load parameters, as arrays of the library and type that the user's own have."""
+        converters = self.converters()
+        theirs = {name: converters[name](value) for name, value in values.items()}
         try:  # without a time limit, since the user's parameters must be put back
             with silenced():
                 self.given["load_parameters"](theirs)

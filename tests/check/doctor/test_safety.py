@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +17,8 @@ from helpers.plain_gpt import PlainConfig, PlainGPT
 from helpers.plain_sampler import small_forward
 
 from mlx_gpt.check.doctor import Report, examine
+from mlx_gpt.check.doctor.case import BudgetSpent
+from mlx_gpt.check.doctor.examine import make_case
 
 V, P = 31, 24
 sound = small_forward(V, P)
@@ -94,6 +97,22 @@ def test_a_slow_function_does_not_starve_the_other_groups() -> None:
     report = examined(sound, minutes=0.05, cached=lambda ids, n: time.sleep(60), sample=lambda ids, n: [0] * n)
     assert time.monotonic() - start < 3 + 3
     assert "sampler-too-narrow" in {*report.examined, *codes(report)}
+
+
+def test_parameters_that_a_step_changed_are_restored_when_the_time_ends_in_it() -> None:
+    weights = {"w": np.zeros(3, np.float32)}
+
+    def step(x: Any, y: Any) -> float:
+        weights["w"] = np.ones(3, np.float32)
+        case.group_end = 0.0
+        return 0.0
+
+    given = {"forward": sound, "step": step, "parameters": lambda: {**weights}, "load_parameters": weights.update}
+    case = make_case({**given, "vocab_size": V, "n_positions": P, "minutes": 1.0})
+    with suppress(BudgetSpent), case.parameters_restored():
+        case.call("step", 0, 0)
+        case.call("step", 0, 0)
+    assert not weights["w"].any()
 
 
 def test_the_minutes_end_in_another_thread() -> None:

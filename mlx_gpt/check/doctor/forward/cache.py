@@ -26,6 +26,13 @@ def cached_logits(case: Case, ids: np.ndarray, n_prompt: int) -> np.ndarray:
     return logits.astype(np.float32)
 
 
+def cached_difference(case: Case, n_prompt: int) -> np.ndarray:
+    """Return how far the cached logits of a random text are from forward's, by position, relative to their scale."""
+    ids = case.ids(1, probe_length(case))
+    difference = np.abs(between(case.logits(ids)[0], cached_logits(case, ids[0], n_prompt))).max(axis=-1)
+    return np.nan_to_num(difference, nan=np.inf) / case.once(steady_noise).scale
+
+
 def shape_difference(case: Case) -> float:
     """Return how far rounding moves the logits of a prefix from those in a longer text, in a sound model."""
     ids = case.ids(1, probe_length(case))
@@ -47,15 +54,12 @@ def cache_mismatch(case: Case) -> dict[str, Any] | None:
     T = probe_length(case)
     if T < 2:
         raise NotApplicable("n_positions of at least 2")
+    differences = {n_prompt: cached_difference(case, n_prompt) for n_prompt in sorted({1, 2, T // 2, T - 1, T} - {0})}
+    if max(map(largest, differences.values())) <= LIMIT:
+        return None
     limit = float(np.clip(10 * case.once(shape_difference), LIMIT, HALF))
-    wrong = {}
-    for n_prompt in sorted({1, 2, T // 2, T - 1, T} - {0}):
-        ids = case.ids(1, T)
-        whole, scale = case.logits(ids)[0], case.once(steady_noise).scale
-        moved = np.abs(between(whole, cached_logits(case, ids[0], n_prompt))).max(axis=-1) / scale
-        moved = np.nan_to_num(moved, nan=np.inf)
-        if moved.max() > limit:
-            wrong[n_prompt] = (int((moved > limit).argmax()), float(moved.max()))
+    sizes = {n: (int((moved > limit).argmax()), largest(moved)) for n, moved in differences.items()}
+    wrong = {n: found for n, found in sizes.items() if found[1] > limit}
     if not wrong:
         return None
     separate = bool(case.found) and disagrees_with_itself(case)
@@ -73,7 +77,7 @@ def cache_mismatch(case: Case) -> dict[str, Any] | None:
             "position": position,
             "n_prompt": n_prompt,
             "first_wrong_position": {str(n): first for n, (first, _) in wrong.items()},
-            "right_at": [n for n in sorted({1, 2, T // 2, T - 1, T} - {0}) if n not in wrong],
+            "right_at": [n for n in differences if n not in wrong],
         },
     }
 

@@ -57,10 +57,10 @@ def context_too_short(case: Case) -> Found:
     cuts = [cut for cut in (1, T // 4, T // 2, 3 * T // 4, T - 2) if cut]
     text = case.ids(1, T)
     changed = [np.concatenate([others(case, text[0, :cut]), text[0, cut:]])[None] for cut in cuts]
+    if effect(case, text, changed[0])[0, -1] > EQUAL:
+        return None
     moved = [rows[0, -1] for rows in effects(case, text, changed)]
     reached = [cut for cut, size in zip(cuts, moved, strict=True) if size > EQUAL]
-    if reached and reached[0] == cuts[0]:
-        return None
     unseen = max(cut for cut in cuts if not reached or cut < reached[0])
     return {
         "separate": bool(reached) and "past-ignored" not in case.found,
@@ -121,7 +121,7 @@ def blind(measured: float, expected: str, remark: str = "") -> dict[str, Any]:
         "measured": measured,
         "expected": expected,
         "why": f"the logits do not depend on where a token stands, only on which tokens came before{remark}",
-        "remedy": "add a position embedding to the token's, or rotate queries and keys, with positions 0, 1, 2, ...",
+        "remedy": "add a position embedding to the token's, or rotate queries and keys, with positions 0, 1, 2 and so on",
         "evidence": {},
     }
 

@@ -31,7 +31,7 @@ MOST_TRIED = 32  # parameters to name those that are wrong
     "future-leak-in-gradient",
     "gradient",
     explains=("parameters-frozen", "cannot-memorise-a-batch"),
-    explained_by=("loss-not-cross-entropy", "non-finite", "length-dependent"),
+    explained_by=("loss-not-cross-entropy", "non-finite", "length-dependent", "batch-leak"),
 )
 def future_leak_in_gradient(case: Case) -> Found:
     """The gradient is not that of the loss: later tokens flow back into earlier predictions, or a part is cut off.
@@ -43,22 +43,30 @@ def future_leak_in_gradient(case: Case) -> Found:
     1 / sqrt(width) so that attention matters: a fault if the best step leaves 10 % (healthy: below 1 %) for any scale.
     """
     silent_if_random(case)
-    x = case.ids(probe_rows(case, 4), max(1, min(probe_length(case), case.n_positions - 1)))
+    x = case.ids(probe_rows(case, 2), max(1, min(probe_length(case), case.n_positions - 1)))
     y = case.ids(*x.shape)
-    first, again = (floating(case.arrays("gradient", x.copy(), y.copy())) for _ in range(2))
+    return later_rows(case, x, y) or other_than_differences(case, x, y)
+
+
+def gradient_of(case: Case, x: np.ndarray, y: np.ndarray) -> Parameters:
+    return floating(case.arrays("gradient", x.copy(), y.copy()))
+
+
+def require_repeated(case: Case, x: np.ndarray, y: np.ndarray, first: Parameters) -> None:
+    """Raise ``NotApplicable`` if a gradient is another again, as where an interrupted step left dropout on."""
+    again = gradient_of(case, x, y)
     if any(largest(first[name] - again[name]) > EQUAL * largest(first[name]) for name in first):
         raise NotApplicable("a gradient without dropout")
-    return later_rows(case, x, y, first) or other_than_differences(case, x, y)
 
 
-def later_rows(case: Case, x: np.ndarray, y: np.ndarray, gradient: Parameters) -> Found:
+def later_rows(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
     """Look for an effect of the targets at position 0 on the gradient of later positions and tokens."""
     T, place = x.shape[1], case.once(loss_shift)
     if T < 2 or place >= T:
         return None
-    y = y.copy()
-    y[:, place] = others(case, y[:, place])
-    changed = floating(case.arrays("gradient", x.copy(), y))
+    gradient, other = gradient_of(case, x, y), y.copy()
+    other[:, place] = others(case, y[:, place])
+    changed = gradient_of(case, x, other)
     for name, before in gradient.items():
         later = np.zeros(0, int)
         if before.ndim == 2 and len(before) == case.n_positions > T and not before[T:].any():
@@ -70,6 +78,7 @@ def later_rows(case: Case, x: np.ndarray, y: np.ndarray, gradient: Parameters) -
         change = np.abs(changed[name] - before)
         size = largest(change)
         if len(later) and size > 0 and largest(change[later]) > 1e-3 * size:
+            require_repeated(case, x, y, gradient)
             return {
                 "measured": largest(change[later]) / size,
                 "expected": 0,
@@ -88,13 +97,26 @@ def other_than_differences(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
     start = case.once(own_parameters)
     if all(coarse(value) for value in start.values()):
         raise NotApplicable("parameters in float32")
-    still: list[str] = []
+    found = misfit_without(case, x, y, [])
+    if found and (still := still_parameters(case)):
+        return misfit_without(case, x, y, still)
+    return found
+
+
+def still_parameters(case: Case) -> list[str]:
+    """Return the parameters that a step does not move, a finding of their own."""
     with suppress(NotApplicable, CallFailed):
-        still = case.once(frozen)  # a finding of its own
+        return case.once(frozen)
+    return []
+
+
+def misfit_without(case: Case, x: np.ndarray, y: np.ndarray, still: list[str]) -> Found:
+    """Compare derivatives along directions in all parameters but some."""
+    start = case.once(own_parameters)
     with case.parameters_restored():
         point = {**start, **{name: enlarged(value) for name, value in start.items() if value.ndim == 2}}
         case.load(point)
-        gradient = floating(case.arrays("gradient", x.copy(), y.copy()))
+        gradient = gradient_of(case, x, y)
         names = [name for name in gradient if name in point and name not in still]
         if not any(gradient[name].any() for name in names):
             return None
@@ -110,6 +132,7 @@ def other_than_differences(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
         scale, rest = misfit(measured[best], expected)
         if rest < WRONG:
             return None
+        require_repeated(case, x, y, gradient)
         two = [measured[h] for h in LENGTHS[:2]]
         if not np.isfinite(two).all() or np.linalg.norm(two[0] - two[1]) > 0.5 * WRONG * np.linalg.norm(two[1]):
             raise NotApplicable("a loss that is smooth at steps of 0.003 of the weights")

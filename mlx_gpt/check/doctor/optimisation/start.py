@@ -12,7 +12,7 @@ from mlx_gpt.check.doctor.data.evidence import has_ids, train_ids
 from mlx_gpt.check.doctor.forward.probes import EQUAL, probe_length, silent_if_random, training_noise
 from mlx_gpt.check.doctor.optimisation.evidence import at_targets, negative_logprobs, probe_rows, untrained
 
-ABOVE = 1.5  # nats over ln V
+ABOVE = 1.75  # nats over ln V
 BITS = 1 / np.log(2)
 RATES = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout_rate")
 
@@ -23,8 +23,10 @@ def initial_loss_off(case: Case) -> Found:
 
     The first loss of the metrics (step 0 or 1), in bits if need be; the cross-entropy of random targets of an untrained
     model, one whose norm weights are all exactly 1; without parameters, that of the training ids, which no trained
-    model has. Threshold: ln V + 1.5 nats. Healthy initial weights of standard deviation 0.02 to 1 / sqrt(C), tied or
-    not, and mlx-lm's: at most 1.2 above (widths 16 to 384); with standard deviation 1: 4.9 to 360.
+    model has. Threshold: 1.75 nats above ln V. Measured at widths 16 to 1024, 2 and 8 layers, vocabularies of 50 and
+    2000, tied and not: standard deviation 0.02 at most 0.4 above, MLX's own initialisation 0.8, 1 / sqrt(fan in) 0.8,
+    Glorot's 1.2, He's 1.5, PyTorch's N(0, 1) embeddings with a head of their own 0.3. Tied to the head, these are 6.9
+    to 960 above: the fault.
     """
     chance = float(np.log(case.vocab_size))
     for row in case.given.get("metrics", ())[:1]:
