@@ -50,8 +50,8 @@ def future_leak(case: Case) -> Found:
 def future_leak_in_training(case: Case) -> Found:
     """In training mode a position's logits depend on later tokens, though not in evaluation.
 
-    As ``future-leak``, from some calls with the same seeds where dropout is on. Beside a leak in evaluation it is another fault
-    if it is three times as large somewhere, as where more positions leak.
+    As ``future-leak``, with the same seeds before and after where dropout is on. Beside a leak in evaluation it is
+    another fault if it is three times as large somewhere, as where more positions leak.
     """
     found = leak(case, "forward_training")
     if found is None or "future-leak" not in case.found:

@@ -121,7 +121,7 @@ def blind(measured: float, expected: str, remark: str = "") -> dict[str, Any]:
         "measured": measured,
         "expected": expected,
         "why": f"the logits do not depend on where a token stands, only on which tokens came before{remark}",
-        "remedy": "add a position embedding to the token's, or rotate queries and keys, with positions 0, 1, 2 and so on",
+        "remedy": "add an embedding of positions to that of tokens, or rotate queries and keys",
         "evidence": {},
     }
 
