@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ from mlx_gpt.commands.talk import Talk
 from mlx_gpt.commands.train import Train, command_line
 from mlx_gpt.commands.verify import Verify
 from mlx_gpt.errors import MLXGPTError, UsageError, explained, one_line
-from mlx_gpt.terminal import escaped
+from mlx_gpt.terminal import COMPILING, escaped
 from mlx_gpt.text.pipes import with_names_of_pipes
 
 Command = Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval | Lens | Doctor
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(command, Train | Quickstart):  # equal texts alone and in a batch; figures to compare with
             os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
         _check_environment()
-        command()
+        with _compilation_reported():
+            command()
         sys.stdout.flush()
     except MLXGPTError as error:
         return _fail(with_names_of_pipes(str(error)), 2 if isinstance(error, UsageError) else 1)
@@ -101,6 +102,15 @@ def _check_environment() -> None:
 
         if remark := check_environment():
             print(f"mlx-gpt: {one_line(remark)}", file=sys.stderr)
+
+
+def _compilation_reported() -> AbstractContextManager[None]:
+    """Report the compilation of kernels if it takes long, on Linux; on a Mac ``generate`` and ``talk`` do."""
+    if not sys.platform.startswith("linux"):
+        return nullcontext()
+    from mlx_gpt.linux_cpu import compilation_reported
+
+    return compilation_reported(lambda: print(f"mlx-gpt: {COMPILING}", file=sys.stderr, flush=True))
 
 
 def _open_closed_streams() -> None:

@@ -16,6 +16,8 @@ CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]  # C0, DEL and C1, which some term
 REORDERING = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # Unicode's bidirectional embeddings and overrides
 ESCAPES = {code: repr(chr(code))[1:-1] for code in CONTROLS + REORDERING if chr(code) not in "\n\t"}
 
+COMPILING = "MLX compiles kernels for this machine, which takes some seconds; the next run starts faster"
+
 
 def escaped(text: str) -> str:
     r"""Return text with control characters written as Python does, ``\x1b``, except newlines and tabs.

@@ -6,11 +6,14 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # products in full fp32 on M5 and
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")  # as mlx-gpt train has it: MLX reads it once
 
 import signal
+import sys
+from math import inf
 from pathlib import Path
 
 import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that it multiplies with OpenBLAS, as the command does
 import mlx.core as mx
 import pytest
+from helpers.as_metal import answer_as_metal
 from helpers.command_line import SMALL
 from helpers.derivations import Step, derive
 
@@ -20,6 +23,10 @@ from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.tinyworld.stories import Parse, generate_stories, parse_story
 
+if sys.platform.startswith("linux"):
+    from mlx_gpt.linux_cpu import kernel_folder
+
+    kernel_folder.SLOW = inf  # a first compilation in a test's process is not reported
 NOT_ON_A_GPU = {
     "cpu": "for a CPU as the default device",
     "freed_at_once": "a GPU frees memory when a whole buffer of commands is done",
@@ -27,6 +34,17 @@ NOT_ON_A_GPU = {
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, which tests press
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup ignores this one
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--as-metal", action="store_true", help="let MLX answer as on an Apple GPU (tests/helpers/as_metal.py)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("as_metal"):
+        answer_as_metal()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

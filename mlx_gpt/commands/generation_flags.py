@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import exp, log
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from threading import Timer
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from mlx_gpt.commands.given import refuse_idle
 from mlx_gpt.errors import UsageError, one_line
 from mlx_gpt.generate.settings import Constraints, Drawing, Length, Number, Speed
-from mlx_gpt.terminal import shown
+from mlx_gpt.terminal import COMPILING, shown
 
 if TYPE_CHECKING:
     from mlx_gpt.generate.writer import Piece
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 FloatType = Annotated[Literal["float32", "float16", "bfloat16"] | None, arg(help_behavior_hint="")]
 Flag = Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")]
+T = TypeVar("T")
+SLOW = 2.0  # seconds
 SURPRISES = ((2, ""), (4, "30;48;5;230"), (7, "30;48;5;222"), (10, "30;48;5;209"), (float("inf"), "97;48;5;125"))
 """Upper bounds of surprise in bits and the terminal's style for each; higher is darker."""
 
@@ -118,6 +122,24 @@ def write(text: str, style: str = "") -> None:
         print(text, end="", flush=True)
     except UnicodeEncodeError:
         print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+
+
+def with_compilation_note(pieces: Iterator[T]) -> Iterator[T]:
+    """Yield the pieces; on a Mac, report the compilation of kernels if the first two take longer than ``SLOW``.
+
+    Metal compiles them during the first two steps, prompt and token. On Linux ``cli.py`` reports it for all commands.
+    """
+    timer = Timer(SLOW, note, [COMPILING])
+    timer.daemon = True
+    if sys.platform == "darwin":
+        timer.start()
+    try:
+        for n, piece in enumerate(pieces):
+            if n:
+                timer.cancel()
+            yield piece
+    finally:
+        timer.cancel()
 
 
 def note(text: str) -> None:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gpt.commands.generation_flags import Flag, GenerationFlags, legend, note, surprise_style, write
+from mlx_gpt.commands.generation_flags import (
+    Flag,
+    GenerationFlags,
+    legend,
+    note,
+    surprise_style,
+    with_compilation_note,
+    write,
+)
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.settings import GenerationSettings
 
@@ -92,7 +100,7 @@ class Talk(GenerationFlags):
         from mlx_gpt.generate.writer import CONTEXT, END
 
         with closing(pieces), suppress(KeyboardInterrupt):  # the text so far stays
-            for piece in pieces:
+            for piece in with_compilation_note(pieces):
                 write(piece.text, surprise_style(piece) if self.colour else "")
         write("\n")
         if session.reason == CONTEXT:

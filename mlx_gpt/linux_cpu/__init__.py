@@ -8,6 +8,8 @@ compiled code a private folder.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from mlx_gpt.errors import UsageError
 
@@ -29,6 +31,13 @@ def check_environment() -> str | None:
     if kernel_folder.outcome == kernel_folder.IN_USE:
         return None
     return f"MLX compiles no kernels, which takes more time: {kernel_folder.outcome}"
+
+
+def compilation_reported(report: Callable[[], None]) -> AbstractContextManager[None]:
+    """Return ``kernel_folder.compilation_reported``."""
+    from mlx_gpt.linux_cpu import kernel_folder
+
+    return kernel_folder.compilation_reported(report)
 
 
 def status() -> dict[str, str | bool | int]:

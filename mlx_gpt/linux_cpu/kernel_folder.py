@@ -13,8 +13,9 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlx_gpt.files import cache_folder, try_lock
@@ -23,7 +24,11 @@ VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # of C++'s temp_directory_path
 ROOM = 16 << 20  # bytes; a kernel and its source take 20 KB
 MAX_PROCESSES = 200  # of this user at once
 IN_USE = "in use"
+SLOW = 2.0  # seconds of compilation after which it is reported
+PAUSE = 10.0  # seconds without a new file after which compilation has ended
+POLL = 0.25
 
+taken: Path | None = None  # the folder of this process
 outcome = "not set up: mlx_gpt has not been imported"
 
 
@@ -33,7 +38,7 @@ def use_private_folder() -> None:
     Changes one variable of the environment as MLX and compilers see it; ``os.environ`` and ``tempfile`` keep theirs.
     The last variable has no other reader, so that it is taken where the others are not set.
     """
-    global outcome
+    global outcome, taken
     reasons = []
     for base in _bases():
         try:
@@ -43,10 +48,37 @@ def use_private_folder() -> None:
             continue
         os.putenv(next((name for name in VARIABLES if name in os.environ), VARIABLES[-1]), str(folder))
         atexit.register(_mark, folder, os.getpid())
+        taken = folder
         outcome = IN_USE
         return
     os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
     outcome = f"off: no folder to compile in ({'; '.join(reasons)})"
+
+
+@contextmanager
+def compilation_reported(report: Callable[[], None]) -> Iterator[None]:
+    """Call ``report``, once and from another thread, if MLX compiles kernels in this block for ``SLOW`` seconds."""
+    folder, ended = taken, threading.Event()
+
+    def last_file() -> float:
+        return max((place.stat().st_mtime for place in folder.glob("mlx/*/cpu")), default=0.0) if folder else 0.0
+
+    def watch() -> None:
+        began = last = last_file()
+        while not ended.wait(POLL):
+            previous, last = last, last_file()
+            began = last if last - previous > PAUSE else began
+            if last - began >= SLOW:
+                report()
+                break
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _bases() -> Iterator[Path]:

@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from math import exp, inf, log
 from pathlib import Path
@@ -18,14 +20,23 @@ import pytest
 from helpers.command_line import SMALL, everything, in_a_process, the_line
 
 from mlx_gpt.cli import main, parse
+from mlx_gpt.commands import generation_flags
 from mlx_gpt.commands.generate import Generate
-from mlx_gpt.commands.generation_flags import as_row, legend, load_quantized, surprise_style, write
+from mlx_gpt.commands.generation_flags import (
+    as_row,
+    legend,
+    load_quantized,
+    surprise_style,
+    with_compilation_note,
+    write,
+)
 from mlx_gpt.generate.decoder import Decoder
 from mlx_gpt.generate.generation import Generation, generate, generate_many
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.generate.writer import Piece, Token
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import load, save
+from mlx_gpt.terminal import COMPILING
 from mlx_gpt.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes()
@@ -468,3 +479,21 @@ def test_rules_that_forbid_all_are_named(here: Path, capsys: pytest.CaptureFixtu
 def test_probabilities_sum_to_one_over_all_alternatives(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "--prompt", "a", "--json", "--logprobs", "1000", "--max-tokens", "1", "--no-figures")
     assert sum(exp(one["logprob"]) for one in json.loads(out.splitlines()[0])["top"]) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("platform", "seconds", "lines"), [("darwin", 0.3, 1), ("darwin", 0.0, 0), ("linux", 0.3, 0)])
+def test_on_a_mac_slow_first_tokens_are_reported_as_compilation(
+    platform: str, seconds: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generation_flags.sys, "platform", platform)
+    monkeypatch.setattr(generation_flags, "SLOW", 0.1)
+
+    def pieces() -> Iterator[int]:
+        yield 1  # the prompt's token; the compiled step follows
+        time.sleep(seconds)
+        yield 2
+        time.sleep(0.2)
+        yield 3
+
+    assert list(with_compilation_note(pieces())) == [1, 2, 3]
+    assert capsys.readouterr().err.count(COMPILING) == lines

@@ -185,6 +185,7 @@ def test_weight_bytes_are_those_a_step_reads() -> None:
     assert weight_bytes(untied) == weight_bytes(model)
 
 
+@pytest.mark.cpu  # a GPU gets several products at once
 def test_memory_speed_is_that_of_reading_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 

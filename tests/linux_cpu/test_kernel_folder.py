@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from helpers.command_line import ROOT, environment
 
+from mlx_gpt.terminal import COMPILING
+
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX compiles with g++")
+
+if sys.platform.startswith("linux"):
+    from mlx_gpt.linux_cpu import kernel_folder
 
 COMPILE = """
 import mlx_gpt, mlx.core as mx
@@ -134,3 +140,29 @@ def test_without_any_folder_nothing_is_compiled(place: Path) -> None:
         "mlx-gpt: MLX compiles no kernels, which takes more time: off: no folder to compile in ("
     )
     assert len(shown) == 2
+
+
+@pytest.mark.parametrize(("seconds", "reports"), [(0.1, 0), (0.6, 1)])
+def test_compilation_that_takes_long_is_reported_once(
+    seconds: float, reports: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "mlx/0/cpu"
+    place.mkdir(parents=True)
+    for name, value in {"taken": tmp_path, "SLOW": 0.3, "POLL": 0.02}.items():
+        monkeypatch.setattr(kernel_folder, name, value)
+    found: list[str] = []
+    with kernel_folder.compilation_reported(lambda: found.append("slow")):
+        for i in range(7):
+            (place / f"{i}.so").touch()
+            time.sleep(seconds / 6)
+    assert len(found) == reports
+
+
+def test_a_command_reports_its_first_compilation_in_a_line(place: Path) -> None:
+    code = "from mlx_gpt.linux_cpu import kernel_folder; kernel_folder.SLOW = 0.01; kernel_folder.POLL = 0.005\n"
+    code += "import sys; from mlx_gpt.cli import main; sys.stderr = sys.stdout\n"
+    code += f"main(['generate', {str(ROOT / 'weights/tinyworld')!r}, '--max-tokens', '3', '--no-figures'])"
+    first, second = run(code, place), run(code, place)
+    kernels(place)
+    assert first.count(f"mlx-gpt: {COMPILING}\n") == 1
+    assert COMPILING not in second
