@@ -23,7 +23,8 @@ from mlx_gpt.check.doctor.optimisation.step import frozen
 
 DIRECTIONS = 6
 LENGTHS = (3e-3, 1e-3, 1e-2)  # of a step, relative to the weights
-WRONG = 0.1  # of the derivatives
+WRONG = 0.003  # of the derivatives
+SMOOTH = 0.2  # of what is wrong: the most that differences of two lengths may be apart
 MOST_TRIED = 32  # parameters to name those that are wrong
 
 
@@ -40,7 +41,9 @@ def future_leak_in_gradient(case: Case) -> Found:
     after it, or of an untied token table for tokens after it (threshold 1e-3 of the first row's; healthy: below 1e-5).
     Derivatives along six random directions, in which all rows and columns of the gradient weigh alike, against central
     differences of the loss with steps of 0.001 to 0.01 of the weights, all matrices enlarged to a root mean square of
-    1 / sqrt(width) so that attention matters: a fault if the best step leaves 10 % (healthy: below 1 %) for any scale.
+    1 / sqrt(width) so that attention matters. A fault if the best step leaves 0.3 % for any scale (healthy: 0.1 % and
+    less; a matrix transposed or a pattern cut off: 0.5 to 80 %), and steps of 0.001 and 0.003 agree within a fifth of
+    it. Beside a rounded or kinked loss they do not (quantized layers, ReLU), and nothing is said.
     """
     silent_if_random(case)
     x = case.ids(probe_rows(case, 2), max(1, min(probe_length(case), case.n_positions - 1)))
@@ -126,15 +129,16 @@ def misfit_without(case: Case, x: np.ndarray, y: np.ndarray, still: list[str]) -
         measured: dict[float, np.ndarray] = {}
         for h in LENGTHS:
             measured[h] = np.array([difference(case, x, y, point, part, h) for part in parts])
-            if misfit(measured[h], expected)[1] < 0.2 * WRONG:
+            if misfit(measured[h], expected)[1] < WRONG:
                 break
         best = min(measured, key=lambda h: misfit(measured[h], expected)[1])
         scale, rest = misfit(measured[best], expected)
         if rest < WRONG:
             return None
+        case.load(point)
         require_repeated(case, x, y, gradient)
         two = [measured[h] for h in LENGTHS[:2]]
-        if not np.isfinite(two).all() or np.linalg.norm(two[0] - two[1]) > 0.5 * WRONG * np.linalg.norm(two[1]):
+        if not np.isfinite(two).all() or np.linalg.norm(two[0] - two[1]) > SMOOTH * rest * np.linalg.norm(two[1]):
             raise NotApplicable("a loss that is smooth at steps of 0.003 of the weights")
         wrong = []
         for name in names[:MOST_TRIED]:
