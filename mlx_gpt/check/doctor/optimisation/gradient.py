@@ -161,13 +161,18 @@ def enlarged(matrix: np.ndarray) -> np.ndarray:
 
 
 def direction(case: Case, gradient: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return a random direction of the weights' size, larger in rows and columns where the gradient is small."""
+    """Return a random direction of the weights' size, larger in rows and columns where the gradient is small.
+
+    Zero for tokens without a gradient: those not read, and that of torch's ``padding_idx``, which is frozen on purpose.
+    """
     found = case.rng.standard_normal(gradient.shape, np.float32)
     size = rms(gradient)
+    if gradient.ndim == 2 and len(gradient) == case.vocab_size:
+        found *= gradient.any(axis=1, keepdims=True)
     if gradient.ndim == 2 and size:
         for axis in (0, 1):
             found /= np.sqrt(np.mean(np.square(gradient), axis=axis, keepdims=True)) / size + 0.03
-    return found * np.float32((rms(weights) or 0.1) / rms(found))
+    return found * np.float32((rms(weights) or 0.1) / (rms(found) or 1))
 
 
 def difference(case: Case, x: np.ndarray, y: np.ndarray, point: Parameters, part: Parameters, h: float) -> float:
