@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ from mlx_gpt.check.doctor.sampling.rules import Rule
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 from mlx_gpt.check.doctor.sampling.verdict import undecided, understood
 
-TEXTS = 30  # at most
+ROUNDS = (1, 3, 7, 15, 30)  # texts after which the evidence is weighed, at least
+NUMBERS = 2e7  # of logits that a round may have
 NEW = 10  # ids of a text beyond its prompt
 FIRST = 2  # of them that may still be predicted from all of the text
+WINDOWS = 1000  # of a text, about
 LONGEST = 256  # context of which the predictions of many windows are affordable
 
 
@@ -49,7 +52,9 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
     temperature = case.once(sharp_temperature)
     settings = settings_off(case, **({"temperature": temperature} if "temperature" in accepted(case) else {}))
     rule, score, n, right, wrong = found.base.rule(temperature), Counter[str](), 0, 0.0, 0.0
-    for _ in range(TEXTS):
+    texts: list[list[int]] = []
+    most = NUMBERS / (WINDOWS * case.vocab_size)
+    for text in range(1, ROUNDS[-1] + 1):
         require_time(case)
         prompt = case.ids(1, max(1, P - 1))[0].tolist()
         try:
@@ -66,10 +71,13 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
         new = inside(case, drawn)
         if len(new) < len(drawn) and not knew:
             return beyond(f"id {drawn[len(new)]} is drawn after more than {P} tokens", drawn[len(new)])
-        if len(new) <= FIRST:
+        if len(new) > FIRST:
+            texts.append([*prompt, *new])
+        if not texts or (len(texts) < most and text not in ROUNDS):
             continue
-        score.update(scores(case, [*prompt, *new], len(prompt), rule))
-        n += len(new) - FIRST
+        score.update(scores(case, texts, len(prompt), rule))
+        n += sum(map(len, texts)) - len(texts) * (len(prompt) + FIRST)
+        texts = []
         right, wrong = (max(score[name] for name in score if name.startswith(kind)) for kind in ("last", "not"))
         if wrong - right > SURE:
             return beyond(
@@ -77,34 +85,42 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
             )
         if right - wrong > SURE:
             return None
+        if text >= ROUNDS[-2] and abs(right - wrong) < DECIDED / 4:  # far from decided by as many texts again
+            break
     if n and right - wrong < DECIDED:
         raise undecided(case)
     return None
 
 
-def scores(case: Case, text: list[int], n_prompt: int, rule: Rule) -> dict[str, float]:
+def scores(case: Case, texts: Sequence[list[int]], n_prompt: int, rule: Rule) -> Counter[str]:
     """Return the log-likelihood of the draws beyond the context after each window, and by chance.
 
     "last" windows have a fixed length or a fixed start, and are allowed; "not" allowed are short ones, the first tokens
     of the text, and a mixture of all windows and an equal probability of all ids.
     """
-    P, ends = case.n_positions, range(n_prompt + FIRST, len(text))
-    least = max(2, P // 4)
-    step = max(1, P * P // 4000)
+    named = [windows_beyond(text, n_prompt, case.n_positions) for text in texts]
+    logits = logits_after(case, [window for names in named for every in names.values() for window in every])
+    score, start = Counter[str](), 0
+    for text, names in zip(texts, named, strict=True):
+        new = np.tile(text[n_prompt + FIRST :], len(names))
+        draws = Draws(np.array(text), n_prompt, logits[start : start + len(new)])
+        start += len(new)
+        p = np.exp(np.maximum(chosen(rule([draws]), new), LEAST)).reshape(len(names), -1)
+        score.update(dict(zip(names, np.log(p).sum(axis=1).tolist(), strict=True)))
+        score.update({"not at all": np.log(0.5 / case.vocab_size + 0.5 * p.mean(axis=0)).sum().item()})
+    return score
+
+
+def windows_beyond(text: list[int], n_prompt: int, P: int) -> dict[str, list[list[int]]]:
+    """Return what may be read before each new id but the first two, by name."""
+    ends, least, step = range(n_prompt + FIRST, len(text)), max(2, P // 4), max(1, P * P // 4000)
     lengths = {1, 2, least, P // 2, P - 1, P, *range(1, P + 1, step)} - {0}
     names = {f"last {m}": [text[e - m : e] for e in ends] for m in lengths if m >= least or P < 4}
     starts = {ends[0] - m for m in lengths if m >= least and ends[-1] - ends[0] + m <= P}
     names |= {f"last from {s}": [text[s:e] for e in ends] for s in starts}
     names |= {f"not {m}": [text[e - m : e] for e in ends] for m in lengths if m < least and P >= 4}
     names |= {f"not from {s}": [text[s:e] for e in ends] for s in (P - 1, P) if P >= 4 and len(text) - s < least}
-    names["not the first"] = [text[:P]] * len(ends)
-    windows = [window for every in names.values() for window in every]
-    draws = Draws(np.array(text), n_prompt, logits_after(case, windows))
-    new = np.tile(text[ends[0] :], len(names))
-    p = np.exp(np.maximum(chosen(rule([draws]), np.array(new)), LEAST)).reshape(len(names), -1)
-    found = dict(zip(names, np.log(p).sum(axis=1).tolist(), strict=True))
-    found["not at all"] = float(np.log(0.5 / case.vocab_size + 0.5 * p.mean(axis=0)).sum())
-    return found
+    return names | {"not the first": [text[:P]] * len(ends)}
 
 
 def refuses(failure: CallFailed) -> bool:
