@@ -11,6 +11,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import on_cpu
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.model.cache import KVCache, Packed
@@ -100,10 +101,11 @@ class Decoder:
         state: CacheState,
     ) -> tuple[Any, CacheState]:
         """Read tokens (B, T) at an offset given as an array: the function that is compiled."""
-        cache = self._new_cache(padding)
-        for layer, (keys, values) in zip(cache, state, strict=True):
-            layer.keys, layer.values, layer.offset = keys, values, offset
-            layer.mask = cache[0].mask if layer is not cache[0] else layer.make_mask(tokens.shape[1])
+        cache, T = self._new_cache(padding), tokens.shape[1]
+        for layer, (layer.keys, layer.values) in zip(cache, state, strict=True):
+            layer.offset = offset
+            layer.mask = cache[0].mask if layer is not cache[0] else layer.make_mask(T)
+            layer.place = cache[0].place if layer is not cache[0] else place_of(offset, T, layer.n_slots)
         result = logits = self.model(mx.maximum(tokens, 0), cache).astype(mx.float32)
         if choose:
             result = choose(logits[:, -1], inputs), logits[:, -1]
@@ -149,6 +151,15 @@ class Decoder:
         for layer in self.cache:
             layer.keys, layer.values = tree_map(lambda part: part[:, :, n:], (layer.keys, layer.values))
             layer.offset, layer.padding = layer.offset - n, self.padding
+
+
+def place_of(offset: mx.array, T: int, slots: int) -> mx.array:
+    """Return where T tokens are written in a compiled step: their first slot, (1,), or for each if it is one's, (S, 1).
+
+    On a GPU the latter takes one kernel per array, ``where``, and ``slice_update`` three: it copies all slots as well,
+    which the last step in flight still reads (``DynamicSliceUpdate`` in mlx/backend/gpu/primitives.cpp).
+    """
+    return offset.reshape(1) if T > 1 or on_cpu() else (mx.arange(slots) == offset)[:, None]
 
 
 def check_cache(config: GPTConfig, bits: int | None) -> None:

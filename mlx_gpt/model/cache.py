@@ -15,7 +15,7 @@ class KVCache:
 
     ``offset`` is the number of slots in use: an int or, inside a compiled step, an array. ``padding`` (B,) is the
     number of empty slots at the start of each row of a batch of prompts of different lengths. ``bits`` is 16 for half
-    precision, 8 or 4 for quantized storage. ``mask``, if set, replaces the one that this layer would make.
+    precision, 8 or 4 for quantized storage. ``mask`` and ``place``, if set, replace those that this layer would make.
     """
 
     def __init__(self, n_positions: int, bits: int | None = None, padding: mx.array | None = None):
@@ -23,6 +23,7 @@ class KVCache:
         self.bits = bits
         self.padding = padding
         self.mask: mx.array | str | None = None
+        self.place: mx.array | None = None  # the first slot of the next tokens, (1,), or whether it is one's, (S, 1)
         self.offset: int | mx.array = 0
         self.keys: Packed = ()
         self.values: Packed = ()
@@ -33,8 +34,8 @@ class KVCache:
         if isinstance(start, int):
             self._reserve(start + T, k, v)
         mask = self.make_mask(T) if self.mask is None else self.mask
-        self.keys = self._write(self.keys, k, start)
-        self.values = self._write(self.values, v, start)
+        place = mx.array(start).reshape(1) if self.place is None else self.place
+        self.keys, self.values = self._write(self.keys, k, place), self._write(self.values, v, place)
         self.offset = start + T
         S = self.offset if isinstance(self.offset, int) else self.n_slots
         return self._read(self.keys, S, k.dtype), self._read(self.values, S, v.dtype), mask
@@ -88,8 +89,9 @@ class KVCache:
             self.keys, self.values = self._pack_empty(k), self._pack_empty(v)
         self.grow(n)
 
-    def _write(self, stored: Packed, new: mx.array, start: int | mx.array) -> Packed:
-        place = mx.array(start).reshape(1)
+    def _write(self, stored: Packed, new: mx.array, place: mx.array) -> Packed:
+        if place.dtype == mx.bool_:
+            return tuple(mx.where(place, n, k) for k, n in zip(stored, self._pack(new), strict=True))
         return tuple(mx.slice_update(k, n, place, axes=(2,)) for k, n in zip(stored, self._pack(new), strict=True))
 
     def _pack(self, x: mx.array) -> Packed:

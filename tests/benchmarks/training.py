@@ -16,8 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that on Linux both sides multiply with OpenBLAS
 import mlx.core as mx
@@ -29,26 +29,24 @@ from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.config import TrainConfig
 from mlx_gpt.train.optimizer import make_optimizer
-from mlx_gpt.train.step import make_train_step
+from mlx_gpt.train.step import TrainStep, make_train_step
 
 SHAPES = {  # config, batch size
     "small": (GPTConfig(n_positions=256, n_embd=384, n_layer=6, n_head=6), 8),
     "gpt2": (GPTConfig(n_positions=256), 4),
     "memory": (GPTConfig(), 2),
 }
-Step = Callable[[mx.array, mx.array], None]  # takes ids (B, T) and targets, and evaluates all that it changes
 
 
-def our_step(config: GPTConfig, batch_size: int, recompute: bool) -> Step:
+def our_step_and_state(config: GPTConfig, batch_size: int, recompute: bool) -> tuple[TrainStep, Any]:
     training = TrainConfig(learning_rate=1e-4, batch_size=batch_size, recompute=recompute)
-    step, state = make_train_step(GPT(config), make_optimizer(training, config.n_head), training)
-    return lambda x, y: mx.eval(step(x, y), state)
+    return make_train_step(GPT(config), make_optimizer(training, config.n_head), training)
 
 
-def their_step(config: GPTConfig) -> Step:
+def their_model(config: GPTConfig) -> nn.Module:
     from mlx_lm.models.gpt2 import Model, ModelArgs
 
-    model = Model(
+    return Model(
         ModelArgs(
             model_type="gpt2",
             n_ctx=config.n_positions,
@@ -60,6 +58,10 @@ def their_step(config: GPTConfig) -> Step:
             vocab_size=config.vocab_size,
         )
     )
+
+
+def their_step_and_state(config: GPTConfig) -> tuple[TrainStep, Any]:
+    model = their_model(config)
     optimizer = optim.AdamW(1e-4, betas=[0.9, 0.95], weight_decay=0.1, bias_correction=True)
     optimizer.init(model.trainable_parameters())
     state = [model.state, optimizer.state]
@@ -73,7 +75,7 @@ def their_step(config: GPTConfig) -> Step:
         optimizer.update(model, gradient)
         return loss, norm
 
-    return lambda x, y: mx.eval(step(x, y), state)
+    return step, state
 
 
 def measure(shape: str, side: str, steps: int) -> float:
@@ -82,14 +84,16 @@ def measure(shape: str, side: str, steps: int) -> float:
     if shape == "memory":  # MLX then frees at once, and the peak is what the step needs
         mx.set_memory_limit(1)
         mx.set_cache_limit(0)
-    step = their_step(config) if side == "mlx-lm" else our_step(config, B, side == "recompute")
+    step, state = (
+        their_step_and_state(config) if side == "mlx-lm" else our_step_and_state(config, B, side == "recompute")
+    )
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (B, config.n_positions + 1), np.int32)
     x, y = mx.array(ids[:, :-1]), mx.array(ids[:, 1:])
-    step(x, y)
+    mx.eval(step(x, y), state)
     mx.reset_peak_memory()
     started = time.perf_counter()
     for _ in range(steps):
-        step(x, y)
+        mx.eval(step(x, y), state)
     if shape == "memory":
         return float(mx.get_peak_memory())
     return steps * x.size / (time.perf_counter() - started)
