@@ -41,7 +41,7 @@ from mlx_gpt.train.auto.model_size import Choice
 from mlx_gpt.train.auto.plan import measure_slowest, plan, print_choices, settings_of, tokenizer_for
 from mlx_gpt.train.awake import keep_awake
 from mlx_gpt.train.distributed import check_in_main, is_main, join, main_first, report_lost_peers
-from mlx_gpt.train.machine import Machine
+from mlx_gpt.train.machine import Machine, faster_dtype
 from mlx_gpt.train.report.trackers import check_tracker
 from mlx_gpt.train.run import PLOT, last_checkpoint, lock_first_vacant, lock_new, lock_run, new_model, run
 from mlx_gpt.train.signals import interruptible
@@ -109,6 +109,8 @@ class Train(TrainFlags):
         given = {name: value for name, value in flags.settings().items() if name in names}
         choices += plan(dataset, machine, started + seconds, given, group, tuning=base is not None)
         print_choices(choices, console)
+        if machine and "dtype" not in self.given and (found := faster_dtype(machine.matrix_speed)):
+            console.print(f"{found[0]} multiplies {found[1]:.1f} times as fast as float32 here: try --dtype {found[0]}")
         flags = flags.with_settings(settings_of(choices))
         flags.check_effects()
         flags._run(flags._new_model(dataset, base and base[0]), dataset, group, console)

@@ -102,8 +102,8 @@ class Decoder:
     ) -> tuple[Any, CacheState]:
         """Read tokens (B, T) at an offset given as an array: the function that is compiled."""
         cache, T = self._new_cache(padding), tokens.shape[1]
-        for layer, (layer.keys, layer.values) in zip(cache, state, strict=True):
-            layer.offset = offset
+        for layer, (keys, values) in zip(cache, state, strict=True):
+            layer.keys, layer.values, layer.offset = keys, values, offset
             layer.mask = cache[0].mask if layer is not cache[0] else layer.make_mask(T)
             layer.place = cache[0].place if layer is not cache[0] else place_of(offset, T, layer.n_slots)
         result = logits = self.model(mx.maximum(tokens, 0), cache).astype(mx.float32)

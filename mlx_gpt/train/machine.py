@@ -19,6 +19,7 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container on Linux, in 
 MATRIX_SIZES = (256, 512, 1024, 2048, 4096, 8192)  # n of n x n
 VECTOR_SIZES = (1 << 18, 1 << 21, 1 << 24, 1 << 27)
 SATURATED = 0.005  # seconds; an operation that takes this long uses the whole machine
+FASTER = 1.2  # times the speed from which on another type is worth it
 TIMED = 0.05  # seconds of repetitions of a shorter operation
 
 
@@ -31,13 +32,28 @@ class Machine(NamedTuple):
 
 
 def measure_machine() -> Machine:
-    """Measure this machine, in about a second."""
-    return Machine(matrix_speed(), element_speed(), memory_size())
+    """Measure this machine, in about a second. Memory that MLX has freed is returned to the system."""
+    machine = Machine(matrix_speed(), element_speed(), memory_size())
+    mx.clear_cache()  # it would keep the largest operands, 1 to 2.5 GB on a GPU
+    return machine
 
 
-def matrix_speed() -> float:
-    """Return the highest measured FLOP/s of float32 products of square matrices; an n x n product counts 2 n^3."""
-    matrices = (mx.random.normal((n, n), key=mx.random.key(0), scale=n**-0.5) for n in MATRIX_SIZES)
+def faster_dtype(matrix_speed_float32: float) -> tuple[str, float] | None:
+    """Return the half precision in which matrix products are faster, and how many times; None on a CPU, or if none is.
+
+    bfloat16, which needs no scaled loss, unless float16 is faster still: Apple's GPUs before M3 emulate bfloat16.
+    """
+    if on_cpu():
+        return None
+    times = {name: matrix_speed(getattr(mx, name)) / matrix_speed_float32 for name in ("bfloat16", "float16")}
+    mx.clear_cache()
+    name = "float16" if times["float16"] > FASTER * times["bfloat16"] else "bfloat16"
+    return (name, times[name]) if times[name] > FASTER else None
+
+
+def matrix_speed(dtype: mx.Dtype = mx.float32) -> float:
+    """Return the highest measured FLOP/s of products of square matrices; an n x n product counts 2 n^3."""
+    matrices = (mx.random.normal((n, n), dtype, key=mx.random.key(0), scale=n**-0.5) for n in MATRIX_SIZES)
     return _fastest(matrices, lambda x, w: x @ w, lambda w: 2.0 * len(w) ** 3)
 
 

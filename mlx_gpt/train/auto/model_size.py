@@ -98,7 +98,7 @@ def _fit(layers: int, width: int, positions: int, given: Mapping[str, Any], n_to
     heads = given.get("n_head")
     width = given.get("n_embd", width if not heads else ceil(width / heads) * heads)
     if not heads:  # head_dim about 32, or 64, which Metal's fused attention supports
-        max_heads = max(1, width // (64 if width >= 256 else 32))
+        max_heads = max(1, width // (64 if width >= 128 else 32))
         heads = max(n for n in range(1, max_heads + 1) if width % n == 0)
     max_positions = max(8, 1 << (n_tokens // 16).bit_length())  # a power of two: 8 to 16 windows, or more
     return {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": min(positions, max_positions)}
