@@ -40,6 +40,10 @@ def one_off(base: Base) -> Callable[[Any], str]:
     return lambda ids: base.decode([(int(i) + 1) % len(base.vocabulary) for i in ids])
 
 
+def prompt_ignored(sampler: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda ids, n, **settings: sampler([0], n, **settings)
+
+
 TOGETHER = {
     "no mask, dropout left on": Together(
         ("future-leak", "not-deterministic"),
@@ -77,7 +81,7 @@ TOGETHER = {
     ),
     "penalty, prompt ignored": Together(
         ("prompt-ignored", "penalty-rewards-repetition"),
-        lambda base: base.arguments(sample=lambda ids, n, **settings: rewards(base, ids, n, settings)),
+        lambda base: base.arguments(sample=prompt_ignored(base.sampler("penalty-rewards-repetition"))),
     ),
     "read twice, decode": Together(
         ("corpus-repeats", "tokenizer-not-invertible"), lambda base: {**read_twice(base), "decode": one_off(base)}
@@ -99,9 +103,3 @@ TOGETHER = {
         lambda base: in_model(base, "noise", "batch-norm", decode=one_off(base)),
     ),
 }  # fmt: skip
-
-
-def rewards(base: Base, ids: list[int], n: int, settings: dict[str, float]) -> list[int]:
-    """Ignore the prompt, and reward repetition."""
-    new = base.sampler("penalty-rewards-repetition")([0], n, **settings)
-    return new

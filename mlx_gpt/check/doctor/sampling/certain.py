@@ -6,6 +6,7 @@ every prompt has at most the least of its probabilities, and that of all steps i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log
 from typing import Any
 
@@ -13,41 +14,15 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.sampling.contexts import TEXT, Named, read_otherwise, windows
-from mlx_gpt.check.doctor.sampling.draws import (
-    Draws,
-    accepted,
-    chosen,
-    count,
-    draw_text,
-    log_softmax,
-    require_time,
-    settings_off,
-    with_logits,
-)
+from mlx_gpt.check.doctor.sampling.draws import Draws, chosen, count, log_softmax
 from mlx_gpt.check.doctor.sampling.findings import drawing_fault
 from mlx_gpt.check.doctor.sampling.fit import SURE
-from mlx_gpt.check.doctor.sampling.probes import flat_temperature, sharp_temperature, short_prompts
 from mlx_gpt.check.doctor.sampling.texts import rounding
 
-CALLS = 48
 
-
-def many_texts(case: Case) -> list[tuple[float, list[Draws]]]:
-    """Return the text of each of many prompts, as long as the context, at the sharp and at the flat temperature."""
-    prompts, found = case.once(short_prompts)[:CALLS], []
-    for temperature in dict.fromkeys((case.once(sharp_temperature), case.once(flat_temperature))):
-        require_time(case)
-        settings = settings_off(case, **({"temperature": temperature} if "temperature" in accepted(case) else {}))
-        drawn = [draw_text(case, prompt, case.n_positions, **settings) for prompt in prompts]
-        drawn = [text for text in drawn if len(text) > len(prompts[0])]
-        if drawn:
-            found.append((temperature, with_logits(case, drawn, len(prompts[0]))))
-    return found
-
-
-def certain(case: Case) -> dict[str, dict[str, Any]]:
-    """Return the findings for texts that chance does not give, of a sampler that draws nothing."""
-    for temperature, found in case.once(many_texts):
+def certain(case: Case, draws: Sequence[tuple[float, list[Draws]]]) -> dict[str, dict[str, Any]]:
+    """Return the findings for texts, by temperature, that chance does not give: of a sampler that draws nothing."""
+    for temperature, found in draws:
         read = read_by_argmax(case, found)
         alike = same_text(found, temperature)
         codes = []

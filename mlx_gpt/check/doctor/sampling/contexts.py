@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
-from mlx_gpt.check.doctor.sampling.draws import Draws, split
+from mlx_gpt.check.doctor.sampling.draws import Draws
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 
 Window = Callable[[list[int], list[int]], list[int]]  # prompt, new ids so far -> the ids that are read
@@ -46,4 +46,5 @@ def read_otherwise(case: Case, found: Sequence[Draws], window: Window) -> list[D
     logits = np.concatenate([one.logits for one in found])
     reads = [i for i, text in enumerate(texts) if text]
     logits[reads] = logits_after(case, [texts[i] for i in reads])
-    return [replace(one, logits=rows) for one, rows in zip(found, split(logits, found), strict=True)]
+    ends = np.cumsum([0, *(len(one.new) for one in found)]).tolist()
+    return [replace(one, logits=logits[i:j], read=texts[i:j]) for one, i, j in zip(found, ends, ends[1:], strict=False)]

@@ -17,17 +17,22 @@ from mlx_gpt.check.doctor.sampling.texts import logits_after
 
 OFF: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 LENGTH = 10  # new ids of a call
+SEEDED = (30, 20)  # new ids of a call, and calls, where equal calls give equal texts
 SHARE = 0.4  # of the time that is left when the first sampling check begins
 PART = 0.2  # of that, for the calls of one set of draws
 
 
 @dataclass(frozen=True)
 class Draws:
-    """One call: the text (prompt and new ids), and the model's logits before each new id, (n, V)."""
+    """One call: the text (prompt and new ids), and the model's logits before each new id, (n, V).
+
+    ``read``: what they are the logits after, where it is not the text before.
+    """
 
     text: np.ndarray
     n_prompt: int
     logits: np.ndarray
+    read: Sequence[Sequence[int]] | None = None
 
     @property
     def new(self) -> np.ndarray:
@@ -159,21 +164,23 @@ def draw_many(
 ) -> list[Draws]:
     """Call ``sample`` with the prompts in turn until there are ``total`` draws or the time is over.
 
-    One long call only where equal calls give equal texts: the draws of others would depend on those of the first.
+    Long texts after many prompts where equal calls give equal texts: the draws of a step may depend on each other.
     Raises ``NotApplicable`` for texts that end with an unknown id, ``BudgetSpent`` where the time is over.
     """
     require_time(case)
     end = time.monotonic() + case.once(budget)[1]
     texts: list[np.ndarray] = []
-    drawn, seeded = 0, case.once(is_seeded)
+    drawn, calls_at_least = 0, 1
+    if case.once(is_seeded):
+        n, calls_at_least = SEEDED
     for calls, prompt in enumerate(cycle(prompts), start=1):
-        text = draw_text(case, prompt, case.n_positions if seeded else n, **settings)
+        text = draw_text(case, prompt, n, **settings)
         full = min(len(prompt) + n, case.n_positions)
         if len(text) < full and "end_of_text" not in case.given and not case.once(outside):
             raise NotApplicable("end_of_text")
         drawn += len(text) - len(prompt)
         texts += [text] if len(text) > len(prompt) else []
-        if drawn >= total or calls >= total or (seeded and texts) or time.monotonic() > end:
+        if (calls >= calls_at_least and (drawn >= total or calls >= total)) or time.monotonic() > end:
             break
     if not texts:
         raise NotApplicable("a sampler that returns ids of the vocabulary")

@@ -10,7 +10,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.sampling.contexts import TEXT, Named, read_otherwise, windows
 from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, budget, count, draw_many, is_seeded, settings_off
-from mlx_gpt.check.doctor.sampling.explain import log_likelihood
+from mlx_gpt.check.doctor.sampling.explain import Predicted, log_likelihood, score
 from mlx_gpt.check.doctor.sampling.probes import flat_temperature, sharp, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
 from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding
@@ -85,7 +85,7 @@ def candidates(case: Case, found: Evidence) -> tuple[Scores, dict[Named, Evidenc
     def add(read: Named, some: list[Base]) -> None:
         for base in some:
             if (read, base) not in scores:
-                scores[read, base] = score(draws[read], base)
+                scores[read, base] = score(case, predicted(draws[read], base), predicted(found, Base()))
 
     rules = bases(case, len(found) > 1)
     add(TEXT, rules)
@@ -108,8 +108,8 @@ def bases(case: Case, with_temperature: bool) -> list[Base]:
     return found + ([Base(temperature="squared")] if with_temperature else [])
 
 
-def score(found: Evidence, base: Base) -> float:
-    return sum(log_likelihood(one, base.rule(temperature)) for temperature, one in found)
+def predicted(found: Evidence, base: Base) -> Predicted:
+    return [(one, base.rule(temperature)) for temperature, one in found]
 
 
 def codes_of(read: Named, base: Base) -> tuple[str, ...]:

@@ -58,6 +58,31 @@ def log_likelihood(found: Sequence[Draws], rule: Rule) -> float:
     return float(np.maximum(chosen(rule(found), ids_of(found)), LEAST).sum()) if found else 0.0
 
 
+Predicted = Sequence[tuple[Sequence[Draws], Rule]]  # sets of draws, each with the rule that it may follow
+
+
+def score(case: Case, predicted: Predicted, right: Predicted) -> float:
+    """Return the log-likelihood of draws in nats; that in favour over ``right`` where equal calls give equal texts."""
+    if case.once(is_seeded):
+        return favour(predicted, right)
+    return sum(log_likelihood(found, rule) for found, rule in predicted)
+
+
+def favour(predicted: Predicted, right: Predicted) -> float:
+    """Return the log of an e-value in favour of a prediction, of calls whose random numbers may be the same.
+
+    Of each step one draw counts: that after the text at which the two predictions differ most, which is known before
+    it is drawn. Each draw of an id that the prediction excludes counts against it.
+    """
+    calls = [one for found, _ in right for one in found]
+    ids, step = ids_of(calls), np.concatenate([np.arange(len(one.new)) for one in calls])
+    p, q = (np.concatenate([rule(found) for found, rule in some if found]) for some in (right, predicted))
+    own_p, own_q = (np.maximum(chosen(logprobs, ids), LEAST) for logprobs in (p, q))
+    order = np.lexsort((-divergences(q, p), step))
+    first = order[np.unique(step[order], return_index=True)[1]]
+    return float((own_q - own_p)[first].sum() + LEAST * (own_q <= LEAST).sum())
+
+
 def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tuple[int, float, set[str]]:
     """Return the best explanation's place, its gain over the best right rule, and the codes that are not excluded.
 
@@ -83,32 +108,42 @@ def weigh(
     found: list[list[Draws]] = [[] for _ in probes]
     scores = np.zeros(len(explanations))
     while True:
+        latest: list[list[Draws]] = []
         for probe, mine in zip(probes, found, strict=True):
             calls = len(mine) % len(probe.prompts)
             prompts = [*probe.prompts[calls:], *probe.prompts[:calls]]
             try:
-                more = read(draw_many(case, prompts, CHUNK, n, **probe.settings))
+                latest.append(read(draw_many(case, prompts, CHUNK, n, **probe.settings)))
             except BudgetSpent:
                 if not all(found):
                     raise
-                more = []
-            scores += [log_likelihood(more, one.rule) for one in probe.explanations]
-            mine += more
+                latest.append([])
+            mine += latest[-1]
+        scores += likelihoods(case, probes, latest, latest)
         best, gain, left = choose(scores.tolist(), explanations)
         left -= {*explanations[best].codes}
-        if not left or count(more) < CHUNK or count(found[0]) >= most or case.once(is_seeded):
+        if not left or count(latest[-1]) < CHUNK or count(found[0]) >= most or case.once(is_seeded):
             break
     fit = all(fits(case, draws, probe.explanations[best].rule) for probe, draws in zip(probes, found, strict=True))
     answer = Answer(explanations[best], gain, fit, left, sum(map(count, found)))
     if explanations[best].codes or not fit:
         for rival in rivals:
-            right = np.zeros(len(explanations))
-            for probe, draws in zip(probes, map(rival, found), strict=True):
-                right += [-np.inf if one.codes else log_likelihood(draws, one.rule) for one in probe.explanations]
-            if not fit or scores[best] - right.max() < SURE:
+            other = likelihoods(case, probes, [rival(draws) for draws in found], found)
+            other[[bool(one.codes) for one in explanations]] = -np.inf
+            if not fit or scores[best] - other.max() < SURE:
                 codes = {*explanations[best].codes} or {"setting-wrong"}
-                return replace(answer, best=explanations[int(right.argmax())], gain=0.0, fits=True, open=left | codes)
+                return replace(answer, best=explanations[int(other.argmax())], gain=0.0, fits=True, open=left | codes)
     return answer
+
+
+def likelihoods(
+    case: Case, probes: Sequence[Probe], drawn: Sequence[list[Draws]], right: Sequence[list[Draws]]
+) -> np.ndarray:
+    """Return the score of each explanation; ``right``: the same draws as they should be read."""
+    rules = [[one.rule for one in of_each] for of_each in zip(*(probe.explanations for probe in probes), strict=True)]
+    first = next(i for i, one in enumerate(probes[0].explanations) if not one.codes)
+    sound = [*zip(right, rules[first], strict=True)]
+    return np.array([score(case, [*zip(drawn, some, strict=True)], sound) for some in rules])
 
 
 def telling(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.sampling.cuts import Finding, ask
-from mlx_gpt.check.doctor.sampling.draws import accepted, settings_off
+from mlx_gpt.check.doctor.sampling.draws import LENGTH, accepted, settings_off
 from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling
 from mlx_gpt.check.doctor.sampling.findings import setting_fault
 from mlx_gpt.check.doctor.sampling.probes import after_prompts, rows, telling_temperatures
@@ -41,14 +41,14 @@ def penalty_prompts(case: Case) -> list[list[int]]:
     return [[int(i) for i in prompt] for prompt in [*same[likely], *mixed]]
 
 
-def explanations(base: Base, temperature: float, penalty: float) -> list[Explanation]:
-    """Return the rule over the text or the new ids, of logits or log-probabilities, and its known faults."""
+def explanations(base: Base, temperature: float, penalty: float, of_ids: Sequence[str]) -> list[Explanation]:
+    """Return the rule over the text or other ids, of logits or log-probabilities, and its known faults."""
 
     def of(change: Change | None, *codes: str) -> Explanation:
-        return Explanation(ids, base.rule(temperature, change=change), codes, shows=ids == "text")
+        return Explanation(ids, base.rule(temperature, change=change), codes, shows=ids == of_ids[-1])
 
     found = []
-    for ids in ("new", "text"):
+    for ids in of_ids:
         right = penalized(penalty, "lowers", ids)
         found += [of(right), of(of_logprobs(right))]
         found.append(of(penalized(penalty, "lowers", ids, "each"), "penalty-compounds"))
@@ -60,11 +60,12 @@ def explanations(base: Base, temperature: float, penalty: float) -> list[Explana
 
 def penalty_probes(case: Case, base: Base) -> Iterable[Probe]:
     with_temperature = "temperature" in accepted(case)
+    of_ids = ("new", "text") if understood(case).window is None else ("new", "text", "read")
     for t in case.once(telling_temperatures):
         for penalty in PENALTIES:
             chosen = {"repetition_penalty": penalty, **({"temperature": t} if with_temperature else {})}
             settings = settings_off(case, **chosen)
-            yield Probe(case.once(penalty_prompts), settings, explanations(base, t, penalty))
+            yield Probe(case.once(penalty_prompts), settings, explanations(base, t, penalty, of_ids))
 
 
 def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
@@ -73,13 +74,17 @@ def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
         raise NotApplicable("sample_settings with repetition_penalty")
     base = understood(case).base
     assert base is not None
+    if base.shift:
+        return [], {*WHYS} - {"setting-ignored"}
     try:
         rows = seen(case, after_prompts(case, case.once(penalty_prompts)))
         probes = telling([*penalty_probes(case, base)], rows)
-        answer = ask(case, probes, n=3)
+        answer = ask(case, probes, n=3 if understood(case).window is None else LENGTH)
     except BudgetSpent:
         return [], {*WHYS}
-    if not answer.best.codes or not answer.fits:
+    if not answer.fits:  # another rule
+        return [], {*WHYS}
+    if not answer.best.codes:
         return [], answer.open
     code, value = answer.best.codes[0], probes[0].settings["repetition_penalty"]
     why = f"draws with repetition_penalty = {value:g} {WHYS[code]}"

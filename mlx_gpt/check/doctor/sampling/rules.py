@@ -118,14 +118,16 @@ def complement(keep: Keep) -> Keep:
 def penalized(penalty: float, how: str = "lowers", of: str = "text", times: str = "once") -> Change:
     """Return the logits after a repetition penalty: "lowers" is Keskar et al. 2019, section 4.1, the others are faults.
 
-    ``how``: "lowers"; "divides" all logits, "multiplies" all, "raises". ``of``: the ids of the "text", or of the
-    "new" ids only. ``times``: "once", or once for "each" occurrence.
+    ``how``: "lowers"; "divides" all logits, "multiplies" all, "raises". ``of``: the ids of the "text", of the "new" ids
+    only, or of what is "read" in place of the text. ``times``: "once", or once for "each" occurrence.
     """
 
     def change(draws: Draws) -> np.ndarray:
         changed = draws.logits.copy()
+        start = draws.n_prompt if of == "new" else 0
         for t, row in enumerate(changed):
-            seen = Counter(draws.text[draws.n_prompt if of == "new" else 0 : draws.n_prompt + t].tolist())
+            text = draws.text[start : draws.n_prompt + t].tolist()
+            seen = Counter(draws.read[t] if of == "read" and draws.read else text)
             ids = [*seen]
             strength = penalty ** np.array([*seen.values()]) if times == "each" else penalty
             values = row[ids]
@@ -138,4 +140,4 @@ def penalized(penalty: float, how: str = "lowers", of: str = "text", times: str 
 
 def of_logprobs(change: Change) -> Change:
     """Apply a penalty to log-probabilities, all of which are negative."""
-    return lambda draws: change(Draws(draws.text, draws.n_prompt, log_softmax(draws.logits)))
+    return lambda draws: change(Draws(draws.text, draws.n_prompt, log_softmax(draws.logits), draws.read))

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable
-from mlx_gpt.check.doctor.sampling.certain import certain, many_texts
+from mlx_gpt.check.doctor.sampling.certain import certain
 from mlx_gpt.check.doctor.sampling.contexts import TEXT, Named, Window, read_otherwise, windows
 from mlx_gpt.check.doctor.sampling.draws import (
     Draws,
@@ -29,7 +29,7 @@ from mlx_gpt.check.doctor.sampling.evidence import (
     codes_of,
     evidence,
     in_turn,
-    score,
+    predicted,
 )
 from mlx_gpt.check.doctor.sampling.explain import DECIDED, Explanation, choose, log_likelihood
 from mlx_gpt.check.doctor.sampling.findings import drawing_fault, setting_fault
@@ -57,7 +57,7 @@ class Verdict:
 def verdict(case: Case) -> Verdict:
     """Return the simplest explanation of the draws: what is read and what is drawn from, or a sampler without fault."""
     seeded = case.once(is_seeded)
-    if seeded and (findings := certain(case)):
+    if seeded and (findings := certain(case, case.once(evidence))):
         wrong = not_off(case)
         return Verdict({"setting-wrong": wrong} if wrong else findings)
     for scores, draws in in_turn(case):
@@ -67,7 +67,7 @@ def verdict(case: Case) -> Verdict:
             break
     if "sampler-too-narrow" in codes and (wrong := not_off(case)):
         return Verdict({"setting-wrong": wrong})
-    findings = {code: explained(code, read, base, gain, seen, score(texts, Base())) for code in codes}
+    findings = {code: explained(code, read, base, gain, seen, texts) for code in codes}
     right = all(fits(case, one, base.rule(temperature)) for temperature, one in seen)
     dependent = None if right and not seeded else correlated(case, seen, base, seeded)
     window = windows(case)[read] if read[1] else None
@@ -89,8 +89,8 @@ def best_of(scores: Scores) -> tuple[Candidate, float, set[str]]:
     return [*scores][best], gain, left
 
 
-def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, right: float) -> dict[str, Any]:
-    """Return the fields of a finding that the best explanation names; ``right``: the score of the right one."""
+def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, texts: Evidence) -> dict[str, Any]:
+    """Return the fields of a finding that the best explanation names; ``texts``: the draws, read as they should be."""
     every = [one for _, draws in found for one in draws]
     n = count(every)
     if code in ("setting-ignored", "setting-inverted", "setting-wrong"):
@@ -107,8 +107,8 @@ def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, 
     if code == read[0]:
         whys[code] = f"{n} draws follow the model's prediction after {read[1]}"
     why = f"{whys[code]} (nats per draw under this, and under the model after the text)"
-    measured, reads = -score(found, base) / n, read[1] or "the text"
-    return drawing_fault(code, why, measured, every, -right / n, nats_in_favour=gain, reads=reads)
+    own, right = (sum(log_likelihood(*one) for one in predicted(*some)) for some in ((found, base), (texts, Base())))
+    return drawing_fault(code, why, -own / n, every, -right / n, nats_in_favour=gain, reads=read[1] or "the text")
 
 
 def not_off(case: Case) -> Found:
@@ -131,9 +131,9 @@ def not_off(case: Case) -> Found:
 
 def correlated(case: Case, found: Evidence, base: Base, seeded: bool) -> Found:
     """Successive draws are dependent, or favour what the same call drew before."""
-    tests = [(temperature, draws, False) for temperature, draws in found]
+    tests = [(temperature, draws[:1] if seeded else draws, False) for temperature, draws in found]
     if seeded:  # one text may have fallen into a loop, in which each id is certain
-        tests += [(temperature, draws, True) for temperature, draws in case.once(many_texts)]
+        tests += [(temperature, draws, True) for temperature, draws in found]
     for temperature, draws, dependent in tests:
         p, favour = correlation(case, draws, base.rule(temperature), dependent)
         if p < RARE or favour > SURE:
