@@ -1,6 +1,6 @@
 """It says gibberish, though the loss is decreasing: a GPT with two mistakes, and the doctor that names them.
 
-Run it:  python examples/05_gibberish.py  (offline, in about a minute)
+Run it:  python examples/05_gibberish.py  (offline, in half a minute)
 Read section 1 first: a GPT as people write their first one. Can you see the mistakes? The loss does not show them.
 Beside it read mlx_gpt/check/doctor/README.md. The example before this one is 04_heads.py.
 """
@@ -28,7 +28,7 @@ WHERE = ("in the garden", "near the river", "under a bridge", "by the sea", "aft
 rng = random.Random(1)
 text = " ".join(f"{rng.choice(WHO)} {rng.choice(DID)} {rng.choice(WHAT)} {rng.choice(WHERE)}." for _ in range(3000))
 characters = sorted(set(text))
-V, T, C, H, LAYERS = len(characters), 64, 64, 2, 2  # vocabulary, context, width, heads, layers
+V, T, C, H, LAYERS = len(characters), 32, 48, 2, 2  # vocabulary, context, width, heads, layers
 
 
 def encode(text: str) -> list[int]:
@@ -43,7 +43,7 @@ data = np.array(encode(text), np.int32)
 train_ids, val_ids = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
 
 
-def batches(B: int = 12) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batches(B: int = 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     while True:
         starts = np.random.randint(0, len(train_ids) - T, (B, 1))
         rows = train_ids[starts + np.arange(T + 1)]
@@ -94,7 +94,7 @@ class GPT(nn.Module):
         return mx.random.categorical(mx.softmax(logits)).item()
 
 
-def train(model: GPT, steps: int = 250) -> list[float]:
+def train(model: GPT, steps: int = 200) -> list[float]:
     optimizer = optim.AdamW(optim.linear_schedule(6e-3, 0, steps), bias_correction=True)
     loss_and_gradient = nn.value_and_grad(model, lambda x, y: nn.losses.cross_entropy(model(x), y, reduction="mean"))
     losses = []
