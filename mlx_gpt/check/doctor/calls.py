@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -23,6 +24,23 @@ def silenced() -> Iterator[None]:
     """Drop what the user's functions print."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield
+
+
+@contextmanager
+def exit_raised() -> Iterator[None]:
+    """Let ``os._exit`` raise ``SystemExit``, but in a fork, such as a worker that loads data."""
+    leave, process = os._exit, os.getpid()
+
+    def stop(status: int) -> NoReturn:
+        if os.getpid() != process:
+            leave(status)
+        raise SystemExit(status)
+
+    os._exit = stop
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mlx_gpt.check.doctor.arrays import as_numpy, back_to
-from mlx_gpt.check.doctor.calls import TimeIsUp, silenced, time_limit
+from mlx_gpt.check.doctor.calls import TimeIsUp, exit_raised, silenced, time_limit
 from mlx_gpt.check.doctor.modules import logits_of
 
 Made = TypeVar("Made")
@@ -94,7 +94,7 @@ class Case:
         before = [np.copy(argument) for argument in arguments if isinstance(argument, np.ndarray)]
         interrupts: list[int] = []
         try:
-            with silenced(), time_limit(min(self.call_seconds, left), interrupts):
+            with silenced(), exit_raised(), time_limit(min(self.call_seconds, left), interrupts):
                 result = function(*arguments, **settings)
         except TimeIsUp:
             if left < self.call_seconds:

@@ -84,7 +84,7 @@ class Report:
     def to_json(self) -> str:
         """Return the report as JSON."""
         findings = [{name: plain(value) for name, value in vars(finding).items()} for finding in self.findings]
-        report = {"ok": self.ok, "findings": findings, "examined": self.examined, "skipped": self.skipped}
+        report = {"ok": self.ok, "findings": findings, "examined": self.examined, "skipped": self.reasons()}
         return json.dumps(report, indent=2, allow_nan=False)
 
     def __str__(self) -> str:
@@ -112,14 +112,23 @@ class Report:
             for group, codes in GROUPS.items():
                 if inside := [code for code in codes if code in sound]:
                     yield ReportLine(f"{group}: {', '.join(inside)}", "dim", 3)
-        if missing := {code: reason for code, reason in self.skipped.items() if code not in found}:
+        if missing := {code: reason for code, reason in self.reasons().items() if code not in found}:
             yield ReportLine()
             yield ReportLine("Not examined:", "dim")
-            failed = {finding.evidence.get("function") for finding in self.findings}
             for reason in dict.fromkeys(missing.values()):
-                lack = f"{reason} failed" if reason in failed else f"needs {reason.replace('|', ' or ')}"
                 skipped = shortened_codes([code for code in missing if missing[code] == reason])
-                yield ReportLine(f"{'for lack of time' if reason == TIME else lack}: {skipped}", "dim", 3)
+                yield ReportLine(f"{reason}: {skipped}", "dim", 3)
+
+    def reasons(self) -> dict[str, str]:
+        """Return for each check that was skipped what it needs, what failed, or that there was no time."""
+        failed = {finding.evidence.get("function") for finding in self.findings}
+
+        def reason(lack: str) -> str:
+            if lack == TIME:
+                return "for lack of time"
+            return f"{lack} failed" if lack in failed else f"needs {lack.replace('|', ' or ')}"
+
+        return {code: reason(lack) for code, lack in self.skipped.items()}
 
     def verdict(self) -> str:
         """Return the result in a sentence or two."""

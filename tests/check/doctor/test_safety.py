@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import threading
@@ -54,6 +55,7 @@ def swallows_the_first_alarm(ids: np.ndarray) -> None:
         (raising(SystemExit("no")), "raises"),
         (raising(KeyboardInterrupt()), "raises"),
         (raising(MemoryError()), "raises"),
+        (lambda ids: os._exit(3), "raises"),
         (lambda ids: np.array([object()]), "raises"),
         (lambda ids: 1.0, "wrong-shape"),
         (lambda ids: sound(ids)[:, -1], "wrong-shape"),
