@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -99,8 +99,7 @@ def _take(base: Path) -> Path:
         if try_lock(lock):
             for kernel, _ in _kernels(folder, marked=False):
                 os.unlink(kernel)
-            if not (folder / "mlx").exists():
-                _share(base, folder)
+            _share(base, folder)
             return folder
         os.close(lock)
     raise OSError(errno.ENOLCK, "no locks")
@@ -122,13 +121,20 @@ def _check(base: Path) -> None:
 
 
 def _share(base: Path, folder: Path) -> None:
-    """Link the kernels in the folders of other processes into a new one."""
+    """Link the kernels in the folders of other processes that are not in this one."""
+    have = {_key(kernel) for kernel, _ in _kernels(folder, marked=True)}
     with suppress(OSError):  # one that is removed meanwhile
         for other in base.iterdir():
-            for kernel, _ in _kernels(other, marked=True):
+            for kernel, _ in _kernels(other, marked=True, besides=have):
+                have.add(_key(kernel))
                 (folder / kernel.relative_to(other)).parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileExistsError):
                     os.link(kernel, folder / kernel.relative_to(other))
+
+
+def _key(kernel: Path) -> tuple[str, str]:
+    """Return MLX's version and the name of a kernel."""
+    return kernel.parent.parent.name, kernel.name
 
 
 def _mark(folder: Path, process: int) -> None:
@@ -138,9 +144,13 @@ def _mark(folder: Path, process: int) -> None:
             os.utime(kernel, (state.st_atime, state.st_size))
 
 
-def _kernels(folder: Path, marked: bool) -> Iterator[tuple[Path, os.stat_result]]:
+def _kernels(
+    folder: Path, marked: bool, besides: Set[tuple[str, str]] = frozenset()
+) -> Iterator[tuple[Path, os.stat_result]]:
     for place in folder.glob("mlx/*/cpu"):
+        version = place.parent.name
         for entry in os.scandir(place):
-            state = entry.stat(follow_symlinks=False)
-            if entry.name.endswith(".so") and (state.st_mtime == state.st_size) == marked:
-                yield Path(entry.path), state
+            if entry.name.endswith(".so") and (version, entry.name) not in besides:
+                state = entry.stat(follow_symlinks=False)
+                if (state.st_mtime == state.st_size) == marked:
+                    yield Path(entry.path), state

@@ -101,6 +101,17 @@ def test_a_new_folder_begins_with_the_kernels_of_the_others(place: Path) -> None
     assert first.samefile(second)
 
 
+def test_a_process_begins_with_the_kernels_that_others_left(place: Path) -> None:
+    other = COMPILE.replace("* 2", "* 3")
+    child = f"import sys, subprocess\nsubprocess.check_output([sys.executable, '-c', '''{other}'''], text=True)"
+    run(COMPILE, place)
+    run(f"import mlx_gpt\n{child}", place)  # the child compiles in the second folder, while the first is held
+    before = {kernel.relative_to(place).parts[2] for kernel in kernels(place)}
+    assert (before, len(kernels(place))) == ({"0", "1"}, 3)
+    run("import mlx_gpt", place)
+    assert len({kernel for kernel in kernels(place) if kernel.relative_to(place).parts[2] == "0"}) == 2
+
+
 def test_the_temporary_folder_of_python_stays(place: Path) -> None:
     code = "import mlx_gpt, tempfile, os; print(tempfile.gettempdir(), os.environ['TMPDIR'])"
     assert run(code, place) == f"{place}/tmp {place}/tmp"
