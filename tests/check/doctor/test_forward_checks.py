@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from helpers.design_gpt import Design, DesignGPT
 from helpers.plain_cache import PlainCache
 from helpers.plain_gpt import PlainAttention, PlainConfig, PlainGPT
 from mlx.utils import tree_flatten
@@ -122,6 +123,7 @@ HEALTHY: dict[str, Any] = {
     "two tokens": lambda: PlainGPT(PlainConfig(vocab_size=2)),
     "rotary": lambda: PlainGPT(PlainConfig(rope=True, rms=True)),
     "rotary, three layers": lambda: PlainGPT(PlainConfig(rope=True, rms=True, layers=3, width=64)),
+    "rotary, post-norm": lambda: DesignGPT(Design(positions="rope", post_norm=True, norm=nn.RMSNorm)),
     "dropout": lambda: PlainGPT(PlainConfig(dropout=0.2)),
     "this package's": lambda: GPT(GPTConfig(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=2)),
     "bfloat16": lambda: in_bfloat16(PlainGPT()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -77,13 +76,15 @@ def position_blind(case: Case) -> Found:
     """The order of the earlier tokens has no effect: positions are not used.
 
     A text of one token repeated has equal logits everywhere only if positions are unused or purely relative. The two
-    are told apart by the logits of a token after n times another one. Without positions they are a smooth function of
-    n, of which sixth differences leave only rounding; rotary positions add an oscillation of one radian a token (Su et
-    al. 2021). Measured is its power over that of higher frequencies: without positions 1 to 3.5, rotary 70 and more,
-    at weights of 0.02 to 0.3. Threshold 15. Biases by distance, as of ALiBi and T5, show when a token is moved by one
-    place at the end of n equal ones: the change over the token's whole effect, times n, is 0.1 to 0.4 without positions
-    and above 2 with biases: threshold 1. Where parameters can be loaded both are measured at weights of 0.02, and in
-    contexts from 24: 24 to 29 without positions, rotary 380 and more (threshold 100), and 0.3 to 1.1 (threshold 0.5).
+    are told apart by another token among n equal ones, before a last one: it is moved from the last place but one to
+    the place before. The change over the token's whole effect, times n, is measured with parameters drawn at random, in
+    contexts from 24: at matrices of about 1 / sqrt(width) at most 1.2 without positions, with rotary ones (Su et al.
+    2021) 2.1 at n = 24 and 6.8 at 64 (1 to 6 layers, threshold 0.34 sqrt(n); multi-query without positions up to 2.2);
+    at matrices of 0.02 at most 0.95 without, with ALiBi 1.2 at n = 24, 2.6 at 48 and more (threshold 0.22 sqrt(n); of a
+    single head, its slope of 1 in 256 is not seen). Where parameters cannot be loaded it is measured in contexts from
+    48: 0.1 to 0.4 without positions and above 2 with biases (threshold 1); and rotary positions by an oscillation of
+    one radian a token in the logits after n equal tokens, otherwise a smooth function of n: its power over that of
+    higher frequencies is 1 to 3.5 without positions, 70 and more with (threshold 15).
     In any context: a table of positions whose gradient is zero but for a row.
     """
     case.once(first_call)
@@ -97,23 +98,40 @@ def position_blind(case: Case) -> Found:
         return None
     if table := unused_table(case):
         return blind(0, "above 0", f"; {table} has no gradient") | {"separate": True}
-    small = case.has("parameters", "load_parameters")
-    if (24 if small else 48) > T or found.relative > EQUAL or case.vocab_size < 3:
+    loadable = case.has("parameters", "load_parameters")
+    if (24 if loadable else 48) > T or found.relative > EQUAL or case.vocab_size < 3:
         raise NotApplicable("n_positions of at least 48, load_parameters of 24, and a forward pass without dropout")
-    limit = 15 if T >= 48 else 100
-    with case.parameters_restored() if small else nullcontext():
-        if small:
-            case.load({name: shrunk(values) for name, values in case.arrays("parameters").items()})
-        if moved_by_one(case, T) > (0.5 if small else 1) or (measured := oscillation(case, T)) > limit:
-            return None
-    return blind(measured, f"above {limit}")
+    if not loadable:
+        limit, measured = 15.0, oscillation(case, T)
+        return None if moved_by_one(case, T) > 1 or measured > limit else blind(measured, f"above {limit:g}")
+    limit, measured = 0.34 * T**0.5, moved_at(case, T, None)
+    if measured > limit or moved_at(case, T, 0.02) > 0.65 * limit:
+        return None
+    return blind(measured, f"above {limit:.2g}")
 
 
-def shrunk(values: np.ndarray) -> np.ndarray:
-    """Return a large matrix at a standard deviation of at most 0.02, at which attention is almost uniform."""
-    if values.dtype.kind != "f" or values.ndim < 2 or min(values.shape) <= 16:  # a table of biases by distance
+def moved_at(case: Case, T: int, deviation: float | None) -> float:
+    """Return ``moved_by_one`` with random matrices of a standard deviation, 1 / sqrt(width) if None: median of 3."""
+    own, moved = case.arrays("parameters"), []
+    with case.parameters_restored():
+        for _ in range(3):
+            case.load({name: drawn(case, values, deviation) for name, values in own.items()})
+            moved.append(moved_by_one(case, T, texts=6))
+    return float(np.median(moved))
+
+
+def drawn(case: Case, values: np.ndarray, deviation: float | None) -> np.ndarray:
+    """Return random values for a matrix or a bias; norm weights, masks, and numbers by head or distance as they are."""
+    small = min(values.shape, default=0) <= 16
+    if values.dtype.kind != "f" or values.ndim == 0:
         return values
-    return values * np.float32(min(1.0, 0.02 / max(float(values.std()), 1e-9)))
+    if values.ndim == 1:
+        kept, deviation = small or values.mean() > 0.5, 0.02
+    else:  # a mask has two values
+        kept = len(np.unique(values.ravel()[:4096])) == 2 or (small and deviation is not None)
+        deviation = deviation or (values.shape[-2] * values.shape[-1]) ** -0.25
+    noise = case.rng.standard_normal(values.shape, np.float32)
+    return values if kept else (deviation * noise).astype(values.dtype)
 
 
 def blind(measured: float, expected: str, remark: str = "") -> dict[str, Any]:

@@ -99,7 +99,12 @@ def multiple_of_gradient(case: Case, base: Parameters, calls: int) -> Found:
     shared = {name: base[name] for name in base if name in grads and base[name].any()}
     ratio, residual = along(shared, {name: -rate * grads[name] for name in shared})
     close, fewest, rest = (0.01, 2, 0.02) if calls == 1 else (0.08, 3, 0.4)
-    if round(ratio) < fewest or abs(ratio / round(ratio) - 1) > close or residual > rest * ratio:
+    if (
+        not np.isfinite(ratio)
+        or round(ratio) < fewest
+        or abs(ratio / round(ratio) - 1) > close
+        or residual > rest * ratio
+    ):
         return None
     return {
         "measured": ratio,
@@ -152,7 +157,7 @@ def left_over(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
     after_other = update_after(case, other, batch, 3, fresh=True)
     after_same, again = (update_after(case, batch, batch, n, fresh=True) for n in (12, 0))
     measured, noise = apart(after_other, after_same), apart(after_same, again)
-    if measured < 0.2 or measured < 3 * noise:
+    if not (measured >= 0.2 and measured >= 3 * noise):  # nor NaN
         return None
     what = "a fresh optimizer's first update of a batch differs with the batches of steps before it"
     return added_up(measured, noise, what)
@@ -180,7 +185,7 @@ def carried_over(case: Case, x: np.ndarray, y: np.ndarray, exact: bool) -> Found
         return added_up(share / 2, 0.5, what)
     weights = np.linalg.lstsq(own.T, later[0], rcond=None)[0]
     rest = np.linalg.norm(later[0] - weights @ own) / np.linalg.norm(later[0])
-    if not exact or rest > 0.05 or abs(weights[0] / weights[1] - 1) > 0.002:
+    if not (exact and rest <= 0.05 and abs(weights[0] / weights[1] - 1) <= 0.002):  # nor NaN
         return None
     return added_up(float(weights[0] / weights[1]), 0, "the second update is the sum of those of both batches shown")
 

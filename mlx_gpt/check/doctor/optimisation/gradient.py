@@ -31,7 +31,7 @@ MOST_TRIED = 32  # parameters to name those that are wrong
 @check(
     "future-leak-in-gradient",
     "gradient",
-    explains=("parameters-frozen", "cannot-memorise-a-batch"),
+    explains=("past-ignored", "parameters-frozen", "cannot-memorise-a-batch"),
     explained_by=("loss-not-cross-entropy", "non-finite", "length-dependent", "batch-leak"),
 )
 def future_leak_in_gradient(case: Case) -> Found:

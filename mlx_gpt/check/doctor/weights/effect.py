@@ -29,7 +29,7 @@ SHARE = 0.1  # of the time that is left, for trying one part after another
     "layer-without-effect",
     "parameters",
     "load_parameters",
-    explains=("past-ignored", "context-too-short", "dead-units"),
+    explains=("past-ignored", "context-too-short", "dead-units", "reported-loss-differs"),
 )
 def layer_without_effect(case: Case) -> dict[str, Any] | None:
     """A layer or a part of one changes nothing: it is not called, or its output is dropped or multiplied by zero.
