@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes
 
+from mlx_gpt.commands.bench import Bench
 from mlx_gpt.commands.convert import Convert
 from mlx_gpt.commands.doctor import Doctor
 from mlx_gpt.commands.eval import Eval
@@ -31,7 +32,9 @@ from mlx_gpt.errors import MLXGPTError, UsageError, explained, one_line
 from mlx_gpt.terminal import COMPILING, escaped
 from mlx_gpt.text.pipes import with_names_of_pipes
 
-Command = Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval | Lens | Doctor
+Command = (
+    Train | Generate | Talk | Serve | Prepare | Quickstart | Convert | Export | Verify | Eval | Lens | Doctor | Bench
+)
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -73,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     try:
         command = parse(list(sys.argv[1:] if argv is None else argv))
-        if not isinstance(command, Train | Quickstart):  # equal texts alone and in a batch; figures to compare with
+        if not isinstance(
+            command, Train | Quickstart | Bench
+        ):  # equal texts alone and in a batch; figures to compare with
             os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
         _check_environment()
         with _compilation_reported():

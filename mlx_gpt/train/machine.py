@@ -110,15 +110,15 @@ def _fastest(arrays: Iterable[mx.array], operation: Operation, work: Callable[[m
     """The highest work per second over arrays of increasing size, up to one that saturates the machine."""
     best = 0.0
     for first in arrays:
-        seconds = _time(first, operation)
+        seconds = seconds_of(first, operation)
         best = max(best, work(first) / seconds)
         if seconds > SATURATED:
             break
     return best
 
 
-def _time(first: mx.array, operation: Operation) -> float:
-    """Seconds of an operation in a chain of them."""
+def seconds_of(first: mx.array, operation: Operation) -> float:
+    """Measure the seconds of an operation, in a chain of them if it is short."""
 
     def run(k: int) -> float:
         x = first

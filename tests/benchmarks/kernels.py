@@ -17,17 +17,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import mlx.core as mx
-from helpers.as_metal import answer_as_metal
-from helpers.graph import fused_inference, kernels, launches
-from training import our_step_and_state, their_model, their_step_and_state
+from helpers.as_metal import answer_as_metal, fused_inference
 
 import mlx_gpt  # noqa: F401
+from mlx_gpt.bench.graph import kernels, launches
+from mlx_gpt.bench.measure import model_folder
+from mlx_gpt.bench.sides import mlx_lm_model, mlx_lm_step
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import Generation
 from mlx_gpt.generate.history import History
 from mlx_gpt.generate.settings import GenerationSettings
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.text.tokenizer import Tokenizer
+from mlx_gpt.train.config import TrainConfig
+from mlx_gpt.train.optimizer import make_optimizer
+from mlx_gpt.train.step import make_train_step
 
 
 def our_token(config: GPTConfig) -> Any:
@@ -42,7 +46,8 @@ def our_token(config: GPTConfig) -> Any:
 def their_token(config: GPTConfig) -> Any:
     from mlx_lm.models.cache import KVCache
 
-    model = their_model(config)
+    with model_folder(config) as folder:
+        model = mlx_lm_model(folder)
     cache = [KVCache() for _ in range(config.n_layer)]
     mx.eval(model.parameters(), model(mx.array([[65] * 20]), cache), [part.state for part in cache])
     with fused_inference():  # as mlx_lm.generate.generate_step
@@ -59,8 +64,10 @@ def main() -> None:
     answer_as_metal()
     config = GPTConfig(vocab_size=257, n_positions=256, n_embd=128, n_layer=flags.n_layer, n_head=2)
     ids = mx.zeros((2, 256), mx.int32)
-    ours, our_state = our_step_and_state(config, 2, recompute=False)
-    theirs, their_state = their_step_and_state(config)
+    training = TrainConfig(batch_size=2)
+    ours, our_state = make_train_step(GPT(config), make_optimizer(training, config.n_head), training)
+    with model_folder(config) as folder:
+        theirs, their_state = mlx_lm_step(mlx_lm_model(folder))
     for what, both in {
         "a decoded token": (our_token(config), their_token(config)),
         "a training step": ((ours(ids, ids), our_state), (theirs(ids, ids), their_state)),

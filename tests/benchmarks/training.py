@@ -16,15 +16,14 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 from typing import Any
 
 import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that on Linux both sides multiply with OpenBLAS
 import mlx.core as mx
-import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 
+from mlx_gpt.bench.measure import model_folder
+from mlx_gpt.bench.sides import mlx_lm_model, mlx_lm_step
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.config import TrainConfig
@@ -43,39 +42,9 @@ def our_step_and_state(config: GPTConfig, batch_size: int, recompute: bool) -> t
     return make_train_step(GPT(config), make_optimizer(training, config.n_head), training)
 
 
-def their_model(config: GPTConfig) -> nn.Module:
-    from mlx_lm.models.gpt2 import Model, ModelArgs
-
-    return Model(
-        ModelArgs(
-            model_type="gpt2",
-            n_ctx=config.n_positions,
-            n_embd=config.n_embd,
-            n_head=config.n_head,
-            n_layer=config.n_layer,
-            n_positions=config.n_positions,
-            layer_norm_epsilon=config.layer_norm_epsilon,
-            vocab_size=config.vocab_size,
-        )
-    )
-
-
 def their_step_and_state(config: GPTConfig) -> tuple[TrainStep, Any]:
-    model = their_model(config)
-    optimizer = optim.AdamW(1e-4, betas=[0.9, 0.95], weight_decay=0.1, bias_correction=True)
-    optimizer.init(model.trainable_parameters())
-    state = [model.state, optimizer.state]
-    mx.eval(state)
-    loss_and_gradient = nn.value_and_grad(model, lambda x, y: nn.losses.cross_entropy(model(x), y).mean())
-
-    @partial(mx.compile, inputs=state, outputs=state)
-    def step(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-        loss, gradient = loss_and_gradient(x, y)
-        gradient, norm = optim.clip_grad_norm(gradient, 1.0)
-        optimizer.update(model, gradient)
-        return loss, norm
-
-    return step, state
+    with model_folder(config) as folder:
+        return mlx_lm_step(mlx_lm_model(folder))
 
 
 def measure(shape: str, side: str, steps: int) -> float:

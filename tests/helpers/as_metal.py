@@ -6,6 +6,8 @@ GPU computes otherwise, its kernels and their rounding, is not covered.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -56,3 +58,25 @@ def answer_as_metal() -> Metal:
     }.items():
         setattr(mx, name, stub)
     return metal
+
+
+@contextmanager
+def fused_inference() -> Iterator[None]:
+    """Let layer norm and attention be one operation each, as on Metal, where MLX's CPU backend has several.
+
+    For graphs that are not evaluated. In training Metal has the CPU's operations for attention, which has no fused
+    backward pass there (``ScaledDotProductAttentionVJP::use_fallback``).
+    """
+    before = mx.fast.layer_norm, mx.fast.scaled_dot_product_attention
+
+    def layer_norm(x: mx.array, weight: mx.array, bias: mx.array, eps: float) -> mx.array:
+        return mx.cumsum(mx.depends([x], [weight, bias])[0], axis=-1)
+
+    def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Any = None, **options: Any) -> mx.array:
+        return mx.cumsum(mx.depends([q], [k, v, *([mask] if isinstance(mask, mx.array) else [])])[0], axis=-1)
+
+    mx.fast.layer_norm, mx.fast.scaled_dot_product_attention = layer_norm, attention
+    try:
+        yield
+    finally:
+        mx.fast.layer_norm, mx.fast.scaled_dot_product_attention = before

@@ -6,9 +6,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from helpers.as_metal import answer_as_metal
-from helpers.graph import BUFFERS, FIXED_BUFFERS, fused_inference, kernels, launches, missing_on_metal, operations
+from helpers.as_metal import answer_as_metal, fused_inference
 
+from mlx_gpt.bench.graph import BUFFERS, FIXED_BUFFERS, kernels, launches, missing_on_metal, operations
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.decoder import place_of
 from mlx_gpt.generate.generation import Generation

@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -67,17 +66,18 @@ def operations(function: Callable[..., Any], *arguments: Any) -> list[Operation]
 
 
 def arrays(tree: Any) -> list[mx.array]:
-    return [leaf for _, leaf in tree_flatten(tree) if isinstance(leaf, mx.array)]
+    leaves: Any = tree_flatten(tree)
+    return [leaf for _, leaf in leaves if isinstance(leaf, mx.array)]
 
 
 def missing_on_metal(found: list[Operation]) -> list[str]:
     """Return the names of operations that Metal lacks: of linear algebra, in float64, scatters into 8 bytes."""
     return [
-        name
-        for name, dtypes in found
-        if name in NOT_ON_METAL
-        or mx.float64 in dtypes
-        or (name.startswith("Scatter") and any(dtype.size == 8 for dtype in dtypes))
+        one.name
+        for one in found
+        if one.name in NOT_ON_METAL
+        or mx.float64 in one.dtypes
+        or (one.name.startswith("Scatter") and any(dtype.size == 8 for dtype in one.dtypes))
     ]
 
 
@@ -95,25 +95,3 @@ def kernels(outputs: Any) -> list[Kernel]:
 def launches(outputs: Any) -> int:
     """Return how many kernels evaluating arrays launches."""
     return sum(kernel.launches for kernel in kernels(outputs))
-
-
-@contextmanager
-def fused_inference() -> Iterator[None]:
-    """Let layer norm and attention be one operation each, as on Metal, where MLX's CPU backend has several.
-
-    For graphs that are not evaluated. In training Metal has the CPU's operations for attention, which has no fused
-    backward pass there (``ScaledDotProductAttentionVJP::use_fallback``).
-    """
-    before = mx.fast.layer_norm, mx.fast.scaled_dot_product_attention
-
-    def layer_norm(x: mx.array, weight: mx.array, bias: mx.array, eps: float) -> mx.array:
-        return mx.cumsum(mx.depends([x], [weight, bias])[0], axis=-1)
-
-    def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Any = None, **options: Any) -> mx.array:
-        return mx.cumsum(mx.depends([q], [k, v, *([mask] if isinstance(mask, mx.array) else [])])[0], axis=-1)
-
-    mx.fast.layer_norm, mx.fast.scaled_dot_product_attention = layer_norm, attention
-    try:
-        yield
-    finally:
-        mx.fast.layer_norm, mx.fast.scaled_dot_product_attention = before
