@@ -28,6 +28,7 @@ from mlx_gpt.commands.serve import Serve
 from mlx_gpt.commands.talk import Talk
 from mlx_gpt.commands.train import Train, command_line
 from mlx_gpt.commands.verify import Verify
+from mlx_gpt.device import choose_device
 from mlx_gpt.errors import MLXGPTError, UsageError, explained, one_line
 from mlx_gpt.terminal import COMPILING, escaped
 from mlx_gpt.text.pipes import with_names_of_pipes
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):  # equal texts alone and in a batch; figures to compare with
             os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32 on M5 and CUDA; read at the first product
         _check_environment()
+        choose_device()
         with _compilation_reported():
             command()
         sys.stdout.flush()

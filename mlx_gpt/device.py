@@ -10,7 +10,21 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
+from mlx_gpt.errors import UsageError
+
+VARIABLE = "MLX_GPT_DEVICE"  # cpu or gpu: the default device of a command
 XCODE_SELECT = "/usr/bin/xcode-select"  # part of macOS; -p fails without the command line tools
+
+
+def choose_device() -> None:
+    """Set the default device to that of ``MLX_GPT_DEVICE``, if it is set. Raises ``UsageError`` for one not here."""
+    name = os.environ.get(VARIABLE, "")
+    if name not in ("", "cpu", "gpu"):
+        raise UsageError(f"{VARIABLE} must be cpu or gpu, not {name!r}")
+    if name == "gpu" and not (mx.metal.is_available() or mx.cuda.is_available()):
+        raise UsageError(f"{VARIABLE}=gpu: MLX finds no GPU here; leave it out")
+    if name:
+        mx.set_default_device(mx.Device(getattr(mx, name)))
 
 
 def on_cpu() -> bool:

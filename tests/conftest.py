@@ -17,7 +17,7 @@ from helpers.as_metal import answer_as_metal
 from helpers.command_line import SMALL
 from helpers.derivations import Step, derive
 
-from mlx_gpt.device import on_cpu
+from mlx_gpt.device import choose_device, on_cpu
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    choose_device()  # of MLX_GPT_DEVICE, which the commands in processes read too
     if config.getoption("as_metal"):
         answer_as_metal()
 

@@ -165,6 +165,27 @@ def test_a_file_in_no_layer_is_noticed() -> None:
         rank("attic")
 
 
+def test_only_the_linux_switch_leads_to_what_linux_needs() -> None:
+    """On a Mac nothing of ``linux_cpu`` is imported, whatever BLAS MLX's CPU backend has there."""
+    switch = 'sys.platform.startswith("linux")'
+    for file in FILES:
+        if top(place(file)) == "linux_cpu":
+            continue
+        text = file.read_text(encoding="utf-8")
+        for found in re.finditer(r"^( *)from mlx_gpt\.linux_cpu", text, re.MULTILINE):
+            before = text[: found.start()].rpartition("\ndef ")[2] if found[1] else text[: found.start()][-200:]
+            assert switch in before, f"{place(file)}: {found[0]}"
+
+
+def test_only_the_thread_that_computes_uses_mlx_in_the_server() -> None:
+    """``Engine.run`` calls ``Batch``; ``/health`` reads MLX's counters, which any thread may."""
+    users = {place(file): file.read_text(encoding="utf-8") for file in FILES if top(place(file)) == "serve"}
+    users = {name: text for name, text in users.items() if "import mlx" in text}
+    assert users.keys() == {"serve/app", "serve/batch"}
+    counters = {"mx.get_active_memory", "mx.get_cache_memory", "mx.get_peak_memory"}
+    assert set(re.findall(r"\bmx\.\w+", users["serve/app"])) == counters
+
+
 # Sizes
 
 
@@ -294,4 +315,6 @@ def test_local_and_hosted_checks_run_one_script() -> None:
         pytest.skip("the sdist has no .github")
     workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
     assert workflow.rstrip().endswith("- run: .ci/check")
+    for file in (ROOT / ".github/workflows").glob("*.yml"):
+        assert "timeout-minutes:" in file.read_text(encoding="utf-8"), file
     assert (ROOT / ".ci/run").read_text(encoding="utf-8").rstrip().endswith("\n.ci/check")

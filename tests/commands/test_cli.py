@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from helpers.command_line import ROOT, check_error, environment, everything, in_a_process, the_line
 from helpers.loopback_hub import NOWHERE, connect, running
@@ -339,3 +340,21 @@ def test_help_is_fast_and_imports_no_heavy_package(tmp_path: Path) -> None:
 def test_the_installed_command_calls_main() -> None:
     assert 'mlx-gpt = "mlx_gpt.cli:main"' in (ROOT / "pyproject.toml").read_text()
     assert cli.main is main
+
+
+def test_a_variable_sets_the_device_of_a_command(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, generate = mx.default_device(), ["generate", "model", "--prompt", "a", "--max-tokens", "1"]
+    try:
+        monkeypatch.setenv("MLX_GPT_DEVICE", "cpu")
+        assert main(generate) == 0
+        assert mx.default_device() == mx.Device(mx.cpu)
+    finally:
+        mx.set_default_device(before)
+    capsys.readouterr()
+    monkeypatch.setenv("MLX_GPT_DEVICE", "tpu")
+    check_error(generate, 2, "MLX_GPT_DEVICE must be cpu or gpu, not 'tpu'", here, capsys)
+    if not (mx.metal.is_available() or mx.cuda.is_available()):
+        monkeypatch.setenv("MLX_GPT_DEVICE", "gpu")
+        check_error(generate, 2, "MLX_GPT_DEVICE=gpu: MLX finds no GPU here", here, capsys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -277,3 +278,33 @@ def test_a_waiting_engine_stops(model: GPT) -> None:
     engine = Engine(model, TOKENIZER, 1, lambda events: None)
     threading.Timer(0.05, engine.stop).start()
     engine.run()
+
+
+def test_only_the_engines_thread_calls_mlx(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    callers: set[str] = set()
+    for name in ("array", "eval", "async_eval", "zeros", "concatenate"):
+        known = getattr(mx, name)
+        if not isinstance(known, type):
+            monkeypatch.setattr(mx, name, recorded(known, callers))
+    recorder = Recorder(model, 3)
+
+    def ask() -> None:
+        rows = [row("ab", i, max_tokens=5, **ENDLESS) for i in range(4)]
+        recorder.engine.submit(rows)
+        recorder.engine.cancel(rows[3:])
+
+    client = threading.Thread(target=ask, name="client")
+    client.start()
+    recorder.engine.run()
+    client.join()
+    assert callers == {threading.current_thread().name}
+
+
+def recorded(function: Callable[..., Any], callers: set[str]) -> Callable[..., Any]:
+    """Return the function, which adds the name of its caller's thread."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        callers.add(threading.current_thread().name)
+        return function(*arguments, **options)
+
+    return call
