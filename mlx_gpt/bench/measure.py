@@ -30,7 +30,7 @@ Progress = Callable[[str], None]
 Found = dict[str, Any]
 
 
-class Shapes(NamedTuple):
+class Workload(NamedTuple):
     """What is measured: the models, the batch, the tokens of a prompt and of its continuation, the rounds."""
 
     training: GPTConfig = GPTConfig(n_positions=256, n_embd=384, n_layer=6, n_head=6)
@@ -40,28 +40,28 @@ class Shapes(NamedTuple):
     tokens: int = 64
     rounds: int = 5
     seconds: float = 1.5  # of the steps that a side trains in a round
-    limit: float = 110.0  # seconds of training, and of generation; the rounds that are left are skipped
+    limit: float = 80.0  # seconds of training, and of generation; then what is left is skipped, except ours
 
 
-def measure_training(names: list[str], shapes: Shapes, limits: Found, progress: Progress, found: Found) -> None:
+def measure_training(names: list[str], work: Workload, limits: Found, progress: Progress, found: Found) -> None:
     """Fill ``found`` with each side's tokens/s, seconds of its first step, peak memory and share of the limit."""
-    config, B = shapes.training, shapes.batch_size
+    config, B = work.training, work.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (B, config.n_positions + 1), np.int32)
     best = max(limits["matrix_product"]["float32"].values()) if limits else 0.0
-    tokens, deadline = B * config.n_positions, time.perf_counter() + shapes.limit
+    tokens, deadline = B * config.n_positions, time.perf_counter() + work.limit
     with model_folder(config) as folder:
         runs, steps = {}, {}
         for name in names:
-            if (train := SIDES[name].train) is None:
+            if (train := SIDES[name].train) is None or (runs and time.perf_counter() > deadline):
                 continue
             progress(f"training, {name}: first step")
             mx.reset_peak_memory()
             runs[name] = train(folder, ids)
             found[name] = {"first_step_seconds": seconds_of(runs[name], 1)}
-            steps[name] = max(1, min(50, round(shapes.seconds / seconds_of(runs[name], 1))))
-            found[name]["peak_memory_bytes"] = mx.get_peak_memory()
+            steps[name] = max(1, min(50, round(work.seconds / seconds_of(runs[name], 1))))
+            found[name] |= peak_memory()
         speeds: dict[str, list[float]] = {name: [] for name in runs}
-        for name in in_turn(list(runs), shapes.rounds, deadline, lambda text: progress(f"training, {text}")):
+        for name in in_turn(list(runs), work.rounds, deadline, lambda text: progress(f"training, {text}")):
             elapsed = seconds_of(runs[name], steps[name])
             speeds[name].append(steps[name] * tokens / elapsed)
             found[name] |= {"tokens_per_second": median(speeds[name]), "spread": [min(speeds[name]), max(speeds[name])]}
@@ -69,17 +69,17 @@ def measure_training(names: list[str], shapes: Shapes, limits: Found, progress: 
                 found[name]["share_of_limit"] = median(speeds[name]) * training_flops(config) / best
 
 
-def measure_generation(names: list[str], shapes: Shapes, limits: Found, progress: Progress, found: Found) -> None:
+def measure_generation(names: list[str], work: Workload, limits: Found, progress: Progress, found: Found) -> None:
     """Fill ``found`` with each side's tokens/s of prompt and text, share of the memory's speed, and host time."""
-    config, n = shapes.generation, shapes.tokens
-    prompt = np.random.default_rng(0).integers(0, config.vocab_size - 1, shapes.prompt).tolist()
-    deadline = time.perf_counter() + shapes.limit
+    config, n = work.generation, work.tokens
+    prompt = np.random.default_rng(0).integers(0, config.vocab_size - 1, work.prompt).tolist()
+    deadline = time.perf_counter() + work.limit
     with model_folder(config) as folder:
         model, tokenizer = load(folder)
         read = weight_bytes(model)
         runs = {}
         for name in names:
-            if (speak := SIDES[name].speak) is None:
+            if (speak := SIDES[name].speak) is None or (runs and time.perf_counter() > deadline):
                 continue
             progress(f"generation, {name}: loading and first tokens")
             runs[name] = speak(folder, prompt)
@@ -87,7 +87,7 @@ def measure_generation(names: list[str], shapes: Shapes, limits: Found, progress
             found[name] = {}
         found[OURS]["kernels_per_token"] = kernels_per_token(model, tokenizer, prompt)
         speeds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
-        for name in in_turn(list(runs), shapes.rounds, deadline, lambda text: progress(f"generation, {text}")):
+        for name in in_turn(list(runs), work.rounds, deadline, lambda text: progress(f"generation, {text}")):
             mx.reset_peak_memory()
             busy = time.thread_time()
             first, rest = runs[name](n)
@@ -99,10 +99,15 @@ def measure_generation(names: list[str], shapes: Shapes, limits: Found, progress
                 "tokens_per_second": decode,
                 "spread": [min(one[1] for one in speeds[name]), max(one[1] for one in speeds[name])],
                 "host_seconds_per_token": host,  # of the thread that starts the steps
-                "peak_memory_bytes": mx.get_peak_memory(),
+                **peak_memory(),
             }
             if limits:
                 found[name]["share_of_limit"] = decode * read / limits["matrix_vector"]
+
+
+def peak_memory() -> Found:
+    """Return the peak of MLX's memory; nothing for a side that does not use MLX."""
+    return {"peak_memory_bytes": peak} if (peak := mx.get_peak_memory()) else {}
 
 
 def in_turn(names: list[str], rounds: int, deadline: float, progress: Progress) -> Iterator[str]:

@@ -17,6 +17,7 @@ from mlx_gpt.train.machine import memory_size, seconds_of
 
 PACKAGES = ("mlx", "mlx-gpt", "mlx-lm", "torch", "transformers")
 SIZES = (1024, 2048, 4096)  # n of n x n
+SLOW = 0.3  # seconds of a product after which no larger one is measured
 COPIED = 1 << 28  # bytes
 
 
@@ -56,7 +57,10 @@ def limits(progress: Callable[[str], None]) -> dict[str, Any]:
         for n in SIZES:
             progress(f"matrix product, {name}, {n}")
             x = mx.random.normal((n, n), getattr(mx, name), key=mx.random.key(0), scale=n**-0.5)
-            products.setdefault(name, {})[str(n)] = 2 * n**3 / seconds_of(x, lambda x, w: x @ w)
+            seconds = seconds_of(x, lambda x, w: x @ w)
+            products.setdefault(name, {})[str(n)] = 2 * n**3 / seconds
+            if seconds > SLOW:
+                break
     progress("memory")
     copied = mx.zeros((COPIED // 4,))
     copy = 2 * copied.nbytes / seconds_of(copied, lambda x, _: x + 1)

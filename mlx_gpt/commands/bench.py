@@ -30,7 +30,7 @@ class Bench:
     """draw the speeds as bars, to a .png or .svg file"""
 
     def __call__(self) -> None:
-        from mlx_gpt.bench.measure import Shapes, measure_generation, measure_training
+        from mlx_gpt.bench.measure import Workload, measure_generation, measure_training
         from mlx_gpt.bench.report import tables, write_picture
         from mlx_gpt.bench.system import describe, limits
 
@@ -44,7 +44,7 @@ class Bench:
             for part, measure in (("train", measure_training), ("generate", measure_generation)):
                 if self.part in (part, "all"):
                     found = results.setdefault("training" if part == "train" else "generation", {})
-                    measure(names, Shapes(), results["limits"], progress, found)
+                    measure(names, Workload(), results["limits"], progress, found)
         except KeyboardInterrupt as stop:
             stopped = stop
         progress("")

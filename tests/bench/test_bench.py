@@ -11,19 +11,19 @@ import pytest
 from helpers.command_line import ROOT, check_error
 
 from mlx_gpt.bench import measure, system
-from mlx_gpt.bench.measure import Shapes, in_turn
+from mlx_gpt.bench.measure import Workload, in_turn
 from mlx_gpt.bench.report import tables
 from mlx_gpt.bench.sides import OURS, SIDES
 from mlx_gpt.cli import main
 from mlx_gpt.config import GPTConfig
 
 CONFIG = GPTConfig(vocab_size=300, n_positions=32, n_embd=16, n_layer=1, n_head=1)
-SMALL = Shapes(CONFIG, 2, CONFIG, prompt=8, tokens=5, rounds=2, seconds=0.01)
+SMALL = Workload(CONFIG, 2, CONFIG, prompt=8, tokens=5, rounds=2, seconds=0.01)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "Shapes", lambda: SMALL)
+    monkeypatch.setattr(measure, "Workload", lambda: SMALL)
     monkeypatch.setattr(system, "SIZES", (64, 128))
     monkeypatch.setattr(system, "COPIED", 1 << 20)
 
