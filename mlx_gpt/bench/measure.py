@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.bench.graph import launches
-from mlx_gpt.bench.sides import OURS, SIDES, Train
+from mlx_gpt.bench.sides import OURS, SIDES, Speak, Train
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import Generation
 from mlx_gpt.generate.history import History
@@ -50,7 +50,8 @@ def measure_training(names: list[str], work: Workload, limits: Found, progress: 
     best = max(limits["matrix_product"]["float32"].values()) if limits else 0.0
     tokens, deadline = B * config.n_positions, time.perf_counter() + work.limit
     with model_folder(config) as folder:
-        runs, steps = {}, {}
+        runs: dict[str, Train] = {}
+        steps: dict[str, int] = {}
         for name in names:
             if (train := SIDES[name].train) is None or (runs and time.perf_counter() > deadline):
                 continue
@@ -77,7 +78,7 @@ def measure_generation(names: list[str], work: Workload, limits: Found, progress
     with model_folder(config) as folder:
         model, tokenizer = load(folder)
         read = weight_bytes(model)
-        runs = {}
+        runs: dict[str, Speak] = {}
         for name in names:
             if (speak := SIDES[name].speak) is None or (runs and time.perf_counter() > deadline):
                 continue
