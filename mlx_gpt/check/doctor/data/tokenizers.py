@@ -13,7 +13,9 @@ from mlx_gpt.check.doctor.data.alignment import aligned_as_encoded
 from mlx_gpt.check.doctor.data.evidence import decoded, encoded, pieces, rare_pieces
 
 
-@check("vocabulary-mismatch", "encode|encode_training|decode|end_of_text", explains=("ids-outside-vocabulary",))
+@check(
+    "vocabulary-mismatch", "encode|encode_training|decode|end_of_text", explains=("ids-outside-vocabulary", "raises")
+)
 def vocabulary_mismatch(case: Case) -> Found:
     """Tokenizer and model have vocabularies of different size: ids without an embedding, or logits without a token.
 
