@@ -41,7 +41,10 @@ NEEDED = {"forward", "vocab_size", "n_positions", "sample", "sample_settings", "
 NEEDED |= {"val_loss", "metrics"}
 
 
-@pytest.mark.parametrize("name", FAULTS)
+SLOW = {"learned by heart"}  # trains until it is
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAULTS])
 def test_a_planted_finding_is_named_and_no_fault_beside_it(name: str) -> None:
     fault = FAULTS[name]
     given = fault.plant(Base(fault.sizes[0], 1, fault.states[0]))

@@ -122,7 +122,8 @@ def rounded(n: float) -> str:
 @check(
     "overfitted",
     "val_ids|metrics",
-    explained_by=("validation-in-training", "same-batch-again", "corpus-repeats", "corpus-too-small"),
+    explains=("undertrained",),
+    explained_by=("validation-in-training", "same-batch-again", "corpus-repeats"),
 )
 def overfitted(case: Case) -> Found:
     """The model has learned its training text by heart: the validation loss rises, or is far above the training loss.
