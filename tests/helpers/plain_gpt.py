@@ -145,6 +145,8 @@ class PlainGPT(nn.Module):
             x = x + 0.02 * mx.random.normal(x.shape)
         if "batch-norm" in self.faults:
             x = x - 0.5 * x.mean(axis=0, keepdims=True)
+        if "batch-mean" in self.faults:
+            x = x - x.mean(axis=0, keepdims=True)
         if "remembers" in self.faults:
             x = x + self._seen
             self._seen = 0.5 * x[0, -1]

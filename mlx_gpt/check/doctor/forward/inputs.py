@@ -97,7 +97,7 @@ def position_blind(case: Case) -> Found:
     if largest(between(constant, constant[:, :1])) / found.scale > max(1e-4, 20 * found.relative):
         return None
     if table := unused_table(case):
-        return blind(0, "above 0", f"; {table} has no gradient") | {"separate": True}
+        return blind(0, "above 0", f"; {table} has no gradient") | {"separate": "token-blind" not in case.found}
     loadable = case.has("parameters", "load_parameters")
     if (24 if loadable else 48) > T or found.relative > EQUAL or case.vocab_size < 3:
         raise NotApplicable("n_positions of at least 48, load_parameters of 24, and a forward pass without dropout")
