@@ -56,11 +56,11 @@ def measure_training(names: list[str], work: Workload, limits: Found, progress: 
             if (train := SIDES[name].train) is None or (runs and time.perf_counter() > deadline):
                 continue
             progress(f"training, {name}: first step")
-            mx.reset_peak_memory()
+            others = start_peak()
             runs[name] = train(folder, ids)
             found[name] = {"first_step_seconds": seconds_of(runs[name], 1)}
             steps[name] = max(1, min(50, round(work.seconds / seconds_of(runs[name], 1))))
-            found[name] |= peak_memory()
+            found[name] |= peak_since(others)
         speeds: dict[str, list[float]] = {name: [] for name in runs}
         for name in in_turn(list(runs), work.rounds, deadline, lambda text: progress(f"training, {text}")):
             elapsed = seconds_of(runs[name], steps[name])
@@ -83,13 +83,13 @@ def measure_generation(names: list[str], work: Workload, limits: Found, progress
             if (speak := SIDES[name].speak) is None or (runs and time.perf_counter() > deadline):
                 continue
             progress(f"generation, {name}: loading and first tokens")
+            others = start_peak()
             runs[name] = speak(folder, prompt)
             runs[name](4)
-            found[name] = {}
+            found[name] = peak_since(others)
         found[OURS]["kernels_per_token"] = kernels_per_token(model, tokenizer, prompt)
         speeds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
         for name in in_turn(list(runs), work.rounds, deadline, lambda text: progress(f"generation, {text}")):
-            mx.reset_peak_memory()
             busy = time.thread_time()
             first, rest = runs[name](n)
             host = (time.thread_time() - busy) / n
@@ -100,15 +100,21 @@ def measure_generation(names: list[str], work: Workload, limits: Found, progress
                 "tokens_per_second": decode,
                 "spread": [min(one[1] for one in speeds[name]), max(one[1] for one in speeds[name])],
                 "host_seconds_per_token": host,  # of the thread that starts the steps
-                **peak_memory(),
             }
             if limits:
                 found[name]["share_of_limit"] = decode * read / limits["matrix_vector"]
 
 
-def peak_memory() -> Found:
-    """Return the peak of MLX's memory; nothing for a side that does not use MLX."""
-    return {"peak_memory_bytes": peak} if (peak := mx.get_peak_memory()) else {}
+def start_peak() -> int:
+    """Start to record MLX's peak memory, and return the bytes that it holds for others."""
+    mx.reset_peak_memory()
+    return mx.get_active_memory()
+
+
+def peak_since(others: int) -> Found:
+    """Return the peak memory of a side in bytes; nothing for one that does not use MLX."""
+    peak = mx.get_peak_memory() - others
+    return {"peak_memory_bytes": peak} if peak > 0 else {}
 
 
 def in_turn(names: list[str], rounds: int, deadline: float, progress: Progress) -> Iterator[str]:
