@@ -43,6 +43,15 @@ def data_shift(case: Case) -> tuple[int | None, float, int]:
 def loss_shift(case: Case) -> int:
     """Return by how many places the user's loss shifts the targets itself, as that of transformers does; else 0.
 
+    Three further texts must say the same, since a loss of few positions may be lowest there by chance.
+    """
+    shift = shift_by_a_text(case)
+    return shift if shift and all(shift_by_a_text(case) == shift for _ in range(3)) else 0
+
+
+def shift_by_a_text(case: Case) -> int:
+    """Return the shift of the user's loss by one random text.
+
     Targets are the tokens that the model prefers at a position more than elsewhere, put 0, 1 or 2 places later: the
     lowest loss tells. Works for sums, means and with dropout. Its lead over the second, relative, must be half of that
     which the logits give; else nothing is known, and 0 is returned.
