@@ -119,7 +119,7 @@ def windows_beyond(text: list[int], n_prompt: int, P: int) -> dict[str, list[lis
     starts = {ends[0] - m for m in lengths if m >= least and ends[-1] - ends[0] + m <= P}
     names |= {f"last from {s}": [text[s:e] for e in ends] for s in starts}
     names |= {f"not {m}": [text[e - m : e] for e in ends] for m in lengths if m < least and P >= 4}
-    names |= {f"not from {s}": [text[s:e] for e in ends] for s in (P - 1, P) if P >= 4 and ends[0] - s < least}
+    names |= {f"not from {s}": [text[s:e][-P:] for e in ends] for s in (P - 1, P) if P >= 4 and ends[0] - s < least}
     return names | {"not the first": [text[:P]] * len(ends)}
 
 
