@@ -8,7 +8,6 @@ from helpers.doctor_figures import Run, foreign, misses, result_of
 FAST = ("library", "encoder")  # a forward pass, no sampler
 OPEN = {  # not named yet, or not alone
     "library, -1e9 in float16",  # named, unless float16 on a slow CPU takes too long
-    "pico, always the argmax",  # each call gives one text, too short to exclude chance, and no temperature
 }
 
 
