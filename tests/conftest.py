@@ -18,6 +18,7 @@ from helpers.command_line import SMALL
 from helpers.derivations import Step, derive
 
 from mlx_gpt.device import choose_device, on_cpu
+from mlx_gpt.errors import UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -43,7 +44,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    choose_device()  # of MLX_GPT_DEVICE, which the commands in processes read too
+    try:
+        choose_device()  # of MLX_GPT_DEVICE, which the commands in processes read too
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
     if config.getoption("as_metal"):
         answer_as_metal()
 
