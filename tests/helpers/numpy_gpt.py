@@ -25,21 +25,26 @@ class NumpyGPT:
     def __init__(self, fault: str = "", flat: bool = False, tied: bool = True):
         self.fault, self.name = fault, "{1}{0}" if flat else "h.{0}.{1}"
         rng = np.random.default_rng(0)
-        shapes = {"wte": (V, C), "wpe": (P, C), **({} if tied else {"head": (C, V)})}
+        shapes = {"wte": (V, C), "wpe": (P, C), "norm_f": (C,), **({} if tied else {"head": (C, V)})}
         shapes |= {self.name.format(i, name): shape for i in range(L) for name, shape in SHAPES.items()}
         self.p = {name: (0.1 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+        self.p["norm_f"] += 1
         if fault == "head is a copy":
             self.p["head"] = self.p["wte"].T.copy()
 
     def forward(self, ids: np.ndarray) -> np.ndarray:
         x = self.p["wte"][ids] + self.p["wpe"][: ids.shape[1]]
+        x = norm(x) * self.p["norm_f"] if self.fault == "norm of the embeddings, by design" else x
         for i in range(L):
             w = {name: self.p[self.name.format(i, name)] for name in SHAPES}
             z = self.attention(norm(x), w)
+            x = norm(x) if self.fault == "stream after norm" else x
             x = x if (self.fault, i) == ("attention dropped", 1) else x + z @ w["wo"]
             hidden = np.maximum(norm(x) @ w["up"], 0)
+            x = norm(x) if self.fault == "stream after norm" else x
             x = x if (self.fault, i) == ("MLP dropped", 1) else x + hidden @ w["down"]
-        return norm(x) @ self.p.get("head", self.p["wte"].T)
+            x = norm(x) if self.fault == "norm after the addition, by design" else x
+        return norm(x) * self.p["norm_f"] @ self.p.get("head", self.p["wte"].T)
 
     def attention(self, x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
         B, T, _ = x.shape

@@ -64,6 +64,9 @@ IN_NUMPY = {
     "attention dropped": ["layer-without-effect"],
     "MLP dropped": ["layer-without-effect"],
     "head is a copy": ["head-not-tied"],
+    "stream after norm": ["residual-after-norm"],
+    "norm after the addition, by design": [],
+    "norm of the embeddings, by design": [],
 }
 
 

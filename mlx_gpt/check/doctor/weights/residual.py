@@ -14,10 +14,20 @@ from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.modules import arguments_of
-from mlx_gpt.check.doctor.weights.evidence import Arrays, generic, generic_ids, is_matrix, loaded, require_steady
+from mlx_gpt.check.doctor.weights.evidence import (
+    Arrays,
+    generic,
+    generic_ids,
+    is_matrix,
+    layers_of,
+    loaded,
+    require_steady,
+)
 from mlx_gpt.check.doctor.weights.inside import arrays_of, module_of, named_modules, watched
 
 SCALE = 1000.0
+FORGOTTEN = 1e-3  # of the standard deviation of logits
+OUTSIDE = "keep the stream outside the norm: x = x + attention(norm_1(x)); x = x + mlp(norm_2(x))"
 GROWTH = 0.1  # of the output for a stream times SCALE, over SCALE
 SPREAD = 0.01  # of the output's root mean square between tokens, where it is normalised by design
 
@@ -33,11 +43,14 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
     itself, that is, with a weight and bias of the block undone, its root mean square varies by less than 0.01 between
     tokens. A module without a residual of its own is no block: with all matrices zero, its output is the same for all
     tokens.
+
+    Without a module to look into, the embeddings are scaled: where the norm before the head has weights of its own,
+    that is, a pre-norm model, its logits are the same up to their scale only if the stream is normalised.
     """
     require_steady(case)
     module = module_of(case)
     if module is None:
-        raise NotApplicable("module")
+        return scale_forgotten(case)
     blocks = {name: one for name, one in named_modules(module) if sum(map(is_weight, arrays_of(one))) >= 2 and name}
     listed = {name: one for name, one in blocks.items() if re.search(r"\d$", name)}
     growth = growths(case, module, listed or blocks)
@@ -51,8 +64,41 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
         "measured": worst,
         "expected": 1,
         "why": f"{', '.join(forgetful)}: a stream times {SCALE:g} gives {worst:.2g} of the output that it should",
-        "remedy": "keep the stream outside the norm: x = x + attention(norm_1(x)); x = x + mlp(norm_2(x))",
+        "remedy": OUTSIDE,
         "evidence": {"growth": growth},
+    }
+
+
+def scale_forgotten(case: Case) -> dict[str, Any] | None:
+    """Compare normalised logits at embeddings 10 and 1000 times as large, and at the outer norm times 2.
+
+    Outside the blocks a pre-norm model has the norm before the head, of which the logits are linear. A norm of the
+    embeddings, which forgets their scale by design, sets the size of the stream beside the branches.
+    """
+    values, inner = case.once(generic), {name for names in layers_of([*case.once(generic)]).values() for name in names}
+    sizes = {case.vocab_size, case.n_positions}
+    tables = [name for name, one in values.items() if name not in inner and one.ndim == 2 and sizes & {*one.shape}]
+    width = {size for name in tables for size in values[name].shape} - {case.vocab_size}
+    norms = [name for name, one in values.items() if name not in inner and one.ndim == 1 and {*one.shape} <= width]
+    if not (inner and tables and norms):
+        raise NotApplicable("module, or parameters of which embeddings, blocks and a norm before the head can be told")
+    ids, found = generic_ids(case), []
+    heads = {name: np.zeros_like(one) for name, one in values.items() if one.shape == (case.vocab_size,)}
+    for scale, outer in ((10, 1), (SCALE, 1), (SCALE, 2)):
+        scaled = {name: scale * values[name] / rms(values[name]) for name in tables}
+        with loaded(case, {**values, **heads, **scaled, **{name: outer * values[name] for name in norms}}):
+            logits = case.logits(ids)
+        found.append((logits - logits.mean(axis=-1, keepdims=True)) / logits.std(axis=-1, keepdims=True))
+    moved = [rms(one - found[0]) for one in found]
+    if not max(moved) < FORGOTTEN:
+        return None
+    return {
+        "measured": max(moved),
+        "expected": f"above {FORGOTTEN:g}",
+        "why": f"embeddings 10 and {SCALE:g} times as large give the same logits up to their scale, within "
+        f"{max(moved):.2g} of their standard deviation: the stream is normalised itself",
+        "remedy": OUTSIDE,
+        "evidence": {"tables": tables, "norms": norms},
     }
 
 
