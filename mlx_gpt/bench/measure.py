@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 from mlx_gpt.bench.graph import launches
 from mlx_gpt.bench.sides import OURS, SIDES, Speak, Train
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.errors import one_line
 from mlx_gpt.generate.generation import Generation
 from mlx_gpt.generate.history import History
 from mlx_gpt.generate.settings import GenerationSettings
@@ -40,69 +42,134 @@ class Workload(NamedTuple):
     tokens: int = 64
     rounds: int = 5
     seconds: float = 1.5  # of the steps that a side trains in a round
-    limit: float = 80.0  # seconds of training, and of generation; then what is left is skipped, except ours
+    budget: float = 270.0  # seconds of training and generation; what does not fit is skipped
 
 
-def measure_training(names: list[str], work: Workload, limits: Found, progress: Progress, found: Found) -> None:
+class Round(NamedTuple):
+    """A round of a side that has warmed up: what measures it and fills the results, and the seconds it may take."""
+
+    measure: Callable[[], None]
+    cost: float
+
+
+Start = Callable[[float], Round]  # warms a side up; its rounds should take no more than so many seconds
+
+
+def measure_training(
+    names: list[str], work: Workload, seconds: float, limits: Found, progress: Progress, found: Found
+) -> None:
     """Fill ``found`` with each side's tokens/s, seconds of its first step, peak memory and share of the limit."""
     config, B = work.training, work.batch_size
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (B, config.n_positions + 1), np.int32)
     best = max(limits["matrix_product"]["float32"].values()) if limits else 0.0
-    tokens, deadline = B * config.n_positions, time.perf_counter() + work.limit
-    with model_folder(config) as folder:
-        runs: dict[str, Train] = {}
-        steps: dict[str, int] = {}
-        for name in names:
-            if (train := SIDES[name].train) is None or (runs and time.perf_counter() > deadline):
-                continue
-            progress(f"training, {name}: first step")
-            others = start_peak()
-            runs[name] = train(folder, ids)
-            found[name] = {"first_step_seconds": seconds_of(runs[name], 1)}
-            steps[name] = max(1, min(50, round(work.seconds / seconds_of(runs[name], 1))))
-            found[name] |= peak_since(others)
-        speeds: dict[str, list[float]] = {name: [] for name in runs}
-        for name in in_turn(list(runs), work.rounds, deadline, lambda text: progress(f"training, {text}")):
-            elapsed = seconds_of(runs[name], steps[name])
-            speeds[name].append(steps[name] * tokens / elapsed)
-            found[name] |= {"tokens_per_second": median(speeds[name]), "spread": [min(speeds[name]), max(speeds[name])]}
+
+    def start(make: Callable[[Path, Any], Train], one: Found, share: float) -> Round:
+        others = start_peak()
+        train = make(folder, ids)
+        one["first_step_seconds"] = seconds_of(train, 1)
+        step = seconds_of(train, 1)
+        one |= peak_since(others)
+        steps, speeds = max(1, min(50, int(min(work.seconds, share) / step))), []
+
+        def measure() -> None:
+            speeds.append(steps * ids[:, 1:].size / seconds_of(train, steps))
+            one.update(tokens_per_second=median(speeds), spread=[min(speeds), max(speeds)])
             if best:
-                found[name]["share_of_limit"] = median(speeds[name]) * training_flops(config) / best
+                one["share_of_limit"] = median(speeds) * training_flops(config) / best
+
+        return Round(measure, steps * step)
+
+    with model_folder(config) as folder:
+        starts: dict[str, Start] = {}
+        for name in names:
+            if make := SIDES[name].train:
+                starts[name] = partial(start, make, found.setdefault(name, {}))
+        in_turn(starts, work.rounds, seconds, lambda text: progress(f"training, {text}"), found)
 
 
-def measure_generation(names: list[str], work: Workload, limits: Found, progress: Progress, found: Found) -> None:
+def measure_generation(
+    names: list[str], work: Workload, seconds: float, limits: Found, progress: Progress, found: Found
+) -> None:
     """Fill ``found`` with each side's tokens/s of prompt and text, share of the memory's speed, and host time."""
-    config, n = work.generation, work.tokens
+    config = work.generation
     prompt = np.random.default_rng(0).integers(0, config.vocab_size - 1, work.prompt).tolist()
-    deadline = time.perf_counter() + work.limit
+
+    def start(make: Callable[[Path, list[int]], Speak], one: Found, share: float) -> Round:
+        others = start_peak()
+        speak = make(folder, prompt)
+        speak(4)
+        one |= peak_since(others)
+        started = time.perf_counter()
+        _, rest = speak(4)
+        prefill = time.perf_counter() - started - rest
+        n = max(2, min(work.tokens, int(3 * (share - prefill) / rest)))
+        speeds: list[tuple[float, float, float]] = []
+
+        def measure() -> None:
+            busy = time.thread_time()
+            first, rest = speak(n)
+            host = (time.thread_time() - busy) / n
+            speeds.append((len(prompt) / first, (n - 1) / rest, host))
+            prefills, decodes, hosts = zip(*speeds, strict=True)
+            one.update(tokens=n, prefill_tokens_per_second=median(prefills), tokens_per_second=median(decodes))
+            one["spread"] = [min(decodes), max(decodes)]
+            one["host_seconds_per_token"] = median(hosts)  # of the thread that starts the steps
+            if limits:
+                one["share_of_limit"] = median(decodes) * read / limits["matrix_vector"]
+
+        return Round(measure, prefill + n * rest / 3)
+
     with model_folder(config) as folder:
         model, tokenizer = load(folder)
         read = weight_bytes(model)
-        runs: dict[str, Speak] = {}
+        found[OURS] = {"kernels_per_token": kernels_per_token(model, tokenizer, prompt)}
+        starts: dict[str, Start] = {}
         for name in names:
-            if (speak := SIDES[name].speak) is None or (runs and time.perf_counter() > deadline):
-                continue
-            progress(f"generation, {name}: loading and first tokens")
-            others = start_peak()
-            runs[name] = speak(folder, prompt)
-            runs[name](4)
-            found[name] = peak_since(others)
-        found[OURS]["kernels_per_token"] = kernels_per_token(model, tokenizer, prompt)
-        speeds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
-        for name in in_turn(list(runs), work.rounds, deadline, lambda text: progress(f"generation, {text}")):
-            busy = time.thread_time()
-            first, rest = runs[name](n)
-            host = (time.thread_time() - busy) / n
-            speeds[name].append((len(prompt) / first, (n - 1) / rest, host))
-            prefill, decode, host = (median(values) for values in zip(*speeds[name], strict=True))
-            found[name] |= {
-                "prefill_tokens_per_second": prefill,
-                "tokens_per_second": decode,
-                "spread": [min(one[1] for one in speeds[name]), max(one[1] for one in speeds[name])],
-                "host_seconds_per_token": host,  # of the thread that starts the steps
-            }
-            if limits:
-                found[name]["share_of_limit"] = decode * read / limits["matrix_vector"]
+            if make := SIDES[name].speak:
+                starts[name] = partial(start, make, found.setdefault(name, {}))
+        in_turn(starts, work.rounds, seconds, lambda text: progress(f"generation, {text}"), found)
+
+
+def in_turn(
+    starts: dict[str, Start],
+    rounds: int,
+    seconds: float,
+    progress: Progress,
+    found: Found,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Start the sides one after the other, each with a first round, and then measure them in turn, round by round.
+
+    Each round has a share of the seconds left, and none begins that would end too late: a side without one has
+    ``skipped`` in its results, with the reason. Only a side's warm-up can exceed the seconds, as it cannot be foreseen.
+    """
+    deadline = clock() + seconds
+    running: dict[str, Round] = {}
+
+    def measure(name: str, round_: Round, number: int) -> bool:
+        if (started := clock()) + round_.cost > deadline:
+            return False
+        progress(f"{name}: round {number} of {rounds}")
+        round_.measure()
+        running[name] = round_._replace(cost=clock() - started)
+        return True
+
+    for i, (name, start) in enumerate(starts.items()):
+        if (left := deadline - clock()) <= 0:
+            found[name]["skipped"] = "no time was left"
+            continue
+        progress(f"{name}: warm-up")
+        try:
+            round_ = start(left / (len(starts) - i) / (rounds + 1))
+            if not measure(name, round_, 1):
+                found[name]["skipped"] = f"a round takes {round_.cost:.0f} s, more than was left"
+        except Exception as error:  # of a peer's library: the others are measured all the same
+            if name == OURS:
+                raise
+            found[name]["skipped"] = one_line(f"{type(error).__name__}: {error}")[:200]
+    for number in range(2, rounds + 1):
+        for name, round_ in list(running.items()):
+            measure(name, round_, number)
 
 
 def start_peak() -> int:
@@ -115,16 +182,6 @@ def peak_since(others: int) -> Found:
     """Return the peak memory of a side in bytes; nothing for one that does not use MLX."""
     peak = mx.get_peak_memory() - others
     return {"peak_memory_bytes": peak} if peak > 0 else {}
-
-
-def in_turn(names: list[str], rounds: int, deadline: float, progress: Progress) -> Iterator[str]:
-    """Yield the names in turn, round by round; after the deadline no round begins but the first."""
-    for number in range(rounds):
-        if number and time.perf_counter() > deadline:
-            return
-        for name in names:
-            progress(f"{name}: round {number + 1} of {rounds}")
-            yield name
 
 
 def kernels_per_token(model: GPT, tokenizer: Tokenizer, prompt: list[int]) -> int:

@@ -33,9 +33,11 @@ def tables(results: dict[str, Any]) -> list[str]:
         lines += ["", f"Matrix products, TFLOP/s: {products}. Memory, GB/s: copy {limits['copy'] / 1e9:.1f}, ", ""]
         lines[-2] += f"matrix-vector products {limits['matrix_vector'] / 1e9:.1f}."
     for part in ("training", "generation"):
-        if sides := {name: one for name, one in results.get(part, {}).items() if one}:
+        found = results.get(part, {})
+        if sides := {name: one for name, one in found.items() if "tokens_per_second" in one}:
             lines += [f"| {part} | {' | '.join(sides)} |", "|---" * (1 + len(sides)) + "|"]
             lines += [_row(key, sides) for key in ROWS if any(key in one for one in sides.values())] + [""]
+        lines += [f"{part}, {name}, skipped: {one['skipped']}" for name, one in found.items() if "skipped" in one]
     return lines
 
 

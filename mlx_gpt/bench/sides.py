@@ -89,20 +89,36 @@ def in_a_loop(step: Callable[[mx.array, mx.array], Any], state: Any, ids: Array)
 
 
 def torch_training(folder: Path, ids: Array) -> Train:
+    """Train with ``torch.compile``, or without where it fails, as without a C++ compiler."""
     import torch
 
     model = transformers_model(folder).train()
     x = torch.from_numpy(ids.astype(np.int64)).to(model.device)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, BETAS, weight_decay=DECAY)
 
+    def loss_of(x: Any) -> Any:
+        logits = model(x[:, :-1], use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
+
+    def step(loss_of: Callable[[Any], Any]) -> Any:
+        loss = loss_of(x)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        return loss
+
+    forms = [torch.compile(loss_of), loss_of]
+
     def run(n: int) -> None:
         for _ in range(n):
-            logits = model(x[:, :-1]).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
+            try:
+                loss = step(forms[0])
+            except Exception:  # the compiler's errors have no common class
+                if len(forms) == 1:
+                    raise
+                del forms[0]
+                loss = step(forms[0])
         loss.item()  # waits for the device
 
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,10 +42,14 @@ class Bench:
         stopped: KeyboardInterrupt | None = None
         try:
             results["limits"] = limits(progress)
-            for part, measure in (("train", measure_training), ("generate", measure_generation)):
-                if self.part in (part, "all"):
-                    found = results.setdefault("training" if part == "train" else "generation", {})
-                    measure(names, Workload(), results["limits"], progress, found)
+            work = Workload()
+            deadline = time.perf_counter() + work.budget
+            if self.part in ("train", "all"):
+                seconds = work.budget / (2 if self.part == "all" else 1)
+                measure_training(names, work, seconds, results["limits"], progress, results.setdefault("training", {}))
+            if self.part in ("generate", "all"):
+                seconds, found = deadline - time.perf_counter(), results.setdefault("generation", {})
+                measure_generation(names, work, seconds, results["limits"], progress, found)
         except KeyboardInterrupt as stop:
             stopped = stop
         progress("")

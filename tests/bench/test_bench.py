@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from helpers.command_line import ROOT, check_error
 
 from mlx_gpt.bench import measure, system
-from mlx_gpt.bench.measure import Workload, in_turn
+from mlx_gpt.bench.measure import Round, Workload, in_turn
 from mlx_gpt.bench.report import tables
 from mlx_gpt.bench.sides import OURS, SIDES
 from mlx_gpt.cli import main
@@ -19,6 +20,7 @@ from mlx_gpt.config import GPTConfig
 
 CONFIG = GPTConfig(vocab_size=300, n_positions=32, n_embd=16, n_layer=1, n_head=1)
 SMALL = Workload(CONFIG, 2, CONFIG, prompt=8, tokens=5, rounds=2, seconds=0.01)
+SYSTEM = {"versions": {}, "chip": "", "device": "cpu", "memory_bytes": 0, "system": "", "power": "unknown"}
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +73,55 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "this is what was measured" in err
 
 
-def test_sides_take_turns_until_the_deadline_but_one_round_is_whole() -> None:
-    assert list(in_turn(["a", "b"], 2, float("inf"), print)) == ["a", "b", "a", "b"]
-    assert list(in_turn(["a", "b"], 2, 0.0, print)) == ["a", "b"]
+class Clock:
+    """A clock that work moves on."""
+
+    now = 0.0
+
+    def start(self, one: dict[str, Any], warm_up: float, round_: float, share: float) -> Round:
+        self.now += warm_up
+        one["share"] = share
+
+        def measure() -> None:
+            self.now += round_
+            one["rounds"] = one.get("rounds", 0) + 1
+
+        return Round(measure, round_)
+
+
+@pytest.mark.parametrize(
+    ("sides", "rounds"),
+    [
+        ({"ours": (1, 2), "b": (1, 2)}, {"ours": 3, "b": 3}),  # all fit
+        ({"ours": (1, 10), "b": (1, 10)}, {"ours": 1, "b": 1}),  # of the other rounds none fits
+        ({"ours": (5, 5), "b": (1, 1000), "c": (1, 2)}, {"ours": 2, "b": None, "c": 3}),  # one is too slow
+        ({"ours": (1, 2), "b": (1000, 1), "c": (1, 1)}, {"ours": 1, "b": None, "c": None}),  # and takes all the time
+    ],
+)
+def test_no_round_ends_after_the_budget_and_what_does_not_fit_is_reported(
+    sides: dict[str, tuple[float, float]], rounds: dict[str, int | None]
+) -> None:
+    clock = Clock()
+    found: dict[str, Any] = {name: {} for name in sides}
+    starts = {name: partial(clock.start, found[name], *times) for name, times in sides.items()}
+    in_turn(starts, 3, 25.0, lambda _: None, found, lambda: clock.now)
+    assert {name: one.get("rounds") for name, one in found.items()} == rounds
+    assert {name for name, one in found.items() if "skipped" in one} == {n for n, k in rounds.items() if k is None}
+    assert clock.now <= 25 + max(warm_up for warm_up, _ in sides.values())
+    assert found["ours"]["share"] == 25 / len(sides) / 4
+
+
+def test_a_side_that_fails_is_reported_and_the_others_are_measured() -> None:
+    clock = Clock()
+    found: dict[str, Any] = {"b": {}, "c": {}}
+
+    def fail(_: float) -> Round:
+        raise ValueError("no such\nkernel")
+
+    in_turn({"b": fail, "c": partial(clock.start, found["c"], 1, 1)}, 2, 25.0, print, found, lambda: clock.now)
+    assert found["b"] == {"skipped": "ValueError: no such kernel"}
+    assert found["c"]["rounds"] == 2
+    assert "training, b, skipped: ValueError: no such kernel" in tables({"system": SYSTEM, "training": found})
 
 
 def test_an_unknown_side_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
