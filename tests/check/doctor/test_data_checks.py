@@ -135,6 +135,11 @@ def other_order(given: Given) -> Given:
     }
 
 
+def encodes_backwards(given: Given) -> Given:
+    encode = given["encode"]
+    return {**given, "encode": lambda text: encode(text[::-1])}
+
+
 def trained_on_lower_case(given: Given) -> Given:
     documents = [given["encode"](document.lower()) for document in given["train_text"].split(EOT)]
     ids = [
@@ -193,6 +198,7 @@ PLANTED: dict[str, tuple[str, Callable[[Given], Given]]] = {
     "decodes one off": ("tokenizer-not-invertible", decodes_one_off),
     "decodes with spaces": ("tokenizer-not-invertible", decodes_with_spaces),
     "loses a letter": ("tokenizer-not-invertible", loses_a_letter),
+    "encodes backwards": ("tokenizer-not-invertible", encodes_backwards),
     "alphabet in another order": ("tokenizers-differ", other_order),
     "trained on lower case": ("tokenizers-differ", trained_on_lower_case),
     "generates in lower case": ("tokenizers-differ", generates_in_lower_case),

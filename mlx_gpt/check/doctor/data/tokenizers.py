@@ -10,7 +10,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.alignment import aligned_as_encoded
-from mlx_gpt.check.doctor.data.evidence import decoded, encoded, pieces, rare_pieces
+from mlx_gpt.check.doctor.data.evidence import decoded, encoded, pieces, rare_pieces, text_of, train_ids
 
 
 @check(
@@ -64,13 +64,16 @@ def unknown_ids(case: Case) -> int:
     return 0 if unknown == len(sample) else round(unknown / len(sample) * case.vocab_size)
 
 
-@check("tokenizers-differ", "train_text", "encode", "train_ids|encode_training", explains=("tokenizer-not-invertible",))
+@check(
+    "tokenizers-differ", "train_text", "encode", "train_ids|encode_training", explained_by=("tokenizer-not-invertible",)
+)
 def tokenizers_differ(case: Case) -> Found:
     """Generation encodes a text in another way than training did, so the model reads what it has never seen.
 
     With ``encode_training``: exact, for pieces of the training text. Else pieces are looked for in the training ids: a
     fault if none of them is there, or if in those that are 1 % of the ids and three places differ; what only one side
-    has, such as separators of documents, is passed over (healthy: 0).
+    has, such as separators of documents, is passed over (healthy: 0). A consequence of an ``encode`` that ``decode``
+    does not invert, unless ``decode`` does not give back the training ids either.
     """
     if case.has("encode_training"):
         return encoders_differ(case)
@@ -84,7 +87,7 @@ def tokenizers_differ(case: Case) -> Found:
         why = f"{share} of the training text are others in train_ids, in {found.spots} places"
     else:
         why = f"none of {found.pieces} pieces of the training text, encoded, is in train_ids"
-    return different(why, found.share_replaced if found.located else 1.0, found.example)
+    return different(case, why, found.share_replaced if found.located else 1.0, found.example)
 
 
 def encoders_differ(case: Case) -> Found:
@@ -99,17 +102,31 @@ def encoders_differ(case: Case) -> Found:
     if not differing or example is None:
         return None
     why = f"{differing} of {total} pieces of the training text have other ids by encode than by encode_training"
-    return different(f"{why}, such as {example[0]!r}", differing / total, example)
+    return different(case, f"{why}, such as {example[0]!r}", differing / total, example)
 
 
-def different(why: str, share: float, example: Any) -> Found:
+def different(case: Case, why: str, share: float, example: Any) -> Found:
     return {
         "measured": share,
         "expected": 0,
         "why": why,
         "remedy": "save the tokenizer with the model, and encode prompts with the same one, cased and spaced alike",
         "evidence": {"example": example},
+        "separate": not decodes_training(case),  # of "tokenizer-not-invertible"
     }
+
+
+def decodes_training(case: Case) -> bool:
+    """Return True if ``decode`` gives back what training encoded."""
+    if not case.has("decode"):
+        return True
+    try:
+        if case.has("encode_training"):
+            piece = min(case.once(pieces), key=len)
+            return piece.strip() in decoded(case, encoded(case, piece, "encode_training"))
+        return decoded(case, case.once(train_ids)[:24])[4:20] in case.once(text_of)
+    except CallFailed:
+        return False
 
 
 def bare(case: Case, ids: list[int], name: str = "encode") -> list[int]:
