@@ -79,7 +79,9 @@ class PlainAttention(nn.Module):
             is_past = is_past & (mx.arange(T)[None] > mx.arange(T)[:, None] - 2)
         if "only-itself" in self.faults:
             is_past = mx.arange(T)[:, None] == mx.arange(T)[None]
-        masked = mx.where(is_past, scores, -8.0 if "weak-mask" in self.faults else -mx.inf)
+        weak = {"weak-mask": -8.0, "mask-of-minus-1": -1.0}
+        later = next((value for fault, value in weak.items() if fault in self.faults), -mx.inf)
+        masked = mx.where(is_past, scores, later)
         if "softmax-over-queries" in self.faults:
             return mx.softmax(masked, axis=-2)
         if "softmax-over-batch" in self.faults:

@@ -19,6 +19,7 @@ IN_THE_MODEL = {  # PlainGPT's faults
     "inverted-mask": "future-leak",
     "mask-shifted": "future-leak",
     "weak-mask": "future-leak",
+    "mask-of-minus-1": "future-leak",
     "zero-mask": "future-leak",
     "mask-after-softmax": "future-leak",
     "one-head-unmasked": "future-leak",

@@ -64,7 +64,9 @@ class TorchAttention(nn.Module):
             is_past = is_past & (key > query - 2)
         if "only-itself" in self.faults:
             is_past = query == key
-        masked = torch.where(is_past, scores, -8.0 if "weak-mask" in self.faults else -torch.inf)
+        weak = {"weak-mask": -8.0, "mask-of-minus-1": -1.0}
+        later = next((value for fault, value in weak.items() if fault in self.faults), -torch.inf)
+        masked = torch.where(is_past, scores, later)
         if "softmax-over-queries" in self.faults:
             return torch.softmax(masked, dim=-2)
         if "softmax-over-batch" in self.faults:

@@ -20,9 +20,10 @@ from mlx_gpt.check.doctor.forward.probes import (
     probe_length,
     silent_unless_seeded,
     steady_noise,
+    training_noise,
 )
 
-OTHER = 3  # times the size of a leak, from which an effect is another fault
+OTHER, RANDOM = 3, 30  # times the size of a leak, from which an effect is another fault; with dropout
 
 
 @check(
@@ -51,13 +52,15 @@ def future_leak_in_training(case: Case) -> Found:
     """In training mode a position's logits depend on later tokens, though not in evaluation.
 
     As ``future-leak``, with the same seeds before and after where dropout is on. Beside a leak in evaluation it is
-    another fault if it is three times as large somewhere, as where more positions leak.
+    another fault if it is three times as large somewhere, as where more positions leak; with dropout, 30 times (the
+    mean of four calls alone: up to 14 times; a mask of −8 in evaluation and none in training: 100 and more).
     """
     found = leak(case, "forward_training")
     if found is None or "future-leak" not in case.found:
         return found
     pairs = zip(found["evidence"]["leaks"], case.found["future-leak"]["evidence"]["leaks"], strict=True)
-    return {**found, "separate": any(one > OTHER * two for one, two in pairs)}
+    most = OTHER if case.once(training_noise).relative <= EQUAL else RANDOM
+    return {**found, "separate": any(one > most * two for one, two in pairs)}
 
 
 def leak(case: Case, name: str) -> Found:
