@@ -265,6 +265,10 @@ def on_another_batch(base: Base) -> Given:
     return trained_with(base, batch=lambda x, y: other)
 
 
+def decay_of(decay: float) -> Callable[[Base], Given]:
+    return lambda base: trained_with(base, optimizer=adam(weight_decay=decay), metrics=None)
+
+
 def rate_of(rate: float, optimizer: Any = adam) -> Callable[[Base], Given]:
     return lambda base: trained_with(base, optimizer=optimizer(rate), learning_rate=rate, metrics=None)
 
@@ -281,9 +285,8 @@ FAULTS.update(
             "cannot-memorise-a-batch", lambda base: trained_with(base, change=lambda g: {k: -v for k, v in g.items()})
         ),
         "another batch": Planted("cannot-memorise-a-batch", on_another_batch),
-        "decay of 100": Planted(
-            "cannot-memorise-a-batch", lambda base: trained_with(base, optimizer=adam(weight_decay=100.0))
-        ),
+        "decay of 100": Planted("cannot-memorise-a-batch", decay_of(100.0)),
+        "decay of 1000": Planted("cannot-memorise-a-batch", decay_of(1000.0)),
     }
 )
 

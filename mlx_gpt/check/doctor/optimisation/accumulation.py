@@ -177,7 +177,7 @@ def carried_over(case: Case, x: np.ndarray, y: np.ndarray, exact: bool) -> Found
     own = np.stack([flat(update_of(case, *batch)) for batch in batches])
     later = np.stack([flat(update_after(case, *pair, 1, fresh=False)) for pair in (batches, batches[::-1])])
     opposite = own[0] * own[1] < 0
-    if not opposite.any():
+    if not (opposite.any() and np.isfinite(own).all() and np.isfinite(later).all()):
         return None
     share = float((later * own > 0)[:, opposite].mean(axis=1).sum())
     if share > 1.1:

@@ -23,6 +23,7 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
 )
 
 STEPS, FEWEST = 40, 20
+DECAY = 0.02  # of the weights an update; healthy: 0.003 and less
 SHARE = 1 / 20  # of the time left, that the steps may take
 
 
@@ -98,6 +99,20 @@ def goes_down(case: Case) -> bool:
         return cross_entropy(case, x, y) < before
 
 
+def decayed(case: Case) -> float:
+    """Return the share of the matrices that the first update takes away, 0 unless that is most of the update."""
+    update, before = case.once(first_steps).updates[0], case.once(first_steps).before
+    pairs = [
+        (update[name], value) for name, value in before.items() if value.ndim > 1 and rms(value) and name in update
+    ]
+    shares = [
+        -float((change * value).sum(dtype=np.float64) / np.square(value).sum(dtype=np.float64))
+        for change, value in pairs
+    ]
+    mostly = [share * rms(value) > 0.7 * rms(change) for share, (change, value) in zip(shares, pairs, strict=True)]
+    return float(np.median(shares)) if mostly and np.mean(mostly) > 0.5 else 0.0
+
+
 @check("learning-rate-too-high", *STEP, explains=("cannot-memorise-a-batch",))
 def learning_rate_too_high(case: Case) -> Found:
     """Training raises the loss instead of lowering it, as each step goes too far.
@@ -111,7 +126,7 @@ def learning_rate_too_high(case: Case) -> Found:
     top = float(np.nan_to_num([*found.losses * scale, found.after], nan=np.inf).max())
     if not np.isfinite(found.before) or top < max(found.before + 0.3, 0.9 * np.log(case.vocab_size)):
         return None
-    if not case.once(goes_down):
+    if case.once(decayed) > DECAY or not case.once(goes_down):
         return None
     return {
         "measured": top,
@@ -138,7 +153,7 @@ def learning_rate_too_low(case: Case) -> Found:
     peak = max((float(row.get("learning_rate") or 0) for row in case.given.get("metrics", ())), default=0)
     if len(found.losses) < FEWEST or found.last > 1.5 * found.first or found.before < 0.3 or peak > 10 * rate:
         return None
-    if not 0 < found.last < most_moved or abs(found.progress) > most_progress:
+    if not 0 < found.last < most_moved or abs(found.progress) > most_progress or case.once(decayed) > DECAY:
         return None
     return {
         "measured": found.last,
@@ -156,23 +171,29 @@ def cannot_memorise_a_batch(case: Case) -> Found:
 
     Forty steps on a batch of the data, and on one of random ids: the cross-entropy is not below its start although the
     weights have moved by 0.01 of their size, or is lower by less than 0.5 % with 0.3. Healthy: 4 % and more with 0.3.
+    A first update that is mostly a multiple of the weights, of 2 % and more, is a weight decay, and said to be one.
     """
     tried = [(name, case.once(make)) for name, make in (("a batch of the data", real_run), ("random ids", random_run))]
     if all(len(found.losses) < FEWEST for _, found in tried):
         raise NotApplicable("a faster step")
     for name, found in tried:
-        stuck = (found.progress <= 0 and found.moved > 0.01) or (found.progress < 0.005 and found.moved > 0.3)
+        stuck = (found.progress <= 0 and not found.moved <= 0.01) or (found.progress < 0.005 and found.moved > 0.3)
         if len(found.losses) < FEWEST or found.before < 0.3 or not stuck:
             continue
-        down = case.once(goes_down)
+        down, share = case.once(goes_down), case.once(decayed)
         return {
             "measured": found.after,
             "expected": f"well below {found.before:.3g}",
             "why": f"{len(found.losses)} steps on {name} move the weights by {found.moved:.2g} of their size, and its "
             f"cross-entropy goes from {found.before:.4g} to {found.after:.4g}"
-            + ("" if down else "; a hundredth of the first update raises it too: no learning rate helps"),
+            + (f"; each update takes {share:.0%} of the weights away: a decay" if share > DECAY else "")
+            + (
+                ""
+                if down or share > DECAY
+                else "; a hundredth of the first update raises it too: no learning rate helps"
+            ),
             "remedy": "check that the step uses the batch it is given, subtracts the gradient, clears it after each "
             "step, and decays weights by learning rate times 0.1 or less",
-            "evidence": {"losses": found.losses.tolist(), "first_update_lowers_the_loss": down},
+            "evidence": {"losses": found.losses.tolist(), "first_update_lowers_the_loss": down, "decay": share},
         }
     return None
