@@ -112,7 +112,7 @@ def _check_environment() -> None:
 
 
 def _compilation_reported() -> AbstractContextManager[None]:
-    """Report the compilation of kernels if it takes long, on Linux; on a Mac ``generate`` and ``talk`` do."""
+    """Report the compilation of kernels if it takes long, on Linux; on a Mac see ``device.first_reported``."""
     if not sys.platform.startswith("linux"):
         return nullcontext()
     from mlx_gpt.linux_cpu import compilation_reported

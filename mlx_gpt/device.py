@@ -7,12 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Timer
 
 import mlx.core as mx
 
 from mlx_gpt.errors import UsageError
 
 VARIABLE = "MLX_GPT_DEVICE"  # cpu or gpu: the default device of a command
+ON_A_MAC = sys.platform == "darwin"
+SLOW = 2.0  # seconds
+begun: set[str] = set()  # blocks of ``first_reported``
 XCODE_SELECT = "/usr/bin/xcode-select"  # part of macOS; -p fails without the command line tools
 
 
@@ -46,6 +50,25 @@ def without_compiler_dialog() -> Iterator[None]:
     finally:
         if missing:
             mx.enable_compile()
+
+
+@contextmanager
+def first_reported(what: str) -> Iterator[None]:
+    """On a Mac, report to stderr the first block of this name in the process if it takes longer than ``SLOW``.
+
+    Metal compiles kernels in it, and macOS keeps them for the next run. Nothing shows whether it does, and a large
+    model is slow without, so that the line names it as a property of first runs.
+    """
+    line = f"mlx-gpt: the first {what} takes longer than {SLOW:g} s; on its first run here MLX compiles kernels"
+    timer = Timer(SLOW, print, [line], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    if ON_A_MAC and what not in begun:
+        timer.start()
+    begun.add(what)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def cores() -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import exp, log
-from threading import Timer
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
@@ -16,7 +16,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 from mlx_gpt.commands.given import refuse_idle
 from mlx_gpt.errors import UsageError, one_line
 from mlx_gpt.generate.settings import Constraints, Drawing, Length, Number, Speed
-from mlx_gpt.terminal import COMPILING, shown
+from mlx_gpt.terminal import shown
 
 if TYPE_CHECKING:
     from mlx_gpt.generate.writer import Piece
@@ -27,7 +27,6 @@ Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 FloatType = Annotated[Literal["float32", "float16", "bfloat16"] | None, arg(help_behavior_hint="")]
 Flag = Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")]
 T = TypeVar("T")
-SLOW = 2.0  # seconds
 SURPRISES = ((2, ""), (4, "30;48;5;230"), (7, "30;48;5;222"), (10, "30;48;5;209"), (float("inf"), "97;48;5;125"))
 """Upper bounds of surprise in bits and the terminal's style for each; higher is darker."""
 
@@ -124,22 +123,16 @@ def write(text: str, style: str = "") -> None:
         print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
 
 
-def with_compilation_note(pieces: Iterator[T]) -> Iterator[T]:
-    """Yield the pieces; on a Mac, report the compilation of kernels if the first two take longer than ``SLOW``.
+def with_slow_start_reported(pieces: Iterator[T]) -> Iterator[T]:
+    """Yield the pieces; on a Mac, report a slow start: kernels are compiled in two steps, of the prompt and a token."""
+    from mlx_gpt.device import first_reported
 
-    Metal compiles them during the first two steps, prompt and token. On Linux ``cli.py`` reports it for all commands.
-    """
-    timer = Timer(SLOW, note, [COMPILING])
-    timer.daemon = True
-    if sys.platform == "darwin":
-        timer.start()
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(first_reported("text"))
         for n, piece in enumerate(pieces):
             if n:
-                timer.cancel()
+                stack.close()
             yield piece
-    finally:
-        timer.cancel()
 
 
 def note(text: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
+from mlx_gpt.device import first_reported
 from mlx_gpt.errors import UsageError
 from mlx_gpt.generate.decoder import NO_TOKEN
 from mlx_gpt.generate.sampler import no_token_error
@@ -71,7 +72,9 @@ class Engine:
         batch = self._new_batch()
         while (newcomers := self._next(batch)) is not None:
             try:
-                self._deliver(list(self._turn(batch, newcomers)))
+                with first_reported("prompt" if newcomers else "token"):
+                    events = list(self._turn(batch, newcomers))
+                self._deliver(events)
             except Exception as error:  # such as too little memory: the next request is served
                 LOG.error(f"{type(error).__name__}: {error}")
                 lost = dict.fromkeys([*batch.rows, *newcomers])

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_gpt.device import first_reported
 from mlx_gpt.errors import MLXGPTError, Stopped, UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import (
@@ -158,7 +159,8 @@ class Trainer:
         x, y = map(mx.array, self.batches.for_step(self.config.accumulate))
         loss, norm = self.step(x, y)
         stop = mx.distributed.all_max(mx.array(self.interrupted()), group=self.group) if self.group else None
-        mx.async_eval(loss, norm, stop, self.state)
+        with first_reported("step"):
+            mx.async_eval(loss, norm, stop, self.state)
         self.synchronize()
         self.progress.step += 1
         self.progress.tokens += self.tokens_per_step

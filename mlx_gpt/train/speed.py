@@ -8,6 +8,7 @@ from contextlib import closing
 import mlx.core as mx
 
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.device import first_reported
 from mlx_gpt.text.batches import Batches
 from mlx_gpt.text.dataset import Dataset
 from mlx_gpt.train.config import TrainConfig
@@ -56,7 +57,8 @@ def _measure(
             mx.eval(previous, state)
             return -group_min([started - time.perf_counter()], group)[0]
 
-        time_steps(1)
+        with first_reported("step"):
+            time_steps(1)
         n = max(1, min(MAX_STEPS, round(seconds / time_steps(1))))
         elapsed = time_steps(n)
     return size(group) * n * training.accumulate * B * T / elapsed

@@ -14,6 +14,8 @@ from mlx_gpt.model.attention import attend, attention_pattern, attention_scores,
 from mlx_gpt.model.mlp import gelu_new
 from mlx_gpt.train.loss import chunked_mean_loss, in_chunks, mean_loss
 
+pytestmark = pytest.mark.cpu
+
 
 def normal(*shape: int, seed: int = 0) -> mx.array:
     return mx.random.normal(shape, key=mx.random.key(seed))
@@ -98,7 +100,6 @@ def test_no_query_attends_to_the_future(T: int) -> None:
     assert mx.array_equal(before, after)
 
 
-@pytest.mark.cpu
 @pytest.mark.parametrize("C", [24, 768, 1025])
 def test_layer_norm_is_the_formula_with_less_rounding_than_mlx(C: int) -> None:
     x, weight, bias = normal(64, C) * 3 + 1, 1 + 0.1 * normal(C, seed=1), normal(C, seed=2)
@@ -139,7 +140,6 @@ def test_attention_saves_no_large_pattern_for_the_backward_pass() -> None:
     assert peak(12) - peak(4) < 8 * B * H * T * T * 4 / 4  # a quarter of what eight layers' patterns would take
 
 
-@pytest.mark.cpu
 def test_attention_with_a_mask_holds_one_block_at_a_time() -> None:
     B, H, T, D = 1, 1, 4096, 8
     x, mask = normal(B, H, T, D), mx.tri(T, dtype=mx.bool_)
@@ -149,7 +149,6 @@ def test_attention_with_a_mask_holds_one_block_at_a_time() -> None:
     assert mx.get_peak_memory() - mask.nbytes < B * H * T * T * 4  # the scores of all queries
 
 
-@pytest.mark.cpu
 def test_on_a_cpu_float32_takes_the_kernels_and_other_types_do_not() -> None:
     assert kernels.supports(mx.float32)
     assert not kernels.supports(mx.float16)
@@ -160,7 +159,6 @@ def test_on_a_cpu_float32_takes_the_kernels_and_other_types_do_not() -> None:
     assert largest_difference(gelu_new(many)[1:], gelu_new(many[1:])) < 1e-6
 
 
-@pytest.mark.cpu
 @pytest.mark.parametrize("V", [7, 300])
 def test_the_loss_with_one_exp_is_the_loss(V: int) -> None:
     x, head = normal(2, 150, 8, seed=1), normal(V, 8, seed=2)

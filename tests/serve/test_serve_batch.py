@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_gpt import device
 from mlx_gpt.config import GPTConfig
 from mlx_gpt.generate.generation import Generation
 from mlx_gpt.generate.settings import GenerationSettings
@@ -190,6 +191,16 @@ def test_rows_beyond_the_maximum_wait(model: GPT) -> None:
     assert recorder.most == 4
     assert [one.n_tokens for one in rows] == [5 + i for i in range(11)]
     assert {one.reason for one in rows} == {"length"}
+
+
+def test_a_slow_start_is_reported_for_the_first_prompt_and_the_first_token(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "begun", set())
+    recorder = Recorder(model, 1)
+    recorder.engine.submit([row("ab", 0, max_tokens=3, **ENDLESS)])
+    recorder.engine.run()
+    assert device.begun == {"prompt", "token"}
 
 
 def test_a_cancelled_row_frees_its_place(model: GPT) -> None:

@@ -93,6 +93,7 @@ def never(text: str) -> None:
     raise AssertionError(text)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_checkpoint_is_restored_to_the_bit_and_so_is_the_next_step(tmp_path: Path, kind: str) -> None:
     model, optimizer, step = trained(3, kind)

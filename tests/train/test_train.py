@@ -19,6 +19,7 @@ from helpers.small_training import SMALL, batch, new_small, weights
 from mlx.utils import tree_flatten
 from rich.console import Console
 
+from mlx_gpt import device
 from mlx_gpt.device import n_lanes
 from mlx_gpt.errors import DataError, MLXGPTError, UsageError
 from mlx_gpt.model.gpt import GPT
@@ -93,7 +94,7 @@ def test_the_compiled_step_follows_the_gradient_of_the_mean_loss() -> None:
     expected = {name: np.array(g) for name, g in tree_flatten(gradient)}
     norm_expected = sqrt(sum((g.astype(np.float64) ** 2).sum() for g in expected.values()))
     found_loss, norm, found = one_step(model)
-    assert found_loss == pytest.approx(loss.item(), abs=1e-6)
+    assert found_loss == pytest.approx(loss.item(), rel=1e-6)
     assert norm == pytest.approx(norm_expected, rel=1e-5)
     for name, g in expected.items():
         np.testing.assert_allclose(found[name], g, atol=1e-6)
@@ -210,6 +211,14 @@ def test_a_run_leaves_a_model_folder_that_loads_with_the_same_logits(dataset: Da
     assert (tmp_path / "run" / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_slow_start_is_reported_for_the_first_step(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "begun", set())
+    trained(dataset, tmp_path / "run")
+    assert device.begun == {"step"}
+
+
 def test_metrics_have_the_promised_names_and_true_values(dataset: Dataset, tmp_path: Path) -> None:
     _, val_loss = trained(dataset, tmp_path / "run")
     rows = rows_of(tmp_path / "run")
@@ -229,7 +238,7 @@ def test_the_first_loss_is_that_of_the_untrained_model_on_the_first_batch(datase
     trained(dataset, tmp_path / "run")
     x, y = next(endless_batches(dataset.train, 16, 4, QUICK.seed))
     untrained = new_model(SMALL, dataset, QUICK.seed)
-    assert rows_of(tmp_path / "run")[0]["loss"] == pytest.approx(mean_loss(untrained(x), mx.array(y)).item(), abs=1e-6)
+    assert rows_of(tmp_path / "run")[0]["loss"] == pytest.approx(mean_loss(untrained(x), mx.array(y)).item(), rel=1e-6)
 
 
 def test_the_last_validation_loss_is_that_of_the_saved_model_over_all_windows(dataset: Dataset, tmp_path: Path) -> None:
