@@ -63,7 +63,10 @@ class Decoder:
         return self.extend(rows[:, n:])
 
     def extend(self, tokens: mx.array) -> mx.array:
-        """Read T more tokens per row, not compiled: (B, T) -> logits after the last, (B, V), float32."""
+        """Read T more tokens per row, not compiled: (B, T) -> logits after the last, (B, V), float32.
+
+        ``mx.compile`` would trace it again for each T, and refuses ``shapeless``: "Slice cannot infer output shapes".
+        """
         last = self.model.hidden(tokens, self.cache)[:, -1:]
         return self.model.logits(last)[:, 0].astype(mx.float32)
 
@@ -157,7 +160,8 @@ def place_of(offset: mx.array, T: int, slots: int) -> mx.array:
     """Return where T tokens are written in a compiled step: their first slot, (1,), or for each if it is one's, (S, 1).
 
     On a GPU the latter takes one kernel per array, ``where``, and ``slice_update`` three: it copies all slots as well,
-    which the last step in flight still reads (``DynamicSliceUpdate`` in mlx/backend/gpu/primitives.cpp).
+    which the last step in flight still reads (``DynamicSliceUpdate`` in mlx/backend/gpu/primitives.cpp): its command
+    buffer holds them until it completes (mlx/backend/metal/eval.cpp), so that they are not donated to the next step.
     """
     return offset.reshape(1) if T > 1 or on_cpu() else (mx.arange(slots) == offset)[:, None]
 
