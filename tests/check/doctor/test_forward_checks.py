@@ -85,6 +85,29 @@ def test_faults_together_are_all_named_in_the_order_of_repair(planted: tuple[str
     assert codes(examine(model)) == sorted(named, key=ORDER.__getitem__)
 
 
+NAMES = ["W_Q W_K W_V", "to_q to_k to_v", "attn_q attn_k attn_v", "c_q c_k c_v", "query_key_value"]
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("fault", ["uniform", ""])
+def test_a_uniform_mean_is_named_whatever_queries_and_keys_are_called(names: str, fault: str) -> None:
+    model = PlainGPT(PlainConfig(heads=4), {fault})
+    value_and_grad = nn.value_and_grad(model, lambda x, y: nn.losses.cross_entropy(model(x), y, reduction="mean"))
+
+    def gradient(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+        found = {name: np.array(value) for name, value in tree_flatten(value_and_grad(mx.array(x), mx.array(y))[1])}
+        parts = found.pop("blocks.0.attention.qkv.weight").reshape(3, 4, 8, 32)
+        found = {name: value for name, value in found.items() if "qkv" not in name}
+        if " " not in names:  # each head's queries, keys and values side by side
+            return {**found, f"blocks.0.attention.{names}.weight": parts.swapaxes(0, 1).reshape(96, 32)}
+        return found | {
+            f"blocks.0.attention.{one}": part.reshape(32, 32) for one, part in zip(names.split(), parts, strict=True)
+        }
+
+    given = {"vocab_size": 61, "n_positions": 48, "gradient": gradient}
+    assert codes(examine(lambda ids: model(mx.array(ids)), **given)) == (["past-ignored"] if fault else [])
+
+
 CACHES = {"": [], "no-mask": ["future-leak"], "position-blind": ["position-blind"], "cut": ["context-too-short"]}
 
 

@@ -201,8 +201,9 @@ def uniform_mean(case: Case) -> Found:
 
 
 def values_alone(array: np.ndarray) -> bool:
-    """Return whether a joined matrix of queries, keys and values has a gradient in the last third only."""
+    """Return whether of a joined matrix only the last third, or that of each head (GPT-NeoX), has a gradient."""
     if array.ndim != 2 or 3 * min(array.shape) != max(array.shape):
         return False
-    queries, keys, values = np.split(array, 3, axis=int(np.argmax(array.shape)))
-    return bool(values.any()) and not queries.any() and not keys.any()
+    moved, width = array.any(axis=int(np.argmin(array.shape))), min(array.shape)
+    heads = (moved.reshape(H, 3, -1) for H in range(1, 33) if width % H == 0)
+    return any(bool(parts[:, 2].any()) and not parts[:, :2].any() for parts in heads)
