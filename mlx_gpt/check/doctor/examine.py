@@ -17,6 +17,7 @@ from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
 from mlx_gpt.check.doctor.codes import ORDER, group_of, severity_of
 from mlx_gpt.check.doctor.modules import arguments_of, is_module, module_kept
 from mlx_gpt.check.doctor.report import Finding, Report
+from mlx_gpt.check.doctor.weights.inside import module_of
 
 
 def examine(
@@ -99,7 +100,7 @@ def run_checks(
     case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[DoctorCheck], object] = lambda check: None
 ) -> Report:
     """Run the checks in order, the cheap ones that explain the others first. ``on_check`` is called before each."""
-    with random_states_kept(), module_kept(case.given.get("module")), warnings.catch_warnings():
+    with random_states_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of NumPy about the infinities of a faulty model
         return report_of(case, checks, on_check)
 
@@ -112,7 +113,7 @@ def report_of(case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[Doc
     skipped: dict[str, str] = {}
     wanting = {check.code: missing for check in checks if (missing := check.missing(case))}
     groups = list(dict.fromkeys(group_of(check.code) for check in checks if check.code not in wanting))
-    group = ""
+    group, module = "", module_of(case)
     for check in checks:
         if check.code in wanting:
             skipped[check.code] = wanting[check.code]
@@ -122,7 +123,8 @@ def report_of(case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[Doc
             case.begin_group(len(groups) - groups.index(group))
         on_check(check)
         try:
-            found = check.find(case)
+            with module_kept(module):  # a step of the user's may leave dropout on
+                found = check.find(case)
         except BudgetSpent:
             skipped[check.code] = "minutes"
             continue

@@ -19,7 +19,8 @@ from helpers.plain_sampler import small_forward
 
 from mlx_gpt.check.doctor import Report, examine
 from mlx_gpt.check.doctor.case import BudgetSpent
-from mlx_gpt.check.doctor.examine import make_case
+from mlx_gpt.check.doctor.checks import DoctorCheck
+from mlx_gpt.check.doctor.examine import make_case, run_checks
 
 V, P = 31, 24
 sound = small_forward(V, P)
@@ -145,6 +146,19 @@ def test_random_states_and_modes_are_as_before() -> None:
     examine(model, sample=lambda ids, n: np.random.randint(0, 61, n), minutes=0.05)
     assert states == (mx.random.state[0].tolist(), np.random.get_state()[1].tolist(), random.getstate())
     assert modes == [part.training for part in model.modules()]
+
+
+def test_a_mode_that_a_step_leaves_behind_does_not_reach_the_next_check() -> None:
+    model, modes = PlainGPT(PlainConfig(dropout=0.1)), []
+    model.eval()
+
+    def check(find: Callable[[Any], Any]) -> DoctorCheck:
+        return DoctorCheck("raises", lambda case: find(case) and None, (), ())
+
+    given = {"forward": lambda ids: model(mx.array(ids)), "vocab_size": 61, "n_positions": 16, "minutes": 1.0}
+    checks = [check(lambda case: model.train()), check(lambda case: modes.append(model.training))]
+    run_checks(make_case(given), checks)
+    assert modes == [False]
 
 
 def test_an_unknown_argument_names_the_closest() -> None:

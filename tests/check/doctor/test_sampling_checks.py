@@ -107,6 +107,19 @@ def test_a_sampler_without_settings_has_no_fault(P: int) -> None:
     assert codes(examined(forward, lambda ids, n: sampler(ids, n), P=P, sample_settings=None)) == []
 
 
+@pytest.mark.parametrize(("fault", "named"), {"": [], "top_k inverted": ["setting-inverted"]}.items())
+def test_a_sampler_that_raises_at_top_k_0_as_nanogpts_is_examined_without_it(fault: str, named: list[str]) -> None:
+    forward = small_forward(V, P, 2.0)
+    sampler = PlainSampler(forward, V, P, fault)
+
+    def sample(ids: list[int], n: int, temperature: float = 1.0, top_k: int | None = None) -> list[int]:
+        if top_k == 0:
+            raise IndexError("index -1 is out of bounds for dimension 1 with size 0")
+        return sampler(ids, n, temperature=temperature, top_k=top_k or 0)
+
+    assert codes(examined(forward, sample, sample_settings={"temperature", "top_k"})) == named
+
+
 def test_a_sampler_that_ends_at_an_end_token_has_no_fault() -> None:
     forward = small_forward(V, P)
     sampler = PlainSampler(forward, V, P)

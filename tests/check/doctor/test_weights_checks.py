@@ -65,6 +65,7 @@ IN_NUMPY = {
     "MLP dropped": ["layer-without-effect"],
     "head is a copy": ["head-not-tied"],
     "stream after norm": ["residual-after-norm"],
+    "no stream": ["residual-after-norm"],
     "norm after the addition, by design": [],
     "norm of the embeddings, by design": [],
 }

@@ -85,7 +85,8 @@ def leak(case: Case, name: str) -> Found:
         "expected": 0,
         "why": f"new tokens from position {start} on move the logits at position {position}, by {size:.2g} of their "
         "standard deviation",
-        "remedy": "before the softmax set the scores of later keys, key > query, to −inf, in every layer and mode",
+        "remedy": "before the softmax set the scores of later keys, key > query, to −inf, in every layer and mode; "
+        "take the softmax over the keys, and no norm over time",
         "evidence": {"position": position, "changed_from": start, "leaks": sizes},
     }
 

@@ -45,7 +45,22 @@ def accepted(case: Case) -> set[str]:
 
 def settings_off(case: Case, **changed: Any) -> dict[str, Any]:
     """Return every known setting that ``sample`` accepts, off, and those to change."""
-    return {name: value for name, value in OFF.items() if name in accepted(case)} | changed
+    return case.once(values_off) | changed
+
+
+def values_off(case: Case) -> dict[str, float]:
+    """Return the values for off, without those that ``sample`` alone raises at: nanoGPT's top_k is off by None."""
+    found = {name: value for name, value in OFF.items() if name in accepted(case)}
+    taken = found if takes(case, found) else {name: one for name, one in found.items() if takes(case, {name: one})}
+    return taken if takes(case, taken) else found
+
+
+def takes(case: Case, settings: dict[str, float]) -> bool:
+    try:
+        call_sample(case, case.ids(1, 1)[0].tolist(), 1, **settings)
+    except CallFailed as failure:
+        return failure.code != "raises"
+    return True
 
 
 def count(found: Sequence[Draws]) -> int:

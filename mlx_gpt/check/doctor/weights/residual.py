@@ -44,8 +44,8 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
     tokens. A module without a residual of its own is no block: with all matrices zero, its output is the same for all
     tokens.
 
-    Without a module to look into, the embeddings are scaled: where the norm before the head has weights of its own,
-    that is, a pre-norm model, its logits are the same up to their scale only if the stream is normalised.
+    Without such blocks the embeddings are scaled: where the norm before the head has weights of its own, that is, in a
+    pre-norm model, the logits are the same up to their scale only if the stream is normalised, or not added to.
     """
     require_steady(case)
     module = module_of(case)
@@ -55,7 +55,7 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
     listed = {name: one for name, one in blocks.items() if re.search(r"\d$", name)}
     growth = growths(case, module, listed or blocks)
     if not growth:
-        raise NotApplicable("a module with blocks that map (B, T, C) to (B, T, C)")
+        return scale_forgotten(case)
     forgetful = [name for name, size in growth.items() if size < GROWTH]
     if 2 * len(forgetful) <= len(growth):
         return None
@@ -84,19 +84,20 @@ def scale_forgotten(case: Case) -> dict[str, Any] | None:
         raise NotApplicable("module, or parameters of which embeddings, blocks and a norm before the head can be told")
     ids, found = generic_ids(case), []
     heads = {name: np.zeros_like(one) for name, one in values.items() if one.shape == (case.vocab_size,)}
-    for scale, outer in ((10, 1), (SCALE, 1), (SCALE, 2)):
+    for scale, outer, blocks in ((10, 1, 1), (SCALE, 1, 1), (SCALE, 2, 1), (SCALE, 1, -2)):
         scaled = {name: scale * values[name] / rms(values[name]) for name in tables}
-        with loaded(case, {**values, **heads, **scaled, **{name: outer * values[name] for name in norms}}):
+        changed = {name: blocks * values[name] for name in inner} | {name: outer * values[name] for name in norms}
+        with loaded(case, {**values, **heads, **scaled, **changed}):
             logits = case.logits(ids)
         found.append((logits - logits.mean(axis=-1, keepdims=True)) / logits.std(axis=-1, keepdims=True))
-    moved = [rms(one - found[0]) for one in found]
-    if not max(moved) < FORGOTTEN:
+    *moved, by_blocks = [rms(one - found[0]) for one in found[1:]]
+    if not max(moved) < FORGOTTEN < by_blocks:
         return None
     return {
         "measured": max(moved),
         "expected": f"above {FORGOTTEN:g}",
         "why": f"embeddings 10 and {SCALE:g} times as large give the same logits up to their scale, within "
-        f"{max(moved):.2g} of their standard deviation: the stream is normalised itself",
+        f"{max(moved):.2g} of their standard deviation: the stream is normalised itself, or nothing is added to it",
         "remedy": OUTSIDE,
         "evidence": {"tables": tables, "norms": norms},
     }
