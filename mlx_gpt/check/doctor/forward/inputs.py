@@ -98,7 +98,7 @@ def position_blind(case: Case) -> Found:
         return None
     if table := unused_table(case):
         return blind(0, "above 0", f"; {table} has no gradient") | {"separate": "token-blind" not in case.found}
-    loadable = case.has("parameters", "load_parameters")
+    loadable = case.has("parameters", "load_parameters") and not is_quantized(case)
     if (24 if loadable else 48) > T or found.relative > EQUAL or case.vocab_size < 3:
         raise NotApplicable("n_positions of at least 48, load_parameters of 24, and a forward pass without dropout")
     if not loadable:
@@ -108,6 +108,11 @@ def position_blind(case: Case) -> Found:
     if measured > limit or moved_at(case, T, 0.02) > 0.65 * limit:
         return None
     return blind(measured, f"above {limit:.2g}")
+
+
+def is_quantized(case: Case) -> bool:
+    """Return True if matrices are packed into unsigned integers, so that random scales give no random matrices."""
+    return any(one.dtype.kind == "u" and one.ndim > 1 for one in case.arrays("parameters").values())
 
 
 def moved_at(case: Case, T: int, deviation: float | None) -> float:

@@ -13,6 +13,7 @@ from mlx_gpt.check.doctor.data.evidence import Batch
 from mlx_gpt.check.doctor.optimisation.evidence import (
     STEP,
     Parameters,
+    coarse,
     cross_entropy,
     first_steps,
     fresh_step,
@@ -180,6 +181,8 @@ def cannot_memorise_a_batch(case: Case) -> Found:
         stuck = (found.progress <= 0 and not found.moved <= 0.01) or (found.progress < 0.005 and found.moved > 0.3)
         if len(found.losses) < FEWEST or found.before < 0.3 or not stuck:
             continue
+        if not np.isfinite(found.after) and all(map(coarse, case.once(own_parameters).values())):
+            raise NotApplicable("parameters in float32")
         down, share = case.once(goes_down), case.once(decayed)
         return {
             "measured": found.after,

@@ -17,9 +17,12 @@ from mlx_gpt.check.doctor.sampling.probes import after_prompts, rows, telling_te
 from mlx_gpt.check.doctor.sampling.rules import Base, Change, of_logprobs, penalized
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 from mlx_gpt.check.doctor.sampling.verdict import seen, understood
+from mlx_gpt.check.doctor.weights.evidence import text
 
 PENALTIES = (1.1, 1.3, 2.0, 4.0)
 MOST = 12  # prompts of a kind
+TIMES = 5  # that an id occurs in prompts of one id
+LONGEST = 16  # ids of a prompt, so that some of a text occur several times
 WHYS = {
     "setting-ignored": "are those without it",
     "penalty-compounds": "lower an id once for each time that it occurs",
@@ -28,17 +31,17 @@ WHYS = {
 
 
 def penalty_prompts(case: Case) -> list[list[int]]:
-    """Return prompts that repeat an id which the model would repeat, and prompts of the least probable ids."""
-    length = max(1, min(6, case.n_positions // 2))
-    pairs = case.ids(16 * case.once(rows), 2)
-    pairs[::4, 1] = pairs[::4, 0]
-    same = np.concatenate([np.repeat(pairs[:, :1], length - 1, axis=1), pairs[:, 1:]], axis=1)
+    """Return prompts whose ids the model would repeat: of one id, and of the user's text; and of improbable ids."""
+    length = max(1, min(LONGEST, case.n_positions // 2))
+    same = case.ids(16 * case.once(rows), length)
+    same[:, -TIMES - 1 : -1] = repeated = case.ids(len(same), 1)
+    same[::4, -1:] = repeated[::4]
     again = logits_after(case, same)
-    likely = np.argsort(again.max(axis=1) - again[np.arange(len(pairs)), pairs[:, 0]])[:MOST]
+    likely = np.argsort(again.max(axis=1) - np.take_along_axis(again, repeated, axis=1)[:, 0])[:MOST]
     starts = case.ids(min(MOST, case.once(rows)), length)
     unlikely = np.argsort(logits_after(case, starts), axis=1)
     mixed = [[*np.resize(ids[:length], length - 1), row[-1]] for ids, row in zip(unlikely, starts, strict=True)]
-    return [[int(i) for i in prompt] for prompt in [*same[likely], *mixed]]
+    return [[int(i) for i in prompt] for prompt in [*same[likely], *text(case, MOST, length), *mixed]]
 
 
 def explanations(base: Base, temperature: float, penalty: float, of_ids: Sequence[str]) -> list[Explanation]:
@@ -61,7 +64,7 @@ def explanations(base: Base, temperature: float, penalty: float, of_ids: Sequenc
 def penalty_probes(case: Case, base: Base) -> Iterable[Probe]:
     with_temperature = "temperature" in accepted(case)
     of_ids = ("new", "text") if understood(case).window is None else ("new", "text", "read")
-    for t in case.once(telling_temperatures):
+    for t in sorted({1.0, *case.once(telling_temperatures)}):
         for penalty in PENALTIES:
             chosen = {"repetition_penalty": penalty, **({"temperature": t} if with_temperature else {})}
             settings = settings_off(case, **chosen)
