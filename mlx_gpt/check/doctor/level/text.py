@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import decoded, flat_ids, has_ids
 from mlx_gpt.check.doctor.level.loss import (
@@ -183,9 +184,11 @@ def example(case: Case) -> dict[str, Any]:
 
 
 def readable(case: Case, ids: Any) -> Any:
-    """Return the text of up to 80 ids, or the ids without ``decode``."""
+    """Return the text of up to 80 ids, or the ids where ``decode`` is not given or knows not all of them."""
     ids = [int(i) for i in ids[:80]]
-    return decoded(case, ids) if case.has("decode") and inside(case, np.array(ids)) else ids
+    with suppress(CallFailed):  # an untrained model also draws ids that pad the vocabulary
+        return decoded(case, ids) if case.has("decode") and inside(case, np.array(ids)) else ids
+    return ids
 
 
 @check("as-good-as-its-loss", "sample", "val_ids", "train_ids", explained_by=("causality", "sampling"))

@@ -17,7 +17,11 @@ BITS = 1 / np.log(2)
 RATES = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout_rate")
 
 
-@check("initial-loss-off", "parameters|train_ids|metrics", explains=("learning-rate-too-high",))
+@check(
+    "initial-loss-off",
+    "parameters|train_ids|metrics",
+    explains=("learning-rate-too-high", "context-too-short"),  # attention to one token alone
+)
 def initial_loss_off(case: Case) -> Found:
     """Training starts from a loss far above that of guessing, ln V: the initial logits are too large.
 

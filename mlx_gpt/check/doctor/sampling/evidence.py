@@ -28,7 +28,7 @@ Scores = dict[Candidate, float]  # log-likelihood of all draws in nats
 def evidence(case: Case) -> Evidence:
     """Draw with every setting off: at temperature 1, at one that tells most, and at one on the other side of 1."""
     prompts, has_temperature = case.once(short_prompts), "temperature" in accepted(case)
-    first = DRAWS[has_temperature] if has_temperature or not case.once(is_seeded) else 2 * DRAWS[False]
+    first = DRAWS[has_temperature] if has_temperature or not case.once(is_seeded) else 4 * DRAWS[False]
     found = [(1.0, draw_many(case, prompts, first, **settings_off(case)))]
     if has_temperature:
         best, flat = case.once(sharp), case.once(flat_temperature)

@@ -32,7 +32,7 @@ def temperatures(case: Case) -> np.ndarray:
 
 def short_prompts(case: Case) -> list[list[int]]:
     """Return random prompts, no longer than a quarter of the context."""
-    return case.ids(128, max(1, min(6, case.n_positions // 4))).tolist()
+    return case.ids(256, max(1, min(6, case.n_positions // 4))).tolist()
 
 
 def rows(case: Case) -> int:
