@@ -152,7 +152,7 @@ def report_of(case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[Doc
 def failed_call(failure: CallFailed) -> Finding:
     """Return the finding for a function that raised, blocked or returned something else."""
     remedies = {
-        "raises": f"call {failure.name} by itself with the arguments of the message, and mend what it raises",
+        "raises": f"call {failure.name} by itself on such input, and mend what it raises",
         "wrong-shape": f"return from {failure.name} what its description in examine() says",
         "too-slow": f"make {failure.name} faster, examine a smaller model, or give more minutes",
     }

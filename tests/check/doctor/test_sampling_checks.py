@@ -92,6 +92,13 @@ def test_a_sampler_that_repeats_one_id_ignores_the_prompt(settings: Any) -> None
     assert codes(report) == ["prompt-ignored"]
 
 
+@pytest.mark.parametrize("settings", [None, SETTINGS])
+def test_a_sampler_that_draws_from_all_ids_alike_is_not_the_model(settings: Any) -> None:
+    rng = np.random.default_rng(0)
+    sample = lambda ids, n, **chosen: rng.integers(0, V, n).tolist()  # noqa: E731
+    assert codes(examined(small_forward(V, P, 2.0), sample, sample_settings=settings)) == ["sampler-not-the-model"]
+
+
 @pytest.mark.parametrize(("V", "scale"), SIZES)
 @pytest.mark.parametrize("kind", ["", "returns the prompt", "returns an array", "seeded"])
 def test_a_healthy_sampler_has_no_fault(kind: str, V: int, scale: float) -> None:

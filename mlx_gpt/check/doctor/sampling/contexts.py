@@ -23,6 +23,7 @@ def windows(case: Case) -> dict[Named, Window]:
         ("prompt-ignored", "the prompt's last token in place of the prompt"): lambda prompt, new: [prompt[-1], *new],
         ("prompt-ignored", "the last token alone"): lambda prompt, new: [*prompt, *new][-1:],
         ("prompt-ignored", "no prompt"): lambda prompt, new: new,
+        ("prompt-ignored", "the new tokens alone, id 0 at first"): lambda prompt, new: new or [0],
         ("prompt-ignored", "id 0 in place of the prompt"): lambda prompt, new: [0, *new],
         ("prompt-ignored", "the last id in place of the prompt"): lambda prompt, new: [last, *new],
         ("sampler-not-the-model", "the text without its last token"): lambda prompt, new: [*prompt, *new][:-1],

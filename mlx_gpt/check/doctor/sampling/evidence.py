@@ -105,7 +105,7 @@ def bases(case: Case, with_temperature: bool) -> list[Base]:
     kinds = ("softmax", "twice", "outside") if with_temperature else ("softmax", "twice")
     found = [Base(kind, way) for way in ways for kind in kinds]
     found += [Base("argmax", margin=rounding(case)), Base(shift=1), Base(shift=-1)]
-    found += [Base(scale=scale) for scale in SCALES]
+    found += [Base("uniform"), *(Base(scale=scale) for scale in SCALES)]
     return found + ([Base(temperature="squared")] if with_temperature else [])
 
 
@@ -116,7 +116,7 @@ def predicted(found: Evidence, base: Base) -> Predicted:
 def codes_of(read: Named, base: Base) -> tuple[str, ...]:
     kinds = {"twice": "probabilities-as-logits", "outside": "probabilities-as-logits", "argmax": "sampler-too-narrow"}
     ways = {"ignored": "setting-ignored", "multiplies": "setting-inverted", "squared": "setting-wrong"}
-    other = "sampler-not-the-model" if base.shift or base.scale != 1 else None
+    other = "sampler-not-the-model" if base.shift or base.scale != 1 or base.kind == "uniform" else None
     return tuple(code for code in (read[0], kinds.get(base.kind), ways.get(base.temperature), other) if code)
 
 

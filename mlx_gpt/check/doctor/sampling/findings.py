@@ -33,7 +33,7 @@ def setting_fault(code: str, setting: str, value: float, why: str, draws: int) -
 
 
 def drawing_fault(
-    code: str, why: str, measured: float, found: Sequence[Draws], expected: Any = "above -20", **evidence: Any
+    code: str, why: str, measured: float, found: Sequence[Draws], expected: Any = "above -20 nats", **evidence: Any
 ) -> dict[str, Any]:
     """Return the fields of a fault in what is drawn from; ``measured`` is the log-probability of chance by default."""
     return {

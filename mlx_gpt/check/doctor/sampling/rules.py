@@ -28,8 +28,8 @@ class Base:
     """What the sampler draws from with the settings off: the softmax, or what a fault makes of it.
 
     ``kind``: "softmax"; "twice", softmax(softmax(logits / temperature)); "outside", softmax(softmax(logits) /
-    temperature); "argmax". ``shift`` is added to each id. ``temperature``: "divides", "ignored", "multiplies" or
-    "squared"; ``scale`` multiplies it.
+    temperature); "argmax"; "uniform". ``shift`` is added to each id. ``temperature``: "divides", "ignored",
+    "multiplies" or "squared"; ``scale`` multiplies it.
     """
 
     kind: str = "softmax"
@@ -53,6 +53,8 @@ class Base:
             logits = np.concatenate([one.logits if change is None else change(one) for one in found])
             if self.kind == "argmax":
                 return log_softmax(np.where(logits >= logits.max(axis=1, keepdims=True) - self.margin, 0.0, -np.inf))
+            if self.kind == "uniform":
+                return log_softmax(np.zeros_like(logits))
             inner, outer = logits / t, 1.0  # what a second softmax is applied to
             if self.kind == "outside":
                 inner, outer = logits, t

@@ -101,14 +101,21 @@ def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, 
     whys = {
         "probabilities-as-logits": f"{n} draws follow the softmax of the probabilities, not of the logits",
         "sampler-too-narrow": f"all of {n} draws are the most probable id",
-        "sampler-not-the-model": f"{n} draws are those of {base.scale:g} times the temperature, or of ids with "
-        f"{base.shift:+d} added",
+        "sampler-not-the-model": f"{n} draws are " + drawn_from(base),
     }
     if code == read[0]:
         whys[code] = f"{n} draws follow the model's prediction after {read[1]}"
     why = f"{whys[code]} (nats per draw under this, and under the model after the text)"
     own, right = (sum(log_likelihood(*one) for one in predicted(*some)) for some in ((found, base), (texts, Base())))
     return drawing_fault(code, why, -own / n, every, -right / n, nats_in_favour=gain, reads=read[1] or "the text")
+
+
+def drawn_from(base: Base) -> str:
+    if base.kind == "uniform":
+        return "uniform over all ids"
+    if base.shift:
+        return f"those of the model with {base.shift:+d} added to the id"
+    return f"those of {base.scale:g} times the temperature"
 
 
 def not_off(case: Case) -> Found:
@@ -136,12 +143,14 @@ def correlated(case: Case, found: Evidence, base: Base, seeded: bool) -> Found:
         tests += [(temperature, draws, True) for temperature, draws in found]
     for temperature, draws, dependent in tests:
         p, favour = correlation(case, draws, base.rule(temperature), dependent)
-        if p < RARE or favour > SURE:
-            why = (
-                f"{count(draws)} draws depend on the draws before them in the same text, beyond what the logits say "
-                f"(p-value of independence {p:.2g}; e^{favour:.0f} in favour of repeated noise)"
-            )
-            return drawing_fault("draws-correlated", why, p, draws, "above 1e-9", p_value=p, log_e_value=favour)
+        why = f"{count(draws)} draws depend on the draws before them in the same text, beyond what the logits say"
+        values = {"p_value": p, "log_e_value": favour}
+        if p < RARE:
+            why += " (p-value of independence)"
+            return drawing_fault("draws-correlated", why, p, draws, f"above {RARE:g}", **values)
+        if favour > SURE:
+            why += " (nats in favour of one noise or number for all of them)"
+            return drawing_fault("draws-correlated", why, favour, draws, f"below {SURE:g}", **values)
     return None
 
 
