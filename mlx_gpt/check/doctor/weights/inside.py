@@ -18,7 +18,7 @@ def module_of(case: Case) -> Any:
     """Return the module that is examined: the one given, or the largest that ``forward`` refers to; None if none."""
     if case.has("module"):
         return getattr(case.given["module"], "_orig_mod", case.given["module"])
-    found = [getattr(one, "_orig_mod", one) for one in referred(case.given["forward"]) if is_module(one)]
+    found = [getattr(one, "_orig_mod", one) for one in referred(case.given.get("forward")) if is_module(one)]
     return max(found, key=lambda one: len(list(named_modules(one))), default=None)
 
 
