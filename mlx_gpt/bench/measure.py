@@ -80,10 +80,10 @@ def measure_training(
         return Round(measure, steps * step)
 
     with model_folder(config) as folder:
-        starts: dict[str, Start] = {}
-        for name in names:
-            if make := SIDES[name].train:
-                starts[name] = partial(start, make, found.setdefault(name, {}))
+        makes = {name: SIDES[name].train for name in names}
+        starts: dict[str, Start] = {
+            name: partial(start, make, found.setdefault(name, {})) for name, make in makes.items() if make
+        }
         in_turn(starts, work.rounds, seconds, lambda text: progress(f"training, {text}"), found)
 
 
@@ -123,10 +123,10 @@ def measure_generation(
         model, tokenizer = load(folder)
         read = weight_bytes(model)
         found[OURS] = {"kernels_per_token": kernels_per_token(model, tokenizer, prompt)}
-        starts: dict[str, Start] = {}
-        for name in names:
-            if make := SIDES[name].speak:
-                starts[name] = partial(start, make, found.setdefault(name, {}))
+        makes = {name: SIDES[name].speak for name in names}
+        starts: dict[str, Start] = {
+            name: partial(start, make, found.setdefault(name, {})) for name, make in makes.items() if make
+        }
         in_turn(starts, work.rounds, seconds, lambda text: progress(f"generation, {text}"), found)
 
 

@@ -127,16 +127,3 @@ FAULTS: dict[str, Planted] = {
     "cache: token lost": Planted("cache-mismatch", partial(plant_cache, "prompt's last token lost")),
     "cache: token overwritten": Planted("cache-mismatch", partial(plant_cache, "values overwritten")),
 }
-PAIRS: dict[str, tuple[str, str, str, str]] = {  # two faults of PlainSampler and their codes
-    "twice, top_k inverted": ("softmax twice", "top_k inverted", "probabilities-as-logits", "setting-inverted"),
-    "dropped, compounds": ("prompt-ignored", "penalty-compounds", "prompt-ignored", "penalty-compounds"),
-    "last token, top_p one more": ("last token only", "top_p one more", "prompt-ignored", "setting-wrong"),
-    "twice, dropped": ("softmax twice", "prompt-ignored", "probabilities-as-logits", "prompt-ignored"),
-    "one noise, top_k one more": ("same noise", "top_k one more", "draws-correlated", "setting-wrong"),
-    "temperature ignored, top_k ignored": (
-        "temperature ignored",
-        "penalty-compounds",
-        "setting-ignored",
-        "penalty-compounds",
-    ),
-}

@@ -75,7 +75,8 @@ def scale_forgotten(case: Case) -> dict[str, Any] | None:
     Outside the blocks a pre-norm model has the norm before the head, of which the logits are linear. A norm of the
     embeddings, which forgets their scale by design, sets the size of the stream beside the branches.
     """
-    values, inner = case.once(generic), {name for names in layers_of([*case.once(generic)]).values() for name in names}
+    values = case.once(generic)
+    inner = {name for names in layers_of([*values]).values() for name in names}
     sizes = {case.vocab_size, case.n_positions}
     tables = [name for name, one in values.items() if name not in inner and one.ndim == 2 and sizes & {*one.shape}]
     width = {size for name in tables for size in values[name].shape} - {case.vocab_size}
