@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # products in full fp32 on M5 and CUDA too: tolerances here are fp32's
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")  # as mlx-gpt train has it: MLX reads it once
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's idle threads spin on the cores of the other workers
 
 import signal
 import sys
