@@ -163,11 +163,11 @@ def of_transformers(kind: str, steps: int = 0, own_sampler: bool = False, **fiel
     def sample(ids: list[int], n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[int]:
         if n == 0:
             return list(ids)
-        how = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {}
+        how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {}
         window = torch.tensor([ids[-24:]])
-        out = model.generate(
-            window, do_sample=temperature > 0, max_new_tokens=n, min_new_tokens=n, eos_token_id=None, **how
-        )
+        mask = torch.ones_like(window)  # without it, generate takes ids 0 of the prompt for padding and hides them
+        how |= {"attention_mask": mask, "max_new_tokens": n, "min_new_tokens": n, "eos_token_id": None}
+        out = model.generate(window, do_sample=temperature > 0, **how)
         return out[0, window.shape[1] :].tolist()
 
     given = {"sample": sample, "sample_settings": {"temperature", "top_k", "top_p"}} if own_sampler else {}
