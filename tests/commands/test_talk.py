@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -319,4 +320,25 @@ def test_at_a_terminal_ctrl_c_stops_the_text_and_ctrl_d_ends_the_session(here: P
     ],
 )
 def test_the_history_of_gnu_readline_and_of_libedit_is_read(text: str, lines: list[str]) -> None:
+    assert history_lines(text) == lines
+
+
+WRITE = """
+import ctypes, sys
+library, file, *lines = sys.argv[1:]
+edit = ctypes.CDLL(library)
+edit.using_history()
+for line in lines:
+    edit.add_history(line.encode())
+sys.exit(edit.write_history(file.encode()))
+"""
+
+
+@pytest.mark.skipif(find_library("edit") is None, reason="no libedit")
+def test_the_history_that_libedit_writes_is_read(tmp_path: Path) -> None:
+    lines = ["a line\tof\\040libedit", "\\", "plain"]
+    command = [sys.executable, "-c", WRITE, str(find_library("edit")), str(tmp_path / "history"), *lines]
+    subprocess.run(command, check=True)
+    text = (tmp_path / "history").read_text()
+    assert text.startswith(f"{LIBEDIT}\na\\040line\\011of\\")
     assert history_lines(text) == lines
