@@ -159,14 +159,14 @@ def only(part: str) -> Callable[[Tree], Tree]:
     return lambda grads: {name: grad for name, grad in grads.items() if part not in name}
 
 
-def accumulated(count: int, scale: float, keep_last: bool = False) -> Any:
-    """Return gradients of a batch in ``count`` parts, added up and multiplied; or of the last part alone."""
+def accumulated(count: int, scale: float, kept: int | None = None, rows: int = 0) -> Any:
+    """Return gradients of a batch in ``count`` parts or some rows, added up and multiplied; or of one part alone."""
 
     def gradients(value_and_grad: Any, x: mx.array, y: mx.array) -> tuple[mx.array, Tree]:
-        n = max(len(x) // count, 1)
+        n = rows or max(len(x) // count, 1)
         parts = [value_and_grad(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)]
-        if keep_last:
-            return parts[-1]
+        if kept is not None:
+            return parts[kept]
         total = parts[0][1]
         for _, grads in parts[1:]:
             total = tree_map(lambda a, b: a + b, total, grads)
@@ -175,11 +175,49 @@ def accumulated(count: int, scale: float, keep_last: bool = False) -> Any:
     return gradients
 
 
+def step_alone(given: Given) -> Given:
+    return {name: value for name, value in given.items() if name != "new_step"}
+
+
+def over_calls(base: Base, clear: bool, calls: int = 4) -> Given:
+    """Return a step of which each call adds a micro-batch, and every fourth one updates the parameters."""
+    given, model = trained_with(base), base.model
+
+    def new_step() -> Callable[[Any, Any], float]:
+        its, sums, count = adam()(), {}, [0]
+
+        def step(x: Any, y: Any) -> float:
+            if clear:
+                sums.clear()
+            sums.update({name: sums.get(name, 0) + grad / calls for name, grad in given["gradient"](x, y).items()})
+            count[0] += 1
+            if count[0] % calls == 0:
+                its.update(model, tree_unflatten(list(sums.items())))
+                sums.clear()
+            mx.eval(model.parameters(), its.state)
+            return given["loss"](x, y)
+
+        return step
+
+    return {**given, "new_step": new_step, "step": new_step()}
+
+
+def gradient_in_parts(base: Base, kept: int | None = None) -> Given:
+    """Return a gradient of micro-batches of two rows: their sum, or that of one."""
+    given = trained_with(base)
+
+    def gradient(x: Any, y: Any) -> Tree:
+        parts = [given["gradient"](x[i : i + 2], y[i : i + 2]) for i in range(0, len(x), 2)]
+        return {name: sum(part[name] for part in parts) for name in parts[0]} if kept is None else parts[kept]
+
+    return {**given, "gradient": gradient}
+
+
 def by_rows(rows: int) -> Any:
     """Return gradients of micro-batches of some rows, added up and not divided."""
 
     def gradients(value_and_grad: Any, x: mx.array, y: mx.array) -> tuple[mx.array, Tree]:
-        return accumulated(max(len(x) // rows, 1), 1.0)(value_and_grad, x, y)
+        return accumulated(1, 1.0, rows=rows)(value_and_grad, x, y)
 
     return gradients
 
@@ -253,8 +291,42 @@ FAULTS.update(
         "gradients left over, descent": Planted("accumulation-differs", never_cleared(sgd(), each=False)),
         "only the last part": Planted(
             "accumulation-differs",
-            lambda base: trained_with(base, gradients=accumulated(2, 1.0, keep_last=True), dropout=False),
+            lambda base: trained_with(base, gradients=accumulated(2, 1.0, kept=-1), dropout=False),
         ),
+        "only the last part, with dropout": Planted(
+            "accumulation-differs",
+            lambda base: trained_with(base.with_faults(dropout=0.1), gradients=accumulated(2, 1.0, kept=-1)),
+        ),
+        "only the first part, step alone": Planted(
+            "accumulation-differs", lambda base: step_alone(trained_with(base, gradients=accumulated(4, 1.0, kept=0)))
+        ),
+        "only the last call": Planted("accumulation-differs", lambda base: over_calls(base, clear=True)),
+        "only the last call, step alone": Planted(
+            "accumulation-differs", lambda base: step_alone(over_calls(base, clear=True))
+        ),
+        "parts of three rows": Planted(
+            "accumulation-differs",
+            lambda base: trained_with(base, optimizer=sgd(), gradients=accumulated(2, 1 / 3, rows=3)),
+            sizes=(0, 2),  # without dropout
+        ),
+        "parts not divided, no gradient": Planted(
+            "accumulation-differs",
+            lambda base: trained_with(base, optimizer=sgd(), gradients=accumulated(4, 1.0)) | {"gradient": None},
+            sizes=(0, 2),
+        ),
+        "gradients never cleared, Lion": Planted(
+            "accumulation-differs", never_cleared(lambda: optim.Lion(RATE), each=True)
+        ),
+        "gradients never cleared, Lion, dropout": Planted(
+            "accumulation-differs",
+            lambda base: never_cleared(lambda: optim.Lion(RATE), each=True)(base.with_faults(dropout=0.1)),
+        ),
+        "gradients left over, Lion": Planted(
+            "accumulation-differs", never_cleared(lambda: optim.Lion(RATE), each=False)
+        ),
+        "gradient of the last part": Planted("accumulation-differs", lambda base: gradient_in_parts(base, kept=-1)),
+        "gradient of the first part": Planted("accumulation-differs", lambda base: gradient_in_parts(base, kept=0)),
+        "gradient not divided": Planted("accumulation-differs", lambda base: gradient_in_parts(base)),
     }
 )
 
@@ -437,6 +509,8 @@ HEALTHY: dict[str, Callable[[Base], Given]] = {
     ),
     "small rate": lambda base: trained_with(base, optimizer=adam(1e-4), learning_rate=1e-4),
     "large rate": lambda base: trained_with(base, optimizer=adam(1e-2), learning_rate=1e-2),
-    "step alone": lambda base: {k: v for k, v in trained_with(base).items() if k != "new_step"},
+    "step alone": lambda base: step_alone(trained_with(base)),
+    "step alone, accumulated over calls": lambda base: step_alone(over_calls(base, clear=False)),
+    "accumulated over calls": lambda base: over_calls(base, clear=False),
     "embeddings frozen": embeddings_frozen,
 }

@@ -2,209 +2,197 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 
+from mlx_gpt.check.doctor.calls import seeded
 from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.checks import Found, check
-from mlx_gpt.check.doctor.data.evidence import Batch
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
+from mlx_gpt.check.doctor.data.evidence import Batch, batches
 from mlx_gpt.check.doctor.forward.probes import others
 from mlx_gpt.check.doctor.optimisation.evidence import (
     STEP,
     Parameters,
+    coarse,
+    cross_entropy,
     first_steps,
     floating,
-    fresh_step,
     given_gradient,
     own_parameters,
     train_batch,
-    update_of,
 )
+from mlx_gpt.check.doctor.optimisation.fresh import is_fresh
+from mlx_gpt.check.doctor.optimisation.gradient import steady_loss
+from mlx_gpt.check.doctor.optimisation.leftover import carried_over, left_over, wiped
+from mlx_gpt.check.doctor.optimisation.updates import along, are_equal, halves, minus, update_after
+
+MOST_ROWS, MOST_PARTS = 64, 64
+IN_TRAINING = ("learning-rate-too-high", "cannot-memorise-a-batch")
+DIVIDE = "divide the accumulated gradient by the number of micro-batches, weighted by their targets"
+Gradient = Callable[[np.ndarray, np.ndarray], Parameters]  # of a batch, or its update
 
 
-@check("accumulation-differs", *STEP, "new_step", explains=("learning-rate-too-high", "cannot-memorise-a-batch"))
+@check("accumulation-differs", "gradient|step|new_step", explains=IN_TRAINING)
 def accumulation_differs(case: Case) -> Found:
-    """A step is not that of its batch's mean loss: parts are not divided, or earlier gradients are still there.
+    """A step is not that of its batch's mean loss: parts are lost or not divided, or earlier gradients are still there.
 
-    Four measures of the first update of a fresh optimizer, of the mean of six with dropout. A row of the batch without
-    any effect on it, while another has one (exact, without dropout). Every row given twice: an update of twice the
-    length (within 0.2; with dropout 0.4) in the same direction (healthy: 1.00, within 1e-3 without dropout). An update
-    of a whole multiple, 2 and more, of learning rate times gradient, as gradient descent without momentum has it
-    (within 1 %, residual below 2 %; with dropout 3 and more within 8 %). And the updates of two batches,
-    one after the other: see ``left_over`` and ``carried_over``.
+    Of ``gradient`` and of the first update of a fresh optimizer: the weights of the first and the last row, a fault if
+    one alone is 0, exactly, or 1.2 times the other. Of the gradient: a whole multiple, 2 and more, of the difference of
+    the loss along it, within 2 %. Of the update: with every row given twice twice as long (within 0.2; healthy: 1.00),
+    or a whole multiple of learning rate times gradient, as gradient descent without momentum has it (within 1 %,
+    residual below 2 %). All with the same seeds; where updates differ even so, means of six, and wider limits. And
+    updates after other batches: see ``left_over``, ``carried_over`` and ``wiped``.
     """
+    return of_gradient(case) or of_step(case)
+
+
+def of_gradient(case: Case) -> Found:
+    if not case.has("gradient"):
+        return None
+
+    def gradient(x: np.ndarray, y: np.ndarray) -> Parameters:
+        with seeded(0):
+            return floating(case.arrays("gradient", x.copy(), y.copy()))
+
+    found = of_mean(case, gradient, 1.0, "the gradient")
+    return found and {**found, "explains": (*IN_TRAINING, "future-leak-in-gradient")}
+
+
+def of_step(case: Case) -> Found:
+    if missing := next((names for names in STEP if not any(map(case.has, names.split("|")))), None):
+        raise NotApplicable(missing)
+    if not is_fresh(case):
+        raise NotApplicable("new_step")
     x, y = case.once(train_batch)
-    base = case.once(first_steps).updates[0]
-    if not any(update.any() for update in base.values()):
+    pair = halves(x, y) if len(x) > 1 else None
+    if not all(any(part.any() for part in update.values()) for update in case.once(first_steps).updates):
+        return pair and wiped(case, *pair)
+    if pair and (found := left_over(case, *pair)):
+        return found
+    base = update_after(case, (x, y))
+    repeats = are_equal(base, update_after(case, (x, y)))
+    calls = 1 if repeats else 6
+
+    def update(x: np.ndarray, y: np.ndarray) -> Parameters:
+        updates = [update_after(case, (x, y)) for _ in range(calls)]
+        return {name: np.mean([update[name] for update in updates], axis=0) for name in updates[0]}
+
+    found, rate = None, case.given.get("learning_rate", 0)
+    with suppress(CallFailed):  # a step for fewer rows
+        found = of_mean(case, update, -rate, "the update over the learning rate") if repeats else None
+    base = base if repeats else update(x, y)
+    found = found or longer_for_twice(update, x, y, base, repeats) or multiple_of_gradient(case, base, repeats)
+    return found or (pair and carried_over(case, *pair, repeats))
+
+
+def probe_batch(case: Case) -> Batch:
+    """Return random ids of the shape of a batch of the user's. All rows have the same targets, in another order.
+
+    One that is ignored therefore takes as much weight from each row.
+    """
+    (B, T), own = case.once(train_batch)[0].shape, case.once(batches)[0][0].shape if case.has("batches") else (0, 0)
+    rows = own[0] if own[1] == T and B < own[0] <= MOST_ROWS else B
+    return case.ids(rows, T), case.rng.permuted(np.repeat(case.ids(1, T), rows, axis=0), axis=1)
+
+
+def of_mean(case: Case, gradient: Gradient, rate: float, what: str) -> Found:
+    """Compare the weights of the first and the last row, and what is linear in its rows with differences of the loss.
+
+    The gradient is multiplied by a rate.
+    """
+    x, y = case.once(probe_batch)
+    base = gradient(x, y)
+    if not are_equal(base, gradient(x, y)):
         return None
-    again = update_of(case, x, y)
-    if all(np.array_equal(again[name], base[name]) for name in base):
-        calls = 1
-        if found := row_ignored(case, x, y, base):
-            return found
+    weights = {row: row_weight(case, gradient, x, y, row, base) for row in {0, len(x) - 1}}
+    low, high = (best(weights, key=lambda row: np.nan_to_num(weights[row], nan=1.0)) for best in (min, max))
+    if weights[low] == 0 != weights[high]:
+        why = f"row {low} of {len(x)} has no effect on {what}: other ids in it leave it the same to the bit"
+        remedy = "add up the gradients of all micro-batches, and clear them after the update only"
+    elif weights[high] > 1.2 * weights[low]:
+        why = f"row {high} of {len(x)} weighs {weights[high] / weights[low]:.3g} times as much in {what} as row {low}"
+        remedy = "weight each micro-batch by its number of targets: the last one may have fewer rows"
+    elif rate and np.isfinite(weights[low] + weights[high]):
+        return multiple_of_difference(case, {name: part / rate for name, part in base.items()}, x, y, what)
     else:
-        calls = 6
-        if found := left_over(case, x, y):
-            return found
-        base = mean_update(case, x, y, calls)
-    found = longer_for_twice(case, x, y, base, calls) or multiple_of_gradient(case, base, calls)
-    return found or carried_over(case, x, y, exact=calls == 1)
-
-
-def mean_update(case: Case, x: np.ndarray, y: np.ndarray, calls: int) -> Parameters:
-    updates = [update_of(case, x, y) for _ in range(calls)]
-    return {name: np.mean([update[name] for update in updates], axis=0) for name in updates[0]}
-
-
-def row_ignored(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters) -> Found:
-    B = len(x)
-    without_effect = {}
-    for row in sorted({0, B - 1}) if B > 1 else ():
-        x_new, y_new = x.copy(), y.copy()
-        x_new[row], y_new[row] = others(case, x[row]), others(case, np.maximum(y[row], 0))
-        update = update_of(case, x_new, y_new)
-        without_effect[row] = all(np.array_equal(update[name], base[name]) for name in base)
-    ignored = [row for row, none in without_effect.items() if none]
-    if not ignored or len(ignored) == len(without_effect):
         return None
-    return {
-        "measured": ignored,
-        "expected": [],
-        "why": f"row {ignored[0]} of {B} has no effect on the update: other ids in it leave it the same to the bit",
-        "remedy": "add up the gradients of all micro-batches, and clear them after the update only",
-        "evidence": {"rows_tried": list(without_effect)},
-    }
+    return {"measured": weights[low], "expected": 1.0, "why": why, "remedy": remedy, "evidence": {"weights": weights}}
 
 
-def longer_for_twice(case: Case, x: np.ndarray, y: np.ndarray, base: Parameters, calls: int) -> Found:
+def row_weight(case: Case, gradient: Gradient, x: np.ndarray, y: np.ndarray, row: int, base: Parameters) -> float:
+    """Return the weight of a row over that in a mean: 0 if other ids in it change nothing, NaN if it has none.
+
+    A gradient with a row replaced differs by the weight times the difference of the gradients of the two rows, taken
+    from batches of the one and the other alone. Of most optimizers' updates that is not so: NaN.
+    """
+    new_x, new_y = x.copy(), y.copy()
+    new_x[row], new_y[row] = others(case, x[row]), case.rng.permutation(y[row])
+    changed = gradient(new_x, new_y)
+    if are_equal(base, changed):
+        return 0.0
+    alone = [
+        gradient(np.repeat(a[[row]], len(x), 0), np.repeat(b[[row]], len(x), 0)) for a, b in ((x, y), (new_x, new_y))
+    ]
+    weight, rest = along(minus(base, changed), minus(*alone))
+    return weight * len(x) if rest < 0.01 * weight else np.nan
+
+
+def multiple_of_difference(case: Case, gradient: Parameters, x: np.ndarray, y: np.ndarray, what: str) -> Found:
+    """Compare the square of the gradient with the difference of the loss along it, beside tables of the vocabulary."""
+    start = case.once(own_parameters) if case.has("parameters", "load_parameters") else {}
+    along = {name: one for name, one in gradient.items() if name in start and case.vocab_size not in one.shape}
+    square = sum(float(np.square(one, dtype=np.float64).sum()) for one in along.values())
+    if not square or not np.isfinite(square) or all(map(coarse, start.values())):
+        return None
+    ratios = []
+    with case.parameters_restored():
+        for size in (0.01, 0.02):  # nats
+            values = []
+            for h in (size / square, -size / square):
+                case.load({**start, **{name: start[name] + np.float32(h) * one for name, one in along.items()}})
+                values.append(case.number("loss", x, y) if case.once(steady_loss) else cross_entropy(case, x, y))
+            ratios.append(2 * size / (values[0] - values[1] or np.nan))
+    n = np.round(ratios[0])
+    if not (2 <= n <= MOST_PARTS and np.abs(np.array(ratios) / n - 1).max() < 0.02):  # nor NaN
+        return None
+    return sum_of_parts(ratios[0], what + " is {:.4g} times the difference of the loss along it")
+
+
+def longer_for_twice(update: Gradient, x: np.ndarray, y: np.ndarray, base: Parameters, repeats: bool) -> Found:
     with suppress(CallFailed):  # a step for one shape
-        ratio, residual = along(mean_update(case, np.concatenate([x, x]), np.concatenate([y, y]), calls), base)
-        if abs(ratio - 2) < (0.2 if calls == 1 else 0.4) and residual < (0.2 if calls == 1 else 1.0):
+        ratio, residual = along(update(np.concatenate([x, x]), np.concatenate([y, y])), base)
+        if abs(ratio - 2) < (0.2 if repeats else 0.4) and residual < (0.2 if repeats else 1.0):
             return {
                 "measured": ratio,
                 "expected": 1.0,
                 "why": f"with every row given twice the update is {ratio:.3g} times as long; a mean would not change",
-                "remedy": "divide the accumulated gradient by the number of micro-batches, weighted by their targets",
+                "remedy": DIVIDE,
                 "evidence": {"residual": residual},
             }
     return None
 
 
-def multiple_of_gradient(case: Case, base: Parameters, calls: int) -> Found:
+def multiple_of_gradient(case: Case, base: Parameters, repeats: bool) -> Found:
     if not case.has("gradient", "learning_rate"):
         return None
     grads = case.once(given_gradient)
     rate = float(case.given["learning_rate"])
     shared = {name: base[name] for name in base if name in grads and base[name].any()}
     ratio, residual = along(shared, {name: -rate * grads[name] for name in shared})
-    close, fewest, rest = (0.01, 2, 0.02) if calls == 1 else (0.08, 3, 0.4)
-    if (
-        not np.isfinite(ratio)
-        or round(ratio) < fewest
-        or abs(ratio / round(ratio) - 1) > close
-        or residual > rest * ratio
-    ):
+    close, fewest, rest = (0.01, 2, 0.02) if repeats else (0.08, 3, 0.4)
+    n = np.round(ratio)
+    if not (n >= fewest and abs(ratio / n - 1) <= close and residual <= rest * ratio):  # nor NaN
         return None
+    return sum_of_parts(ratio, "the update is {:.4g} times learning rate times gradient")
+
+
+def sum_of_parts(ratio: float, what: str) -> Found:
     return {
         "measured": ratio,
         "expected": 1.0,
-        "why": f"the update is {ratio:.4g} times learning rate times gradient: a sum over {round(ratio)} micro-batches",
-        "remedy": "divide the accumulated gradient by the number of micro-batches, weighted by their targets",
-        "evidence": {"residual": residual},
-    }
-
-
-def along(update: Parameters, base: Parameters) -> tuple[float, float]:
-    """Return the multiple of ``base`` that is nearest to ``update``, and the size of the rest relative to ``base``."""
-    one = np.concatenate([update[name].ravel() for name in base]).astype(np.float64)
-    two = np.concatenate([base[name].ravel() for name in base]).astype(np.float64)
-    square = float(two @ two)
-    if not square:
-        return 0.0, np.inf
-    ratio = float(one @ two) / square
-    return ratio, float(np.linalg.norm(one - ratio * two)) / square**0.5
-
-
-def halves(x: np.ndarray, y: np.ndarray) -> tuple[Batch, Batch]:
-    """Return two batches of the shape of one: the first half of its rows twice, and the second."""
-    n = len(x) // 2
-    rows = np.arange(len(x)) % n
-    return (x[rows], y[rows]), (x[rows + n], y[rows + n])
-
-
-def update_after(case: Case, earlier: Batch, batch: Batch, steps: int, fresh: bool) -> Parameters:
-    """Return the update of a batch after steps on another, from the same parameters; by a fresh optimizer or not."""
-    with case.parameters_restored():
-        before, step = case.once(own_parameters), fresh_step(case)
-        for _ in range(steps):
-            step(*earlier)
-            case.load(before)
-        (fresh_step(case) if fresh else step)(*batch)
-        now = floating(case.arrays("parameters"))
-    return {name: now[name] - before[name] for name in before if name in now}
-
-
-def left_over(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
-    """Compare the first update of a fresh optimizer after steps on other rows with that after steps on the same.
-
-    Their distance over that of two updates after steps on the same: 0.97 to 1.05 healthy, with dropout; 4 to 13 where
-    gradients are left over (Adam, Lion and descent, two sizes, before and after training).
-    """
-    if len(x) < 2:
-        return None
-    other, batch = halves(x, y)
-    after_other = update_after(case, other, batch, 3, fresh=True)
-    after_same, again = (update_after(case, batch, batch, n, fresh=True) for n in (12, 0))
-    measured, noise = apart(after_other, after_same), apart(after_same, again)
-    if not (measured >= 0.2 and measured >= 3 * noise):  # nor NaN
-        return None
-    what = "a fresh optimizer's first update of a batch differs with the batches of steps before it"
-    return added_up(measured, noise, what)
-
-
-def carried_over(case: Case, x: np.ndarray, y: np.ndarray, exact: bool) -> Found:
-    """Compare the second update, on other rows, with the first on either.
-
-    Momentum gives an earlier gradient less weight than the present one. Elements whose updates on two batches have
-    opposite signs therefore follow the earlier in less than half of the cases, over both orders of the batches: a sum
-    of at most 0.996 (Adam with beta1 to 0.99, Muon, Lion, momentum to 0.99), of 1.18 and more where gradients add up;
-    threshold 1.1. Without momentum and dropout the update is the sum of both, with equal weights within 0.2 %.
-    """
-    if len(x) < 2:
-        return None
-    batches = halves(x, y)
-    own = np.stack([flat(update_of(case, *batch)) for batch in batches])
-    later = np.stack([flat(update_after(case, *pair, 1, fresh=False)) for pair in (batches, batches[::-1])])
-    opposite = own[0] * own[1] < 0
-    if not (opposite.any() and np.isfinite(own).all() and np.isfinite(later).all()):
-        return None
-    share = float((later * own > 0)[:, opposite].mean(axis=1).sum())
-    if share > 1.1:
-        what = f"of the signs in which the updates of two batches differ, {share / 2:.0%} follow the earlier batch"
-        return added_up(share / 2, 0.5, what)
-    weights = np.linalg.lstsq(own.T, later[0], rcond=None)[0]
-    rest = np.linalg.norm(later[0] - weights @ own) / np.linalg.norm(later[0])
-    if not (exact and rest <= 0.05 and abs(weights[0] / weights[1] - 1) <= 0.002):  # nor NaN
-        return None
-    return added_up(float(weights[0] / weights[1]), 0, "the second update is the sum of those of both batches shown")
-
-
-def added_up(measured: float, expected: float, what: str) -> Found:
-    return {
-        "measured": measured,
-        "expected": expected,
-        "why": f"{what}: gradients add up from step to step",
-        "remedy": "clear the gradients before each backward pass: optimizer.zero_grad(), or new sums for each update",
+        "why": f"{what.format(ratio)}: a sum over {round(ratio)} micro-batches",
+        "remedy": DIVIDE,
         "evidence": {},
     }
-
-
-def flat(update: Parameters) -> np.ndarray:
-    return np.concatenate([part.ravel() for part in update.values()]).astype(np.float64)
-
-
-def apart(one: Parameters, two: Parameters) -> float:
-    """Return the distance of two updates relative to the longer one."""
-    a, b = flat(one), flat(two)
-    return float(np.linalg.norm(a - b) / (max(np.linalg.norm(a), np.linalg.norm(b)) or 1))

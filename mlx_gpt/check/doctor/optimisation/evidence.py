@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +11,11 @@ from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.data.evidence import Batch, batches, has_ids, train_ids
 from mlx_gpt.check.doctor.data.targets import loss_shift
 from mlx_gpt.check.doctor.forward.probes import first_call, probe_length
+from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
 
 Parameters = dict[str, np.ndarray]
-Step = Callable[[np.ndarray, np.ndarray], float]
 ROWS = 8  # of a batch to step on
+MOST_CALLS = 16  # of a step, until the parameters move
 STEP = ("parameters", "load_parameters", "step|new_step")  # arguments that a check of updates needs
 
 
@@ -97,16 +97,6 @@ def own_parameters(case: Case) -> Parameters:
     return floating(case.arrays("parameters"))
 
 
-def fresh_step(case: Case) -> Step:
-    """Return a step with a fresh optimizer where there is one."""
-    function = case.call("new_step") if case.has("new_step") else case.given.get("step")
-    if function is None:
-        raise NotApplicable("step")
-    if not callable(function):
-        raise CallFailed("new_step", "wrong-shape", f"new_step returned {type(function).__name__}; expected a step")
-    return lambda x, y: case.number("step", x.copy(), y.copy(), function=function)
-
-
 @dataclass(frozen=True)
 class FirstSteps:
     """Steps of one fresh optimizer on one batch: parameters before the first, what each adds, and its loss."""
@@ -122,7 +112,7 @@ class FirstSteps:
 
 
 def first_steps(case: Case) -> FirstSteps:
-    """Make steps on the batch: three, or up to six while nothing moves, as a warmup may start at zero."""
+    """Make steps on the batch: three, or up to 16 while nothing moves, as in a warmup, or accumulation over calls."""
     if not case.has("load_parameters"):
         raise NotApplicable("load_parameters")
     x, y = case.once(train_batch)
@@ -132,7 +122,9 @@ def first_steps(case: Case) -> FirstSteps:
         step = fresh_step(case)
         updates: list[Parameters] = []
         losses: list[float] = []
-        while len(updates) < 3 or (len(updates) < 6 and not any(u.any() for one in updates for u in one.values())):
+        while len(updates) < 3 or (
+            len(updates) < MOST_CALLS and not any(u.any() for one in updates for u in one.values())
+        ):
             losses.append(step(x, y))
             now = floating(case.arrays("parameters"))
             updates.append({name: now[name] - last[name] for name in last if name in now})

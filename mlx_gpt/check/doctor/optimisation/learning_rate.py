@@ -16,12 +16,12 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     coarse,
     cross_entropy,
     first_steps,
-    fresh_step,
     own_parameters,
     rms,
     train_batch,
     untrained,
 )
+from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
 
 STEPS, FEWEST = 40, 20
 DECAY = 0.02  # of the weights an update; healthy: 0.003 and less

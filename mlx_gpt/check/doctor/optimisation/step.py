@@ -36,7 +36,7 @@ BETAS = ((0.9, 0.999), (0.9, 0.99), (0.9, 0.98), (0.95, 0.999), (0.8, 0.999), (0
 def step_without_effect(case: Case) -> Found:
     """Training steps change nothing: no parameter moves, or the model that predicts is not the one that is trained.
 
-    Exact: up to six steps of a fresh optimizer move no parameter by one bit; or they move the parameters by 1e-4 of
+    Exact: up to 16 steps of a fresh optimizer move no parameter by one bit; or they move the parameters by 1e-4 of
     their size and more, and the logits of the batch by nothing.
     """
     found = case.once(first_steps)

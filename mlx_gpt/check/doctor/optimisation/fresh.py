@@ -1,0 +1,76 @@
+"""A step with a fresh optimizer: a new one, or that of the user's step in the state before its first call."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.modules import is_torch
+from mlx_gpt.check.doctor.weights.inside import referred
+
+Step = Callable[[np.ndarray, np.ndarray], float]
+
+
+def fresh_step(case: Case) -> Step:
+    """Return a step with a fresh optimizer where there is one."""
+    if case.has("new_step"):
+        function = case.call("new_step")
+    elif case.has("step"):
+        function = case.given["step"]
+        for rewind in case.once(rewinds):
+            rewind()
+    else:
+        raise NotApplicable("step")
+    if not callable(function):
+        raise CallFailed("new_step", "wrong-shape", f"new_step returned {type(function).__name__}; expected a step")
+    return lambda x, y: case.number("step", x.copy(), y.copy(), function=function)
+
+
+def is_fresh(case: Case) -> bool:
+    """Return whether ``fresh_step`` gives an optimizer without memory of the steps before."""
+    return case.has("new_step") or bool(case.once(rewinds))
+
+
+def rewinds(case: Case) -> list[Callable[[], None]]:
+    """Return functions that put each optimizer, scheduler and scaler that ``step`` refers to back as it is now."""
+    found: dict[int, Callable[[], None]] = {}
+    mlx, torch = sys.modules.get("mlx.optimizers"), sys.modules.get("torch")
+    for one in flat(referred(case.given["step"])):
+        if mlx is not None and isinstance(one, mlx.Optimizer):
+            found[id(one)] = rewind_of_mlx(one)
+        elif torch is not None and hasattr(one, "load_state_dict") and not (is_torch(one) or isinstance(one, type)):
+            found[id(one)] = rewind_of_torch(one)
+    return list(found.values())
+
+
+def flat(values: Iterator[Any]) -> Iterator[Any]:
+    for value in values:
+        yield from (value if isinstance(value, (list, tuple)) else [value])
+
+
+def rewind_of_torch(one: Any) -> Callable[[], None]:
+    before = copy.deepcopy(one.state_dict())
+    return lambda: one.load_state_dict(copy.deepcopy(before))  # it may keep the tensors that it is given
+
+
+def rewind_of_mlx(optimizer: Any) -> Callable[[], None]:
+    from mlx.utils import tree_flatten
+
+    before = dict(tree_flatten(optimizer.state))
+    return lambda: set_leaves(optimizer.state, before)
+
+
+def set_leaves(state: Any, values: dict[str, Any], path: str = "") -> None:
+    """Set arrays of nested dicts and lists in place, as compiled steps refer to these: new ones to 0, as at first."""
+    for key in range(len(state)) if isinstance(state, list) else state:
+        at = f"{path}{key}"
+        if isinstance(state[key], (dict, list)):
+            set_leaves(state[key], values, at + ".")
+        else:
+            state[key] = values.get(at, state[key] * 0)

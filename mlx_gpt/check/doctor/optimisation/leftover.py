@@ -1,0 +1,104 @@
+"""Gradients of earlier steps, and of micro-batches in calls of their own: which of them an update is made of."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import Found
+from mlx_gpt.check.doctor.data.evidence import Batch
+from mlx_gpt.check.doctor.optimisation.evidence import MOST_CALLS, floating
+from mlx_gpt.check.doctor.optimisation.fresh import Step, fresh_step
+from mlx_gpt.check.doctor.optimisation.updates import apart, are_equal, flat, update_after
+
+SHARE = 1.02, 1.1  # of signs: where updates repeat, and where not
+
+
+def left_over(case: Case, one: Batch, two: Batch) -> Found:
+    """Compare the first update of a fresh optimizer after steps on other rows with that after steps on the same.
+
+    Exactly equal in a healthy step. Where dropout is no function of the seed, their distance over that of two updates
+    after steps on the same: 0.97 to 1.05 healthy, 4 to 13 where gradients are left over (Adam, Lion and descent, two
+    sizes, before and after training).
+    """
+    if not case.has("new_step"):
+        return None
+    after_other = update_after(case, one, one, one, two, fresh=True)
+    if are_equal(after_other, update_after(case, two, fresh=True)):
+        return None
+    after_same, again = (update_after(case, *[two] * n, two, fresh=True) for n in (12, 0))
+    measured, noise = apart(after_other, after_same), apart(after_same, again)
+    if not (measured >= 0.2 and measured >= 3 * noise):  # nor NaN
+        return None
+    what = "a fresh optimizer's first update of a batch differs with the batches of steps before it"
+    return added_up(measured, noise, what)
+
+
+def carried_over(case: Case, one: Batch, two: Batch, repeats: bool) -> Found:
+    """Compare the second update, on other rows, with the first on either.
+
+    Momentum gives an earlier gradient at most the weight of the present one. An element whose updates on two batches
+    have opposite signs then follows the earlier batch in at most one of both orders of the batches: shares of at most 1
+    in all, in Adam, Lion, Muon and momentum (measured: 0.996 and less), more where gradients add up (Lion 1.04, Adam
+    1.18 and more). Without momentum the update is the sum of both, with equal weights within 0.2 %.
+    """
+    own = np.stack([flat(update_after(case, batch)) for batch in (one, two)])
+    later = np.stack([flat(update_after(case, *pair)) for pair in ((one, two), (two, one))])
+    opposite = own[0] * own[1] < 0
+    if not (opposite.any() and np.isfinite(own).all() and np.isfinite(later).all()):
+        return None
+    share = float((later * own > 0)[:, opposite].mean(axis=1).sum())
+    if share > SHARE[not repeats]:
+        what = f"of the signs in which the updates of two batches differ, {share / 2:.1%} follow the earlier batch"
+        return added_up(share / 2, 0.5, what)
+    weights = np.linalg.lstsq(own.T, later[0], rcond=None)[0]
+    rest = np.linalg.norm(later[0] - weights @ own) / np.linalg.norm(later[0])
+    if not (repeats and rest <= 0.05 and abs(weights[0] / weights[1] - 1) <= 0.002):  # nor NaN
+        return None
+    return added_up(float(weights[0] / weights[1]), 0, "the second update is the sum of those of both batches shown")
+
+
+def added_up(measured: float, expected: float, what: str) -> Found:
+    return {
+        "measured": measured,
+        "expected": expected,
+        "why": f"{what}: gradients add up from step to step",
+        "remedy": "clear the gradients before each backward pass: optimizer.zero_grad(), or new sums for each update",
+        "evidence": {},
+    }
+
+
+def wiped(case: Case, one: Batch, two: Batch) -> Found:
+    """Compare updates of a step that moves the parameters at every n-th call only, with other batches before the last.
+
+    Exactly equal if each call clears the gradients of the one before.
+    """
+    with case.parameters_restored():
+        step = fresh_step(case)
+        calls = [calls_to_move(case, step, one) for _ in range(3)]
+    n = calls[1]
+    if n < 2 or n != calls[2]:  # a learning rate of 0 at first
+        return None
+    same, other, last = (
+        update_after(case, *[earlier] * (n - 1), batch) for earlier, batch in ((one, one), (two, one), (one, two))
+    )
+    if not are_equal(same, other) or are_equal(same, last):
+        return None
+    return {
+        "measured": 1,
+        "expected": n,
+        "why": f"parameters move at every call {n} of step, by the gradient of the last batch alone: other batches "
+        "before it leave the update the same to the bit",
+        "remedy": "clear the gradients after the update only, not before each backward pass",
+        "evidence": {"calls": n},
+    }
+
+
+def calls_to_move(case: Case, step: Step, batch: Batch) -> int:
+    """Return the number of calls until parameters move, 0 if none of ``MOST_CALLS`` moves them."""
+    before = floating(case.arrays("parameters"))
+    for n in range(1, MOST_CALLS + 1):
+        step(*batch)
+        if not are_equal(before, floating(case.arrays("parameters"))):
+            return n
+    return 0

@@ -1,0 +1,69 @@
+"""Updates that are compared with each other: all with the same seed, so that dropout is the same in each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlx_gpt.check.doctor.calls import seeded
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.data.evidence import Batch
+from mlx_gpt.check.doctor.optimisation.evidence import Parameters, floating, own_parameters
+from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
+
+MOST_NUMBERS = 2**22  # to compare
+
+
+def update_after(case: Case, *batches: Batch, fresh: bool = False) -> Parameters:
+    """Return the update of the last batch, after steps on the others from the same parameters.
+
+    The optimizer is fresh before all of them, and with ``fresh`` before the last step again.
+    """
+    *earlier, last = batches
+    with case.parameters_restored():
+        before, step = case.once(own_parameters), fresh_step(case)
+        for batch in earlier:
+            with seeded(0):
+                step(*batch)
+            case.load(before)
+        step = fresh_step(case) if fresh else step
+        with seeded(0):
+            step(*last)
+        now = floating(case.arrays("parameters"))
+    return {name: now[name] - before[name] for name in before if name in now}
+
+
+def halves(x: np.ndarray, y: np.ndarray) -> tuple[Batch, Batch]:
+    """Return two batches of the shape of one: the first half of its rows twice, and the second."""
+    n = len(x) // 2
+    rows = np.arange(len(x)) % n
+    return (x[rows], y[rows]), (x[rows + n], y[rows + n])
+
+
+def are_equal(one: Parameters, two: Parameters) -> bool:
+    return all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def minus(one: Parameters, two: Parameters) -> Parameters:
+    return {name: one[name] - two[name] for name in one}
+
+
+def flat(update: Parameters) -> np.ndarray:
+    """Return the numbers of an update, every k-th of a large one."""
+    step = 1 + sum(part.size for part in update.values()) // MOST_NUMBERS
+    return np.concatenate([part.ravel()[::step] for part in update.values()]).astype(np.float64)
+
+
+def along(update: Parameters, base: Parameters) -> tuple[float, float]:
+    """Return the multiple of ``base`` that is nearest to ``update``, and the size of the rest relative to ``base``."""
+    one, two = flat({name: update[name] for name in base}), flat(base)
+    square = float(two @ two)
+    if not square:
+        return 0.0, np.inf
+    ratio = float(one @ two) / square
+    return ratio, float(np.linalg.norm(one - ratio * two)) / square**0.5
+
+
+def apart(one: Parameters, two: Parameters) -> float:
+    """Return the distance of two updates relative to the longer one."""
+    a, b = flat(one), flat(two)
+    return float(np.linalg.norm(a - b) / (max(np.linalg.norm(a), np.linalg.norm(b)) or 1))
