@@ -47,11 +47,15 @@ class LayerNorm(nn.LayerNorm):
 def gelu_new(x: mx.array) -> mx.array:
     """Return GPT-2's GELU: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016, section 2).
 
-    Uses 0.5 (1 + tanh(z)) == sigmoid(2z), and x*x*x because x**3 compiles to powf.
+    Uses 0.5 (1 + tanh(z)) == sigmoid(2z), and x*x because x**2 compiles to powf.
     """
     if custom_kernels(x.dtype):
         return kernels.gelu_new(x)
-    return x * mx.sigmoid((2 * sqrt(2 / pi)) * (x + 0.044715 * x * x * x))
+    return mx.checkpoint(_gelu_new)(x)  # saves x alone for the backward pass: each pass is one kernel
+
+
+def _gelu_new(x: mx.array) -> mx.array:
+    return x * mx.sigmoid(2 * sqrt(2 / pi) * x * (1 + 0.044715 * (x * x)))
 
 
 def exp(x: mx.array) -> mx.array:

@@ -24,7 +24,6 @@ MAX_BATCH = 1 << 32
 ERROR = 0.3  # relative error of the estimate
 # Numbers per token, in units of the residual stream's width:
 SAVED = 16.4  # that a block saves for the backward pass
-GELU_SAVED = 8.0  # that MLX's own GELU saves besides
 MASKS_SAVED = 1.5  # that dropout saves besides
 INPUT_SAVED = 1.0  # that --recompute saves of a block
 TEMPORARY = 7.0  # that one block at a time holds
@@ -73,13 +72,12 @@ def step_memory(config: GPTConfig, training: TrainConfig, max_lanes: bool = Fals
     width = 4 if training.dtype == "float32" else 2
     weights = (12 + 4 * lanes + (0 if width == 4 else width)) * n_parameters(config)
     dtype = getattr(mx, training.dtype)
-    custom = ops.custom_kernels(dtype)
     # MLX's attention saves its pattern, also on Metal; cuDNN does not (backend/cuda/scaled_dot_product_attention.cpp).
     cudnn = not on_cpu() and mx.cuda.is_available() and width == 2 and T % 128 == 0 and config.head_dim % 8 == 0
     in_blocks = (cudnn or not ops.saves_pattern(T, dtype)) and not config.attn_pdrop
     patterns = 3 if config.attn_pdrop else 1  # with dropout also the masked pattern and the mask
     pattern = 0 if in_blocks else config.n_head * T * patterns
-    block = (SAVED + GELU_SAVED * (not custom) + MASKS_SAVED * (config.resid_pdrop > 0)) * C + pattern
+    block = (SAVED + MASKS_SAVED * (config.resid_pdrop > 0)) * C + pattern
     saved = INPUT_SAVED * C * L + block if training.recompute else block * L
     temporary = TEMPORARY * C + config.n_head * (min(T, SCORES) if in_blocks else T)
     chunked = in_chunks(n_tokens // lanes * V, dtype)

@@ -22,7 +22,7 @@ from mlx_gpt.train.optimizer import make_optimizer
 from mlx_gpt.train.step import make_train_step
 
 CONFIG = GPTConfig(vocab_size=257, n_positions=64, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.1)
-BUDGET = {"prefill": 54, "decode": 41, "adamw": 310, "muon": 405}  # kernels of CONFIG on Metal
+BUDGET = {"prefill": 54, "decode": 41, "adamw": 304, "muon": 399}  # kernels of CONFIG on Metal
 PROMPT = [[65] * 20]
 
 
@@ -32,6 +32,12 @@ def metal(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mx, name, getattr(mx, name))  # restored afterwards
     answer_as_metal()
     mx.random.seed(0)
+
+
+@pytest.fixture
+def exportable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX does not export ``mx.checkpoint``, which adds no operation of its own."""
+    monkeypatch.setattr(mx, "checkpoint", lambda function: function)
 
 
 def new_model() -> GPT:
@@ -85,6 +91,7 @@ def test_no_compiled_kernel_has_more_buffers_than_metal_takes() -> None:
     assert most + FIXED_BUFFERS <= BUFFERS
 
 
+@pytest.mark.usefixtures("exportable")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_training_step_has_no_operation_that_metal_lacks(optimizer: str) -> None:
     training = TrainConfig(optimizer=optimizer, batch_size=2)
@@ -96,6 +103,7 @@ def test_a_training_step_has_no_operation_that_metal_lacks(optimizer: str) -> No
     assert missing_on_metal(found) == []
 
 
+@pytest.mark.usefixtures("exportable")
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.7, "top_k": 40, "top_p": 0.9}])
 def test_prefill_and_decoding_have_no_operation_that_metal_lacks(settings: dict[str, Any]) -> None:
     run = Generation(new_model(), Tokenizer.bytes(), PROMPT, GenerationSettings(**settings))
