@@ -68,6 +68,8 @@ class PlainSampler:
             new.append(i)
         if "returns another prompt" in self.faults:
             return [0, *text[1:]]
+        if "returns the last of its text" in self.faults:
+            return text[-self.P :]
         if "returns the prompt" in self.faults:
             return text
         return np.array(new) if "returns an array" in self.faults else new  # type: ignore[return-value]
@@ -78,6 +80,8 @@ class PlainSampler:
             read = [0, *new]
         if "last token only" in self.faults:
             read = read[-1:]
+        if "last 8 tokens" in self.faults:
+            read = read[-8:]
         if "prompt's last token" in self.faults:
             read = read[n_prompt - 1 :]
         if "prompt alone" in self.faults:
@@ -147,7 +151,8 @@ class PlainSampler:
         k = min(k, self.V) + ("top_k one more" in self.faults) - ("top_k one less" in self.faults)
         if "top_k inverted" in self.faults:
             return np.where(logits > np.sort(logits)[k - 1], -np.inf, logits)
-        return np.where(logits < np.sort(logits)[-max(k, 1)], -np.inf, logits)
+        other = 0.0 if "top_k zeroes" in self.faults else -np.inf
+        return np.where(logits < np.sort(logits)[-max(k, 1)], other, logits)
 
     def top_p(self, logits: np.ndarray, p: float) -> np.ndarray:
         if p == 1 and "top_p 1 is 0.7" in self.faults:
@@ -160,4 +165,4 @@ class PlainSampler:
         kept = order[: max(n + 1, 1)]
         if "top_p inverted" in self.faults:
             kept = order[-max(n + 1, 1) :]
-        return np.where(np.isin(np.arange(self.V), kept), logits, -np.inf)
+        return np.where(np.isin(np.arange(self.V), kept), logits, 0.0 if "top_p zeroes" in self.faults else -np.inf)

@@ -20,6 +20,7 @@ FAULTS = {
     "sampler-too-narrow": "sampler-too-narrow",
     "probabilities-as-logits": "probabilities-as-logits",
     "previous position": "sampler-not-the-model",
+    "last 8 tokens": "sampler-not-the-model",
     "prompt-ignored": "prompt-ignored",
     "last token only": "prompt-ignored",
     "same noise": "draws-correlated",
@@ -37,11 +38,14 @@ FAULTS = {
     "top_k one more": "setting-wrong",
     "top_k one less": "setting-wrong",
     "top_k 0 keeps one": "setting-wrong",
+    "top_k zeroes": "setting-wrong",
+    "top_p zeroes": "setting-wrong",
     "top_p one more": "setting-wrong",
     "top_p one less": "setting-wrong",
     "penalty-rewards-repetition": "penalty-rewards-repetition",
     "penalty-compounds": "penalty-compounds",
     "beyond-context": "beyond-context",
+    "returns the last of its text": "beyond-context",
     "positions stay": "beyond-context",
 }
 SIZES = [(31, 1), *(pytest.param(V, scale, marks=pytest.mark.slow) for V, scale in ((2, 1), (31, 8), (300, 0.05)))]

@@ -13,6 +13,7 @@ from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.sampling.draws import (
     Draws,
     accepted,
+    changed_prompts,
     chosen,
     inside,
     new_ids,
@@ -40,8 +41,9 @@ LONGEST = 256  # context of which the predictions of many windows are affordable
 def beyond_context(case: Case) -> dict[str, Any] | None:
     """The text goes wrong, or generation ends with an error, where it grows longer than the context.
 
-    A sampler may stop, refuse, or read a window of the last tokens, of at least a quarter of the context. Threshold:
-    the draws are e^20 times as probable after another text, or by chance, than after any such window.
+    A sampler may stop, refuse, or read a window of the last tokens, of at least a quarter of the context; where it
+    returns the prompt, then all of it. Threshold: the draws are e^20 times as probable after another text, or by
+    chance, than after any such window.
     """
     found = understood(case)
     if found.window is not None:
@@ -57,12 +59,15 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
     for text in range(1, ROUNDS[-1] + 1):
         require_time(case)
         prompt = case.ids(1, max(1, P - 1))[0].tolist()
+        changes = len(case.once(changed_prompts))
         try:
             drawn = new_ids(case, prompt, NEW if P <= LONGEST else FIRST + 1, **settings)
         except CallFailed as failure:
             if refuses(failure):
                 raise NotApplicable("a sampler that goes on where the context is full") from None
             return beyond(f"a text of more than {P} tokens ends with {failure.message}", "an error")
+        if len(case.once(changed_prompts)) > changes == 0:
+            return beyond(f"a text of more than {P} tokens is returned without its first ones", "another text")
         if found.correlated:
             raise NotApplicable("a sampler whose draws are independent")
         if P > LONGEST:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.sampling.crop import tokens_read
 from mlx_gpt.check.doctor.sampling.draws import Draws
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 
@@ -35,7 +36,13 @@ def windows(case: Case) -> dict[Named, Window]:
         name = "the end of text"
         found["prompt-ignored", f"{name} in place of the prompt"] = lambda prompt, new: [end, *new]
         found["", f"{name} before the text"] = lambda prompt, new: [end, *prompt, *new]
+    if (n := case.once(tokens_read) or 1) > 1:
+        found |= last_tokens(n)
     return found
+
+
+def last_tokens(n: int) -> dict[Named, Window]:
+    return {("sampler-not-the-model", f"the last {n} tokens alone"): lambda prompt, new: [*prompt, *new][-n:]}
 
 
 def read_otherwise(case: Case, found: Sequence[Draws], window: Window) -> list[Draws]:

@@ -149,5 +149,8 @@ def cut_probes(
             explanations.append(Explanation("without it", one.rule(t), ("setting-ignored",)))
             for cut, (code, name, keep) in product(orders, faults):
                 explanations.append(Explanation(name, one.rule(t, keep, cut=cut), (code,) if code else ()))
+            for cut in orders:
+                zeroed = one.rule(t, cuts[""], cut=cut, dropped=0.0)
+                explanations.append(Explanation("of 0, not -inf, as the other logits", zeroed, ("setting-wrong",)))
         chosen = {"temperature": t} if "temperature" in accepted(case) else {}
         yield Probe(case.once(short_prompts), settings_off(case, **setting, **chosen), explanations)

@@ -8,6 +8,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.sampling.contexts import windows
+from mlx_gpt.check.doctor.sampling.crop import tokens_read
 from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, log_softmax, new_ids, settings_off, with_logits
 from mlx_gpt.check.doctor.sampling.explain import divergences
 from mlx_gpt.check.doctor.sampling.texts import logits_after, shapes
@@ -31,8 +32,11 @@ def temperatures(case: Case) -> np.ndarray:
 
 
 def short_prompts(case: Case) -> list[list[int]]:
-    """Return random prompts, no longer than a quarter of the context."""
-    return case.ids(256, max(1, min(6, case.n_positions // 4))).tolist()
+    """Return random prompts, no longer than a quarter of the context, or than what is read of it and a few tokens."""
+    length, read = max(1, min(6, case.n_positions // 4)), case.once(tokens_read)
+    if read:
+        length = max(length, min(read + 4, case.n_positions - 3))
+    return case.ids(256, length).tolist()
 
 
 def rows(case: Case) -> int:

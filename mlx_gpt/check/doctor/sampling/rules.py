@@ -39,9 +39,16 @@ class Base:
     margin: float = 0.0  # rounding of logits
 
     def rule(
-        self, temperature: float = 1.0, keep: Keep | None = None, change: Change | None = None, cut: str = "after"
+        self,
+        temperature: float = 1.0,
+        keep: Keep | None = None,
+        change: Change | None = None,
+        cut: str = "after",
+        dropped: float = -np.inf,
     ) -> Rule:
         """Return the rule at a temperature, of the ids that ``keep`` keeps of the logits "before" or "after" it.
+
+        The others get the logit ``dropped``.
 
         ``cut`` where the softmax is applied twice: "first", before both, so that cut ids are drawn again; or "last", by
         the probabilities after both.
@@ -62,14 +69,14 @@ class Base:
             if keep is not None and cut != "last":
                 kept = keep(logits if cut == "before" else logits / t)
             if self.kind == "softmax":
-                logprobs = log_softmax(np.where(kept, inner, -np.inf))
+                logprobs = log_softmax(np.where(kept, inner, dropped))
                 return np.roll(logprobs, self.shift, axis=1) if self.shift else logprobs
             if cut == "first":
-                return twice(log_softmax(np.where(kept, inner, -np.inf)), outer)
+                return twice(log_softmax(np.where(kept, inner, dropped)), outer)
             final = twice(log_softmax(inner), outer)
             if keep is not None and cut == "last":
                 kept = keep(final)
-            return log_softmax(np.where(kept, final, -np.inf))
+            return log_softmax(np.where(kept, final, dropped))
 
         return of
 
