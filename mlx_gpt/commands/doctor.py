@@ -6,11 +6,12 @@ import io
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 from tyro.conf import Positional, arg
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from mlx_gpt.check.doctor import Report
     from mlx_gpt.check.doctor.case import Case
     from mlx_gpt.check.doctor.checks import DoctorCheck
+    from mlx_gpt.check.doctor.examine import Examination
 
+end_process = os._exit  # which raises while a function of the user's is called
 WIDTH = 100  # of a report in a file or pipe
 OF_TEXT = {"train_ids", "val_ids", "train_text", "batches"}
 
@@ -49,7 +52,7 @@ class Doctor:
 
     def __call__(self) -> None:
         from mlx_gpt.check.doctor.checks import CHECKS
-        from mlx_gpt.check.doctor.examine import make_case, run_checks
+        from mlx_gpt.check.doctor.examine import Examination, make_case
 
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(f"--minutes must be a number above 0, not {self.minutes:g}")
@@ -67,17 +70,40 @@ class Doctor:
                     raise
                 raise UsageError(f"{self.subject}: {type(error).__name__}: {error}") from error
             case.end -= min(reading, case.seconds_left() / 2)
-            with silent_descriptors() as terminal, progress(case, terminal) as on_check:
-                report = run_checks(case, CHECKS, on_check)
+            examination, known = Examination(case, CHECKS), "train_ids" in arguments
+            with (
+                silent_descriptors() as (out, terminal),
+                progress(case, terminal) as bar,
+                watched(examination, lambda report: self._give_up(report, known, out, terminal, bar)),
+            ):
+                report = examination.run(bar.update)
+        self._conclude(report, known)
+
+    def _conclude(self, report: Report, text_known: bool) -> None:
+        """Print the report. Raises ``MLXGPTError`` where the exit code is not 0."""
         self._print(report)
         if not report.examined and report.ok:
             raise UsageError(f"{self.subject}: nothing could be examined; give more --minutes, or make forward faster")
         unknown = [code for code, need in report.skipped.items() if set(need.split("|")) & OF_TEXT]
-        if unknown and "train_ids" not in arguments and not is_file(self.subject):
+        if unknown and not text_known and not is_file(self.subject):
             note(f"the text of its training is not known; --data TEXT allows {len(unknown)} more checks")
         if faults := [finding.code for finding in report.findings if finding.severity == "fault"]:
             count = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
             raise VerificationError(f"{self.subject}: {count}, to repair first: {faults[0]}")
+
+    def _give_up(self, report: Report, text_known: bool, out: TextIO, terminal: TextIO, bar: Bar) -> NoReturn:
+        """Print the report so far and end the process, in which a function of the user's does not return."""
+        bar.stop()
+        sys.stdout, sys.stderr, code = out, terminal, 0
+        try:
+            self._conclude(report, text_known)
+        except MLXGPTError as error:
+            print(f"mlx-gpt: {error}", file=terminal)
+            code = 2 if isinstance(error, UsageError) else 1
+        finally:
+            out.flush()
+            terminal.flush()
+            end_process(code)
 
     def _arguments(self, stack: ExitStack) -> dict[str, Any]:
         """Return the arguments of the subject; the stack closes what they need. Raises ``MLXGPTError``."""
@@ -111,21 +137,47 @@ def is_file(subject: str) -> bool:
 
 
 @contextmanager
-def silent_descriptors() -> Iterator[TextIO]:
-    """Drop what threads and libraries of the user's print, also past Python; yield the stderr of before."""
+def silent_descriptors() -> Iterator[tuple[TextIO, TextIO]]:
+    """Drop what threads and libraries of the user's print, also past Python; yield stdout and stderr of before."""
     with ExitStack() as stack, open(os.devnull, "wb") as nothing:
         kept = []
         for number in (1, 2):
-            kept.append(os.dup(number))
-            stack.callback(os.close, kept[-1])
-            stack.callback(os.dup2, kept[-1], number)
+            copy = os.dup(number)
+            stack.callback(os.close, copy)
+            stack.callback(os.dup2, copy, number)
             os.dup2(nothing.fileno(), number)
-        with redirect_stdout(io.StringIO()), open(kept[1], "w", encoding="utf-8", closefd=False) as terminal:
-            yield terminal
+            kept.append(stack.enter_context(open(copy, "w", encoding="utf-8", closefd=False)))
+        with redirect_stdout(io.StringIO()):
+            yield kept[0], kept[1]
 
 
 @contextmanager
-def progress(case: Case, terminal: TextIO) -> Iterator[Callable[[DoctorCheck], object]]:
+def watched(examination: Examination, give_up: Callable[[Report], object]) -> Iterator[None]:
+    """Give up with the report so far where a call does not end, such as one that never returns from C."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            if (failure := examination.case.blocked()) and not over.wait(0.5) and examination.case.blocked():
+                give_up(examination.ended_by(failure))
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+@dataclass
+class Bar:
+    """The check in progress and the time left, on a terminal."""
+
+    update: Callable[[DoctorCheck], object]
+    stop: Callable[[], object]
+
+
+@contextmanager
+def progress(case: Case, terminal: TextIO) -> Iterator[Bar]:
     """Show the check in progress and the time left on a terminal."""
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
     from rich.text import Text
@@ -146,4 +198,4 @@ def progress(case: Case, terminal: TextIO) -> Iterator[Callable[[DoctorCheck], o
     )
     with bar:
         row = bar.add_task("", total=None)
-        yield lambda check: bar.update(row, description=check.code)
+        yield Bar(lambda check: bar.update(row, description=check.code), bar.stop)

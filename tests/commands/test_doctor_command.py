@@ -43,6 +43,11 @@ FILES = {
     "cut.py": "def build(): return dict(forward=abs, vocab_size=5, n_positions=8, metrics='cut/metrics.jsonl')\n",
     "text.py": "def build(): return dict(forward=abs, vocab_size=5, n_positions=8, step='adam')\n",
     "blocks.py": FORWARD.replace('print("computing")', "import time; time.sleep(60)"),
+    "never_returns.py": FORWARD.replace(
+        'print("loading")',
+        "import ctypes\nC = ctypes.CDLL(None)\n"
+        "lock = ctypes.create_string_buffer(256)\nC.pthread_mutex_init(lock, None)",
+    ).replace('print("computing")', "C.pthread_mutex_lock(lock)"),
     "empty.txt": "",
 }
 SUBJECTS = {
@@ -129,6 +134,14 @@ def test_the_exit_code_tells_a_fault_and_json_is_all_that_is_printed(there: Path
     assert the_line(blocked.stderr).startswith("blocks.py:build: nothing could be examined")
     assert "needs sample: " in sound.stdout
     assert not (there / "__pycache__").exists()
+
+
+def test_a_call_that_never_returns_from_c_ends_with_the_report_so_far(there: Path) -> None:
+    done = in_a_process("doctor", "never_returns.py:build", "--minutes", "0.1", cwd=there)
+    assert "Warning: too-slow" in done.stdout
+    assert "forward does not return, and could not be stopped" in done.stdout
+    assert done.returncode in (0, 2)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_terminal_shows_the_check_and_the_time_left(there: Path) -> None:

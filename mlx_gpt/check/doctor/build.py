@@ -93,9 +93,9 @@ def explained(name: str, file: Path) -> Iterator[None]:
     except TimeIsUp:
         raise UsageError(f"{name}: took more than {SECONDS:g} s and was stopped; build a smaller model") from None
     except SyntaxError as error:
-        raise UsageError(f"{error.filename or file}:{error.lineno or 1}: {error.msg}; mend it") from error
+        raise UsageError(f"{error.filename or file}:{error.lineno or 1}: {error.msg}; repair it") from error
     except BaseException as error:
-        raise UsageError(f"{place_of(error, file)}: {type(error).__name__}: {error}; mend it") from error
+        raise UsageError(f"{place_of(error, file)}: {type(error).__name__}: {error}; repair it") from error
 
 
 def place_of(error: BaseException, file: Path) -> str:

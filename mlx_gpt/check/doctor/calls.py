@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+CAUGHT = 2  # alarms of a call that do not end it, after which its lines raise too
+HERE = os.path.dirname(__file__)
+
 
 class TimeIsUp(BaseException):
     """A call took too long. Not an ``Exception``, so that a user's own handler does not swallow it."""
@@ -47,16 +50,21 @@ def exit_raised() -> Iterator[None]:
 def time_limit(seconds: float, interrupts: list[int] | None = None) -> Iterator[None]:
     """Raise ``TimeIsUp`` after some seconds, and each second from then on, at the next Python instruction.
 
-    Only in the main thread, and where the system has SIGALRM; elsewhere a call runs to its end. Ctrl-C is noted in
-    ``interrupts``, to tell it from a KeyboardInterrupt that the function raises itself.
+    Where that is caught, as by ``except BaseException`` in an endless loop, also in the handler that caught it. Only in
+    the main thread, and where the system has SIGALRM; elsewhere a call runs to its end, as does one that never returns
+    to Python. Ctrl-C is noted in ``interrupts``, to tell it from a KeyboardInterrupt that the function raises itself.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return
-    active = True
+    active, alarms, tracing = True, 0, sys.gettrace()
 
     def stop(signum: int, frame: Any) -> None:
+        nonlocal alarms
         if active:
+            alarms += 1
+            if alarms > CAUGHT:
+                raise_at_next_line(frame)
             raise TimeIsUp
 
     def interrupt(signum: int, frame: Any) -> None:
@@ -73,10 +81,25 @@ def time_limit(seconds: float, interrupts: list[int] | None = None) -> Iterator[
         yield
     finally:
         active = False
+        if alarms > CAUGHT:
+            sys.settrace(tracing)
         signal.setitimer(signal.ITIMER_REAL, *timer)  # another's alarm, late by this call
         for number, handler in handlers.items():
             if handler is not None:  # None: not set from Python
                 signal.signal(number, handler)
+
+
+def raise_at_next_line(frame: Any) -> None:
+    """Let the user's functions on the stack raise ``TimeIsUp`` at their next line, once."""
+
+    def trace(frame: Any, event: str, argument: Any) -> None:
+        if event == "line":
+            raise TimeIsUp
+
+    while frame is not None and not frame.f_code.co_filename.startswith(HERE):
+        frame.f_trace = trace
+        frame = frame.f_back
+    sys.settrace(trace)
 
 
 @contextmanager

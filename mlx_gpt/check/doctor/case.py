@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,8 +16,11 @@ from mlx_gpt.check.doctor.modules import logits_of
 
 Made = TypeVar("Made")
 PRIMINGS = 32  # calls after which state that halves at each call is below 1e-9
-CALL_SECONDS = 20.0  # the longest that one call may take, and at most an eighth of the budget
-STOPS = 2  # calls of a function that take longer, after which it is not called again
+CALL_SECONDS = 20.0  # the longest that one call may take
+LEAST = 2.0  # seconds after which a function that has never returned is taken to block
+BLOCKS = 100  # times the longest call that returned, after which a call is taken to block
+STOPS = 2  # such calls of a function, after which it is not called again
+GRACE = 4.0  # seconds in which a call that was stopped should end
 
 
 class CallFailed(Exception):
@@ -42,8 +45,10 @@ class Case:
         self.given = {name: value for name, value in given.items() if value is not None}
         self.vocab_size, self.n_positions = vocab_size, n_positions
         self.end = self.group_end = time.monotonic() + 60 * minutes
-        self.call_seconds = min(CALL_SECONDS, 60 * minutes / 8)
-        self.stops: Counter[str] = Counter()  # calls that took longer, by function
+        self.stops: dict[str, list[CallFailed]] = defaultdict(list)  # calls that were too slow, by function
+        self.waited: dict[str, float] = defaultdict(float)  # seconds of all calls that were stopped
+        self.longest: dict[str, float] = {}  # seconds of a call that returned
+        self.current: tuple[str, float] | None = None  # the function that is called, and when it is stopped
         self.rng = np.random.default_rng(seed)
         self.one_row = False  # forward takes one row at a time
         self.changed_inputs: set[str] = set()  # functions that wrote into their arguments
@@ -88,30 +93,56 @@ class Case:
         left, start = self.seconds_left(), time.monotonic()
         if left <= 0:
             raise BudgetSpent
-        too_slow = CallFailed(name, "too-slow", f"{name} took more than {self.call_seconds:.3g} s for one call")
-        if self.stops[name] >= STOPS:
-            raise too_slow
+        if len(self.stops[name]) >= (STOPS if name in self.longest else 1):
+            raise self.stops[name][-1]
         before = [np.copy(argument) for argument in arguments if isinstance(argument, np.ndarray)]
         interrupts: list[int] = []
+        limit = min(CALL_SECONDS, left)
         try:
-            with silenced(), exit_raised(), time_limit(min(self.call_seconds, left), interrupts):
+            with silenced(), exit_raised(), self.called(name, limit), time_limit(limit, interrupts):
                 result = function(*arguments, **settings)
-        except TimeIsUp:
-            if left < self.call_seconds:
-                raise BudgetSpent from None
         except BaseException as error:
             if interrupts:
                 raise
+            if (seconds := time.monotonic() - start) >= limit:
+                raise self.stopped(name, seconds) from None
             raise CallFailed(name, "raises", f"{name} raised {type(error).__name__}: {error}") from error
-        if time.monotonic() - start >= self.call_seconds:
-            self.stops[name] += 1
-            raise too_slow
+        if (seconds := time.monotonic() - start) >= CALL_SECONDS:
+            raise self.stopped(name, seconds)
+        self.longest[name] = max(self.longest.get(name, 0.0), seconds)
         after = [argument for argument in arguments if isinstance(argument, np.ndarray)]
         if any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
             self.changed_inputs.add(name)
             for argument, original in zip(after, before, strict=True):
                 argument[...] = original
         return result
+
+    @contextmanager
+    def called(self, name: str, seconds: float) -> Iterator[None]:
+        self.current = name, time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self.current = None
+
+    def blocked(self) -> CallFailed | None:
+        """Return the failure of a call that has not ended though it was stopped."""
+        name, end = self.current or ("", np.inf)
+        if time.monotonic() < end + GRACE:
+            return None
+        return CallFailed(name, "too-slow", f"{name} does not return, and could not be stopped")
+
+    def stopped(self, name: str, seconds: float) -> CallFailed | BudgetSpent:
+        """Return the failure of a call that was stopped: it takes too long or blocks, or else there was no time."""
+        self.waited[name] += seconds
+        longest = self.longest.get(name, 0.0)
+        if seconds < CALL_SECONDS and self.waited[name] < max(LEAST, BLOCKS * longest):
+            return BudgetSpent()
+        what = f"one call of {name} took more than {seconds:.2g} s"
+        if not longest:
+            what = f"{name} did not return in {self.waited[name]:.2g} s"
+        self.stops[name].append(CallFailed(name, "too-slow", what))
+        return self.stops[name][-1]
 
     def logits(self, ids: Any, name: str = "forward", function: Callable[..., Any] | None = None) -> np.ndarray:
         """Return the logits of ids (B, T), (B, T, V) in float32. Row by row for a forward that takes one row."""
@@ -173,9 +204,11 @@ class Case:
         """Load parameters, as arrays of the library and type that the user's own have."""
         converters = self.converters()
         theirs = {name: converters[name](value) for name, value in values.items()}
-        try:  # without a time limit, since the user's parameters must be put back
-            with silenced():
+        try:  # also where the time is up, since the user's parameters must be put back
+            with silenced(), self.called("load_parameters", CALL_SECONDS), time_limit(CALL_SECONDS):
                 self.given["load_parameters"](theirs)
+        except TimeIsUp:
+            raise self.stopped("load_parameters", CALL_SECONDS) from None
         except Exception as error:
             message = f"load_parameters raised {type(error).__name__}: {error}"
             raise CallFailed("load_parameters", "raises", message) from error

@@ -16,7 +16,7 @@ from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
 from mlx_gpt.check.doctor.codes import ORDER, group_of, severity_of
 from mlx_gpt.check.doctor.modules import arguments_of, is_module, module_kept
-from mlx_gpt.check.doctor.report import Finding, Report
+from mlx_gpt.check.doctor.report import TIME, Finding, Report
 from mlx_gpt.check.doctor.weights.inside import module_of
 
 
@@ -100,59 +100,80 @@ def run_checks(
     case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[DoctorCheck], object] = lambda check: None
 ) -> Report:
     """Run the checks in order, the cheap ones that explain the others first. ``on_check`` is called before each."""
-    with random_states_kept(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of NumPy about the infinities of a faulty model
-        return report_of(case, checks, on_check)
+    return Examination(case, checks).run(on_check)
 
 
-def report_of(case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[DoctorCheck], object]) -> Report:
-    findings: dict[str, Finding] = {}
-    explains = defaultdict(set, {check.code: {*check.explains} for check in checks})
-    separate: dict[str, set[str]] = {}  # findings measured not to be consequences of these, found before
-    examined: list[str] = []
-    skipped: dict[str, str] = {}
-    wanting = {check.code: missing for check in checks if (missing := check.missing(case))}
-    groups = list(dict.fromkeys(group_of(check.code) for check in checks if check.code not in wanting))
-    group, module = "", module_of(case)
-    for check in checks:
-        if check.code in wanting:
-            skipped[check.code] = wanting[check.code]
-            continue
-        if group_of(check.code) != group:
-            group = group_of(check.code)
-            case.begin_group(len(groups) - groups.index(group))
-        on_check(check)
+class Examination:
+    """Checks of a case, and what those that have run found."""
+
+    def __init__(self, case: Case, checks: Sequence[DoctorCheck]):
+        self.case, self.checks = case, checks
+        self.findings: dict[str, Finding] = {}
+        self.explains = defaultdict(set, {check.code: {*check.explains} for check in checks})
+        self.separate: dict[str, set[str]] = {}  # findings measured not to be consequences of these, found before
+        self.examined: list[str] = []
+        self.skipped = {check.code: missing for check in checks if (missing := check.missing(case))}
+
+    def run(self, on_check: Callable[[DoctorCheck], object] = lambda check: None) -> Report:
+        checks = [check for check in self.checks if check.code not in self.skipped]
+        groups = list(dict.fromkeys(group_of(check.code) for check in checks))
+        group, module = "", module_of(self.case)
+        with random_states_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of NumPy about the infinities of a faulty model
+            for check in checks:
+                if group_of(check.code) != group:
+                    group = group_of(check.code)
+                    self.case.begin_group(len(groups) - groups.index(group))
+                on_check(check)
+                with module_kept(module):  # a step of the user's may leave dropout on
+                    self.examine(check)
+        return self.report()
+
+    def examine(self, check: DoctorCheck) -> None:
         try:
-            with module_kept(module):  # a step of the user's may leave dropout on
-                found = check.find(case)
+            found = check.find(self.case)
         except BudgetSpent:
-            skipped[check.code] = "minutes"
-            continue
+            self.skipped[check.code] = TIME
         except NotApplicable as reason:
-            skipped[check.code] = str(reason)
-            continue
+            self.skipped[check.code] = str(reason)
         except CallFailed as failure:
-            found = None
-            findings.setdefault(failure.code, failed_call(failure))
-            skipped[check.code] = failure.name
-            continue
+            self.fail(check, failure)
         except Exception as error:  # the user's functions returned what no check foresaw
-            skipped[check.code] = f"no {type(error).__name__} in this check: {error}"
-            continue
-        examined.append(check.code)
-        if found is not None:
-            if found.pop("separate", False):
-                separate[check.code] = {*case.found}
-            case.found[check.code] = found
-            explains[check.code] = {*found.pop("explains", check.explains)}
-            findings[check.code] = Finding(code=check.code, severity=check.severity, **found)
-    return Report(in_order(findings, checks, explains, separate), examined, skipped)
+            self.skipped[check.code] = f"no {type(error).__name__} in this check: {error}"
+        else:
+            self.examined.append(check.code)
+            if found is not None:
+                self.add(check, found)
+
+    def add(self, check: DoctorCheck, found: dict[str, Any]) -> None:
+        if found.pop("separate", False):
+            self.separate[check.code] = {*self.case.found}
+        self.case.found[check.code] = found
+        self.explains[check.code] = {*found.pop("explains", check.explains)}
+        self.findings[check.code] = Finding(code=check.code, severity=check.severity, **found)
+
+    def fail(self, check: DoctorCheck, failure: CallFailed) -> None:
+        self.findings.setdefault(failure.code, failed_call(failure))
+        self.skipped[check.code] = failure.name
+
+    def report(self) -> Report:
+        findings = in_order(self.findings, self.checks, self.explains, self.separate)
+        return Report(
+            findings, self.examined, {c.code: self.skipped[c.code] for c in self.checks if c.code in self.skipped}
+        )
+
+    def ended_by(self, failure: CallFailed) -> Report:
+        """Return the report so far, where a call that does not return ends the examination."""
+        for check in self.checks:
+            if check.code not in {*self.examined, *self.skipped}:
+                self.fail(check, failure)
+        return self.report()
 
 
 def failed_call(failure: CallFailed) -> Finding:
     """Return the finding for a function that raised, blocked or returned something else."""
     remedies = {
-        "raises": f"call {failure.name} by itself on such input, and mend what it raises",
+        "raises": f"call {failure.name} by itself on such input, and repair what raises",
         "wrong-shape": f"return from {failure.name} what its description in examine() says",
         "too-slow": f"make {failure.name} faster, examine a smaller model, or give more minutes",
     }

@@ -18,7 +18,7 @@ from helpers.plain_gpt import PlainConfig, PlainGPT
 from helpers.plain_sampler import small_forward
 
 from mlx_gpt.check.doctor import Report, examine
-from mlx_gpt.check.doctor.case import BudgetSpent
+from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed
 from mlx_gpt.check.doctor.checks import DoctorCheck
 from mlx_gpt.check.doctor.examine import make_case, run_checks
 
@@ -87,12 +87,50 @@ def test_a_sound_forward_in_another_form_has_no_finding(forward: Any, capsys: py
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("block", [lambda ids: time.sleep(60), swallows_the_first_alarm])
+def catches_everything(ids: np.ndarray) -> None:
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            continue
+
+
+def suppresses_everything(ids: np.ndarray) -> None:
+    while True:
+        with suppress(BaseException):
+            time.sleep(60)
+
+
+BLOCKS = [lambda ids: time.sleep(60), swallows_the_first_alarm, catches_everything, suppresses_everything]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 def test_a_forward_that_blocks_is_too_slow_within_the_minutes(block: Any) -> None:
     start = time.monotonic()
     report = examined(block, minutes=0.05)
     assert codes(report) == ["too-slow"]
     assert time.monotonic() - start < 3 + 3
+
+
+def test_a_sampler_that_blocks_after_calls_that_returned_is_too_slow() -> None:
+    calls = iter(range(9))
+    sample = lambda ids, n: time.sleep(60) if next(calls, 9) > 6 else [0] * n  # noqa: E731
+    case = make_case({"forward": sound, "sample": sample, "vocab_size": V, "n_positions": P, "minutes": 0.05})
+    failures = []
+    for _ in range(10):
+        try:
+            case.call("sample", [0], 1)
+        except CallFailed as failure:
+            failures.append(failure.code)
+        except BudgetSpent:
+            break
+    assert failures == ["too-slow"]
+
+
+def test_a_forward_that_has_no_time_is_not_examined_and_no_finding() -> None:
+    report = examined(lambda ids: time.sleep(0.5) or sound(ids), minutes=0.01)
+    assert codes(report) == []
+    assert "minutes" in report.skipped.values()
 
 
 def test_a_slow_function_does_not_starve_the_other_groups() -> None:
