@@ -14,19 +14,19 @@ from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding
 LONGEST = 64  # ids of a prompt
 PROMPTS, AMONG = 24, 96
 NUMBERS = 2e6  # of logits of prompts among which to choose
-DIFFERENT = 3  # prompts after which the argmax must be another one
+DIFFERENT = 8  # times the rounding by which the logit of a draw must be below the largest
 
 
 def tokens_read(case: Case) -> int | None:
     """Return how many of the last tokens of a prompt are read, where it is not all of them; None if that is unknown.
 
-    Exact at temperature 0 or top-k 1: all draws are the argmax after that many, and several are not after the prompt.
+    Exact at temperature 0 or top-k 1: all draws are the argmax after that many, to rounding, and one is not after the prompt.
     """
     if case.vocab_size < 2:
         return None
     prompts = undecided_prompts(case)
     drawn = greedy(case, prompts)
-    if drawn is None or (below(case, prompts, drawn) > 2 * rounding(case)).sum() < DIFFERENT:
+    if drawn is None or below(case, prompts, drawn).max() < DIFFERENT * rounding(case):
         return None
     ends, seconds = case.once(budget)
     end = min(ends, time.monotonic() + seconds)

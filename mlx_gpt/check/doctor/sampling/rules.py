@@ -100,7 +100,7 @@ def top_p(p: float, margin: float, more: int = 0) -> Keep:
 
     def keep(logits: np.ndarray) -> np.ndarray:
         sums = np.cumsum(-np.sort(-np.exp(log_softmax(logits)), axis=1), axis=1, dtype=np.float64)
-        n = (sums < p + (1e-4 if more >= 0 else -1e-4)).sum(axis=1) + 1
+        n = (sums < p + 1e-4).sum(axis=1) + 1
         return highest(logits, n + more, margin)
 
     return keep
