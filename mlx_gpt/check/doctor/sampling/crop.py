@@ -20,7 +20,8 @@ DIFFERENT = 8  # times the rounding by which the logit of a draw must be below t
 def tokens_read(case: Case) -> int | None:
     """Return how many of the last tokens of a prompt are read, where it is not all of them; None if that is unknown.
 
-    Exact at temperature 0 or top-k 1: all draws are the argmax after that many, to rounding, and one is not after the prompt.
+    Exact at temperature 0 or top-k 1: all draws are the argmax after that many, to rounding, and one is not after the
+    prompt.
     """
     if case.vocab_size < 2:
         return None
