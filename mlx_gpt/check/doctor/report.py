@@ -58,7 +58,8 @@ class Finding:
         for text in filter(None, (symptom_of(self.code), self.why)):
             yield ReportLine(sentence(text), indent=3)
         if str(self.measured) != self.why:
-            yield ReportLine(f"Measured: {shortened(self.measured)}. Expected: {shortened(self.expected)}.", "dim", 3)
+            other = "Expected" if self.severity == "fault" else "Compared with"
+            yield ReportLine(f"Measured: {shortened(self.measured)}. {other}: {shortened(self.expected)}.", "dim", 3)
         remedy = "Repair" if self.severity == "fault" else "Advice"
         yield ReportLine(f"{remedy}: {sentence(self.remedy, False)}", "bold", 3)
         if consequences := self.evidence.get("consequences"):

@@ -10,7 +10,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import batches, has_ids
-from mlx_gpt.check.doctor.level.loss import MEASURED, Ladder, ladder, ladder_on, training_loss, validation_loss
+from mlx_gpt.check.doctor.level.loss import COUNTED, MEASURED, Ladder, ladder, ladder_on, training_loss, validation_loss
 from mlx_gpt.check.doctor.level.metrics import Rows, curve, metrics
 
 PER_PARAMETER = 20  # tokens (Hoffmann et al. 2022)
@@ -50,8 +50,10 @@ def above_counting(
     lowest = min(rungs.losses.values())
     if loss <= lowest + 0.02 * (rungs.losses["chance"] - lowest) + 3 * error + 0.01:
         return None
-    fall = falling(*curve_of(rows))
-    more = missing(loss - lowest, fall, tokens_seen(rows, per_step), n_parameters)
+    fall, logged = falling(*curve_of(rows)), curve(rows, "val_loss")[1]
+    more = missing(
+        min(loss, *logged) - lowest if len(logged) else loss - lowest, fall, tokens_seen(rows, per_step), n_parameters
+    )
     return finding(loss, lowest, f"the loss of {loss:.2f} is above that of counting ({rungs})", more, fall)
 
 
@@ -184,9 +186,9 @@ def too_long(measured: float, expected: float, why: str) -> dict[str, Any]:
 def last_line(rows: Rows, train: np.ndarray, val: np.ndarray, V: int, loss: float, n_parameters: int) -> str:
     """Return one line on a run that ended too early or went on for too long, from what training knows; else "".
 
-    ``train`` and ``val`` are ids, of which a million is counted: a second on two cores.
+    ``train`` and ``val`` are ids.
     """
-    rungs = ladder_on(train[:1_000_000], val[:MEASURED], V) if len(train) >= 64 and len(val) >= 64 else None
+    rungs = ladder_on(train[:COUNTED], val[:MEASURED], V) if len(train) >= 64 and len(val) >= 64 else None
     too_early = rungs and above_counting(rows, rungs, loss, 0.0, n_parameters)
     for code, found in (
         ("overfitted", risen(rows)),

@@ -18,7 +18,7 @@ from mlx_gpt.check.doctor.sampling.texts import logits_after
 OFF: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 LENGTH = 10  # new ids of a call
 SEEDED = (30, 20)  # new ids of a call, and calls, where equal calls give equal texts
-SHARE = 0.4  # of the time that is left when the first sampling check begins
+SHARE = 0.8  # of the time that is left when the first sampling check begins
 PART = 0.2  # of that, for the calls of one set of draws
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable
 from mlx_gpt.check.doctor.sampling.certain import certain
 from mlx_gpt.check.doctor.sampling.contexts import TEXT, Named, Window, read_otherwise, windows
@@ -34,7 +35,7 @@ from mlx_gpt.check.doctor.sampling.evidence import (
 from mlx_gpt.check.doctor.sampling.explain import DECIDED, Explanation, choose, log_likelihood
 from mlx_gpt.check.doctor.sampling.findings import drawing_fault, setting_fault
 from mlx_gpt.check.doctor.sampling.fit import RARE, SURE, correlation, fits, misfit
-from mlx_gpt.check.doctor.sampling.probes import short_prompts
+from mlx_gpt.check.doctor.sampling.probes import entropy, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
 from mlx_gpt.check.doctor.sampling.texts import rounding
 
@@ -65,8 +66,10 @@ def verdict(case: Case) -> Verdict:
         codes, seen, texts = codes_of(read, base), draws[read], draws[TEXT]
         if not left - {*codes}:
             break
-    if "sampler-too-narrow" in codes and (wrong := not_off(case)):
-        return Verdict({"setting-wrong": wrong})
+    if "sampler-too-narrow" in codes:
+        with suppress(BudgetSpent):  # a short time is enough to name it
+            if wrong := not_off(case):
+                return Verdict({"setting-wrong": wrong})
     findings = {code: explained(code, read, base, gain, seen, texts) for code in codes}
     right = all(fits(case, one, base.rule(temperature)) for temperature, one in seen)
     dependent = None if right and not seeded else correlated(case, seen, base, seeded)
@@ -105,9 +108,11 @@ def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, 
     }
     if code == read[0]:
         whys[code] = f"{n} draws follow the model's prediction after {read[1]}"
-    why = f"{whys[code]} (nats per draw under this, and under the model after the text)"
-    own, right = (sum(log_likelihood(*one) for one in predicted(*some)) for some in ((found, base), (texts, Base())))
-    return drawing_fault(code, why, -own / n, every, -right / n, nats_in_favour=gain, reads=read[1] or "the text")
+    why = f"{whys[code]} (by how many nats a draw surprises the model, and how many its own draws would)"
+    right = predicted(texts, Base())
+    surprise = -sum(log_likelihood(*one) for one in right) / n
+    expected = sum(entropy(rule(draws)) * count(draws) for draws, rule in right) / n
+    return drawing_fault(code, why, surprise, every, expected, nats_in_favour=gain, reads=read[1] or "the text")
 
 
 def drawn_from(base: Base) -> str:

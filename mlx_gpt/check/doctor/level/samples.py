@@ -1,0 +1,101 @@
+"""Texts that the user's ``sample`` draws with its own settings, and their surprise under the model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.data.evidence import flat_ids, has_ids
+from mlx_gpt.check.doctor.level.loss import SHARE, end_of_text
+from mlx_gpt.check.doctor.sampling.draws import Draws, chosen, draw, log_softmax
+
+DRAWS = 400  # of the samples, at most
+LONGEST = 200  # new ids of one sample
+STANDARD_ERRORS = 5.0  # one-sided 3e-7
+NATS = 0.1  # a difference that is a fault, per token, at least
+
+
+def prompts(case: Case) -> list[list[int]]:
+    """Return short pieces of the validation ids, of the training ids without them, else random ids."""
+    length = max(1, min(16, case.n_positions // 4))
+    for name in ("val_ids", "train_ids"):
+        if has_ids(case, name) and len(ids := flat_ids(case, name)) > length and inside(case, ids):
+            starts = np.flatnonzero(ids[:-length] == case.once(end_of_text)) if name == "val_ids" else np.zeros(0)
+            starts = case.rng.choice(starts if len(starts) else len(ids) - length, 64)
+            return [[int(i) for i in ids[start : start + length]] for start in starts]
+    return case.ids(64, length).tolist()
+
+
+def inside(case: Case, ids: np.ndarray) -> bool:
+    return bool(int(ids.min()) >= 0 and int(ids.max()) < case.vocab_size)
+
+
+def samples(case: Case) -> list[Draws]:
+    """Return texts of ``sample`` with its own settings; four times as many where the first leave its surprise open."""
+    found = drawn(case, DRAWS)
+    first = surprise_of(found)
+    if not first.too_high and first.excess > max(NATS / 2, 2 * first.error):
+        found += drawn(case, 3 * DRAWS)
+    return found
+
+
+def drawn(case: Case, wanted: int) -> list[Draws]:
+    """Call ``sample`` with its own settings until there are enough ids or the time is over; from short texts on."""
+    found: list[Draws] = []
+    end, n, total = time.monotonic() + SHARE * case.seconds_left(), 8, 0
+    for prompt in case.once(prompts):
+        started = time.monotonic()
+        one = draw(case, prompt, n)
+        found += [one] if len(one.new) else []  # a text may end at once
+        total += len(one.new)
+        now = time.monotonic()
+        if total >= wanted or now > end:
+            break
+        n = min(LONGEST, 4 * n, max(1, int(len(one.new) * (end - now) / max(now - started, 1e-6))))
+    if not found:
+        raise NotApplicable("a sampler that returns ids")
+    return found
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """Of the samples under the model, in nats per token."""
+
+    mean: float  # of -log p(id)
+    entropy: float  # the mean of what it is expected to be
+    error: float  # standard error of their difference, if the ids are draws
+    n: int
+
+    @property
+    def excess(self) -> float:
+        return self.mean - self.entropy
+
+    @property
+    def margin(self) -> float:
+        return max(NATS, 0.05 * self.entropy, STANDARD_ERRORS * self.error)
+
+    @property
+    def too_high(self) -> bool:
+        return self.excess > self.margin
+
+
+def surprise(case: Case) -> Surprise:
+    return surprise_of(case.once(samples))
+
+
+def surprise_of(found: list[Draws]) -> Surprise:
+    """Return the mean surprise of texts beside their entropy: equal for draws, on any text (a martingale)."""
+    found = [one for one in found if np.isfinite(one.logits).all()]
+    if not found:
+        raise NotApplicable("logits that are finite")
+    logprobs = log_softmax(np.concatenate([one.logits for one in found]))
+    ids = np.concatenate([one.new for one in found])
+    p, own = np.exp(logprobs), -np.maximum(chosen(logprobs, ids), -50)
+    surprises = -np.maximum(logprobs, -50)
+    entropy = (p * surprises).sum(axis=1)
+    variance = (p * np.square(surprises - entropy[:, None])).sum(axis=1)
+    return Surprise(float(own.mean()), float(entropy.mean()), float(variance.sum() ** 0.5) / len(ids), len(ids))
