@@ -185,12 +185,14 @@ def test_a_function_that_takes_one_row_is_no_fault() -> None:
     assert {"batch-leak", "row-alone-differs"} <= report.skipped.keys()
 
 
-def test_a_function_that_changes_its_input_is_named() -> None:
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_a_function_that_changes_its_input_is_named(before: int) -> None:
     model = PlainGPT()
 
     def forward(ids: np.ndarray) -> mx.array:
+        ids[:, :before] = 0  # never read
         logits = model(mx.array(ids))
-        ids[:] = 0
+        ids[:] = 0 if not before else ids
         return logits
 
     assert codes(examine(forward, vocab_size=61, n_positions=48)) == ["changes-input"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import numpy as np
 
-from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, check
-from mlx_gpt.check.doctor.codes import ORDER
-from mlx_gpt.check.doctor.forward.probes import first_call, noise
+from mlx_gpt.check.doctor.codes import GROUPS, ORDER
+from mlx_gpt.check.doctor.forward.probes import first_call, noise, probe_length
+
+OF_UNREAD_IDS = ("past-ignored", *GROUPS["inputs"], "cache-mismatch", "reload-differs", "loss-not-cross-entropy")
 
 
 @check("non-finite", "forward", explains=("cache-mismatch", "reported-loss-differs", "samples-worse-than-loss"))
@@ -39,9 +44,25 @@ def changes_input(case: Case) -> Found:
         return None
     names = sorted(case.changed_inputs)
     return {
+        "explains": OF_UNREAD_IDS if reads_what_it_wrote(case) else (),
         "measured": names,
         "expected": "unchanged ids",
         "why": f"{', '.join(names)} wrote into its argument",
         "remedy": "copy the ids before changing them",
         "evidence": {"functions": names},
     }
+
+
+def reads_what_it_wrote(case: Case) -> bool:
+    """Return whether the logits of ids are those of what forward makes of them, so that some ids are never read."""
+    ids, forward, written = case.ids(1, probe_length(case)), case.given["forward"], []
+
+    def watched(ids: np.ndarray) -> Any:
+        logits = forward(ids)
+        written.append(ids.copy())
+        return logits
+
+    logits = case.logits(ids, function=watched)
+    with suppress(CallFailed):
+        return not np.array_equal(ids, written[-1]) and np.array_equal(logits, case.logits(written[-1]))
+    return False
