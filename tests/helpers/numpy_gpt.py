@@ -39,9 +39,11 @@ class NumpyGPT:
             w = {name: self.p[self.name.format(i, name)] for name in SHAPES}
             z = self.attention(norm(x), w)
             x = {"stream after norm": norm(x), "no stream": 0 * x}.get(self.fault, x)
+            x = 0 * x if self.fault == "attention without a stream" else x
             x = x if (self.fault, i) == ("attention dropped", 1) else x + z @ w["wo"]
             hidden = np.maximum(norm(x) @ w["up"], 0)
             x = {"stream after norm": norm(x), "no stream": 0 * x}.get(self.fault, x)
+            x = 0 * x if (self.fault, i) == ("MLP without a stream", 1) else x
             x = x if (self.fault, i) == ("MLP dropped", 1) else x + hidden @ w["down"]
             x = norm(x) if self.fault == "norm after the addition, by design" else x
         return norm(x) * self.p["norm_f"] @ self.p.get("head", self.p["wte"].T)

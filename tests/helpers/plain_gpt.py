@@ -105,12 +105,16 @@ class PlainBlock(nn.Module):
             x = x + self.dropout(self.attention(x))
             x = self.ln_2(x)
             return x + self.dropout(self.down(nn.gelu(self.up(x))))
-        if "attention-not-added" in self.faults:
+        if "stream-replaced-by-attention" in self.faults:
+            x = self.dropout(self.attention(self.ln_1(x)))
+        elif "attention-not-added" in self.faults:
             self.attention(self.ln_1(x))
         else:
             x = x + self.dropout(self.attention(self.ln_1(x)))
         if "mlp-not-added" in self.faults:
             return x
+        if "stream-replaced-by-mlp" in self.faults:
+            return self.dropout(self.down(nn.gelu(self.up(self.ln_2(x)))))
         return x + self.dropout(self.down(nn.gelu(self.up(self.ln_2(x)))))
 
 

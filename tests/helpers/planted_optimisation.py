@@ -357,6 +357,7 @@ FAULTS.update(
             "cannot-memorise-a-batch", lambda base: trained_with(base, change=lambda g: {k: -v for k, v in g.items()})
         ),
         "another batch": Planted("cannot-memorise-a-batch", on_another_batch),
+        "decay of 30": Planted("cannot-memorise-a-batch", decay_of(30.0)),
         "decay of 100": Planted("cannot-memorise-a-batch", decay_of(100.0)),
         "decay of 1000": Planted("cannot-memorise-a-batch", decay_of(1000.0)),
     }

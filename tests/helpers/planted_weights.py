@@ -122,6 +122,8 @@ FAULTS = {
     "heads split without a transpose": Planted("heads-mixed-up", of_model("heads-split-wrongly")),
     "heads merged without a transpose": Planted("heads-mixed-up", of_model("heads-merged-wrongly")),
     "stream after norm": Planted("residual-after-norm", of_model("residual-after-norm"), libraries=BOTH),
+    "stream replaced by the attention": Planted("residual-after-norm", of_model("stream-replaced-by-attention")),
+    "stream replaced by the MLP": Planted("residual-after-norm", of_model("stream-replaced-by-mlp")),
     "last block not called": Planted("layer-without-effect", of_model("last-block-not-called")),
     "attention not added": Planted("layer-without-effect", of_model("attention-not-added")),
     "MLP not added": Planted("layer-without-effect", of_model("mlp-not-added")),

@@ -66,6 +66,8 @@ IN_NUMPY = {
     "head is a copy": ["head-not-tied"],
     "stream after norm": ["residual-after-norm"],
     "no stream": ["residual-after-norm"],
+    "attention without a stream": ["residual-after-norm"],
+    "MLP without a stream": ["residual-after-norm"],
     "norm after the addition, by design": [],
     "norm of the embeddings, by design": [],
 }

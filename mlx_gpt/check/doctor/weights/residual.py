@@ -13,6 +13,7 @@ import numpy as np
 from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.forward.probes import EQUAL, between, largest, others
 from mlx_gpt.check.doctor.modules import arguments_of
 from mlx_gpt.check.doctor.weights.evidence import (
     Arrays,
@@ -28,6 +29,7 @@ from mlx_gpt.check.doctor.weights.inside import arrays_of, module_of, named_modu
 SCALE = 1000.0
 FORGOTTEN = 1e-3  # of the standard deviation of logits
 OUTSIDE = "keep the stream outside the norm: x = x + attention(norm_1(x)); x = x + mlp(norm_2(x))"
+FEWEST = 4  # matrices of a layer: queries, keys and values in one, output, up, down
 GROWTH = 0.1  # of the output for a stream times SCALE, over SCALE
 SPREAD = 0.01  # of the output's root mean square between tokens, where it is normalised by design
 
@@ -44,10 +46,15 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
     tokens. A module without a residual of its own is no block: with all matrices zero, its output is the same for all
     tokens.
 
+    A part that replaces the stream, x = f(norm(x)), is found first, by parameters alone: with the matrices of its layer
+    zero, the logits depend on no token at all.
+
     Without such blocks the embeddings are scaled: where the norm before the head has weights of its own, that is, in a
     pre-norm model, the logits are the same up to their scale only if the stream is normalised, or not added to.
     """
     require_steady(case)
+    if found := stream_lost(case):
+        return found
     module = module_of(case)
     if module is None:
         return scale_forgotten(case)
@@ -66,6 +73,34 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
         "why": f"{', '.join(forgetful)}: a stream times {SCALE:g} gives {worst:.2g} of the output that it should",
         "remedy": OUTSIDE,
         "evidence": {"growth": growth},
+    }
+
+
+def stream_lost(case: Case) -> dict[str, Any] | None:
+    """Set all matrices of the layers to zero, so that only the stream is left, and look for an effect of the tokens."""
+    values, ids = case.once(generic), generic_ids(case)
+    layers = {
+        label: matrices
+        for label, names in layers_of([*values]).items()
+        if len(matrices := [name for name in names if is_matrix(values[name])]) >= FEWEST
+    }
+
+    def is_lost(names: list[str]) -> bool:
+        with loaded(case, {**values, **{name: np.zeros_like(values[name]) for name in names}}):
+            one, two = case.logits(ids), case.logits(others(case, ids[0])[None])
+        return largest(between(one, two)) <= EQUAL * max(float(one.std()), 1.0)
+
+    if not layers or is_lost([]) or not is_lost([name for names in layers.values() for name in names]):
+        return None
+    if not (lost := [label for label, names in layers.items() if is_lost(names)]):
+        return None
+    return {
+        "measured": lost,
+        "expected": [],
+        "why": f"with all matrices of {', '.join(lost)} zero the logits depend on no token: a part replaces the "
+        "stream, where its output should be added",
+        "remedy": OUTSIDE,
+        "evidence": {"layers": lost},
     }
 
 
