@@ -16,6 +16,8 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     spacing,
     train_batch,
 )
+from mlx_gpt.check.doctor.optimisation.fresh import is_fresh
+from mlx_gpt.check.doctor.optimisation.updates import updates_of
 
 MOST_TRIED = 24  # parameters of which the effect on the logits is tried
 # First three updates over the learning rate, (1 - b1^k) / sqrt(1 - b2^k), for the usual pairs that exceed it.
@@ -133,20 +135,22 @@ def no_bias_correction(case: Case) -> Found:
     """The first steps are several times as long as the learning rate: Adam's averages start at 0 uncorrected.
 
     Adam's k-th update in units of the learning rate is 1 with bias correction and (1 − b1^k) / sqrt(1 − b2^k) without,
-    for elements whose gradient keeps its sign (Kingma and Ba 2015, section 3): 3.16 at first for 0.9 and 0.999. Looked
+    where the gradient stays, as at the same parameters (Kingma and Ba 2015, section 3): 3.16 for 0.9 and 0.999. Looked
     at are parameters of which the upper half of the first updates is equal within 5 %, as only Adam, Lion and signs of
     gradients give. A fault if their median is within 3 % of such a value, and that is above 1.2, or the next is longer
     by 12 % and more (healthy: 1.00 and shorter).
     """
     found, rate = case.once(first_steps), float(case.given["learning_rate"])
-    sequences = []
-    for name, first in found.updates[0].items():
+    updates, sequences = found.updates, []
+    if is_fresh(case):
+        updates = list(updates_of(case, *[case.once(train_batch)] * 3))
+    for name, first in updates[0].items():
         size = np.abs(first).ravel()
         top = size >= np.median(size[size > 0]) if size.any() else size > 0
         middle = float(np.median(size[top])) if top.any() else 0.0
         if middle <= 50 * spacing(found.before[name]) or np.quantile(size[top], 0.95) > 1.05 * middle:
             continue
-        sequences.append([float(np.median(np.abs(u[name]).ravel()[top])) / rate for u in found.updates[:3]])
+        sequences.append([float(np.median(np.abs(u[name]).ravel()[top])) / rate for u in updates[:3]])
     if rate <= 0 or len(sequences) < max(1, len(found.before) / 4):
         return None
     measured = np.median(sequences, axis=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from mlx_gpt.check.doctor.calls import seeded
@@ -13,23 +15,25 @@ from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
 MOST_NUMBERS = 2**22  # to compare
 
 
-def update_after(case: Case, *batches: Batch, fresh: bool = False) -> Parameters:
-    """Return the update of the last batch, after steps on the others from the same parameters.
-
-    The optimizer is fresh before all of them, and with ``fresh`` before the last step again.
-    """
-    *earlier, last = batches
+def updates_of(case: Case, *batches: Batch) -> Iterator[Parameters]:
+    """Yield what a fresh optimizer adds to the same parameters for each of the batches in turn."""
     with case.parameters_restored():
         before, step = case.once(own_parameters), fresh_step(case)
-        for batch in earlier:
+        for batch in batches:
             with seeded(0):
                 step(*batch)
+            now = floating(case.arrays("parameters"))
             case.load(before)
-        step = fresh_step(case) if fresh else step
-        with seeded(0):
-            step(*last)
-        now = floating(case.arrays("parameters"))
-    return {name: now[name] - before[name] for name in before if name in now}
+            yield {name: now[name] - before[name] for name in before if name in now}
+
+
+def update_after(case: Case, *batches: Batch, fresh: bool = False) -> Parameters:
+    """Return the update of the last batch, after steps on the others; ``fresh``: by another fresh optimizer."""
+    if not fresh:
+        return list(updates_of(case, *batches))[-1]
+    for _ in updates_of(case, *batches[:-1]):
+        pass
+    return update_after(case, batches[-1])
 
 
 def halves(x: np.ndarray, y: np.ndarray) -> tuple[Batch, Batch]:
