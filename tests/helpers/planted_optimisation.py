@@ -390,7 +390,7 @@ def modes_alike(base: Base) -> Given:
 
 FAULTS.update(
     {
-        "embeddings of 1": Planted("initial-loss-off", large_weights("wte"), states=(False,)),
+        "embeddings of 1": Planted("initial-loss-off", large_weights("wte"), (False,), sizes=(0, 1)),  # tied
         "weights of 1": Planted("initial-loss-off", large_weights(""), states=(False,)),
         "a first loss of 60": Planted("initial-loss-off", first_loss_of(60.0)),
         "modes alike": Planted("training-mode-without-dropout-effect", modes_alike),

@@ -121,23 +121,26 @@ def test_a_wrong_cache_is_named_beside_a_wrong_forward(fault: str, of_cache: str
     assert codes(examine(model, cached=cached)) == CACHES[fault] + (["cache-mismatch"] if of_cache else [])
 
 
-@pytest.mark.parametrize("bias", ["alibi", "t5", "none"])
-@pytest.mark.parametrize("P", [24, 48])
-def test_biases_by_distance_are_positions(bias: str, P: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bias", ["alibi", "t5", "none", "rotary"])
+@pytest.mark.parametrize(("P", "heads", "layers"), [(3, 1, 1), (5, 1, 2), (24, 2, 3), (48, 4, 2)])
+def test_positions_relative_to_each_other_are_positions(
+    bias: str, P: int, heads: int, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pattern = PlainAttention.pattern
 
     def biased(self: PlainAttention, scores: mx.array, T: int) -> mx.array:
-        if bias == "none":
-            return pattern(self, scores, T)
         distance = mx.maximum(mx.arange(T)[:, None] - mx.arange(T)[None], 0)
         if bias == "alibi":
-            return pattern(self, scores - mx.array([[[1 / 16]], [[1 / 256]]]) * distance, T)
-        table = mx.random.normal((2, 8), key=mx.random.key(0)) / 2
-        return pattern(self, scores + table[:, mx.minimum(distance, 7)], T)
+            scores = scores - mx.power(2.0, -8 * mx.arange(1, heads + 1) / heads)[:, None, None] * distance
+        if bias == "t5":
+            table = mx.random.normal((heads, 8), key=mx.random.key(0)) / 2
+            scores = scores + table[:, mx.minimum(distance, 7)]
+        return pattern(self, scores, T)
 
     monkeypatch.setattr(PlainAttention, "pattern", biased)
-    model = PlainGPT(PlainConfig(n_positions=P), {"position-blind"})
-    model.pop("wpe")
+    config = PlainConfig(n_positions=P, heads=heads, layers=layers, rope=bias == "rotary")
+    model = PlainGPT(config, {"position-blind"})
+    model.pop("wpe", None)
     assert codes(examine(model)) == (["position-blind"] if bias == "none" else [])
 
 
@@ -152,6 +155,7 @@ HEALTHY: dict[str, Any] = {
     "this package's": lambda: GPT(GPTConfig(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=2)),
     "bfloat16": lambda: in_bfloat16(PlainGPT()),
     "four bits": lambda: in_four_bits(PlainGPT(PlainConfig(width=64, vocab_size=64))),
+    "multi-query, rotary": lambda: DesignGPT(Design(positions="rope", kv_heads=1)),
     "context of 5": lambda: PlainGPT(PlainConfig(n_positions=5)),
 }
 
@@ -171,6 +175,15 @@ def test_a_healthy_model_has_no_fault(name: str) -> None:
     report = examine(HEALTHY[name]())
     assert report.findings == []
     assert report.ok
+
+
+def test_positions_that_a_row_alone_lacks_are_no_fault_of_their_own() -> None:
+    model, blind = PlainGPT(), PlainGPT(faults={"position-blind"})
+
+    def forward(ids: np.ndarray) -> mx.array:
+        return (blind if len(ids) == 1 else model)(mx.array(ids))
+
+    assert codes(examine(forward, vocab_size=61, n_positions=48)) == ["row-alone-differs"]
 
 
 def test_a_function_that_takes_one_row_is_no_fault() -> None:

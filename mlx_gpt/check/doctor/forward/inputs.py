@@ -21,6 +21,7 @@ from mlx_gpt.check.doctor.forward.probes import (
     silent_unless_seeded,
     steady_noise,
 )
+from mlx_gpt.check.doctor.weights.evidence import alone, loaded, matrices_by_layer
 
 ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
 
@@ -76,15 +77,15 @@ def position_blind(case: Case) -> Found:
     """The order of the earlier tokens has no effect: positions are not used.
 
     A text of one token repeated has equal logits everywhere only if positions are unused or purely relative. The two
-    are told apart by another token among n equal ones, before a last one: it is moved from the last place but one to
-    the place before. The change over the token's whole effect, times n, is measured with parameters drawn at random, in
-    contexts from 24: at matrices of about 1 / sqrt(width) at most 1.2 without positions, with rotary ones (Su et al.
-    2021) 2.1 at n = 24 and 6.8 at 64 (1 to 6 layers, threshold 0.34 sqrt(n); multi-query without positions up to 2.2);
-    at matrices of 0.02 at most 0.95 without, with ALiBi 1.2 at n = 24, 2.6 at 48 and more (threshold 0.22 sqrt(n); of a
-    single head, its slope of 1 in 256 is not seen). Where parameters cannot be loaded it is measured in contexts from
-    48: 0.1 to 0.4 without positions and above 2 with biases (threshold 1); and rotary positions by an oscillation of
-    one radian a token in the logits after n equal tokens, otherwise a smooth function of n: its power over that of
-    higher frequencies is 1 to 3.5 without positions, 70 and more with (threshold 15).
+    are told apart by one layer alone, with random parameters and the matrices of the others zero: exchanging two
+    earlier tokens does not move the last logits of any layer (2e-5 of their standard deviation, see ``rounding``), as
+    attention without positions is a function of the set of tokens. Exact for any depth, context, and number of heads
+    (ALiBi with one head and slope 1/256: 1e-3). Where parameters cannot be loaded, in contexts from 48: another token
+    among n equal ones, before a last one, is moved from the last place but one to the place before. The change over the
+    token's whole effect, times n: 0.1 to 0.4 without positions and above 2 with biases (threshold 1); and rotary
+    positions (Su et al. 2021) by an oscillation of one radian a token in the logits after n equal tokens, otherwise a
+    smooth function of n: its power over that of higher frequencies is 1 to 3.5 without positions, 70 and more with
+    (threshold 15).
     In any context: a table of positions whose gradient is zero but for a row.
     """
     case.once(first_call)
@@ -92,51 +93,37 @@ def position_blind(case: Case) -> Found:
     if T < 2:
         raise NotApplicable("n_positions of at least 2")
     found = case.once(steady_noise)
-    constant = case.logits(np.full((1, T), case.ids(1, 1)[0, 0], np.int32))
+    rows = 2 if "row-alone-differs" in case.found else 1  # a row alone may have no positions
+    constant = case.logits(np.full((rows, T), case.ids(1, 1)[0, 0], np.int32))
     constant = constant[:, np.isfinite(constant).any(axis=(0, 2))]
     if largest(between(constant, constant[:, :1])) / found.scale > max(1e-4, 20 * found.relative):
         return None
     if table := unused_table(case):
         return blind(0, "above 0", f"; {table} has no gradient") | {"separate": "token-blind" not in case.found}
-    loadable = case.has("parameters", "load_parameters") and not is_quantized(case)
-    if (24 if loadable else 48) > T or found.relative > EQUAL or case.vocab_size < 3:
-        raise NotApplicable("n_positions of at least 48, load_parameters of 24, and a forward pass without dropout")
-    if not loadable:
-        limit, measured = 15.0, oscillation(case, T)
-        return None if moved_by_one(case, T) > 1 or measured > limit else blind(measured, f"above {limit:g}")
-    limit, measured = 0.34 * T**0.5, moved_at(case, T, None)
-    if measured > limit or moved_at(case, T, 0.02) > 0.65 * limit:
-        return None
-    return blind(measured, f"above {limit:.2g}")
+    if found.relative > EQUAL or case.vocab_size < 3:
+        raise NotApplicable("a forward pass without dropout")
+    if T > 2 and case.has("parameters", "load_parameters"):
+        size, limit = exchange(case, T), case.once(rounding)
+        return None if size > limit else blind(size, f"above {limit:.2g}")
+    if T < 48:
+        raise NotApplicable("load_parameters")
+    limit, measured = 15.0, oscillation(case, T)
+    return None if moved_by_one(case, T) > 1 or measured > limit else blind(measured, f"above {limit:g}")
 
 
-def is_quantized(case: Case) -> bool:
-    """Return True if matrices are packed into unsigned integers, so that random scales give no random matrices."""
-    return any(one.dtype.kind == "u" and one.ndim > 1 for one in case.arrays("parameters").values())
-
-
-def moved_at(case: Case, T: int, deviation: float | None) -> float:
-    """Return ``moved_by_one`` with random matrices of a standard deviation, 1 / sqrt(width) if None: median of 3."""
-    own, moved = case.arrays("parameters"), []
-    with case.parameters_restored():
-        for _ in range(3):
-            case.load({name: drawn(case, values, deviation) for name, values in own.items()})
-            moved.append(moved_by_one(case, T, texts=6))
-    return float(np.median(moved))
-
-
-def drawn(case: Case, values: np.ndarray, deviation: float | None) -> np.ndarray:
-    """Return random values for a matrix or a bias; norm weights, masks, and numbers by head or distance as they are."""
-    small = min(values.shape, default=0) <= 16
-    if values.dtype.kind != "f" or values.ndim == 0:
-        return values
-    if values.ndim == 1:
-        kept, deviation = small or values.mean() > 0.5, 0.02
-    else:  # a mask has two values
-        kept = len(np.unique(values.ravel()[:4096])) == 2 or (small and deviation is not None)
-        deviation = deviation or (values.shape[-2] * values.shape[-1]) ** -0.25
-    noise = case.rng.standard_normal(values.shape, np.float32)
-    return values if kept else (deviation * noise).astype(values.dtype)
+def exchange(case: Case, T: int) -> float:
+    """Return how far two earlier tokens in each other's place move the last logits, in the layer where it is most."""
+    layers, sizes, ids = list(matrices_by_layer(case).items()), [0.0], case.ids(2, T)
+    ids[:, -2] = others(case, ids[:, 0])
+    ids[1] = ids[0]
+    ids[1, [0, -2]] = ids[0, [-2, 0]]
+    for _, names in layers or [("", [])]:
+        with loaded(case, alone(case, names, layers)):
+            one, two = (case.logits(row[None])[0, -1] for row in ids)
+        sizes.append(largest(between(one, two)) / max(float(one.std()), 1e-30))
+        if sizes[-1] > CLOSE:
+            break
+    return max(sizes)
 
 
 def blind(measured: float, expected: str, remark: str = "") -> dict[str, Any]:
@@ -171,13 +158,13 @@ def unused_table(case: Case) -> str | None:
     return None
 
 
-def moved_by_one(case: Case, T: int, texts: int = 12) -> float:
+def moved_by_one(case: Case, T: int) -> float:
     """Return how much a token at distance 2 has another effect than at distance 1, relative to it, times T.
 
     Of random tokens in a text of one repeated; the lower quartile, since a token that others attend to has two effects.
     """
     changes = []
-    for _ in range(texts):
+    for _ in range(12):
         repeated, moved, last = case.rng.choice(case.vocab_size, 3, replace=False)
         rows = np.full((3, T), repeated, np.int32)
         rows[:, -1], rows[1, -2], rows[2, -3] = last, moved, moved

@@ -25,6 +25,10 @@ def is_matrix(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" and array.ndim in (2, 3) and array.size > 1
 
 
+def is_mask(array: np.ndarray) -> bool:
+    return array.ndim == 2 and array.shape[0] == array.shape[1] and len(np.unique(array.ravel()[:4096])) == 2
+
+
 def generic(case: Case) -> Arrays:
     """Return parameters of the same shapes without any special value: no zero, no two equal.
 
@@ -34,8 +38,19 @@ def generic(case: Case) -> Arrays:
     return {name: drawn(case, array) for name, array in case.once(current).items()}
 
 
+def alone(case: Case, names: list[str], layers: list[tuple[str, list[str]]]) -> Arrays:
+    """Return generic parameters in which the matrices of all other layers are zero."""
+    mine = set(names)
+    muted = {name for _, members in layers for name in members if name not in mine}
+    return {name: np.zeros_like(array) if name in muted else array for name, array in case.once(generic).items()}
+
+
+def matrices_by_layer(case: Case) -> dict[str, list[str]]:
+    return layers_of([name for name, array in case.once(generic).items() if is_matrix(array)])
+
+
 def drawn(case: Case, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind != "f" or array.ndim > 3:
+    if array.dtype.kind != "f" or array.ndim > 3 or is_mask(array):
         return array
     noise = case.rng.standard_normal(array.shape, np.float32)
     drawn = noise / np.sqrt(min(array.shape[-2:])) if is_matrix(array) else array + 0.1 * noise

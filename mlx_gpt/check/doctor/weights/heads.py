@@ -13,6 +13,7 @@ from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import EQUAL, others
 from mlx_gpt.check.doctor.weights.evidence import (
     Arrays,
+    alone,
     current,
     drawn,
     generic,
@@ -86,13 +87,6 @@ def described(found: dict[str, str | None]) -> Found:
         "z.transpose(0, 2, 1, 3).reshape(B, T, H * D); in PyTorch transpose(1, 2)",
         "evidence": {"layers": mixed},
     }
-
-
-def alone(case: Case, names: list[str], layers: list[tuple[str, list[str]]]) -> Arrays:
-    """Return generic parameters in which the matrices of all other layers are zero."""
-    mine = set(names)
-    muted = {name for _, members in layers for name in members if name not in mine}
-    return {name: np.zeros_like(array) if name in muted else array for name, array in case.once(generic).items()}
 
 
 def looks_causal(case: Case, ids: np.ndarray) -> bool:
