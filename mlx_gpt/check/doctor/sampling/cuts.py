@@ -56,11 +56,11 @@ def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
     return findings, undecided
 
 
-def ask(case: Case, probes: Sequence[Probe], n: int = 6) -> Answer:
+def ask(case: Case, probes: Sequence[Probe], n: int = 6, most: int = 240) -> Answer:
     """Draw until one explanation is left; one id a call where those of a call are correlated."""
     found = understood(case)
     rivals = [partial(otherwise, case, window) for window in found.rivals]
-    return weigh(case, probes, lambda draws: seen(case, draws), rivals, n=1 if found.correlated else n)
+    return weigh(case, probes, lambda draws: seen(case, draws), rivals, n=1 if found.correlated else n, most=most)
 
 
 def otherwise(case: Case, window: Window, draws: list[Draws]) -> list[Draws]:

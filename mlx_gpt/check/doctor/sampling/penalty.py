@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import numpy as np
 from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.sampling.cuts import Finding, ask
-from mlx_gpt.check.doctor.sampling.draws import LENGTH, accepted, settings_off
-from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling
+from mlx_gpt.check.doctor.sampling.draws import accepted, draw_many, settings_off
+from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling, telling_settings
 from mlx_gpt.check.doctor.sampling.findings import setting_fault
 from mlx_gpt.check.doctor.sampling.probes import after_prompts, rows, telling_temperatures
 from mlx_gpt.check.doctor.sampling.rules import Base, Change, of_logprobs, penalized
@@ -22,6 +23,7 @@ from mlx_gpt.check.doctor.weights.evidence import text
 PENALTIES = (1.1, 1.3, 2.0, 4.0)
 MOST = 12  # prompts of a kind
 TIMES = 5  # that an id occurs in prompts of one id
+LONG = 40  # ids of a text whose prompt is not read
 LONGEST = 16  # ids of a prompt, so that some of a text occur several times
 WHYS = {
     "setting-ignored": "are those without it",
@@ -80,9 +82,14 @@ def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
     if base.shift:
         return [], {*WHYS} - {"setting-ignored"}
     try:
-        rows = seen(case, after_prompts(case, case.once(penalty_prompts)))
-        probes = telling([*penalty_probes(case, base)], rows)
-        answer = ask(case, probes, n=3 if understood(case).window is None else LENGTH)
+        if understood(case).window is None:
+            probes = telling([*penalty_probes(case, base)], seen(case, after_prompts(case, case.once(penalty_prompts))))
+            answer = ask(case, probes, n=3)
+        else:  # the prompt may not be read, so that only new ids are repeated
+            n, prompts = min(LONG, case.n_positions - 1), case.ids(32, 1).tolist()
+            rows = seen(case, draw_many(case, prompts, 4 * n, n, **settings_off(case)))
+            probes = [replace(one, prompts=prompts) for one in telling_settings([*penalty_probes(case, base)], rows)]
+            answer = ask(case, probes, n, most=480)
     except BudgetSpent:
         return [], {*WHYS}
     if not answer.fits:  # another rule
