@@ -2,148 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
+from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.data.targets import loss_shift
-from mlx_gpt.check.doctor.forward.probes import EQUAL, probe_length
-from mlx_gpt.check.doctor.optimisation.evidence import at_targets, coarse, negative_logprobs, probe_rows, train_batch
+from mlx_gpt.check.doctor.forward.probes import probe_length
+from mlx_gpt.check.doctor.optimisation.evidence import at_targets, negative_logprobs, probe_rows, train_batch
+from mlx_gpt.check.doctor.optimisation.loss_probes import UNITS, Line, lines, loss_probes, normal
 
-CALLS = 8  # of a loss with dropout, to average
 IN_TRAINING = ("learning-rate-too-high", "learning-rate-too-low", "cannot-memorise-a-batch")
-UNITS = (1.0, 1 / np.log(2), 1 / np.log(10))  # nats, bits, decimal digits
-
-
-@dataclass(frozen=True)
-class LossProbe:
-    """Losses (n,) of inputs (B, T) for n sets of targets y (n, B, T), and the error of a loss.
-
-    ``costs``: for each way to run the model, the cross-entropy (B, T, V) of its logits with each token.
-    """
-
-    y: np.ndarray
-    losses: np.ndarray
-    error: float
-    costs: list[np.ndarray]
-
-
-@dataclass(frozen=True)
-class Line:
-    """Losses as slope * mean cross-entropy + offset; ``close`` if they are so within the error."""
-
-    slope: float
-    offset: float
-    close: bool
-    through_zero: bool
-    error: float  # of the slope
-
-
-def loss_probes(case: Case) -> list[LossProbe]:
-    """Call the loss with targets of five degrees of probability and mixtures of the extremes, at two shapes."""
-    T = probe_length(case)
-    if T < 2:
-        raise NotApplicable("n_positions of at least 2")
-    probes = [loss_probe(case, probe_rows(case, 4 if case.vocab_size < 10_000 else 2), T)]
-    with suppress(CallFailed):  # a loss for one shape
-        probes.append(loss_probe(case, probe_rows(case, 3), max(T // 2, 2)))
-    return probes
-
-
-def loss_probe(case: Case, rows: int, T: int) -> LossProbe:
-    x, shift = case.ids(rows, T), case.once(loss_shift)
-    random = abs(case.number("loss", x, x) - case.number("loss", x, x)) > EQUAL
-    calls = CALLS if random else 1
-    runs = [[case.logits(x, name) for _ in range(calls)] for name in ("forward", "forward_training") if case.has(name)]
-    costs = [np.mean([negative_logprobs(logits) for logits in run], axis=0) for run in runs]
-    if not np.isfinite(costs[0]).all():
-        raise NotApplicable("finite logits")
-    order = np.argsort(costs[0], axis=-1)
-    levels = [order[..., int(q * (case.vocab_size - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]
-    mixed = [np.where(case.rng.random((rows, T)) < 0.5, levels[0], levels[-1]) for _ in range(6)]
-    y = np.roll(np.stack([*levels, *mixed]).astype(np.int32), shift, axis=2)
-    values = np.array([[case.number("loss", x, one.copy()) for _ in range(calls)] for one in y])
-    finite = np.isfinite(values).all(axis=1)  # all targets may be of an id that is ignored
-    if finite.sum() < 6:
-        raise NotApplicable("a finite loss")
-    y, values = y[finite], values[finite]
-    losses, size = values.mean(axis=1), float(np.abs(values).max())
-    error = (0.01 if coarse(runs[0][0]) or coarse(values) else 2e-5) * size
-    if random:
-        error += 4 * float(values.std(axis=1, ddof=1).max()) / np.sqrt(calls) + 0.1 * float(np.ptp(losses))
-    return LossProbe(y, losses, error, costs)
-
-
-def line(losses: np.ndarray, means: np.ndarray, error: float) -> Line:
-    """Fit losses by a straight line in the means."""
-    slope, offset = np.polyfit(means, losses, 1)
-    allowed = error + 2e-3 * abs(slope) * np.ptp(means)
-    close = np.abs(losses - slope * means - offset).max() <= allowed
-    spread = float(np.ptp(means))
-    through_zero = bool(abs(offset) <= 3 * allowed * means.max() / spread)
-    return Line(float(slope), float(offset), bool(close), through_zero, 0.01 * abs(float(slope)) + 2 * error / spread)
-
-
-def kept(B: int, T: int) -> Iterator[np.ndarray]:
-    """Yield which positions (B, T) a mean may be of: all, or all but up to a quarter at the start or the end."""
-    yield np.ones((B, T), bool)
-    for k in range(1, T // 4 + 1):
-        yield np.broadcast_to(np.arange(T) >= k, (B, T))
-        yield np.broadcast_to(np.arange(T) < T - k, (B, T))
-
-
-def readings(case: Case, probe: LossProbe) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield losses, and means of the cross-entropies, that may be equal in a healthy loss.
-
-    It may run the model in training mode, ignore an id (padding), leave out positions at an end, or be the perplexity.
-    """
-    shift = case.once(loss_shift)
-    ends = (None, 0, case.vocab_size - 1, case.given.get("end_of_text"))
-    for costs in probe.costs:
-        for place, keep in enumerate(kept(*probe.y.shape[1:])):
-            for ignored in ends[: 1 if place else 4]:
-                means = []
-                for y in probe.y:
-                    picked, counts = at_targets(costs, y, shift)
-                    counts = counts & keep[:, : counts.shape[1]]
-                    if ignored is not None:
-                        counts &= y[:, shift:] != ignored
-                    means.append(picked[counts].mean() if counts.any() else np.nan)
-                yield probe.losses, np.array(means)
-                if not place and ignored is None and (probe.losses > 0).all():
-                    yield np.log(probe.losses), np.array(means)
-
-
-def lines(case: Case) -> list[Line]:
-    """Return the line for each probe, of the reading of the loss that comes closest."""
-    found: list[list[Line]] = []
-    for readings_of_probes in zip(*(readings(case, probe) for probe in case.once(loss_probes)), strict=False):
-        if any(np.isnan(means).any() or np.ptp(means) < 1e-3 for _, means in readings_of_probes):
-            continue
-        errors = [probe.error for probe in case.once(loss_probes)]
-        pairs = zip(readings_of_probes, errors, strict=True)
-        found.append([line(losses, means, error) for (losses, means), error in pairs])
-        if all(one.close for one in found[-1]) and normal(found[-1]):
-            return found[-1]
-    if not found:
-        raise NotApplicable("a model whose logits differ between tokens")
-    return next((one for one in found if all(each.close for each in one)), found[0])
-
-
-def normal(found: list[Line]) -> bool:
-    """Return whether the slopes are those of a mean: of a unit, or the same multiple of the mean at each shape.
-
-    A mean may have a positive offset, as other terms of a loss add; a negative one lacks the softmax's denominator.
-    """
-    slopes = np.array([one.slope for one in found])
-    if any(all(abs(one.slope - unit) <= one.error for one in found) for unit in UNITS):
-        return all(one.offset > 0 or one.through_zero for one in found)
-    return len(found) > 1 and np.allclose(slopes, slopes[0], rtol=0.01) and all(one.through_zero for one in found)
 
 
 def normalisation(case: Case, found: list[Line]) -> str | None:

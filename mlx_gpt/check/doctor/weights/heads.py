@@ -1,9 +1,7 @@
-"""Heads: split and merged with the right axes, and different from each other."""
+"""Heads: split and merged with the right axes."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -12,7 +10,6 @@ from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import EQUAL, others
 from mlx_gpt.check.doctor.weights.evidence import (
-    Arrays,
     alone,
     current,
     drawn,
@@ -199,55 +196,3 @@ def parts_of(matrix: np.ndarray) -> list[tuple[slice, ...]]:
         return [(slice(None),)]
     cuts = [slice(i * width, (i + 1) * width) for i in range(3)]
     return [(cut,) if len(matrix) > width else (slice(None), cut) for cut in cuts]
-
-
-@check("identical-heads", "parameters")
-def identical_heads(case: Case) -> Found:
-    """All heads of a layer have the same weights, as after one head's initial weights were given to all.
-
-    At least two matrices of a layer, as queries and keys, repeat after a head's width, in rows or columns, for 2 to 32
-    heads; or are equal for all heads where each head has its own. Largest distance of a head from the first, relative
-    to its norm: threshold 0.05; healthy matrices, drawn or trained, have 1.2 and more.
-    """
-    found: dict[str, int] = {}
-    for label, names in layers_of(list(case.once(current))).items():
-        layer = {name: case.once(current)[name] for name in names if is_matrix(case.once(current)[name])}
-        counts = [next((len(heads) for heads in stacks if are_equal(heads)), 0) for stacks in head_stacks(layer)]
-        if sum(count > 0 for count in counts) >= 2:
-            found[label] = max(counts)
-    if not found:
-        return None
-    return {
-        "measured": list(found),
-        "expected": "different weights for each head",
-        "why": f"in {', '.join(found)} all heads have the same weights, so that they compute the same",
-        "remedy": "draw the initial weights of all heads at once, never one head's repeated or broadcast",
-        "evidence": {"heads": found},
-    }
-
-
-def head_stacks(layer: Arrays) -> Iterator[Iterator[np.ndarray]]:
-    """Yield for each matrix of a layer, or third of one, its divisions into heads: arrays (H, ...)."""
-    own: dict[str, list[np.ndarray]] = {}
-    for name, array in layer.items():
-        own.setdefault(re.sub(r"(\d\D+)\d+", r"\1*", name, count=1), []).append(array)
-    for arrays in own.values():
-        if len(arrays) > 1 and len({array.shape for array in arrays}) == 1:
-            yield iter([np.stack(arrays)])
-    for array in layer.values():
-        if array.ndim == 3:
-            yield iter([array])
-        else:
-            for part in parts_of(array):
-                yield divisions(array[part])
-
-
-def divisions(matrix: np.ndarray) -> Iterator[np.ndarray]:
-    for rows, H in product((matrix, matrix.T), HEADS):
-        if len(rows) % H == 0:
-            yield rows.reshape(H, len(rows) // H, -1)
-
-
-def are_equal(heads: np.ndarray) -> bool:
-    first = float(np.linalg.norm(heads[0].astype(np.float32)))
-    return first > 0 and all(float(np.linalg.norm(head - heads[0])) < 0.05 * first for head in heads[1:])

@@ -14,7 +14,7 @@ from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import EQUAL, between, largest, others
-from mlx_gpt.check.doctor.modules import arguments_of
+from mlx_gpt.check.doctor.module_arguments import arguments_of
 from mlx_gpt.check.doctor.weights.evidence import (
     Arrays,
     generic,

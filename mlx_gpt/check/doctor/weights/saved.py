@@ -11,7 +11,8 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import probe_length
-from mlx_gpt.check.doctor.modules import arguments_of, is_module
+from mlx_gpt.check.doctor.module_arguments import arguments_of
+from mlx_gpt.check.doctor.modules import is_module
 from mlx_gpt.check.doctor.weights.evidence import current, loaded, require_steady
 from mlx_gpt.check.doctor.weights.inside import has_half, in_float32, module_of
 
