@@ -51,6 +51,7 @@ class Case:
         self.current: tuple[str, float] | None = None  # the function that is called, and when it is stopped
         self.rng = np.random.default_rng(seed)
         self.one_row = False  # forward takes one row at a time
+        self.slow = False  # a call of forward takes long, and its texts are to be short
         self.changed_inputs: set[str] = set()  # functions that wrote into their arguments
         self.found: dict[str, dict[str, Any]] = {}  # what earlier checks found, by code
         self.primer: np.ndarray | None = None  # ids read before each call, so that all begin in the same state

@@ -51,7 +51,7 @@ def context_too_short(case: Case) -> Found:
     inverted mask, as a leak of the future may be, leaves the last token alone; more of them are another fault.
     """
     silent_unless_seeded(case)
-    T = min(case.n_positions, 256)
+    T = min(case.n_positions, 8 * probe_length(case))
     if T < 4:
         raise NotApplicable("n_positions of at least 4")
     cuts = [cut for cut in (1, T // 4, T // 2, 3 * T // 4, T - 2) if cut]
@@ -89,7 +89,7 @@ def position_blind(case: Case) -> Found:
     In any context: a table of positions whose gradient is zero but for a row.
     """
     case.once(first_call)
-    T = min(case.n_positions, 64)
+    T = min(case.n_positions, 2 * probe_length(case))
     if T < 2:
         raise NotApplicable("n_positions of at least 2")
     found = case.once(steady_noise)

@@ -11,7 +11,8 @@ from mlx_gpt.check.doctor.calls import seeded
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 
-LENGTH = 32  # tokens of a probe, where the context allows
+LENGTH, SHORT = 32, 8  # tokens of a probe, where the context allows; of a slow model
+SLOW = 2.0  # seconds of a call
 EQUAL = 1e-6  # relative difference of equal calls of equal shapes; healthy models: 0 (float32, bfloat16, 4 bits)
 CLOSE = 2e-3  # relative difference of calls of different shapes; healthy: below 4e-6 in float32, ... in bfloat16
 CALLS = 12  # of a forward pass that is not deterministic, to average
@@ -31,13 +32,14 @@ class Noise:
 
 
 def probe_length(case: Case) -> int:
-    return min(LENGTH, case.n_positions)
+    return min(SHORT if case.slow else LENGTH, case.n_positions)
 
 
 def first_call(case: Case) -> np.ndarray:
-    """Return the logits of one random text, and learn whether forward takes two rows at once."""
+    """Return the logits of one random text, and learn whether forward is slow, and takes two rows at once."""
+    logits = case.logits(case.ids(1, probe_length(case)))
+    case.slow = case.longest.get("forward", 0.0) > SLOW
     ids = case.ids(1, probe_length(case))
-    logits = case.logits(ids)
     try:
         case.logits(np.concatenate([ids, ids]))
     except CallFailed:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.forward.probes import first_call, probe_length, silent_if_random
+from mlx_gpt.check.doctor.forward.probes import LENGTH, first_call, silent_if_random
 
 Arrays = dict[str, np.ndarray]
 
@@ -117,4 +117,4 @@ def generic_ids(case: Case) -> np.ndarray:
     """Return a random text for a model with generic parameters: (1, T)."""
     if case.vocab_size < 2 or case.n_positions < 2:
         raise NotApplicable("vocab_size and n_positions of at least 2")
-    return case.ids(1, probe_length(case))
+    return case.ids(1, min(LENGTH, case.n_positions))  # more than twice the heads
