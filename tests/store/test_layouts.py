@@ -130,6 +130,7 @@ def test_every_tensor_is_cast_to_the_requested_dtype(tmp_path: Path, layout: str
     assert config["torch_dtype"] == str(dtype or own).removeprefix("mlx.core.")
 
 
+@pytest.mark.freed_at_once
 def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
     config = GPTConfig(vocab_size=257, n_positions=8, n_embd=128, n_layer=12, n_head=2)
     save(GPT(config), Tokenizer.bytes(), tmp_path / "source")

@@ -106,6 +106,7 @@ def test_a_signal_in_one_process_stops_both_after_the_same_step(signum: int, her
 
 
 @pytest.mark.slow
+@pytest.mark.cpu
 def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
