@@ -109,7 +109,7 @@ class Head(nn.Module):
 
 
 class Lecture(nn.Module):
-    def __init__(self, mistake: str, n_embd: int = 32, n_head: int = 4):
+    def __init__(self, mistake: str, n_embd: int = 32, n_head: int = 2):
         super().__init__()
         self.wte, self.wpe = nn.Embedding(V, n_embd), nn.Embedding(P, n_embd)
         self.heads = [[Head(n_embd, n_embd // n_head, mistake) for _ in range(n_head)] for _ in range(2)]
@@ -265,21 +265,18 @@ def pico(mistake: str = "", C: int = 32) -> Given:
         return rng.normal(0, 0.1, shape).astype(np.float32)
 
     norm = (np.ones(C, np.float32), np.zeros(C, np.float32))
-    blocks = [
-        {"ln_1": norm, "ln_2": norm, "c_attn": normal(C, 3 * C), "c_proj": normal(C, C)}
-        | {"c_fc": normal(C, 4 * C), "c_mlp": normal(4 * C, C)}
-        for _ in range(2)
-    ]
-    p = {"wte": 4 * normal(V, C), "wpe": normal(P, C), "blocks": blocks, "ln_f": norm}
+    block = {"ln_1": norm, "ln_2": norm, "c_attn": normal(C, 3 * C), "c_proj": normal(C, C)}
+    block |= {"c_fc": normal(C, 4 * C), "c_mlp": normal(4 * C, C)}
+    p = {"wte": 4 * normal(V, C), "wpe": normal(P, C), "blocks": [block], "ln_f": norm}
 
     def forward(ids: np.ndarray) -> np.ndarray:
-        return np.stack([gpt2(list(row), p, 4, mistake) for row in ids])
+        return np.stack([gpt2(list(row), p, 2, mistake) for row in ids])
 
     def generate(ids: list[int], n: int) -> list[int]:
         ids = list(ids)
         for _ in range(n):
             seen = ids[:P] if mistake == "context cropped at the end" else ids[-P:]
-            logits = gpt2(seen, p, 4, mistake)[-1]
+            logits = gpt2(seen, p, 2, mistake)[-1]
             greedy = mistake == "always the argmax"
             draw = np.random.default_rng(0) if mistake == "seeded at each token" else rng
             ids.append(int(logits.argmax()) if greedy else int(draw.choice(V, p=softmax(logits.astype(np.float64)))))

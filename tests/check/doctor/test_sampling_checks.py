@@ -48,7 +48,8 @@ FAULTS = {
     "returns the last of its text": "beyond-context",
     "positions stay": "beyond-context",
 }
-SIZES = [(31, 1), *(pytest.param(V, scale, marks=pytest.mark.slow) for V, scale in ((2, 1), (31, 8), (300, 0.05)))]
+KINDS = [(kind, 31, 1) for kind in ("", "returns the prompt", "returns an array", "seeded")]
+SIZES = [pytest.param("", V, scale, marks=pytest.mark.slow) for V, scale in ((2, 1), (31, 8), (300, 0.05))]
 
 
 def examined(forward: Forward, sample: Any, V: int = V, P: int = P, **given: Any) -> Report:
@@ -103,8 +104,7 @@ def test_a_sampler_that_draws_from_all_ids_alike_is_not_the_model(settings: Any)
     assert codes(examined(small_forward(V, P, 2.0), sample, sample_settings=settings)) == ["sampler-not-the-model"]
 
 
-@pytest.mark.parametrize(("V", "scale"), SIZES)
-@pytest.mark.parametrize("kind", ["", "returns the prompt", "returns an array", "seeded"])
+@pytest.mark.parametrize(("kind", "V", "scale"), [*KINDS, *SIZES])
 def test_a_healthy_sampler_has_no_fault(kind: str, V: int, scale: float) -> None:
     forward = small_forward(V, P, scale, 0)
     report = examined(forward, PlainSampler(forward, V, P, kind, 0), V)
