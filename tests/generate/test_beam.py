@@ -135,7 +135,7 @@ def test_it_finds_the_text_of_transformers(tmp_path: Any, ours: dict[str, Any], 
     save(model, TOKENIZER, tmp_path)
     peer = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     lengths = set()
-    for beams, prompt in product((2, 3, 5), ([1, 2, 3], [40], [200, 100, 50, 25])):
+    for beams, prompt in product((2, 5), ([1, 2, 3], [200, 100, 50, 25])):
         out = peer.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
