@@ -16,7 +16,7 @@ import mlx_gpt  # noqa: F401  # isort: skip  # before MLX, so that it multiplies
 import mlx.core as mx
 import pytest
 from helpers.as_metal import answer_as_metal
-from helpers.command_line import SMALL
+from helpers.command_line import SMALL, TEXT
 from helpers.derivations import Step, derive
 
 from mlx_gpt.device import choose_device, on_cpu
@@ -89,5 +89,5 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     mx.random.seed(0)
     save(GPT(SMALL), Tokenizer.bytes(), tmp_path / "model")
-    (tmp_path / "text.txt").write_text("".join(f"line {i} of a text\n" for i in range(100)))
+    (tmp_path / "text.txt").write_text(TEXT)
     return tmp_path

@@ -18,6 +18,7 @@ from mlx_gpt.terminal import COMPILING
 ROOT = Path(__file__).parents[2]
 SMALL = GPTConfig(vocab_size=257, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
 TINY = shlex.split("--tokenizer bytes --n-positions 16 --n-embd 16 --n-layer 1 --n-head 2 --batch-size 2")
+TEXT = "".join(f"line {i} of a text\n" for i in range(100))
 TRAIN = ["train", "--data", "text.txt", "--out", "run", *TINY, "--steps", "2"]
 
 
