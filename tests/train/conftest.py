@@ -11,7 +11,6 @@ from helpers.runs import RUN, interrupt_during
 
 from mlx_gpt.cli import main
 from mlx_gpt.text.dataset import load_dataset
-from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train import run as run_module
 
 
@@ -43,5 +42,5 @@ def stopped(runs: Path, here: Path) -> Path:
         shutil.copytree(runs / name, here / name)
         settings = here / name / "run.toml"
         settings.write_text(settings.read_text().replace(str(runs), str(here)))  # the path of the text
-    load_dataset(str(here / "text.txt"), Tokenizer.bytes())  # whose ids are kept in the cache
+    load_dataset(str(here / "text.txt"), "bytes")  # whose ids are kept in the cache
     return here / "run"
