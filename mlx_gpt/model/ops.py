@@ -49,9 +49,8 @@ def gelu_new(x: mx.array) -> mx.array:
 
     Uses 0.5 (1 + tanh(z)) == sigmoid(2z), and x*x because x**2 compiles to powf.
     """
-    if custom_kernels(x.dtype):
-        return kernels.gelu_new(x)
-    return mx.checkpoint(_gelu_new)(x)  # saves x alone for the backward pass: each pass is one kernel
+    # The checkpoint saves x alone for the backward pass: each pass is one kernel.
+    return kernels.gelu_new(x) if custom_kernels(x.dtype) else mx.checkpoint(_gelu_new)(x)
 
 
 def _gelu_new(x: mx.array) -> mx.array:
