@@ -14,9 +14,10 @@ from mlx_gpt.check.doctor.level.loss import COUNTED, MEASURED, Ladder, ladder, l
 from mlx_gpt.check.doctor.level.metrics import Rows, curve, metrics
 
 PER_PARAMETER = 20  # tokens (Hoffmann et al. 2022)
-FALL = 0.05  # of the way from ln V to the loss, in the last doubling of the steps: the run ended too early
-RISE = 0.05  # of the validation loss, above its lowest: overfitted
-GAP = 0.3  # of the validation loss, that the training loss is below it: overfitted
+# Margins by tests/benchmarks/doctor_level.py, two sizes and two seeds.
+FALL = 0.05  # of the way from ln V to the loss, in the last doubling of the steps; 0.15 to 0.26 in runs ended early
+RISE = 0.05  # of the validation loss, above its lowest; at most 0.02 on much text, up to 0.08 on 2000 tokens
+GAP = 0.3  # of the validation loss, that the training loss is below it; 0.01 on much text, 0.23 to 0.72 on 2000 tokens
 
 
 @check("undertrained", "val_ids|metrics")

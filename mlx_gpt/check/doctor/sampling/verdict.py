@@ -24,6 +24,7 @@ from mlx_gpt.check.doctor.sampling.draws import (
 )
 from mlx_gpt.check.doctor.sampling.evidence import (
     DRAWS,
+    SCALES,
     Candidate,
     Evidence,
     Scores,
@@ -66,7 +67,7 @@ def verdict(case: Case) -> Verdict:
         codes, seen, texts = codes_of(read, base), draws[read], draws[TEXT]
         if not left - {*codes}:
             break
-    if "sampler-too-narrow" in codes:
+    if "sampler-too-narrow" in codes or base.scale != 1:
         with suppress(BudgetSpent):  # a short time is enough to name it
             if wrong := not_off(case):
                 return Verdict({"setting-wrong": wrong})
@@ -78,7 +79,9 @@ def verdict(case: Case) -> Verdict:
         near = {name for (name, _), value in scores.items() if value > scores[read, base] - DECIDED}
         rivals = [windows(case)[name] for name in near if name[1] and name != read]
         return Verdict(findings, left - {*codes}, base if base.kind != "argmax" else None, window, rivals)
-    if dependent:
+    if dependent and (seeded or first_fit(case, texts, Base())):  # so few numbers fit other explanations by chance
+        return Verdict({"draws-correlated": dependent}, left - {*codes}, Base(), None)
+    if dependent and first_fit(case, seen, base):
         return Verdict(findings | {"draws-correlated": dependent}, left - {*codes}, base, window)
     if wrong := not_off(case):
         return Verdict({"setting-wrong": wrong})
@@ -125,8 +128,10 @@ def drawn_from(base: Base) -> str:
 
 def not_off(case: Case) -> Found:
     """Leaving a setting out, or top_k = V, makes the draws the model's: its value for off is not off."""
-    hot = max(temperature for temperature, _ in case.once(evidence))  # at which an argmax is no chance
+    hot, drawn = max(case.once(evidence), key=lambda one: one[0])  # at which an argmax is no chance
     rule = Base().rule(hot)
+    if fits(case, drawn, rule):
+        return None
     off = settings_off(case, **({"temperature": hot} if "temperature" in accepted(case) else {}))
     for setting in ("top_k", "top_p", "repetition_penalty"):
         rest = {name: value for name, value in off.items() if name != setting}
@@ -159,13 +164,24 @@ def correlated(case: Case, found: Evidence, base: Base, seeded: bool) -> Found:
     return None
 
 
+def first_fit(case: Case, found: Evidence, base: Base) -> bool:
+    """Return True if the first draws of all calls, which no others precede, follow what is drawn from."""
+    return all(misfit(case, list(map(first_of, one)), base.rule(temperature))[0] > RARE for temperature, one in found)
+
+
+def first_of(one: Draws) -> Draws:
+    read = None if one.read is None else one.read[:1]
+    return Draws(one.text[: one.n_prompt + 1], one.n_prompt, one.logits[:1], read)
+
+
 def unexplained(case: Case, found: Evidence) -> dict[str, dict[str, Any]]:
     for temperature, draws in found:  # temperature 1 first
         if not fits(case, draws, Base().rule(temperature)):
             break
-    if temperature == 1:
-        p, n = misfit(case, draws, Base().rule())[0], count(draws)
-        why = f"{n} draws with every setting off do not follow the softmax of the logits (p-value {p:.2g})"
+    if temperature == 1 or not any(fits(case, draws, Base(scale=scale).rule(temperature)) for scale in SCALES):
+        p, n = misfit(case, draws, Base().rule(temperature))[0], count(draws)
+        off = "every setting off" if temperature == 1 else f"every setting off but temperature {temperature:g}"
+        why = f"{n} draws with {off} do not follow the softmax of the logits (p-value {p:.2g})"
         fields = drawing_fault("sampler-not-the-model", why, p, draws, "above 1e-9", p_value=p)
         remedy = "compare the logits that the sampler draws from with forward's at the last position of the same text"
         return {"sampler-not-the-model": fields | {"remedy": remedy}}
