@@ -55,6 +55,12 @@ def units_off(values: Arrays, base: Base) -> Arrays:
     return changed
 
 
+def all_units_off(values: Arrays, base: Base) -> Arrays:
+    """Set the bias before the activation to −30 in all units of all layers."""
+    width = 4 * base.config.width
+    return {name: array * 0 - 30 if array.shape == (width,) else array for name, array in values.items()}
+
+
 def zeroed_layer(values: Arrays, base: Base) -> Arrays:
     last = f".{base.config.layers - 1}."
     return {name: array * 0 if last in name and array.ndim == 2 else array for name, array in values.items()}
@@ -137,6 +143,7 @@ FAULTS = {
     "layers counted from 1": Planted("reload-differs", saving(misnamed), libraries=BOTH),
     "heads drawn once": Planted("identical-heads", changing(equal_heads), libraries=BOTH),
     "units off": Planted("dead-units", changing(units_off), libraries=BOTH),
+    "all units off": Planted("dead-units", changing(all_units_off), libraries=BOTH),
     "saved in float16": Planted("precision-loss", saving(in_float16), libraries=BOTH),
     "saved in bfloat16": Planted("precision-loss", saving(in_bfloat16), libraries=BOTH),
 }

@@ -18,9 +18,12 @@ from mlx_gpt.check.doctor.weights.evidence import (
     generic_ids,
     gradient,
     is_matrix,
+    is_table,
+    layers_of,
     loaded,
     require_steady,
 )
+from mlx_gpt.check.doctor.weights.units import hidden_widths
 
 SHARE = 0.1  # of the time that is left, for trying one part after another
 
@@ -38,6 +41,7 @@ def layer_without_effect(case: Case) -> dict[str, Any] | None:
     training hides nothing. Parts without gradient are then drawn again, all their parameters at once: no logit moves by
     more than 1e-6 of the standard deviation (without effect: exactly 0; healthy parts: 1e-3 and more). Also matrices of
     zeros whose gradient is exactly zero, which training cannot leave; a zero projection that gets a gradient is sound.
+    A layer whose units are all off by their bias has an effect once biases are near zero: that is ``dead-units``.
     """
     require_steady(case)
     dropped = without_effect(case)
@@ -78,13 +82,9 @@ def parts_of(parameters: Arrays, case: Case) -> dict[str, list[str]]:
     return dict(sorted(parts.items(), key=lambda part: len(re.findall(r"[./]", part[0]))))
 
 
-def is_table(name: str, array: np.ndarray, case: Case) -> bool:
-    return not re.search(r"\d", name) and array.ndim == 2 and bool({case.vocab_size, case.n_positions} & {*array.shape})
-
-
 def without_effect(case: Case) -> list[str]:
     """Return the outermost parts that have no effect in a model with generic parameters."""
-    ids, values = generic_ids(case), case.once(generic)
+    ids, values = generic_ids(case), with_units_on(case)
     parts = parts_of(values, case)
     end = (1 - SHARE) * case.seconds_left()
     found: list[str] = []
@@ -106,6 +106,17 @@ def without_effect(case: Case) -> list[str]:
             if effect <= EQUAL and all(not np.array_equal(kept[name], current(case)[name]) for name in names):
                 found.append(part)
     return without_queries_and_keys(found, values)
+
+
+def with_units_on(case: Case) -> Arrays:
+    """Return generic parameters with biases of hidden units near zero, where ``dead-units`` can say if they are off."""
+    values = dict(case.once(generic))
+    if case.has("gradient"):
+        members = layers_of(list(values))
+        for label, width in hidden_widths(values, case):
+            biases = [name for name in members[label] if values[name].shape == (width,)]
+            values.update({name: drawn(case, np.zeros_like(values[name])) for name in biases})
+    return values
 
 
 def moves(gradients: Arrays, name: str) -> bool:

@@ -25,6 +25,10 @@ def is_matrix(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" and array.ndim in (2, 3) and array.size > 1
 
 
+def is_table(name: str, array: np.ndarray, case: Case) -> bool:
+    return not re.search(r"\d", name) and array.ndim == 2 and bool({case.vocab_size, case.n_positions} & {*array.shape})
+
+
 def is_mask(array: np.ndarray) -> bool:
     return array.ndim == 2 and array.shape[0] == array.shape[1] and len(np.unique(array.ravel()[:4096])) == 2
 
@@ -89,6 +93,11 @@ def layers_of(names: Sequence[str]) -> dict[str, list[str]]:
 
 def text(case: Case, rows: int, length: int) -> np.ndarray:
     """Return ids (rows, length) of the user's text, random ones where there is none or some are no ids."""
+    found = own_text(case, rows, length)
+    return case.ids(rows, length) if found is None else found
+
+
+def own_text(case: Case, rows: int, length: int) -> np.ndarray | None:
     for name in ("train_ids", "val_ids"):
         ids = np.asarray(case.given[name] if case.has(name) else []).reshape(-1)
         if len(ids) > length and ids.dtype.kind in "iu":
@@ -96,7 +105,7 @@ def text(case: Case, rows: int, length: int) -> np.ndarray:
             found = np.stack([ids[start : start + length] for start in starts]).astype(np.int64)
             if found.min() >= 0 and found.max() < case.vocab_size:
                 return found.astype(np.int32)
-    return case.ids(rows, length)
+    return None
 
 
 def gradient(case: Case, rows: int, length: int) -> Arrays:

@@ -8,10 +8,20 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.weights.evidence import Arrays, current, drawn, gradient, is_matrix, layers_of, loaded
+from mlx_gpt.check.doctor.weights.evidence import (
+    Arrays,
+    current,
+    drawn,
+    gradient,
+    is_matrix,
+    is_table,
+    layers_of,
+    loaded,
+    own_text,
+)
 
 DEAD = 1e-5  # gradient of a unit relative to the largest of its layer
-SHARE = 0.02  # of a layer's units
+SHARE, OF_RANDOM = 0.02, 0.2  # of a layer's units; without a text
 TOKENS = (128, 1024, 8192)  # of a call; in all while units seem dead, at least and at most
 TIME = 0.05  # share of what is left
 
@@ -24,9 +34,10 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     1e-5 of the largest unit's (behind a ReLU: exactly 0; behind a GELU at −8: 1e-14). A unit is only counted if both
     vanish, since a projection that is zero at first stops one of the two; and not behind a gate that is zero, which is
     opened to see. Reported from 2 % of a layer's units on, after 8,192 tokens of the user's text (1,024 and more where
-    time is short), random ones where there is none.
+    time is short); where there is none, from 20 % after random tokens, which a trained model has not seen (a healthy
+    one with ReLU: 11 %).
     """
-    widths = hidden_widths(case.once(current), {case.vocab_size, case.n_positions})
+    widths = hidden_widths(case.once(current), case)
     if not widths:
         raise NotApplicable("parameters named by layer, with two matrices of the MLP's width")
     largest: dict[tuple[str, int], np.ndarray] = {}
@@ -34,6 +45,7 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     seen = 0
     dead: dict[tuple[str, int], int] = {}
     T = min(case.n_positions, TOKENS[0])
+    least = OF_RANDOM if own_text(case, 1, T + 1) is None else SHARE
     while not seen or (dead and seen < TOKENS[2] and case.seconds_left() > end):
         grads = gradient(case, max(1, TOKENS[0] // T), T)
         seen += T if case.one_row else TOKENS[0]
@@ -41,7 +53,7 @@ def dead_units(case: Case) -> dict[str, Any] | None:
             if all(name in grads for name in names):
                 norms = np.stack([unit_norms(grads[name], key[1]) for name in names])
                 largest[key] = np.maximum(largest.get(key, 0), norms.max(axis=0))
-        dead = {key: n for key, norms in largest.items() if (n := count_dead(norms)) > SHARE * key[1]}
+        dead = {key: n for key, norms in largest.items() if (n := count_dead(norms)) > least * key[1]}
     if dead and seen < TOKENS[1]:
         raise NotApplicable("minutes")
     for key in [key for key, n in dead.items() if n == key[1]]:
@@ -61,8 +73,13 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     }
 
 
-def hidden_widths(parameters: Arrays, tables: set[int]) -> dict[tuple[str, int], list[str]]:
-    """Return (layer, width) -> matrices, where at least two of a layer's matrices have this as their larger size."""
+def hidden_widths(parameters: Arrays, case: Case) -> dict[tuple[str, int], list[str]]:
+    """Return (layer, width) -> matrices, where at least two of a layer's matrices have this as their larger size.
+
+    Not the width of the stream, which matrices of single heads have, nor another size of the tables.
+    """
+    tables = {size for name, array in parameters.items() if is_table(name, array, case) for size in array.shape}
+    tables |= {case.vocab_size, case.n_positions}
     found: dict[tuple[str, int], list[str]] = {}
     for label, names in layers_of(list(parameters)).items():
         for name in names:
