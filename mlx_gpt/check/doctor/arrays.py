@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 
+class NotNumbers(TypeError):
+    """A value is no array of numbers; the message names it and what was expected."""
+
+
 def as_numpy(array: Any) -> np.ndarray:
     """Return a copy of an array of any of the three libraries, or of nested lists, as NumPy.
 
-    Floating types that NumPy lacks, such as bfloat16, become float32. Raises ``TypeError`` for anything else.
+    Floating types that NumPy lacks, such as bfloat16, become float32. Raises ``NotNumbers`` for anything else.
     """
     if isinstance(array, np.ndarray) and array.dtype.kind in "biufV":
         return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float8_e4m3fn") else array.copy()
@@ -25,10 +29,20 @@ def as_numpy(array: Any) -> np.ndarray:
         array = array.detach().cpu()
         in_numpy = array.dtype in (torch.float16, torch.float32, torch.float64) or not array.is_floating_point()
         return (array if in_numpy else array.to(torch.float32)).numpy().copy()
-    converted = np.array(array)
+    try:
+        converted = np.array(array)
+    except ValueError:  # lists of different lengths
+        converted = np.array(None)
     if converted.dtype.kind not in "biuf":
-        raise TypeError(f"expected an array of numbers, not {type(array).__name__}")
+        raise NotNumbers(f"{type(array).__name__}; expected an array of numbers")
     return converted
+
+
+def named_arrays(found: Any) -> dict[str, np.ndarray]:
+    """Return a dict of arrays as NumPy. Raises ``NotNumbers`` for anything else."""
+    if not isinstance(found, Mapping):
+        raise NotNumbers(f"{type(found).__name__}; expected a dict of arrays")
+    return {str(name): as_numpy(array) for name, array in found.items()}
 
 
 def back_to(array: Any) -> Callable[[np.ndarray], Any]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlx_gpt.check.doctor.arrays import as_numpy, back_to
+from mlx_gpt.check.doctor.arrays import NotNumbers, as_numpy, back_to, named_arrays
 from mlx_gpt.check.doctor.calls import TimeIsUp, exit_raised, silenced, time_limit
 from mlx_gpt.check.doctor.modules import logits_of
 
@@ -107,7 +107,7 @@ class Case:
                 raise
             if (seconds := time.monotonic() - start) >= limit:
                 raise self.stopped(name, seconds) from None
-            raise CallFailed(name, "raises", f"{name} raised {type(error).__name__}: {error}") from error
+            raise raised(name, error) from error
         if (seconds := time.monotonic() - start) >= CALL_SECONDS:
             raise self.stopped(name, seconds)
         self.longest[name] = max(self.longest.get(name, 0.0), seconds)
@@ -161,21 +161,21 @@ class Case:
 
     def arrays(self, name: str, *arguments: Any) -> dict[str, np.ndarray]:
         """Return the arrays that ``parameters`` or ``gradient`` gives."""
-        found = self.call_function(name, lambda *given: named_arrays(self.given[name](*given)), *arguments)
+        found: dict[str, np.ndarray] = self.call_function(
+            name, lambda *given: named_arrays(self.given[name](*given)), *arguments
+        )
+        of_parameters = name == "gradient" and self.has("parameters")
+        if of_parameters and (message := misnamed(found, self.once(parameter_shapes))):
+            raise CallFailed(name, "wrong-shape", message)
         return found
 
     def number(self, name: str, *arguments: Any, function: Callable[..., Any] | None = None) -> float:
         """Return the number that ``loss`` or ``step`` gives."""
         call = self.given[name] if function is None else function
-        value = self._array(name, self.call_function(name, lambda *given: as_numpy(call(*given)), *arguments))
+        value: np.ndarray = self.call_function(name, lambda *given: as_numpy(call(*given)), *arguments)
         if value.size != 1:
             raise CallFailed(name, "wrong-shape", f"{name} returned shape {value.shape}; expected one number")
         return float(value.reshape(-1)[0])
-
-    def _array(self, name: str, value: Any) -> np.ndarray:
-        if not isinstance(value, np.ndarray):
-            raise CallFailed(name, "wrong-shape", f"{name} returned {type(value).__name__}; expected an array")
-        return value
 
     def ids(self, rows: int, length: int) -> np.ndarray:
         """Return random ids (rows, length), int32."""
@@ -197,8 +197,7 @@ class Case:
     def converters(self) -> dict[str, Callable[[np.ndarray], Any]]:
         """Return functions from NumPy to the library and type of each of the user's parameters."""
         if self._back is None:
-            own = dict(self.call("parameters"))
-            self._back = {str(name): back_to(array) for name, array in own.items()}
+            self._back = {str(name): back_to(array) for name, array in dict(self.call("parameters")).items()}
         return self._back
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
@@ -211,12 +210,32 @@ class Case:
         except TimeIsUp:
             raise self.stopped("load_parameters", CALL_SECONDS) from None
         except Exception as error:
-            message = f"load_parameters raised {type(error).__name__}: {error}"
-            raise CallFailed("load_parameters", "raises", message) from error
+            raise raised("load_parameters", error) from error
 
 
-def named_arrays(found: Any) -> dict[str, np.ndarray]:
-    return {str(name): as_numpy(array) for name, array in dict(found).items()}
+def raised(name: str, error: BaseException) -> CallFailed:
+    """Return the failure of a function that raised, or that returned no numbers."""
+    if isinstance(error, NotNumbers):
+        return CallFailed(name, "wrong-shape", f"{name} returned {error}")
+    try:
+        text = f": {error}"
+    except Exception:  # of the error's own __str__
+        text = ""
+    return CallFailed(name, "raises", f"{name} raised {type(error).__name__}{text}")
+
+
+def parameter_shapes(case: Case) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in case.arrays("parameters").items()}
+
+
+def misnamed(gradient: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return a line about a gradient that is not of the parameters, or "". Frozen parameters may be absent."""
+    if gradient and not {*gradient} & {*shapes}:
+        return f"gradient returned arrays such as {next(iter(gradient))}, which no parameter is called"
+    for name, array in gradient.items():
+        if array.shape != shapes.get(name, array.shape):
+            return f"gradient returned shape {array.shape} for {name}; expected {shapes[name]}, as the parameter has"
+    return ""
 
 
 def wrong_shape(name: str, shape: tuple[int, ...], ids: tuple[int, ...], vocab_size: int) -> str:

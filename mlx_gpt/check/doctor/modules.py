@@ -57,7 +57,7 @@ def logits_of(output: Any) -> Any:
     if isinstance(output, tuple):
         return next((part for part in output if len(getattr(part, "shape", ())) > 1), output)
     if isinstance(output, dict):
-        return output["logits"]
+        return output.get("logits", output)
     return getattr(output, "logits", output)
 
 

@@ -43,6 +43,11 @@ def raising(error: BaseException) -> Callable[[Any], Any]:
     return forward
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 def swallows_the_first_alarm(ids: np.ndarray) -> None:
     try:
         time.sleep(60)
@@ -57,17 +62,58 @@ def swallows_the_first_alarm(ids: np.ndarray) -> None:
         (raising(KeyboardInterrupt()), "raises"),
         (raising(MemoryError()), "raises"),
         (lambda ids: os._exit(3), "raises"),
-        (lambda ids: np.array([object()]), "raises"),
+        (lambda ids: np.array([object()]), "wrong-shape"),
+        (lambda ids: "hello", "wrong-shape"),
+        (lambda ids: [[1.0], [1.0, 2.0]], "wrong-shape"),
+        (lambda ids: {"probabilities": 1.0}, "wrong-shape"),
+        (raising(Unspeakable()), "raises"),
         (lambda ids: 1.0, "wrong-shape"),
         (lambda ids: sound(ids)[:, -1], "wrong-shape"),
         (lambda ids: sound(ids).swapaxes(0, 1), "wrong-shape"),
         (lambda ids: sound(ids) * np.nan, "non-finite"),
+        (lambda ids: np.where((ids == 7).any(axis=1)[:, None, None], np.nan, sound(ids)), "non-finite"),
     ],
 )
 def test_a_forward_that_fails_is_one_finding(forward: Any, code: str) -> None:
     report = examined(forward)
     assert codes(report) == [code]
     report.to_json()
+
+
+def nothing(*_: Any) -> None:
+    return None
+
+
+def one_array(x: Any, y: Any) -> dict[str, np.ndarray]:
+    return {"wte": np.ones((V, 4))}
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "why"),
+    [
+        ({"loss": nothing}, "wrong-shape", "loss returned NoneType; expected an array of numbers"),
+        ({"loss": lambda x, y: "3"}, "wrong-shape", "loss returned str"),
+        ({"loss": lambda x, y: np.nan}, "non-finite", "loss is NaN or infinite for ordinary ids"),
+        ({"gradient": nothing}, "wrong-shape", "gradient returned NoneType; expected a dict of arrays"),
+        ({"gradient": lambda x, y: [np.ones(3)]}, "wrong-shape", "gradient returned list"),
+        ({"gradient": lambda x, y: {"wte": np.full((V, 4), np.nan)}}, "non-finite", "1 of 1 arrays of gradient are"),
+        (
+            {"gradient": one_array, "parameters": lambda: {"wte": np.ones((4, V))}},
+            "wrong-shape",
+            "gradient returned shape (31, 4) for wte; expected (4, 31), as the parameter has",
+        ),
+        ({"gradient": one_array, "parameters": lambda: {"w": np.ones(3)}}, "wrong-shape", "such as wte, which no"),
+        ({"encode": nothing, "decode": str}, "wrong-shape", "encode returned NoneType"),
+        ({"sample": nothing}, "wrong-shape", "sample returned NoneType"),
+        ({"reload": lambda: None}, "wrong-shape", "reload returned NoneType; expected a forward function"),
+    ],
+)
+def test_a_function_that_returns_something_else_is_named_with_what_it_returned(
+    given: dict[str, Any], code: str, why: str
+) -> None:
+    loss = {"loss": lambda x, y: 3.0} if "gradient" in given else {}
+    report = examined(sound, **loss, **given, train_text="to be or not to be " * 50 if "encode" in given else None)
+    assert (report.findings[0].code, why in report.findings[0].why) == (code, True), report
 
 
 @pytest.mark.parametrize(

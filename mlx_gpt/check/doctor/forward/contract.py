@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -15,25 +16,72 @@ from mlx_gpt.check.doctor.forward.probes import first_call, noise, probe_length
 OF_UNREAD_IDS = ("past-ignored", *GROUPS["inputs"], "cache-mismatch", "reload-differs", "loss-not-cross-entropy")
 
 
-@check("non-finite", "forward", explains=("cache-mismatch", "reported-loss-differs", "samples-worse-than-loss"))
+ROWS, CHUNK = 64, 8  # texts that hold each id once, where these are enough; rows of a call
+OF_PROBES = (*GROUPS["state"], *GROUPS["causality"], *GROUPS["inputs"])
+OF_NAN = (*OF_PROBES, "cache-mismatch", "reported-loss-differs", "samples-worse-than-loss")
+OF_LOSS = ("loss-not-cross-entropy", "loss-not-the-mean", "learning-rate-too-high", "cannot-memorise-a-batch")
+
+
+@check("non-finite", "forward", explains=OF_NAN)
 def non_finite(case: Case) -> Found:
-    """Logits are NaN or infinite for ordinary texts.
+    """Logits, the loss or its gradient are NaN or infinite for ordinary texts.
 
     −inf in every position of a column, as for ids that are never to be chosen, is allowed.
     """
-    logits = case.once(first_call)
-    bad = np.isnan(logits) | np.isposinf(logits) | (np.isneginf(logits) & ~np.isneginf(logits).all(axis=(0, 1)))
-    if not bad.any():
-        return None
-    position = int(np.argwhere(bad)[0][1])
+    bad = total = 0
+    position: int | None = None
+    none_finite = True
+    for logits in (case.once(first_call), *logits_of_every_id(case)):
+        wrong = np.isnan(logits) | np.isposinf(logits) | (np.isneginf(logits) & ~np.isneginf(logits).all(axis=(0, 1)))
+        none_finite &= not np.isfinite(logits).any()
+        bad, total = bad + int(wrong.sum()), total + wrong.size
+        if position is None and wrong.any():
+            position = int(np.argwhere(wrong)[0][1])
+    if position is None:
+        return None if case.slow else of_training(case)
     return {
-        **({} if np.isfinite(logits).any() else {"explains": ORDER}),
-        "measured": int(bad.sum()),
+        "explains": ORDER if none_finite else OF_NAN,
+        "measured": bad,
         "expected": 0,
-        "why": f"{int(bad.sum())} of {bad.size} logits are NaN or infinite, the first at position {position}",
+        "why": f"{bad} of {total} logits are NaN or infinite, the first at position {position}",
         "remedy": "look for a fully masked row of scores, a division by zero, an overflow in half precision",
         "evidence": {"position": position},
     }
+
+
+def logits_of_every_id(case: Case) -> Iterator[np.ndarray]:
+    """Yield the logits of texts that hold each id of the vocabulary, or many of them."""
+    T = probe_length(case)
+    rows = min(ROWS, -(-case.vocab_size // T)) if not case.slow else 0
+    ids = np.resize(case.rng.permutation(case.vocab_size), (rows, T)).astype(np.int32)
+    for start in range(0, rows, CHUNK):
+        yield case.logits(ids[start : start + CHUNK])
+
+
+def of_training(case: Case) -> Found:
+    """Return the finding of a loss, or of its gradient, that is not finite though the logits are."""
+    rows = 1 if case.one_row else 2
+    ids = case.ids(rows, probe_length(case) + 1)
+    for name, read in (("loss", case.number), ("gradient", case.arrays)):
+        if not case.has(name):
+            continue
+        try:
+            found = read(name, ids[:, :-1].copy(), ids[:, 1:].copy())
+        except CallFailed:  # what other checks report
+            continue
+        arrays = found if isinstance(found, dict) else {name: np.array(found)}
+        wrong = [which for which, array in arrays.items() if not np.isfinite(array).all()]
+        if wrong:
+            what = f"{name} is" if wrong == [name] else f"{len(wrong)} of {len(arrays)} arrays of {name} are"
+            return {
+                "explains": (*OF_LOSS, "future-leak-in-gradient"),
+                "measured": len(wrong),
+                "expected": 0,
+                "why": f"{what} NaN or infinite for ordinary ids, though the logits are finite",
+                "remedy": "compute the loss from logits, by log-sum-exp, without log(0) or a division by zero",
+                "evidence": {"arrays": sorted(wrong)[:8]},
+            }
+    return None
 
 
 @check("changes-input", "forward")

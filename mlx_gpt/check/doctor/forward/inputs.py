@@ -63,7 +63,7 @@ def context_too_short(case: Case) -> Found:
     reached = [cut for cut, size in zip(cuts, moved, strict=True) if size > EQUAL]
     unseen = max(cut for cut in cuts if not reached or cut < reached[0])
     return {
-        "separate": bool(reached) and not {"past-ignored", "changes-input"} & case.found.keys(),
+        "separate": bool(reached) and not {"past-ignored", "changes-input", "non-finite"} & case.found.keys(),
         "measured": T - unseen,
         "expected": T,
         "why": f"replacing the first {unseen} of {T} tokens does not change the last prediction",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import probe_length
 from mlx_gpt.check.doctor.module_arguments import arguments_of
@@ -43,6 +43,9 @@ def reloaded(case: Case) -> Reloaded:
     forward = case.call("reload")
     if is_module(forward):
         forward = arguments_of(forward)[0]["forward"]
+    if not callable(forward):
+        message = f"reload returned {type(forward).__name__}; expected a forward function"
+        raise CallFailed("reload", "wrong-shape", message)
     ids = case.ids(ROWS, probe_length(case))
     return Reloaded(forward, ids, case.logits(ids), case.logits(ids, "reload", forward))
 
