@@ -18,7 +18,7 @@ OF_UNREAD_IDS = ("past-ignored", *GROUPS["inputs"], "cache-mismatch", "reload-di
 
 ROWS, CHUNK = 64, 8  # texts that hold each id once, where these are enough; rows of a call
 OF_PROBES = (*GROUPS["state"], *GROUPS["causality"], *GROUPS["inputs"])
-OF_NAN = (*OF_PROBES, "cache-mismatch", "reported-loss-differs", "samples-worse-than-loss")
+OF_NAN = ("cache-mismatch", "reported-loss-differs", "samples-worse-than-loss")
 OF_LOSS = ("loss-not-cross-entropy", "loss-not-the-mean", "learning-rate-too-high", "cannot-memorise-a-batch")
 
 
@@ -28,24 +28,25 @@ def non_finite(case: Case) -> Found:
 
     −inf in every position of a column, as for ids that are never to be chosen, is allowed.
     """
-    bad = total = 0
-    position: int | None = None
+    places: list[np.ndarray] = []  # of each text, (T,): how many logits are not finite
     none_finite = True
     for logits in (case.once(first_call), *logits_of_every_id(case)):
         wrong = np.isnan(logits) | np.isposinf(logits) | (np.isneginf(logits) & ~np.isneginf(logits).all(axis=(0, 1)))
         none_finite &= not np.isfinite(logits).any()
-        bad, total = bad + int(wrong.sum()), total + wrong.size
-        if position is None and wrong.any():
-            position = int(np.argwhere(wrong)[0][1])
-    if position is None:
+        places += [*wrong.sum(axis=2)]
+    bad = int(np.sum(places))
+    if not bad:
         return None if case.slow else of_training(case)
+    at = np.stack(places) > 0
+    of_some_ids = bool((at != at[0]).any())  # so that probes with these ids have NaN of their own
     return {
-        "explains": ORDER if none_finite else OF_NAN,
+        "explains": ORDER if none_finite else (*OF_NAN, *OF_PROBES) if of_some_ids else OF_NAN,
         "measured": bad,
         "expected": 0,
-        "why": f"{bad} of {total} logits are NaN or infinite, the first at position {position}",
+        "why": f"{bad} of {at.size * case.vocab_size} logits are NaN or infinite, in {int(at.any(axis=1).sum())} of "
+        f"{len(at)} texts, the first at position {int(np.argwhere(at)[0][1])}",
         "remedy": "look for a fully masked row of scores, a division by zero, an overflow in half precision",
-        "evidence": {"position": position},
+        "evidence": {"position": int(np.argwhere(at)[0][1])},
     }
 
 
