@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.planted import Base, Given
-from helpers.planted_optimisation import FAULTS, HEALTHY, LOSSES
+from helpers.planted_optimisation import FAULTS, HEALTHY, LOSSES, trained_with
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS
@@ -48,3 +48,11 @@ def test_a_planted_fault_is_named_alone(name: str) -> None:
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_way_to_train_has_no_fault(name: str) -> None:
     assert all(finding.severity == "note" for finding in examined(HEALTHY[name](small_base())).findings)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batches_of_one_row_are_no_sum(seed: int) -> None:
+    base = Base(0, seed, trained=True)
+    given = trained_with(base, batches=lambda: ((x[:1], y[:1]) for x, y in base.batches()))
+    del given["gradient"]
+    assert all(finding.severity == "note" for finding in examined(given).findings)

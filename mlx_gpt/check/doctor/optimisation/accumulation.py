@@ -114,7 +114,7 @@ def of_mean(case: Case, gradient: Gradient, rate: float, what: str) -> Found:
     elif weights[high] > 1.2 * weights[low]:
         why = f"row {high} of {len(x)} weighs {weights[high] / weights[low]:.3g} times as much in {what} as row {low}"
         remedy = "weight each micro-batch by its number of targets: the last one may have fewer rows"
-    elif rate and np.isfinite(weights[low] + weights[high]):
+    elif np.isfinite(weights[low] + weights[high]) and (rate == 1 or (rate and len(x) > 1)):  # one row: weight 1
         return multiple_of_difference(case, {name: part / rate for name, part in base.items()}, x, y, what)
     else:
         return None
