@@ -123,11 +123,15 @@ class PlainSampler:
         if "softmax twice" in self.faults:  # what was cut stays so
             logits = np.where(logits == -np.inf, -np.inf, softmax(logits))
         probabilities = softmax(logits)
+        if "a fifth uniform" in self.faults:
+            probabilities = 0.8 * probabilities + 0.2 / self.V
         if "same noise" in self.faults:
             return int((logits + noise).argmax())
         if "same random number" in self.faults:
             return min(int((probabilities.cumsum() < u).sum()), self.V - 1)
         i = self.drawn(logits, probabilities, rng)
+        if "next id" in self.faults:
+            return min(i + 1, self.V - 1)
         return i + 1 if "ids plus one" in self.faults else i
 
     def drawn(self, logits: np.ndarray, probabilities: np.ndarray, rng: Any) -> int:

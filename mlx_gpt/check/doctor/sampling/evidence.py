@@ -116,7 +116,7 @@ def predicted(found: Evidence, base: Base) -> Predicted:
 def codes_of(read: Named, base: Base) -> tuple[str, ...]:
     kinds = {"twice": "probabilities-as-logits", "outside": "probabilities-as-logits", "argmax": "sampler-too-narrow"}
     ways = {"ignored": "setting-ignored", "multiplies": "setting-inverted", "squared": "setting-wrong"}
-    other = "sampler-not-the-model" if base.shift or base.scale != 1 or base.kind == "uniform" else None
+    other = "sampler-not-the-model" if base.other else None
     return tuple(code for code in (read[0], kinds.get(base.kind), ways.get(base.temperature), other) if code)
 
 

@@ -38,6 +38,11 @@ class Base:
     scale: float = 1.0
     margin: float = 0.0  # rounding of logits
 
+    @property
+    def other(self) -> bool:
+        """Return True if other probabilities than the model's are drawn from, with every setting off."""
+        return bool(self.shift) or self.scale != 1 or self.kind == "uniform"
+
     def rule(
         self,
         temperature: float = 1.0,

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable
 from mlx_gpt.check.doctor.sampling.certain import certain
@@ -18,6 +20,7 @@ from mlx_gpt.check.doctor.sampling.draws import (
     budget,
     count,
     draw_many,
+    ids_of,
     is_seeded,
     outside,
     settings_off,
@@ -35,10 +38,11 @@ from mlx_gpt.check.doctor.sampling.evidence import (
 )
 from mlx_gpt.check.doctor.sampling.explain import DECIDED, Explanation, choose, log_likelihood
 from mlx_gpt.check.doctor.sampling.findings import drawing_fault, setting_fault
-from mlx_gpt.check.doctor.sampling.fit import RARE, SURE, correlation, fits, misfit
+from mlx_gpt.check.doctor.sampling.fit import RARE, ROUNDED, SURE, correlation, fits, misfit
 from mlx_gpt.check.doctor.sampling.probes import entropy, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
-from mlx_gpt.check.doctor.sampling.texts import rounding
+
+UNSURE = 1e-3  # p-value above which draws are taken for the model's, beside others that are not
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def verdict(case: Case) -> Verdict:
         codes, seen, texts = codes_of(read, base), draws[read], draws[TEXT]
         if not left - {*codes}:
             break
-    if "sampler-too-narrow" in codes or base.scale != 1:
+    if "sampler-too-narrow" in codes or base.other:
         with suppress(BudgetSpent):  # a short time is enough to name it
             if wrong := not_off(case):
                 return Verdict({"setting-wrong": wrong})
@@ -127,23 +131,39 @@ def drawn_from(base: Base) -> str:
 
 
 def not_off(case: Case) -> Found:
-    """Leaving a setting out, or top_k = V, makes the draws the model's: its value for off is not off."""
-    hot, drawn = max(case.once(evidence), key=lambda one: one[0])  # at which an argmax is no chance
-    rule = Base().rule(hot)
-    if fits(case, drawn, rule):
+    """Leaving a setting out, top_k = V or top_p just below 1 makes the draws the model's: its value for off is not.
+
+    A cut must show in the draws: they lack the less probable ids.
+    """
+    hot, drawn = min(case.once(evidence), key=lambda one: log_share(*one))  # where most is cut
+    rule, lacks = Base().rule(hot), log_share(hot, drawn) < -SURE
+    if not lacks and fits(case, drawn, rule):
         return None
+    nearly: dict[str, dict[str, float]] = {"top_k": {"top_k": case.vocab_size}, "top_p": {"top_p": 1 - 1e-4}}
     off = settings_off(case, **({"temperature": hot} if "temperature" in accepted(case) else {}))
-    for setting in ("top_k", "top_p", "repetition_penalty"):
+    for setting in ("top_k", "top_p") if lacks else ("repetition_penalty",):
         rest = {name: value for name, value in off.items() if name != setting}
-        for chosen in (rest, off | {"top_k": case.vocab_size}) if setting == "top_k" else (rest,):
-            if setting not in off:
-                continue
-            found = draw_many(case, case.once(short_prompts), DRAWS[True], **chosen)
-            narrow = log_likelihood(found, Base("argmax", margin=rounding(case)).rule())
-            if fits(case, found, rule) and narrow - log_likelihood(found, rule) < SURE:
+        for chosen in (rest, off | nearly.get(setting, {})) if setting in off else ():
+            found = draw_many(case, case.once(short_prompts), max(DRAWS[True], count(drawn)), **chosen)
+            sound = fits(case, found, rule) and misfit(case, found, rule)[0] > UNSURE
+            if sound and log_share(hot, found) > -DECIDED:
                 why = f"{setting} = {off[setting]:g} is not off"
                 return setting_fault("setting-wrong", setting, off[setting], why, count(found))
     return None
+
+
+def log_share(temperature: float, found: Sequence[Draws]) -> float:
+    """Return the log-probability that no draw of the model is of a less probable id than these.
+
+    By the number of more probable ids, or by their sum: as where top-k or top-p cuts.
+    """
+    p, ids = np.exp(Base().rule(temperature)(found)), ids_of(found)
+    own = p[np.arange(len(ids)), ids][:, None]
+    ordered = -np.sort(-p, axis=1)
+    before = ordered.cumsum(axis=1) - ordered
+    by_number = np.arange(p.shape[1]) <= (p > own).sum(axis=1).max()
+    by_sum = before <= np.where(p > own, p, 0).sum(axis=1).max() + ROUNDED
+    return float(min(np.log((ordered * kept).sum(axis=1)).sum() for kept in (by_number, by_sum)))
 
 
 def correlated(case: Case, found: Evidence, base: Base, seeded: bool) -> Found:
@@ -178,6 +198,10 @@ def unexplained(case: Case, found: Evidence) -> dict[str, dict[str, Any]]:
     for temperature, draws in found:  # temperature 1 first
         if not fits(case, draws, Base().rule(temperature)):
             break
+    if temperature != 1:  # as surely at 1
+        more = draw_many(case, case.once(short_prompts), DRAWS[False], **settings_off(case))
+        if misfit(case, more, Base().rule())[0] < UNSURE:
+            temperature, draws = 1.0, more
     if temperature == 1 or not any(fits(case, draws, Base(scale=scale).rule(temperature)) for scale in SCALES):
         p, n = misfit(case, draws, Base().rule(temperature))[0], count(draws)
         off = "every setting off" if temperature == 1 else f"every setting off but temperature {temperature:g}"
@@ -192,9 +216,9 @@ def unexplained(case: Case, found: Evidence) -> dict[str, dict[str, Any]]:
 def understood(case: Case) -> Verdict:
     """Return the verdict, or raise ``NotApplicable`` if further draws could not be predicted."""
     found = case.once(verdict)
-    if found.base is None or (found.correlated and case.once(is_seeded)):
+    if found.base is None or found.base.other or (found.correlated and case.once(is_seeded)):
         raise NotApplicable("a sampler that draws from the model")
-    if case.once(outside) and not found.base.shift:
+    if case.once(outside):
         raise NotApplicable("a sampler that draws ids of the vocabulary alone")
     return found
 
