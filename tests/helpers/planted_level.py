@@ -70,6 +70,7 @@ FAULTS = {
     "perplexity reported": Planted("reported-loss-differs", reported(lambda base, loss: exp(loss))),
     "sum reported": Planted("reported-loss-differs", reported(lambda base, loss: loss * base.config.n_positions)),
     "half the loss reported": Planted("reported-loss-differs", reported(lambda base, loss: loss / 2)),
+    "three fifths of the loss reported": Planted("reported-loss-differs", reported(lambda base, loss: 0.6 * loss)),
     "sampler is hot unless told": Planted("samples-worse-than-loss", with_defaults(temperature=3.0), states=(True,)),
     "sampler penalizes unless told": Planted(
         "samples-worse-than-loss", with_defaults(repetition_penalty=5.0), states=(True,)

@@ -29,6 +29,7 @@ class Loss:
     """
 
     losses: np.ndarray
+    whole: bool = False  # all windows of the text are measured
 
     @property
     def mean(self) -> float:
@@ -121,7 +122,7 @@ def loss_on(
         losses.append(found)
         if time.monotonic() > deadline:
             break
-    return Loss(np.concatenate(losses))
+    return Loss(np.concatenate(losses), sum(map(len, losses)) == len(every))
 
 
 def window_shape(case: Case, T: int) -> tuple[int, int]:

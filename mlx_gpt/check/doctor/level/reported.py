@@ -41,8 +41,8 @@ def reported_loss_differs(case: Case) -> Found:
 
     Against the mean loss of ``forward`` in nats per token, on windows of ``val_ids`` cut anywhere and at documents;
     windows with more context give less, down to the mean of the second half of their positions. A fault beyond six
-    standard errors, 0.05 nats and 2 %, and for a log the change between its last two values; 10 % where no known cause
-    fits.
+    standard errors (two where the whole text is measured, as it may have been evaluated on a part), 0.05 nats and 2 %,
+    and for a log the change between its last two values; 10 % where no known cause fits.
     """
     loss = case.once(validation_loss)
     found = [differs(case, loss, *one) for one in reported(case)]
@@ -52,7 +52,7 @@ def reported_loss_differs(case: Case) -> Found:
 
 
 def differs(case: Case, loss: Loss, values: list[float], change: float) -> Found:
-    margin = 6 * loss.error + 0.05 + 0.02 * loss.mean + change
+    margin = (2 if loss.whole else 6) * loss.error + 0.05 + 0.02 * loss.mean + change
     plain, means = case.once(anywhere), [one.mean for one in case.once(at_documents)]
     low, high = min([plain.late, plain.mean, *means]) - margin, max([plain.mean, *means]) + margin
     if any(low <= value <= high for value in values):
@@ -60,9 +60,9 @@ def differs(case: Case, loss: Loss, values: list[float], change: float) -> Found
     value = values[0]
     fits = {cause: abs(value / other - 1) for cause, other in causes(case, loss) if other > 0}
     cause = min(fits, key=lambda cause: fits[cause], default="")
-    if not cause or fits[cause] > margin / loss.mean:
+    if not cause or fits[cause] > min(margin / loss.mean, 0.1):
         cause = ""
-        if low - 0.1 * loss.mean <= value <= high + 0.1 * loss.mean:
+        if abs(value - loss.mean) <= 0.1 * loss.mean:
             return None
     unknown = "; neither bits, sums, the training text nor training mode give it: other weights, or another text"
     return {
