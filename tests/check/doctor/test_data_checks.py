@@ -123,6 +123,21 @@ def loses_a_letter(given: Given) -> Given:
     return {**given, "decode": lambda ids: decode(ids).replace("w", "")}
 
 
+def joins_lines(given: Given) -> Given:
+    given = with_ids(characters(given["train_text"].replace(". ", ".\n\n")))
+    encode = given["encode"]
+    return {**given, "encode": lambda text: encode(" ".join(text.split()))}
+
+
+def without_ids(given: Given) -> Given:
+    return {name: given[name] for name in ("encode", "decode", "vocab_size", "train_text")}
+
+
+def loses_capitals(given: Given) -> Given:
+    encode = given["encode"]
+    return {**given, "encode": lambda text: encode(text.lower())}
+
+
 def other_order(given: Given) -> Given:
     """The same tokens numbered backwards: encode and decode agree with each other, not with training."""
     encode, decode, last = given["encode"], given["decode"], given["vocab_size"] - 1
@@ -196,6 +211,9 @@ PLANTED: dict[str, tuple[str, Callable[[Given], Given]]] = {
     "decodes one off": ("tokenizer-not-invertible", decodes_one_off),
     "decodes with spaces": ("tokenizer-not-invertible", decodes_with_spaces),
     "loses a letter": ("tokenizer-not-invertible", loses_a_letter),
+    "joins lines": ("tokenizer-not-invertible", joins_lines),
+    "joins lines, no ids": ("tokenizer-not-invertible", lambda given: without_ids(joins_lines(given))),
+    "loses capitals": ("tokenizer-not-invertible", loses_capitals),
     "encodes backwards": ("tokenizer-not-invertible", encodes_backwards),
     "alphabet in another order": ("tokenizers-differ", other_order),
     "trained on lower case": ("tokenizers-differ", trained_on_lower_case),
@@ -234,6 +252,23 @@ def test_ids_that_wrap_for_a_few_rare_tokens_are_named(kind: str, seed: int) -> 
     }
     given["train_ids"] = np.array(given["encode"](given["train_text"])).astype(kind)
     assert codes(examined({**given, "decode": None})) == ["ids-wrapped"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "V", "named"),
+    [
+        ("int8", 129, ["ids-wrapped"]),
+        ("int8", 128, []),
+        ("uint8", 257, ["ids-wrapped"]),
+        ("uint8", 256, []),
+        ("int16", 40_000, ["ids-wrapped"]),
+        ("uint16", 65_537, ["ids-wrapped"]),
+        ("uint16", 50_257, []),
+    ],
+)
+def test_a_type_that_does_not_hold_the_vocabulary_wraps_ids(kind: str, V: int, named: list[str]) -> None:
+    ids = np.random.default_rng(0).integers(0, 100, 5000).astype(kind)
+    assert codes(examined({"vocab_size": V, "train_ids": ids})) == named
 
 
 def test_batches_that_wrap_are_named() -> None:

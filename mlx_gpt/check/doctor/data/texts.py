@@ -10,7 +10,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.alignment import align_pieces, aligned_as_encoded, encoded_pieces
-from mlx_gpt.check.doctor.data.evidence import batches, grams, occurs, power_below, text_of, train_ids
+from mlx_gpt.check.doctor.data.evidence import batches, grams, has_ids, occurs, power_below, text_of, train_ids
 
 WRAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     kind: (lambda ids, kind=kind: ids.astype(kind).astype(np.int64))  # type: ignore[misc]
@@ -27,8 +27,9 @@ def ids_wrapped(case: Case) -> Found:
     """Ids were stored in too small a type, so that those above its range became others, and the text is another text.
 
     Exact: the training ids are those of the text in uint8, uint16, int8 or int16 and not as encoded; or negative ids
-    are of many kinds; or rows of the batches are those of the corpus so wrapped. Without text: no id is above 255 in a
-    vocabulary of more than 512, and of the 256 at least 250 occur (UTF-8 has 243, of which a text uses fewer).
+    are of many kinds; or their type does not hold the vocabulary, unless they are those of the text; or rows of the
+    batches are those of the corpus so wrapped. Without text: no id is above 255 in a vocabulary of more than 512, and
+    of the 256 at least 250 occur (UTF-8 has 243, of which a text uses fewer).
     """
     ids = case.once(train_ids)
     negative = np.unique(ids[ids < 0])
@@ -38,6 +39,8 @@ def ids_wrapped(case: Case) -> Found:
         why = f"{len(negative)} different ids are negative, from {negative[0]}: they were stored in a signed type"
     elif case.has("encode") or case.has("encode_training"):
         why, evidence = wrapped_text(case)
+    if why is None and np.iinfo(ids.dtype).max < case.vocab_size - 1 and not as_encoded(case):
+        why = f"the training ids are stored as {ids.dtype}, which ends at {np.iinfo(ids.dtype).max}"
     if why is None and case.has("batches"):
         why = wrapped_batches(case, ids)
     if why is None and case.vocab_size > 512 and ids.max() < 256 and len(np.unique(ids)) >= 250:
@@ -56,11 +59,11 @@ def ids_wrapped(case: Case) -> Found:
 
 def wrapped_text(case: Case) -> tuple[str | None, dict[str, Any]]:
     """Return in which type the ids of the text are those of training, if not as encoded."""
+    if as_encoded(case):
+        return None, {}
     try:
         plain = case.once(aligned_as_encoded)
     except NotApplicable:
-        return None, {}
-    if plain.pieces and plain.located == plain.pieces and not plain.replaced:
         return None, {}
     most = max(int(ids.max(initial=0)) for _, ids in case.once(encoded_pieces))
     for kind, wrap in WRAPS.items():
@@ -72,6 +75,15 @@ def wrapped_text(case: Case) -> tuple[str | None, dict[str, Any]]:
             why = f"the training ids are those of the text stored as {kind}: the text has ids up to {most}"
             return why, {"stored_as": kind, "encoded_and_stored": example}
     return None, {}
+
+
+def as_encoded(case: Case) -> bool:
+    """Return whether the training ids are those that the text is encoded as."""
+    try:
+        plain = case.once(aligned_as_encoded)
+    except NotApplicable:
+        return False
+    return bool(plain.pieces) and plain.located == plain.pieces and not plain.replaced
 
 
 def wrapped_batches(case: Case, ids: np.ndarray) -> str | None:
@@ -103,6 +115,8 @@ def mis_decoded_text(case: Case) -> Found:
     Cyrillic) are valid UTF-8 of Latin-1 or three bytes, if they are 5 % (30 %) of those above ASCII, or of any
     characters, if they are half. Or 1 % of control characters, or 20 % of multiples of 256, as of UTF-16.
     """
+    if has_ids(case, "train_ids") and not case.has("train_text") and ids_wrapped(case):  # the text of other ids
+        raise NotApplicable("train_text")
     text = case.once(text_of)[:2_000_000]
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     controls = float(((codes < 32) & ~np.isin(codes, [9, 10, 12, 13])).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.alignment import aligned_as_encoded
-from mlx_gpt.check.doctor.data.evidence import decoded, encoded, pieces, rare_pieces, text_of, train_ids
+from mlx_gpt.check.doctor.data.evidence import decoded, encoded, has_ids, pieces, rare_pieces, text_of, train_ids
 
 
 @check(
@@ -143,7 +144,8 @@ def tokenizer_not_invertible(case: Case) -> Found:
     """Encoding a text and decoding the ids gives another text: what the model says is not what is read.
 
     A tokenizer may lose case, white space or unknown characters: then the decoded text has the same ids again, and is
-    alike by letters (ratio of difflib above 0.5). A fault if one of the pieces has neither the same text nor this.
+    alike by letters (ratio of difflib above 0.5), and what is lost has no id: ``decode`` never gives it. A fault if one
+    of the pieces has neither the same text nor this.
     """
     unknown = unknown_tokens(case)
     tried = 0
@@ -153,7 +155,10 @@ def tokenizer_not_invertible(case: Case) -> Found:
             continue
         tried += 1
         back = decoded(case, ids)
-        if back != text and not (alike(text, back) and same_again(case, back, ids)):
+        lost = {*text} - {*back}
+        if back != text and (
+            not (alike(text, back) and same_again(case, back, ids)) or lost & case.once(characters_of_ids)
+        ):
             return {
                 "measured": back[:80],
                 "expected": text[:80],
@@ -164,6 +169,18 @@ def tokenizer_not_invertible(case: Case) -> Found:
     if not tried:
         raise NotApplicable("train_text without unknown tokens")
     return None
+
+
+def characters_of_ids(case: Case) -> set[str]:
+    """Return the characters of the training ids, else of the vocabulary; none if all bytes are there."""
+    if has_ids(case, "train_ids"):
+        ids = case.once(train_ids)[:20_000]
+        return {*decoded(case, ids[(ids >= 0) & (ids < case.vocab_size)])}
+    found: set[str] = set()
+    for i in range(min(case.vocab_size, 5000)):
+        with suppress(CallFailed):
+            found |= {*decoded(case, [i])}
+    return set() if "\x01" in found else found
 
 
 def same_again(case: Case, text: str, ids: list[int]) -> bool:
