@@ -118,6 +118,7 @@ def rows_of(metrics: Any) -> list[dict[str, Any]]:
     for i, row in enumerate(metrics):
         if not isinstance(row, Mapping):
             raise TypeError(f"metrics[{i}] must be a dict with step and loss, not {kind(row)}")
+        check_row(f"metrics[{i}]", row)
     if not metrics:
         raise UsageError("metrics is empty; give at least one row, or leave metrics out")
     if not any("step" in row for row in metrics):
@@ -125,6 +126,12 @@ def rows_of(metrics: Any) -> list[dict[str, Any]]:
             f'metrics: no row has a step; expected rows such as {{"step": 1, "loss": 5.5}}, not {metrics[0]}'
         )
     return [dict(row) for row in metrics]
+
+
+def check_row(where: str, row: Mapping[str, Any]) -> None:
+    for name in ("step", "loss", "val_loss"):
+        if isinstance(row.get(name), str):
+            raise UsageError(f"{where}: {name} must be a number, not {kind(row[name])}")
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -146,6 +153,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             what = "is cut off in the middle" if i == len(lines) else f"is not a JSON object: {line[:40]!r}"
             raise UsageError(f'{file}: line {i} {what}; expected rows such as {{"step": 1, "loss": 5.5}}; remove it')
+        check_row(f"{file}: line {i}", row)
         rows.append(row)
     if not rows:
         raise UsageError(f'{file}: holds no metrics; expected rows such as {{"step": 1, "loss": 5.5}}')

@@ -43,6 +43,7 @@ VALUES = {
     "val_ids is empty": {"val_ids": np.zeros(0, np.int32)},
     "train_ids is empty": {"train_ids": []},
     "metrics is empty": {"metrics": []},
+    "metrics[1]: loss must be a number, not str '3'": {"metrics": [{"step": 1, "loss": 4}, {"step": 2, "loss": "3"}]},
     "metrics: no row has a step": {"metrics": [{"foo": 1}]},
     "metrics.jsonl: expected a metrics.jsonl, but it cannot be read (No such file": {"metrics": "no/metrics.jsonl"},
 }
