@@ -108,6 +108,36 @@ def test_a_uniform_mean_is_named_whatever_queries_and_keys_are_called(names: str
     assert codes(examine(lambda ids: model(mx.array(ids)), **given)) == (["past-ignored"] if fault else [])
 
 
+@pytest.mark.parametrize("fault", ["uniform", ""])
+def test_a_uniform_mean_is_named_from_the_module_that_forward_calls(fault: str) -> None:
+    model = PlainGPT(faults={fault})
+    report = examine(lambda ids: model(mx.array(ids)), vocab_size=61, n_positions=48)
+    assert codes(report) == (["past-ignored"] if fault else [])
+
+
+@pytest.mark.parametrize("unused", [True, False])
+def test_queries_and_keys_without_gradient_are_named_if_unused_but_not_if_frozen(unused: bool) -> None:
+    model = DesignGPT(Design())
+    matrices = {name: one for name, one in model.named_modules() if name.endswith(("attention.q", "attention.k"))}
+    of_scores = tuple(f"{name}." for name in matrices)
+    for one in matrices.values():
+        one.weight = one.weight * (not unused)
+        one.freeze()
+    value_and_grad = nn.value_and_grad(model, lambda x, y: nn.losses.cross_entropy(model(x), y, reduction="mean"))
+
+    def load(values: dict[str, mx.array]) -> None:
+        kept = [(name, value) for name, value in values.items() if not (unused and name.startswith(of_scores))]
+        model.load_weights(kept, strict=False)
+
+    given = {
+        "gradient": lambda x, y: dict(tree_flatten(value_and_grad(mx.array(x), mx.array(y))[1])),
+        "parameters": lambda: dict(tree_flatten(model.parameters())),
+        "load_parameters": load,
+    }
+    report = examine(lambda ids: model(mx.array(ids)), vocab_size=61, n_positions=48, **given)
+    assert codes(report) == (["past-ignored"] if unused else [])
+
+
 CACHES = {"": [], "no-mask": ["future-leak"], "position-blind": ["position-blind"], "cut": ["context-too-short"]}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import Case
+from mlx_gpt.check.doctor.case import CallFailed, Case, named_arrays
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import (
     CLOSE,
@@ -22,6 +24,9 @@ from mlx_gpt.check.doctor.forward.probes import (
     steady_noise,
     training_noise,
 )
+from mlx_gpt.check.doctor.module_arguments import arguments_of
+from mlx_gpt.check.doctor.weights.evidence import current, drawn, loaded
+from mlx_gpt.check.doctor.weights.inside import module_of
 
 OTHER, RANDOM = 3, 30  # times the size of a leak, from which an effect is another fault; with dropout
 
@@ -153,7 +158,8 @@ def past_ignored(case: Case) -> Found:
     """No earlier token has any effect on a prediction: attention passes nothing on.
 
     Threshold: 1e-6 of the logits' standard deviation; untrained healthy models move by 1e-3 and more. Or they pass on
-    a uniform mean, which no query and key can change: the gradient of both is exactly zero, that of values is not.
+    a uniform mean, which no query and key can change: the gradient of both is exactly zero, that of values is not (that
+    of the module that forward calls, where no gradient is given).
     """
     silent_unless_seeded(case)
     T = probe_length(case)
@@ -178,9 +184,7 @@ QUERY_OR_KEY = re.compile(r"(?:^|[._])(?:w?[qk]|w_[qk]|query|key|[qk]_?proj)(?:[
 
 def uniform_mean(case: Case) -> Found:
     """Return the finding for queries and keys without gradient, in matrices of their own or joined with the values."""
-    if not case.has("gradient"):
-        return None
-    gradient = case.arrays("gradient", case.ids(1, probe_length(case)), case.ids(1, probe_length(case)))
+    gradient = gradient_of(case, case.ids(1, probe_length(case)), case.ids(1, probe_length(case)))
     moved = {name: bool(array.any()) for name, array in gradient.items()}
     names = [name for name, array in gradient.items() if values_alone(array)]
     for name in gradient:
@@ -198,6 +202,33 @@ def uniform_mean(case: Case) -> Found:
         "remedy": "check that the softmax is taken of q kᵀ / √d, over the keys, and that nothing multiplies it by zero",
         "evidence": {"parameters": names},
     }
+
+
+def gradient_of(case: Case, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the gradient; where none is given, that of the module whose logits forward returns; {} if none is."""
+    if case.has("gradient"):
+        gradient = case.arrays("gradient", x, y)
+        return {**gradient, **unused(case, x, gradient)}
+    if (module := module_of(case)) is None:
+        return {}
+    with suppress(CallFailed):  # another module, or one that is called otherwise
+        taken, _ = case.call_function("module", arguments_of, module)
+        theirs = case.logits(x, "module", taken["forward"])
+        if largest(between(theirs, case.logits(x))) <= CLOSE * case.once(steady_noise).scale:
+            return case.call_function("module", lambda: named_arrays(taken["gradient"](x, y)))
+    return {}
+
+
+def unused(case: Case, ids: np.ndarray, gradient: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return zeros for queries and keys that the gradient leaves out and that have no effect: no frozen ones."""
+    values = current(case) if case.has("parameters", "load_parameters") else {}
+    absent = {name: value for name, value in values.items() if name not in gradient and QUERY_OR_KEY.search(name)}
+    if not absent or case.once(steady_noise).relative > EQUAL:
+        return {}
+    before = case.logits(ids)
+    with loaded(case, {**values, **{name: drawn(case, value) for name, value in absent.items()}}):
+        same = largest(between(case.logits(ids), before)) <= EQUAL * case.once(steady_noise).scale
+    return {name: np.zeros_like(value) for name, value in absent.items()} if same else {}
 
 
 def values_alone(array: np.ndarray) -> bool:
