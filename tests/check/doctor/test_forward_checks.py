@@ -207,13 +207,31 @@ def test_a_healthy_model_has_no_fault(name: str) -> None:
     assert report.ok
 
 
-def test_positions_that_a_row_alone_lacks_are_no_fault_of_their_own() -> None:
-    model, blind = PlainGPT(), PlainGPT(faults={"position-blind"})
+@pytest.mark.parametrize(
+    ("alone", "others", "named"),
+    [
+        ("position-blind", "", ["row-alone-differs"]),
+        ("no-mask", "", ["row-alone-differs"]),
+        ("no-mask", "mask-shifted", ["row-alone-differs", "future-leak"]),
+    ],
+)
+def test_what_is_wrong_in_a_row_alone_is_no_fault_of_its_own(alone: str, others: str, named: list[str]) -> None:
+    models = PlainGPT(faults={alone}), PlainGPT(faults={others})
 
     def forward(ids: np.ndarray) -> mx.array:
-        return (blind if len(ids) == 1 else model)(mx.array(ids))
+        return models[len(ids) > 1](mx.array(ids))
 
-    assert codes(examine(forward, vocab_size=61, n_positions=48)) == ["row-alone-differs"]
+    assert codes(examine(forward, vocab_size=61, n_positions=48)) == named
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_rows_in_another_order_are_a_leak_of_the_batch(rows: int) -> None:
+    model = PlainGPT()
+
+    def forward(ids: np.ndarray) -> np.ndarray:
+        return np.array(model(mx.array(ids)))[::-1] if len(ids) >= rows else model(mx.array(ids))
+
+    assert codes(examine(forward, vocab_size=61, n_positions=48)) == ["batch-leak"]
 
 
 def test_a_function_that_takes_one_row_is_no_fault() -> None:

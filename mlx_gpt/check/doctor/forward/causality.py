@@ -48,8 +48,12 @@ def future_leak(case: Case) -> Found:
 
     Tokens from j on are replaced, for several j; no logit before j may move. Threshold: 1e-6 of the logits' standard
     deviation (healthy models: 0, as equal shapes are computed alike; a mask of −10 instead of −inf: 1e-5 and more).
+    Where a row alone differs, a leak is another fault if it is there in two rows too.
     """
-    return leak(case, "forward")
+    found = leak(case, "forward")
+    if found is None or "row-alone-differs" not in case.found:
+        return found
+    return {**found, "separate": leak(case, "forward", rows=2) is not None}
 
 
 @check("future-leak-in-training", "forward_training")
@@ -68,7 +72,7 @@ def future_leak_in_training(case: Case) -> Found:
     return {**found, "separate": any(one > most * two for one, two in pairs)}
 
 
-def leak(case: Case, name: str) -> Found:
+def leak(case: Case, name: str, rows: int = 1) -> Found:
     """Replace the tokens from j on, and look at the logits before j."""
     case.once(first_call)
     T = probe_length(case)
@@ -76,8 +80,8 @@ def leak(case: Case, name: str) -> Found:
         raise NotApplicable("n_positions of at least 2")
     starts = sorted({1, T // 2, T - 1})
     text, other = case.once(leak_texts)
-    changed = [np.concatenate([text[:start], other[start:]])[None] for start in starts]
-    moved = [rows[0] for rows in effects(case, text[None], changed, name)]
+    changed = [np.stack([np.concatenate([text[:start], other[start:]])] * rows) for start in starts]
+    moved = [its[0] for its in effects(case, np.stack([text] * rows), changed, name)]
     leaks = [
         (float(row[:start].max()), int(row[:start].argmax()), start) for row, start in zip(moved, starts, strict=True)
     ]
@@ -130,7 +134,7 @@ def batch_leak(case: Case) -> Found:
     }
 
 
-@check("row-alone-differs", "forward")
+@check("row-alone-differs", "forward", explains=("future-leak",))
 def row_alone_differs(case: Case) -> Found:
     """A row has other logits alone than in a batch.
 
