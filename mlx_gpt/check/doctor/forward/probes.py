@@ -12,7 +12,7 @@ from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 
 LENGTH, SHORT = 32, 8  # tokens of a probe, where the context allows; of a slow model
-SLOW = 0.5  # seconds of a call of a short text
+SLOW = 0.2  # seconds of a call of a short text; twice that of a longer one
 EQUAL = 1e-6  # relative difference of equal calls of equal shapes; healthy models: 0 (float32, bfloat16, 4 bits)
 CLOSE = 2e-3  # relative difference of calls of different shapes; healthy: below 4e-6 in float32, ... in bfloat16
 CALLS = 12  # of a forward pass that is not deterministic, to average
@@ -41,6 +41,7 @@ def first_call(case: Case) -> np.ndarray:
     case.logits(case.ids(1, probe_length(case)))
     case.slow = case.longest.get("forward", 0.0) > SLOW
     logits = case.logits(case.ids(1, probe_length(case)))
+    case.slow = case.slow or case.longest.get("forward", 0.0) > 2 * SLOW
     ids = case.ids(1, probe_length(case))
     try:
         case.logits(np.concatenate([ids, ids]))
