@@ -128,6 +128,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
         "loss-not-cross-entropy",
         lambda l, y: cross_entropy(l.reshape(-1, l.shape[-1]), y.T.reshape(-1)),
     ),
+    "bits": ("loss-not-cross-entropy", lambda l, y: cross_entropy(l, y) / np.log(2)),
     "focal": ("loss-not-cross-entropy", lambda l, y: (mx.square(1 - mx.exp(-costs(l, y))) * costs(l, y)).mean()),
     "probability": ("loss-not-cross-entropy", lambda l, y: -take(mx.softmax(l, axis=-1), y)),
     "logit": ("loss-not-cross-entropy", lambda l, y: -take(l, y)),
@@ -474,7 +475,7 @@ def warmup(base: Base) -> Given:
 HEALTHY: dict[str, Callable[[Base], Given]] = {
     "plain": lambda base: trained_with(base),
     "z-loss": lambda base: trained_with(base, with_z_loss),
-    "bits": lambda base: trained_with(base, lambda l, y: cross_entropy(l, y) / np.log(2)),
+    "1.5 times": lambda base: trained_with(base, lambda l, y: cross_entropy(l, y) * 1.5),
     "perplexity": lambda base: (
         trained_with(base, loss=cross_entropy)
         | {"loss": lambda x, y: mx.exp(cross_entropy(base.model(mx.array(x)), mx.array(y))).item()}

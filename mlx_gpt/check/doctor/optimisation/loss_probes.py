@@ -15,7 +15,8 @@ from mlx_gpt.check.doctor.forward.probes import EQUAL, probe_length
 from mlx_gpt.check.doctor.optimisation.evidence import at_targets, coarse, negative_logprobs, probe_rows
 
 CALLS = 8  # of a loss with dropout, to average
-UNITS = (1.0, 1 / np.log(2), 1 / np.log(10))  # nats, bits, decimal digits
+UNITS = {"nats": 1.0, "bits": 1 / np.log(2), "decimal digits": 1 / np.log(10)}  # slopes
+UNIT = 3e-3  # relative tolerance of such a slope
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,23 @@ def lines(case: Case) -> list[Line]:
     return next((one for one in found if all(each.close for each in one)), found[0])
 
 
-def normal(found: list[Line]) -> bool:
-    """Return whether the slopes are those of a mean: of a unit, or the same multiple of the mean at each shape.
+def unit_of(found: list[Line]) -> str | None:
+    """Return the unit of a loss that is a mean cross-entropy in another unit than nats."""
+    if not all(one.close and one.through_zero for one in found):
+        return None
+    fits = (unit for unit, size in UNITS.items() if all(abs(one.slope / size - 1) <= UNIT for one in found))
+    return next((unit for unit in fits if unit != "nats"), None)
 
-    A mean may have a positive offset, as other terms of a loss add; a negative one lacks the softmax's denominator.
+
+def normal(found: list[Line]) -> bool:
+    """Return whether the slopes are those of a mean: 1, or the same multiple of the mean at each shape.
+
+    A mean may have a positive offset, as other terms of a loss add; a negative one lacks the softmax's denominator. A
+    multiple that gives bits or decimal digits is a logarithm to another base.
     """
     slopes = np.array([one.slope for one in found])
-    if any(all(abs(one.slope - unit) <= one.error for one in found) for unit in UNITS):
+    if all(abs(one.slope - 1) <= one.error for one in found):
         return all(one.offset > 0 or one.through_zero for one in found)
+    if unit_of(found):
+        return False
     return len(found) > 1 and np.allclose(slopes, slopes[0], rtol=0.01) and all(one.through_zero for one in found)
