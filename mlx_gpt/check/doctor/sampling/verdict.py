@@ -85,7 +85,7 @@ def verdict(case: Case) -> Verdict:
         return Verdict(findings, left - {*codes}, base if base.kind != "argmax" else None, window, rivals)
     if dependent and (seeded or first_fit(case, texts, Base())):  # so few numbers fit other explanations by chance
         return Verdict({"draws-correlated": dependent}, left - {*codes}, Base(), None)
-    if dependent and first_fit(case, seen, base):
+    if dependent and "sampler-not-the-model" not in codes and first_fit(case, seen, base):
         return Verdict(findings | {"draws-correlated": dependent}, left - {*codes}, base, window)
     if wrong := not_off(case):
         return Verdict({"setting-wrong": wrong})
