@@ -71,6 +71,11 @@ def twice(given: Given) -> Given:
     return {**given, "train_ids": np.concatenate([given["train_ids"]] * 2)}
 
 
+def half_again(given: Given) -> Given:
+    ids = np.asarray(given["train_ids"])
+    return {**given, "train_ids": np.concatenate([ids, ids[: len(ids) // 2]])}
+
+
 def stored_as(kind: str) -> Callable[[Given], Given]:
     def wrapped(given: Given) -> Given:
         ids = np.asarray(given["train_ids"]).astype(np.int64)
@@ -203,6 +208,7 @@ PLANTED: dict[str, tuple[str, Callable[[Given], Given]]] = {
     "trained on everything": ("validation-in-training", trained_on_everything),
     "batches of everything": ("validation-in-training", batches_of_everything),
     "read twice": ("corpus-repeats", twice),
+    "half of it read again": ("corpus-repeats", half_again),
     "uint8": ("ids-wrapped", stored_as("uint8")),
     "int8": ("ids-wrapped", stored_as("int8")),
     "id too high": ("ids-outside-vocabulary", ids_too_high),
