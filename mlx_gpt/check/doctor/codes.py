@@ -88,6 +88,7 @@ WARNINGS = {
     "precision-loss",
 }
 NOTES = {"training-mode-without-dropout-effect", "as-good-as-its-loss", "repetition-loop"}
+RESTS_ON = {"as-good-as-its-loss": "sampling"}  # a group of which no check may have lacked time
 # The groups in the order in which they are examined: the data, which need hardly a call, what the level of loss and
 # text says, then the cheap exact properties, then what needs draws, then what needs steps.
 EXAMINED = ["contract", "state", "targets and data", "level", "causality", "inputs", "cache", "weights", "sampling"]

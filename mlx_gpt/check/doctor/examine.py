@@ -14,7 +14,7 @@ from mlx_gpt.check.doctor.arguments import checked
 from mlx_gpt.check.doctor.calls import random_states_kept
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
-from mlx_gpt.check.doctor.codes import ORDER, group_of, severity_of
+from mlx_gpt.check.doctor.codes import ORDER, RESTS_ON, group_of, severity_of
 from mlx_gpt.check.doctor.module_arguments import arguments_of
 from mlx_gpt.check.doctor.modules import is_module, module_kept
 from mlx_gpt.check.doctor.report import TIME, Finding, Report
@@ -158,10 +158,17 @@ class Examination:
         self.skipped[check.code] = failure.name
 
     def report(self) -> Report:
+        for code in [code for code, group in RESTS_ON.items() if code in self.findings and self.is_late(group)]:
+            del self.findings[code]
+            self.examined.remove(code)
+            self.skipped[code] = TIME
         findings = in_order(self.findings, self.checks, self.explains, self.separate)
         return Report(
             findings, self.examined, {c.code: self.skipped[c.code] for c in self.checks if c.code in self.skipped}
         )
+
+    def is_late(self, group: str) -> bool:
+        return any(reason == TIME and group_of(code) == group for code, reason in self.skipped.items())
 
     def ended_by(self, failure: CallFailed) -> Report:
         """Return the report so far, where a call that does not return ends the examination."""

@@ -14,12 +14,13 @@ from mlx_gpt.check.doctor import examine  # noqa: F401  (registers the checks)
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS
 from mlx_gpt.check.doctor.codes import group_of
-from mlx_gpt.check.doctor.examine import run_checks
+from mlx_gpt.check.doctor.examine import Examination, run_checks
+from mlx_gpt.check.doctor.level import samples
 from mlx_gpt.check.doctor.level.loss import ladder, validation_loss
 from mlx_gpt.check.doctor.level.metrics import numbers
 from mlx_gpt.check.doctor.level.ngrams import NGrams
 from mlx_gpt.check.doctor.level.training import last_line, rounded, still_falling
-from mlx_gpt.check.doctor.report import Report
+from mlx_gpt.check.doctor.report import TIME, Report
 
 
 def case_of(given: dict[str, Any]) -> Case:
@@ -65,6 +66,22 @@ def test_what_a_leak_does_to_the_samples_is_its_consequence() -> None:
     assert faults(examined(given)) == ["samples-worse-than-loss"]
     (leak,) = (one for one in examined(given, "future-leak").findings if one.severity == "fault")
     assert (leak.code, leak.evidence["consequences"]) == ("future-leak", ["samples-worse-than-loss"])
+
+
+@pytest.mark.parametrize(("skipped", "named"), [({}, True), ({"sampler-too-narrow": TIME}, False)])
+def test_text_is_as_good_as_its_loss_only_where_sampling_had_time(skipped: dict[str, str], named: bool) -> None:
+    (check,) = (one for one in CHECKS if one.code == "as-good-as-its-loss")
+    examination = Examination(case_of(Base(0, trained=True).arguments()), [check])
+    examination.skipped |= skipped
+    assert ("as-good-as-its-loss" in [finding.code for finding in examination.run().findings]) == named
+
+
+def test_few_texts_of_a_narrow_sampler_are_not_as_good_as_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "DRAWS", 30)
+    base = Base(0, trained=True)
+    sampler = base.sampler("sampler-too-narrow")
+    report = examined(base.arguments(sample=lambda ids, n, **chosen: sampler(ids, n, **chosen)))
+    assert "as-good-as-its-loss" not in [finding.code for finding in report.findings]
 
 
 # Loss ---------------------------------------------------------------------------------------------------------------
