@@ -100,6 +100,11 @@ def test_a_sampler_that_repeats_one_id_ignores_the_prompt(settings: Any) -> None
     assert codes(report) == ["prompt-ignored"]
 
 
+def test_one_noise_in_all_calls_is_no_ignored_prompt_where_predictions_are_flat() -> None:
+    forward = small_forward(V, P, 0.1, 0)
+    assert codes(examined(forward, PlainSampler(forward, V, P, "seeded + same noise"))) == ["draws-correlated"]
+
+
 @pytest.mark.parametrize("settings", [None, SETTINGS])
 def test_a_sampler_that_draws_from_all_ids_alike_is_not_the_model(settings: Any) -> None:
     rng = np.random.default_rng(0)
