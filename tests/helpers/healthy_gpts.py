@@ -164,7 +164,7 @@ def of_transformers(kind: str, steps: int = 0, own_sampler: bool = False, **fiel
         if n == 0:
             return list(ids)
         how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {}
-        window = torch.tensor([ids[-24:]])
+        window = torch.tensor([ids[-max(1, 48 - n) :]])
         mask = torch.ones_like(window)  # without it, generate takes ids 0 of the prompt for padding and hides them
         how |= {"attention_mask": mask, "max_new_tokens": n, "min_new_tokens": n, "eos_token_id": None}
         out = model.generate(window, do_sample=temperature > 0, **how)
