@@ -251,7 +251,8 @@ def test_at_gpt2s_size_our_error_is_at_most_one_and_a_half_times_that_of_transfo
     pytest.importorskip("transformers")
     environment = os.environ | {"MLX_ENABLE_TF32": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     script = Path(__file__).parents[1] / "benchmarks" / "parity_at_gpt2_size.py"
-    run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
     for line in run.stdout.splitlines():
         found = json.loads(line)
         figures = (

@@ -378,7 +378,9 @@ def test_the_running_mean_keeps_a_line_and_smooths_noise() -> None:
 
 
 def test_fonts_are_listed_beside_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "matplotlib.font_manager", raising=False)
+    if font_manager := sys.modules.get("matplotlib.font_manager"):  # put back, since its classes are in use
+        monkeypatch.setattr("matplotlib.font_manager", font_manager)
+        monkeypatch.delitem(sys.modules, "matplotlib.font_manager")
     prepare_fonts().join(60)
     assert "matplotlib.font_manager" in sys.modules
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import mlx.core as mx
@@ -61,12 +61,12 @@ def own_arguments(path: Path, data: str | None, note: Note) -> Iterator[Argument
     model, tokenizer = load_source(source)
     arguments = of_model(model, tokenizer)
     whole = source.quantization is None and tokenizer.vocab_size == model.config.vocab_size
-    if whole:
-        arguments |= of_weights(model, tokenizer)
     if settings and whole:
         arguments |= of_training(model, TrainConfig.of(settings))
     arguments |= of_metrics(run, path) if run else {}
     with TemporaryDirectory(prefix="mlx_gpt-") as folder:
+        if whole:
+            arguments |= of_weights(model, tokenizer, folder)
         try:
             dataset = read_data(tokenizer, settings, data, Path(folder))
         except MLXGPTError as error:
@@ -159,8 +159,8 @@ def of_model(model: GPT, tokenizer: Tokenizer) -> Arguments:
     }
 
 
-def of_weights(model: GPT, tokenizer: Tokenizer) -> Arguments:
-    """Return the loss, its gradient, and the model saved and loaded again."""
+def of_weights(model: GPT, tokenizer: Tokenizer, folder: str) -> Arguments:
+    """Return the loss, its gradient, and the model saved in ``folder`` and loaded again."""
     loss_and_gradient = make_loss_and_gradient(model, TrainConfig())
 
     def loss(x: np.ndarray, y: np.ndarray) -> float:
@@ -173,9 +173,9 @@ def of_weights(model: GPT, tokenizer: Tokenizer) -> Arguments:
         return {name: as_numpy(part) for name, part in dict(tree_flatten(found)).items()}
 
     def reload() -> GPT:
-        with TemporaryDirectory(prefix="mlx_gpt-") as folder:
-            save(model, tokenizer, folder)
-            return read_model(folder)
+        saved = mkdtemp(dir=folder)
+        save(model, tokenizer, saved)
+        return read_model(saved)
 
     small = 4 * model.n_parameters < MOST_RELOADED
     return {"loss": loss, "gradient": gradient, **({"reload": reload} if small else {})}

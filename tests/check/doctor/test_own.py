@@ -36,22 +36,22 @@ def folder(kind: str, path: Path) -> Path:
 def test_sampling_cache_and_reloaded_model_are_those_of_the_forward_pass(kind: str, tmp_path: Path) -> None:
     with own_arguments(folder(kind, tmp_path), None, pytest.fail) as arguments:
         case = make_case(arguments)
-    assert case.vocab_size == 257
-    ids = case.ids(1, 12)
-    logits = case.logits(ids)[0]
-    np.testing.assert_allclose(case.given["cached"](ids[0].tolist(), 5), logits, atol=2e-4)
-    prompts = [[5, 6, 7], [1], list(range(9))]
-    sampled = [case.given["sample"](list(prompt), 6, temperature=0) for prompt in prompts]
-    assert case.given["sample_many"](prompts, 6, temperature=0) == sampled
-    assert sampled[1][0] == case.logits([[1]])[0, -1].argmax()
-    assert case.given["decode"](case.given["encode"]("a text")) == "a text"
-    if kind == "whole":
-        np.testing.assert_array_equal(case.logits(ids, "reload", case.given["reload"]())[0], logits)
-        x, y = ids[:, :-1], ids[:, 1:]
-        losses = logits[:-1] - logits[:-1].max(-1, keepdims=True)
-        losses = np.log(np.exp(losses).sum(-1)) - losses[np.arange(11), y[0]]
-        assert case.number("loss", x, y) == pytest.approx(losses.mean(), rel=1e-4)
-        assert case.arrays("gradient", x, y).keys() == case.arrays("parameters").keys()
+        assert case.vocab_size == 257
+        ids = case.ids(1, 12)
+        logits = case.logits(ids)[0]
+        np.testing.assert_allclose(case.given["cached"](ids[0].tolist(), 5), logits, atol=2e-4)
+        prompts = [[5, 6, 7], [1], list(range(9))]
+        sampled = [case.given["sample"](list(prompt), 6, temperature=0) for prompt in prompts]
+        assert case.given["sample_many"](prompts, 6, temperature=0) == sampled
+        assert sampled[1][0] == case.logits([[1]])[0, -1].argmax()
+        assert case.given["decode"](case.given["encode"]("a text")) == "a text"
+        if kind == "whole":
+            np.testing.assert_array_equal(case.logits(ids, "reload", case.given["reload"]())[0], logits)
+            x, y = ids[:, :-1], ids[:, 1:]
+            losses = logits[:-1] - logits[:-1].max(-1, keepdims=True)
+            losses = np.log(np.exp(losses).sum(-1)) - losses[np.arange(11), y[0]]
+            assert case.number("loss", x, y) == pytest.approx(losses.mean(), rel=1e-4)
+            assert case.arrays("gradient", x, y).keys() == case.arrays("parameters").keys()
 
 
 def test_the_step_of_a_run_has_its_optimizer_and_starts_anew(here: Path) -> None:

@@ -93,7 +93,7 @@ def probe_batch(case: Case) -> Batch:
     One that is ignored therefore takes as much weight from each row.
     """
     (B, T), own = case.once(train_batch)[0].shape, case.once(batches)[0][0].shape if case.has("batches") else (0, 0)
-    rows = own[0] if own[1] == T and B < own[0] <= MOST_ROWS else B
+    rows = own[0] if own[1] == T and B < own[0] <= MOST_ROWS and not case.one_row else B
     return case.ids(rows, T), case.rng.permuted(np.repeat(case.ids(1, T), rows, axis=0), axis=1)
 
 
