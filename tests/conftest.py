@@ -82,6 +82,12 @@ def derivations(stories: list[str]) -> list[list[Step]]:
     return [list(derive(text)) for text in stories[:3000]]
 
 
+@pytest.fixture(autouse=True)
+def path_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take folders off ``sys.path`` that a test puts there, as the doctor does for a user's file."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with a sound model and a text."""
