@@ -112,17 +112,25 @@ def position_blind(case: Case) -> Found:
 
 
 def exchange(case: Case, T: int) -> float:
-    """Return how far two earlier tokens in each other's place move the last logits, in the layer where it is most."""
-    layers, sizes, ids = list(matrices_by_layer(case).items()), [0.0], case.ids(2, T)
+    """Return how far two earlier tokens in each other's place move the last logits, in the layer where it is most.
+
+    Raises ``NotApplicable`` where no layer alone reads an earlier token, as with weights that are packed in integers.
+    """
+    layers, sizes, ids = list(matrices_by_layer(case).items()), [], case.ids(3, T)
     ids[:, -2] = others(case, ids[:, 0])
-    ids[1] = ids[0]
+    ids[1:] = ids[0]
     ids[1, [0, -2]] = ids[0, [-2, 0]]
+    ids[2, -2] = ids[0, 0]
     for _, names in layers or [("", [])]:
         with loaded(case, alone(case, names, layers)):
-            one, two = (case.logits(row[None])[0, -1] for row in ids)
-        sizes.append(largest(between(one, two)) / max(float(one.std()), 1e-30))
-        if sizes[-1] > CLOSE:
-            break
+            one, exchanged, other = (case.logits(row[None])[0, -1] for row in ids)
+        scale = max(float(one.std()), 1e-30)
+        if largest(between(one, other)) / scale > CLOSE:
+            sizes.append(largest(between(one, exchanged)) / scale)
+            if sizes[-1] > CLOSE:
+                break
+    if not sizes:
+        raise NotApplicable("a layer that reads earlier tokens by itself")
     return max(sizes)
 
 
