@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from mlx_gpt.check.doctor.case import CallFailed, Case, named_arrays
+from mlx_gpt.check.doctor.arrays import named_arrays
+from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.forward.probes import (
     CLOSE,

@@ -14,14 +14,12 @@ from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.codes import GROUPS, ORDER
 from mlx_gpt.check.doctor.forward.probes import first_call, noise, probe_length
 
-OF_UNREAD_IDS = ("past-ignored", *GROUPS["inputs"], "cache-mismatch", "reload-differs", "loss-not-cross-entropy")
-
-
 ROWS, CHUNK = 64, 8  # texts that hold each id once, where these are enough; rows of a call
 SECONDS = 1.0  # after which no more of them are read
 QUICK = 0.1  # seconds of a call of forward, up to which the gradient is computed once more
 OF_PROBES = (*GROUPS["state"], *GROUPS["causality"], *GROUPS["inputs"])
 OF_NAN = ("cache-mismatch", "reported-loss-differs", "samples-worse-than-loss")
+OF_UNREAD_IDS = ("past-ignored", *GROUPS["inputs"], "cache-mismatch", "reload-differs", "loss-not-cross-entropy")
 OF_LOSS = ("loss-not-cross-entropy", "loss-not-the-mean", "learning-rate-too-high", "cannot-memorise-a-batch")
 
 
@@ -41,15 +39,16 @@ def non_finite(case: Case) -> Found:
     if not bad:
         return None if case.slow else of_training(case)
     at = np.stack(places) > 0
+    position = int(np.argwhere(at)[0][1])
     of_some_ids = bool((at != at[0]).any())  # so that probes with these ids have NaN of their own
     return {
         "explains": ORDER if none_finite else (*OF_NAN, *OF_PROBES) if of_some_ids else OF_NAN,
         "measured": bad,
         "expected": 0,
         "why": f"{bad} of {at.size * case.vocab_size} logits are NaN or infinite, in {int(at.any(axis=1).sum())} of "
-        f"{len(at)} texts, the first at position {int(np.argwhere(at)[0][1])}",
+        f"{len(at)} texts, the first at position {position}",
         "remedy": "look for a fully masked row of scores, a division by zero, an overflow in half precision",
-        "evidence": {"position": int(np.argwhere(at)[0][1])},
+        "evidence": {"position": position},
     }
 
 

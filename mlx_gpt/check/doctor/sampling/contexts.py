@@ -37,12 +37,8 @@ def windows(case: Case) -> dict[Named, Window]:
         found["prompt-ignored", f"{name} in place of the prompt"] = lambda prompt, new: [end, *new]
         found["", f"{name} before the text"] = lambda prompt, new: [end, *prompt, *new]
     if (n := case.once(tokens_read) or 1) > 1:
-        found |= last_tokens(n)
+        found["sampler-not-the-model", f"the last {n} tokens alone"] = lambda prompt, new: [*prompt, *new][-n:]
     return found
-
-
-def last_tokens(n: int) -> dict[Named, Window]:
-    return {("sampler-not-the-model", f"the last {n} tokens alone"): lambda prompt, new: [*prompt, *new][-n:]}
 
 
 def read_otherwise(case: Case, found: Sequence[Draws], window: Window) -> list[Draws]:
