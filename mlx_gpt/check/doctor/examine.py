@@ -15,10 +15,10 @@ from mlx_gpt.check.doctor.calls import random_states_kept
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import CHECKS, DoctorCheck, NotApplicable
 from mlx_gpt.check.doctor.codes import ORDER, RESTS_ON, group_of, severity_of
+from mlx_gpt.check.doctor.inside import module_of
 from mlx_gpt.check.doctor.module_arguments import arguments_of
 from mlx_gpt.check.doctor.modules import is_module, module_kept
 from mlx_gpt.check.doctor.report import TIME, Finding, Report
-from mlx_gpt.check.doctor.weights.inside import module_of
 
 
 def examine(

@@ -7,7 +7,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import batches, counted, has_ids, train_ids, val_ids
-from mlx_gpt.check.doctor.forward.probes import probe_length
+from mlx_gpt.check.doctor.probes import probe_length
 
 SHIFTS = (1, 0, 2, -1, 3, -2)
 FEWEST = 8  # positions, rows or windows to judge by

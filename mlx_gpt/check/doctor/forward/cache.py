@@ -9,7 +9,7 @@ import numpy as np
 from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import EQUAL, between, first_call, largest, probe_length, steady_noise
+from mlx_gpt.check.doctor.probes import EQUAL, between, first_call, largest, probe_length, steady_noise
 
 LIMIT = 5e-4  # of the logits' standard deviation; healthy: below 2e-6 in float32; keys lost before training: 1e-3
 HALF = 0.1  # where float32 probes of other shapes differ too: bfloat16, below 0.05

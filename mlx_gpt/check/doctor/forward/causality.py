@@ -11,7 +11,10 @@ import numpy as np
 from mlx_gpt.check.doctor.arrays import named_arrays
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import (
+from mlx_gpt.check.doctor.inside import module_of
+from mlx_gpt.check.doctor.module_arguments import arguments_of
+from mlx_gpt.check.doctor.parameters import current, drawn, loaded
+from mlx_gpt.check.doctor.probes import (
     CLOSE,
     EQUAL,
     between,
@@ -25,9 +28,6 @@ from mlx_gpt.check.doctor.forward.probes import (
     steady_noise,
     training_noise,
 )
-from mlx_gpt.check.doctor.module_arguments import arguments_of
-from mlx_gpt.check.doctor.weights.evidence import current, drawn, loaded
-from mlx_gpt.check.doctor.weights.inside import module_of
 
 OTHER, RANDOM = 3, 30  # times the size of a leak, from which an effect is another fault; with dropout
 

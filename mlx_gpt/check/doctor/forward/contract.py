@@ -12,7 +12,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.codes import GROUPS, ORDER
-from mlx_gpt.check.doctor.forward.probes import first_call, noise, probe_length
+from mlx_gpt.check.doctor.probes import first_call, noise, probe_length
 
 ROWS, CHUNK = 64, 8  # texts that hold each id once, where these are enough; rows of a call
 SECONDS = 1.0  # after which no more of them are read

@@ -8,7 +8,8 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import (
+from mlx_gpt.check.doctor.parameters import alone, loaded, matrices_by_layer
+from mlx_gpt.check.doctor.probes import (
     CLOSE,
     EQUAL,
     between,
@@ -21,7 +22,6 @@ from mlx_gpt.check.doctor.forward.probes import (
     silent_unless_seeded,
     steady_noise,
 )
-from mlx_gpt.check.doctor.weights.evidence import alone, loaded, matrices_by_layer
 
 ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
 

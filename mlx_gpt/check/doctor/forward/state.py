@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, check
-from mlx_gpt.check.doctor.forward.probes import (
+from mlx_gpt.check.doctor.probes import (
     EQUAL,
     between,
     first_call,

@@ -11,7 +11,6 @@ from mlx_gpt.check.doctor.calls import seeded
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import Batch, batches
-from mlx_gpt.check.doctor.forward.probes import others
 from mlx_gpt.check.doctor.optimisation.evidence import (
     STEP,
     Parameters,
@@ -27,6 +26,7 @@ from mlx_gpt.check.doctor.optimisation.fresh import is_fresh
 from mlx_gpt.check.doctor.optimisation.gradient import steady_loss
 from mlx_gpt.check.doctor.optimisation.leftover import carried_over, left_over, wiped
 from mlx_gpt.check.doctor.optimisation.updates import along, are_equal, halves, minus, update_after
+from mlx_gpt.check.doctor.probes import others
 
 MOST_ROWS, MOST_PARTS = 64, 64
 IN_TRAINING = ("learning-rate-too-high", "cannot-memorise-a-batch")

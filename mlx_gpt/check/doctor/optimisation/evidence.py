@@ -10,8 +10,8 @@ from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.data.evidence import Batch, batches, has_ids, train_ids
 from mlx_gpt.check.doctor.data.targets import loss_shift
-from mlx_gpt.check.doctor.forward.probes import first_call, probe_length
 from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
+from mlx_gpt.check.doctor.probes import first_call, probe_length
 
 Parameters = dict[str, np.ndarray]
 ROWS = 8  # of a batch to step on

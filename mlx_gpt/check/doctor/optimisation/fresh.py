@@ -11,8 +11,8 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.inside import referred
 from mlx_gpt.check.doctor.modules import is_torch
-from mlx_gpt.check.doctor.weights.inside import referred
 
 Step = Callable[[np.ndarray, np.ndarray], float]
 

@@ -9,7 +9,6 @@ import numpy as np
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.targets import loss_shift
-from mlx_gpt.check.doctor.forward.probes import EQUAL, largest, others, probe_length, silent_if_random
 from mlx_gpt.check.doctor.optimisation.evidence import (
     Parameters,
     coarse,
@@ -20,6 +19,7 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     rms,
 )
 from mlx_gpt.check.doctor.optimisation.step import frozen
+from mlx_gpt.check.doctor.probes import EQUAL, largest, others, probe_length, silent_if_random
 
 DIRECTIONS = 6
 LENGTHS = (3e-3, 1e-3, 1e-2)  # of a step, relative to the weights

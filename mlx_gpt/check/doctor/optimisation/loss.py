@@ -9,9 +9,9 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.data.targets import loss_shift
-from mlx_gpt.check.doctor.forward.probes import probe_length
 from mlx_gpt.check.doctor.optimisation.evidence import at_targets, negative_logprobs, probe_rows, train_batch
 from mlx_gpt.check.doctor.optimisation.loss_probes import UNITS, Line, lines, loss_probes, normal, unit_of
+from mlx_gpt.check.doctor.probes import probe_length
 
 IN_TRAINING = ("learning-rate-too-high", "learning-rate-too-low", "cannot-memorise-a-batch")
 

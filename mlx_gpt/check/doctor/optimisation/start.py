@@ -9,8 +9,8 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import has_ids, train_ids
-from mlx_gpt.check.doctor.forward.probes import EQUAL, probe_length, silent_if_random, training_noise
 from mlx_gpt.check.doctor.optimisation.evidence import at_targets, negative_logprobs, probe_rows, untrained
+from mlx_gpt.check.doctor.probes import EQUAL, probe_length, silent_if_random, training_noise
 
 ABOVE = 1.75  # nats over ln V
 BITS = 1 / np.log(2)

@@ -6,7 +6,6 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import largest, steady_noise
 from mlx_gpt.check.doctor.optimisation.evidence import (
     STEP,
     Parameters,
@@ -18,6 +17,7 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
 )
 from mlx_gpt.check.doctor.optimisation.fresh import is_fresh
 from mlx_gpt.check.doctor.optimisation.updates import updates_of
+from mlx_gpt.check.doctor.probes import largest, steady_noise
 
 MOST_TRIED = 24  # parameters of which the effect on the logits is tried
 # First three updates over the learning rate, (1 - b1^k) / sqrt(1 - b2^k), for the usual pairs that exceed it.

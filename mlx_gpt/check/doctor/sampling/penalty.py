@@ -10,6 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.probes import own_text_or_random
 from mlx_gpt.check.doctor.sampling.cuts import Finding, ask
 from mlx_gpt.check.doctor.sampling.draws import accepted, draw_many, settings_off
 from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling, telling_settings
@@ -18,7 +19,6 @@ from mlx_gpt.check.doctor.sampling.probes import after_prompts, rows, telling_te
 from mlx_gpt.check.doctor.sampling.rules import Base, Change, of_logprobs, penalized
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 from mlx_gpt.check.doctor.sampling.verdict import seen, understood
-from mlx_gpt.check.doctor.weights.evidence import text
 
 PENALTIES = (1.1, 1.3, 2.0, 4.0)
 MOST = 12  # prompts of a kind
@@ -43,7 +43,7 @@ def penalty_prompts(case: Case) -> list[list[int]]:
     starts = case.ids(min(MOST, case.once(rows)), length)
     unlikely = np.argsort(logits_after(case, starts), axis=1)
     mixed = [[*np.resize(ids[:length], length - 1), row[-1]] for ids, row in zip(unlikely, starts, strict=True)]
-    return [[int(i) for i in prompt] for prompt in [*same[likely], *text(case, MOST, length), *mixed]]
+    return [[int(i) for i in prompt] for prompt in [*same[likely], *own_text_or_random(case, MOST, length), *mixed]]
 
 
 def explanations(base: Base, temperature: float, penalty: float, of_ids: Sequence[str]) -> list[Explanation]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.forward.probes import first_call, silent_if_random
+from mlx_gpt.check.doctor.probes import first_call, silent_if_random
 
 NUMBERS = 2e7  # of logits in one call
 FORBIDDEN = -1e9  # logit of an id that a model masks

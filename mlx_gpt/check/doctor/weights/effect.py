@@ -9,8 +9,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import EQUAL
-from mlx_gpt.check.doctor.weights.evidence import (
+from mlx_gpt.check.doctor.parameters import (
     Arrays,
     current,
     drawn,
@@ -23,6 +22,7 @@ from mlx_gpt.check.doctor.weights.evidence import (
     loaded,
     require_steady,
 )
+from mlx_gpt.check.doctor.probes import EQUAL
 from mlx_gpt.check.doctor.weights.units import hidden_widths
 
 SHARE = 0.1  # of the time that is left, for trying one part after another

@@ -8,8 +8,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import EQUAL, others
-from mlx_gpt.check.doctor.weights.evidence import (
+from mlx_gpt.check.doctor.parameters import (
     alone,
     current,
     drawn,
@@ -20,6 +19,7 @@ from mlx_gpt.check.doctor.weights.evidence import (
     loaded,
     require_steady,
 )
+from mlx_gpt.check.doctor.probes import EQUAL, others
 
 HEADS = range(2, 33)
 SHARE = 0.1  # of the time that is left, for trying one layer after another

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, check
-from mlx_gpt.check.doctor.weights.evidence import Arrays, current, is_matrix, layers_of
+from mlx_gpt.check.doctor.parameters import Arrays, current, is_matrix, layers_of
 from mlx_gpt.check.doctor.weights.heads import HEADS, parts_of
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import EQUAL, between, largest, others
+from mlx_gpt.check.doctor.inside import arrays_of, module_of, named_modules, watched
 from mlx_gpt.check.doctor.module_arguments import arguments_of
-from mlx_gpt.check.doctor.weights.evidence import (
+from mlx_gpt.check.doctor.parameters import (
     Arrays,
     generic,
     generic_ids,
@@ -24,7 +24,7 @@ from mlx_gpt.check.doctor.weights.evidence import (
     loaded,
     require_steady,
 )
-from mlx_gpt.check.doctor.weights.inside import arrays_of, module_of, named_modules, watched
+from mlx_gpt.check.doctor.probes import EQUAL, between, largest, others
 
 SCALE = 1000.0
 FORGOTTEN = 1e-3  # of the standard deviation of logits

@@ -10,11 +10,11 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import probe_length
+from mlx_gpt.check.doctor.inside import has_half, in_float32, module_of
 from mlx_gpt.check.doctor.module_arguments import arguments_of
 from mlx_gpt.check.doctor.modules import is_module
-from mlx_gpt.check.doctor.weights.evidence import current, loaded, require_steady
-from mlx_gpt.check.doctor.weights.inside import has_half, in_float32, module_of
+from mlx_gpt.check.doctor.parameters import current, loaded, require_steady
+from mlx_gpt.check.doctor.probes import probe_length
 
 ROUNDING = 1e-4  # of the logits' standard deviation: what another order of float32 operations changes
 COMPUTED = 0.05  # the same, of computation in half precision

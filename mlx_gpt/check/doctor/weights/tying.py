@@ -6,10 +6,10 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.forward.probes import EQUAL
+from mlx_gpt.check.doctor.inside import module_of
 from mlx_gpt.check.doctor.modules import CONFIGS
-from mlx_gpt.check.doctor.weights.evidence import Arrays, current, generic_ids, loaded, require_steady, text
-from mlx_gpt.check.doctor.weights.inside import module_of
+from mlx_gpt.check.doctor.parameters import Arrays, current, generic_ids, loaded, require_steady
+from mlx_gpt.check.doctor.probes import EQUAL, own_text_or_random
 from mlx_gpt.check.doctor.weights.saved import ROUNDING, reloaded, rounding
 
 FLAGS = ("tie_word_embeddings", "tie_weights", "tie_embeddings", "tied_embeddings", "weight_tying", "tied", "tie")
@@ -140,7 +140,7 @@ def apart(case: Case, head: str, embedding: str) -> Found:
 
 def parts(case: Case, one: str, two: str) -> bool:
     """True if a step makes two equal tables different, or their gradients differ; or if there is neither."""
-    ids = text(case, 1 if case.one_row else 2, min(case.n_positions, 32) + 1)
+    ids = own_text_or_random(case, 1 if case.one_row else 2, min(case.n_positions, 32) + 1)
     x, y = ids[:, :-1].copy(), ids[:, 1:].copy()
     if case.has("step") or case.has("new_step"):
         with case.parameters_restored():

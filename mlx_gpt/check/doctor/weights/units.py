@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
-from mlx_gpt.check.doctor.weights.evidence import (
+from mlx_gpt.check.doctor.parameters import (
     Arrays,
     current,
     drawn,
@@ -17,8 +17,8 @@ from mlx_gpt.check.doctor.weights.evidence import (
     is_table,
     layers_of,
     loaded,
-    own_text,
 )
+from mlx_gpt.check.doctor.probes import own_text
 
 DEAD = 1e-5  # gradient of a unit relative to the largest of its layer
 SHARE, OF_RANDOM = 0.02, 0.2  # of a layer's units; without a text

@@ -1,4 +1,4 @@
-"""Probes that several checks share: random texts, noise between equal calls, differences of two sets of texts."""
+"""Probes that all groups of checks share: texts, noise between identical calls, the effect of a change of the text."""
 
 from __future__ import annotations
 
@@ -48,6 +48,24 @@ def first_call(case: Case) -> np.ndarray:
     except CallFailed:
         case.one_row = True
     return logits
+
+
+def own_text_or_random(case: Case, rows: int, length: int) -> np.ndarray:
+    """Return ids (rows, length) of the user's text; random ids where there is no text, or it holds other values."""
+    found = own_text(case, rows, length)
+    return case.ids(rows, length) if found is None else found
+
+
+def own_text(case: Case, rows: int, length: int) -> np.ndarray | None:
+    """Return ids (rows, length) from random places of the training or validation ids; None without a usable text."""
+    for name in ("train_ids", "val_ids"):
+        ids = np.asarray(case.given[name] if case.has(name) else []).reshape(-1)
+        if len(ids) > length and ids.dtype.kind in "iu":
+            starts = case.rng.integers(0, len(ids) - length, rows)
+            found = np.stack([ids[start : start + length] for start in starts]).astype(np.int64)
+            if found.min() >= 0 and found.max() < case.vocab_size:
+                return found.astype(np.int32)
+    return None
 
 
 def noise(case: Case) -> Noise:

@@ -1,4 +1,4 @@
-"""Evidence that the checks of weights share: parameters by layer, a generic model of the same structure, a text."""
+"""The user's parameters: by layer, replaced by random ones for a while, and the gradient of the loss by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.forward.probes import LENGTH, first_call, silent_if_random
+from mlx_gpt.check.doctor.probes import LENGTH, first_call, own_text_or_random, silent_if_random
 
 Arrays = dict[str, np.ndarray]
 
@@ -91,27 +91,10 @@ def layers_of(names: Sequence[str]) -> dict[str, list[str]]:
     return merged
 
 
-def text(case: Case, rows: int, length: int) -> np.ndarray:
-    """Return ids (rows, length) of the user's text, random ones where there is none or some are no ids."""
-    found = own_text(case, rows, length)
-    return case.ids(rows, length) if found is None else found
-
-
-def own_text(case: Case, rows: int, length: int) -> np.ndarray | None:
-    for name in ("train_ids", "val_ids"):
-        ids = np.asarray(case.given[name] if case.has(name) else []).reshape(-1)
-        if len(ids) > length and ids.dtype.kind in "iu":
-            starts = case.rng.integers(0, len(ids) - length, rows)
-            found = np.stack([ids[start : start + length] for start in starts]).astype(np.int64)
-            if found.min() >= 0 and found.max() < case.vocab_size:
-                return found.astype(np.int32)
-    return None
-
-
 def gradient(case: Case, rows: int, length: int) -> Arrays:
     """Return the gradient of the mean loss of a text of ``length`` + 1 tokens, with the parameters as they are."""
     case.once(first_call)
-    ids = text(case, 1 if case.one_row else rows, min(length, case.n_positions) + 1)
+    ids = own_text_or_random(case, 1 if case.one_row else rows, min(length, case.n_positions) + 1)
     return case.arrays("gradient", ids[:, :-1].copy(), ids[:, 1:].copy())
 
 
