@@ -65,9 +65,9 @@ def check(
 
 # The symptoms of codes that are found when a function is called, by no check of their own.
 OF_CALLS = {
-    "raises": "One of the functions ends with an error on sound input",
-    "wrong-shape": "One of the functions returns something of another kind or shape than it should",
-    "too-slow": "One of the functions takes too long for an examination, or never ends",
+    "raises": "One of your functions raises an error for valid input",
+    "wrong-shape": "One of your functions returns something of the wrong type or shape",
+    "too-slow": "One of your functions takes too long to be examined, or never returns",
 }
 
 

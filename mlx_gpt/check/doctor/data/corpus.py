@@ -20,7 +20,7 @@ from mlx_gpt.check.doctor.data.evidence import (
 
 @check("ids-outside-vocabulary", "train_ids|val_ids|batches")
 def ids_outside_vocabulary(case: Case) -> Found:
-    """Training is fed ids that the vocabulary does not have; MLX reads other memory for them, without an error.
+    """The data holds ids outside the vocabulary, for which MLX reads unrelated memory without an error.
 
     Exact. A target may be negative, to be ignored; an input may not.
     """
@@ -49,7 +49,7 @@ def ids_outside_vocabulary(case: Case) -> Found:
 
 @check("validation-in-training", "train_ids", "val_ids", explains=("overfitted",))
 def validation_in_training(case: Case) -> Found:
-    """The validation text is also in the training text, so that its loss says nothing about new text.
+    """The validation text is also in the training text, so its loss says nothing about new text.
 
     Share of n-grams of the validation ids that occur in the training ids, against the share of those of a piece of the
     training ids that occur in the rest of it: what texts of one kind have in common. n is doubled from 16 until the
@@ -112,7 +112,7 @@ def common_share(ids: np.ndarray, size: int, n: int) -> float:
 
 @check("corpus-repeats", "train_ids", explains=("validation-in-training", "overfitted"))
 def corpus_repeats(case: Case) -> Found:
-    """A large part of the training text is there twice, as after reading a file several times.
+    """A large part of the training text occurs twice, as after reading a file several times.
 
     Share of n-grams that have occurred before, n the largest power of two up to 512 tokens and an eighth of the text. A
     fault above 0.25: a text that stands there twice has 0.43 to 0.5, one of which half was added again a third.
@@ -139,7 +139,7 @@ def corpus_repeats(case: Case) -> Found:
 
 @check("corpus-too-small", "train_ids")
 def corpus_too_small(case: Case) -> Found:
-    """The training text is too small for the model, which will learn it by heart.
+    """The training text is too small for the model, which will memorise it.
 
     Below ten windows of the context, or 0.02 tokens per parameter: a thousand epochs to reach the 20 tokens per
     parameter of Hoffmann et al. 2022; repeating data is of no use beyond about 40 (Muennighoff et al. 2023). A model of

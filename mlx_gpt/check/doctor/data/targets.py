@@ -81,7 +81,7 @@ def whole_shift(case: Case) -> tuple[int | None, float, int, int]:
 
 @check("targets-not-shifted", "batches", explains=WRONG_SHIFT)
 def targets_not_shifted(case: Case) -> Found:
-    """The targets are the inputs themselves, or not the tokens that follow them: the loss falls, and text is gibberish.
+    """The targets are the inputs themselves, or not the tokens that follow: the loss falls, but the text is gibberish.
 
     Share of the targets that equal the input s places later, where that differs from the next input: a fault if it
     exceeds 0.9 for an s below 1, or no s explains the targets (s = 1 below 0.5; healthy: 1.0 of those not ignored,

@@ -24,7 +24,7 @@ WRAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     explains=("ids-outside-vocabulary", "tokenizers-differ", "end-of-text-never-learned", "vocabulary-mismatch"),
 )
 def ids_wrapped(case: Case) -> Found:
-    """Ids were stored in too small a type, so that those above its range became others, and the text is another text.
+    """Ids were stored in an integer type that is too small: large ids wrapped around and stand for other tokens.
 
     Exact: the training ids are those of the text in uint8, uint16, int8 or int16 and not as encoded; or negative ids
     are of many kinds; or their type does not hold the vocabulary, unless they are those of the text; or rows of the

@@ -18,7 +18,7 @@ from mlx_gpt.check.doctor.data.evidence import decoded, encoded, has_ids, pieces
     "vocabulary-mismatch", "encode|encode_training|decode|end_of_text", explains=("ids-outside-vocabulary", "raises")
 )
 def vocabulary_mismatch(case: Case) -> Found:
-    """Tokenizer and model have vocabularies of different size: ids without an embedding, or logits without a token.
+    """Tokenizer and model have vocabularies of different sizes: ids without an embedding, or logits without a token.
 
     Exact for ids of the text above the model's. Else 256 ids of the model's are decoded one by one: a fault if a
     quarter of them and more than 128 ids have no token (vocabularies that are rounded up have below 127, or 2 %).
@@ -69,7 +69,7 @@ def unknown_ids(case: Case) -> int:
     "tokenizers-differ", "train_text", "encode", "train_ids|encode_training", explained_by=("tokenizer-not-invertible",)
 )
 def tokenizers_differ(case: Case) -> Found:
-    """Generation encodes a text in another way than training did, so the model reads what it has never seen.
+    """Prompts are encoded in another way than the training text was, so the model reads what it has never seen.
 
     With ``encode_training``: exact, for pieces of the training text. Else pieces are looked for in the training ids: a
     fault if none of them is there, or if in those that are 1 % of the ids and three places differ; what only one side
@@ -141,7 +141,7 @@ def bare(case: Case, ids: list[int], name: str = "encode") -> list[int]:
 
 @check("tokenizer-not-invertible", "encode", "decode")
 def tokenizer_not_invertible(case: Case) -> Found:
-    """Encoding a text and decoding the ids gives another text: what the model says is not what is read.
+    """Encoding a text and decoding the ids gives another text, so what you read is not what the model predicted.
 
     A tokenizer may lose case, white space or unknown characters: then the decoded text has the same ids again, and is
     alike by letters (ratio of difflib above 0.5), and what is lost has no id: ``decode`` never gives it. A fault if one

@@ -43,7 +43,7 @@ def shape_difference(case: Case) -> float:
 
 @check("cache-mismatch", "forward", "cached", explained_by=("state", "causality", "inputs"))
 def cache_mismatch(case: Case) -> dict[str, Any] | None:
-    """The text goes wrong when it is generated with the cache: cached logits differ from those of the whole text.
+    """Text goes wrong when it is generated with the key-value cache: its logits differ from those of the whole text.
 
     At prompts of 1, 2, half of the text, all but one and all tokens, of texts that fill a short context, twice in
     turn, so that what a call leaves is seen by the next. Threshold: 5e-4 of the logits' standard deviation, or ten

@@ -59,7 +59,7 @@ def future_leak(case: Case) -> Found:
 
 @check("future-leak-in-training", "forward_training")
 def future_leak_in_training(case: Case) -> Found:
-    """In training mode a position's logits depend on later tokens, though not in evaluation.
+    """A position's logits depend on later tokens in training mode, though not in evaluation mode.
 
     As ``future-leak``, with the same seeds before and after where dropout is on. Beside a leak in evaluation it is
     another fault if it is three times as large somewhere, as where more positions leak; with dropout, 30 times (the
@@ -137,7 +137,7 @@ def batch_leak(case: Case) -> Found:
 
 @check("row-alone-differs", "forward", explains=("future-leak",))
 def row_alone_differs(case: Case) -> Found:
-    """A row has other logits alone than in a batch.
+    """A text has different logits alone than as one row of a batch.
 
     Threshold: 2e-3 of the logits' standard deviation, since other shapes round differently.
     """

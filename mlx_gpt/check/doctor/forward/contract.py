@@ -25,7 +25,7 @@ OF_LOSS = ("loss-not-cross-entropy", "loss-not-the-mean", "learning-rate-too-hig
 
 @check("non-finite", "forward", explains=OF_NAN)
 def non_finite(case: Case) -> Found:
-    """Logits, the loss or its gradient are NaN or infinite for ordinary texts.
+    """Logits, the loss or its gradient are NaN or infinite for ordinary text.
 
     −inf in every position of a column, as for ids that are never to be chosen, is allowed.
     """
@@ -91,7 +91,7 @@ def of_training(case: Case) -> Found:
 
 @check("changes-input", "forward")
 def changes_input(case: Case) -> Found:
-    """A function writes into the ids it is given, so that the caller's text changes."""
+    """A function writes into the ids that it is given, so the caller's text changes."""
     case.once(noise)
     if not case.changed_inputs:
         return None

@@ -45,7 +45,7 @@ def token_blind(case: Case) -> Found:
 
 @check("context-too-short", "forward")
 def context_too_short(case: Case) -> Found:
-    """Only the last few tokens have any effect, though the context is said to be longer.
+    """Only the last few tokens have any effect on a prediction, though n_positions is larger.
 
     The first token, the first quarter, and so on are replaced in a text as long as the context (at most 256). An
     inverted mask, as a leak of the future may be, leaves the last token alone; more of them are another fault.
@@ -202,7 +202,7 @@ def oscillation(case: Case, T: int, pairs: int = 6) -> float:
 
 @check("length-dependent", "forward", explains=("cache-mismatch",))
 def length_dependent(case: Case) -> Found:
-    """A prefix has other logits alone than at the beginning of a longer text, though no token of the future matters.
+    """The first tokens of a text have other logits alone than with more text after them, whatever that text is.
 
     Threshold: 2e-3 of the logits' standard deviation, or 2e-5 where other numbers of rows change it by less than 1e-6.
     """

@@ -26,7 +26,7 @@ STEADY = 1e-5  # relative difference of equal calls that begin in the same state
 
 @check("not-deterministic", "forward", explains=("cache-mismatch",))
 def not_deterministic(case: Case) -> Found:
-    """Two equal calls in evaluation mode differ, as with dropout left on.
+    """Two calls with the same text in evaluation mode return different logits, as with dropout left on.
 
     Threshold: relative difference 1e-6; healthy models repeat to the bit (float32, bfloat16, quantized).
     """
@@ -56,7 +56,7 @@ def not_deterministic(case: Case) -> Found:
     ),
 )
 def depends_on_earlier_calls(case: Case) -> Found:
-    """A call's result depends on the calls before it, as with a cache that is never emptied.
+    """The logits of a text depend on the calls made before, as with a cache that is never emptied.
 
     Two texts in the order A B B A, repeated: a pass with state gives A after A and A after B different logits, but A in
     the same place of two rounds more alike. A pass that the same seed repeats is random and keeps no state. With other

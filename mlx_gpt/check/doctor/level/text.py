@@ -47,7 +47,7 @@ EXPLAINED_BY = ("state", "causality", "length-dependent", "heads-mixed-up", "voc
 
 @check("samples-worse-than-loss", "sample", explained_by=EXPLAINED_BY)
 def samples_worse_than_loss(case: Case) -> Found:
-    """The loss is good and the text is not: decoding adds what the model does not predict.
+    """The loss is good and the text is not: sampling draws tokens that the model finds improbable.
 
     The mean surprise of texts that ``sample`` draws with its own settings, under the model, against the model's mean
     entropy along them, which are equal in expectation for draws from it and lower for a lower temperature, top-k and
@@ -109,7 +109,7 @@ def readable(case: Case, ids: Any) -> Any:
 
 @check("as-good-as-its-loss", "sample", "val_ids", "train_ids", explained_by=("causality", "sampling"))
 def as_good_as_its_loss(case: Case) -> Found:
-    """The text is what such a loss sounds like: sampling is right, and better text needs a lower loss.
+    """The text is as good as the loss allows: sampling is right, and better text needs a lower loss.
 
     Where the samples are not worse than the loss, nor much surer (0.1 nats, 5 % and two standard errors), as those of a
     narrow sampler, and no check of sampling lacked time: the rung of the loss among n-gram models (interpolated
@@ -162,7 +162,7 @@ def ngram_text(case: Case, rungs: Ladder, rung: str) -> Any:
 
 @check("repetition-loop", "sample", "forward", explained_by=("causality", "sampling"))
 def repetition_loop(case: Case) -> Found:
-    """At temperature 0 the text repeats itself without end; sampled text does not: that is greedy decoding, no damage.
+    """At temperature 0 the text repeats itself without end, and sampled text does not: greedy decoding, not a fault.
 
     The end of a greedy text, half of it or more, holds a sequence at least three times in a row, and at most one sample
     in ten does (Holtzman et al. 2020, section 4.1).

@@ -22,7 +22,7 @@ GAP = 0.3  # of the validation loss, that the training loss is below it; 0.01 on
 
 @check("undertrained", "val_ids|metrics")
 def undertrained(case: Case) -> Found:
-    """The text is gibberish since training has only begun: the loss is above that of counting trigrams, or still falls.
+    """The text is gibberish since training has only begun: the loss is above a trigram model's, or still falls.
 
     Loss on ``val_ids`` above the trigram rung by 2 % of its distance from ln V and three standard errors; or a loss in
     ``metrics`` that fell in the last doubling of the steps by more than a twentieth of its way from ln V, as that of a
@@ -129,7 +129,7 @@ def rounded(n: float) -> str:
     explained_by=("validation-in-training", "same-batch-again", "corpus-repeats"),
 )
 def overfitted(case: Case) -> Found:
-    """The model has learned its training text by heart: the validation loss rises, or is far above the training loss.
+    """The model has memorised its training text: the validation loss rises, or is far above the training loss.
 
     In ``metrics`` the last validation loss above the lowest by a twentieth, while the training loss fell. Or the loss
     on ``train_ids`` below that on ``val_ids`` by 30 % of it and six standard errors, beyond the difference that the two

@@ -36,7 +36,7 @@ Gradient = Callable[[np.ndarray, np.ndarray], Parameters]  # of a batch, or its 
 
 @check("accumulation-differs", "gradient|step|new_step", explains=IN_TRAINING)
 def accumulation_differs(case: Case) -> Found:
-    """A step is not that of its batch's mean loss: parts are lost or not divided, or earlier gradients are still there.
+    """A step does not follow the mean gradient of its batch: parts are lost, summed, or left from earlier steps.
 
     Of ``gradient`` and of the first update of a fresh optimizer: the weights of the first and the last row, a fault if
     one alone is 0, exactly, or 1.2 times the other. Of the gradient: a whole multiple, 2 and more, of the difference of

@@ -35,7 +35,7 @@ MOST_TRIED = 32  # parameters to name those that are wrong
     explained_by=("loss-not-cross-entropy", "non-finite", "length-dependent", "batch-leak"),
 )
 def future_leak_in_gradient(case: Case) -> Found:
-    """The gradient is not that of the loss: later tokens flow back into earlier predictions, or a part is cut off.
+    """The gradient does not match the loss: it flows from a prediction to later tokens, or part of it is cut off.
 
     Two measures. The gradient's change with the targets at the first position must not touch rows of the position table
     after it, or of an untied token table for tokens after it (threshold 1e-3 of the first row's; healthy: below 1e-5).

@@ -120,7 +120,7 @@ def decayed(case: Case) -> float:
 
 @check("learning-rate-too-high", *STEP, explains=("cannot-memorise-a-batch",))
 def learning_rate_too_high(case: Case) -> Found:
-    """Training raises the loss instead of lowering it, as each step goes too far.
+    """Training raises the loss instead of lowering it, since each step is too large.
 
     Forty steps on one batch: the loss exceeds its start by 0.3 nats and reaches 0.9 ln V, or is not finite, though a
     hundredth of the first update lowers it. Healthy rates (Adam 1e-5 to 1e-2, Muon, Lion, descent to 0.1; three sizes,
@@ -145,7 +145,7 @@ def learning_rate_too_high(case: Case) -> Found:
 
 @check("learning-rate-too-low", *STEP, explains=("cannot-memorise-a-batch",))
 def learning_rate_too_low(case: Case) -> Found:
-    """Training makes no progress, as each step is tiny.
+    """Training makes no progress, since each step is tiny.
 
     Forty steps on one batch change its loss by less than 0.5 %, with updates below 5e-5 of the weights' size for an
     untrained model (norm weights all exactly 1); for others by less than 0.1 %, below 1e-6. Healthy: 1e-3 to 1e-1 (Adam

@@ -135,7 +135,7 @@ def loss_not_cross_entropy(case: Case) -> Found:
     explains=("initial-loss-off", "reported-loss-differs", "accumulation-differs", *IN_TRAINING),
 )
 def loss_not_the_mean(case: Case) -> Found:
-    """The loss and the right learning rate depend on the batch's size, as the loss is a sum, or counts what is masked.
+    """The loss depends on the batch's size or on ignored targets: it is a sum, or a mean with the wrong denominator.
 
     Measured as ``loss-not-cross-entropy``: a slope of B T, B, T or 1 / V within 2 % at two shapes, or weights that
     differ between positions. Where batches have ignored targets (5 % and more): a loss that is the masked mean times

@@ -23,7 +23,7 @@ RATES = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout_rate")
     explains=("learning-rate-too-high", "context-too-short"),  # attention to one token alone
 )
 def initial_loss_off(case: Case) -> Found:
-    """Training starts from a loss far above that of guessing, ln V: the initial logits are too large.
+    """Training starts from a loss far above ln V, that of guessing at random: the initial logits are too large.
 
     The first loss of the metrics (step 0 or 1), in bits if need be; the cross-entropy of random targets of an untrained
     model, one whose norm weights are all exactly 1; without parameters, that of the training ids, which no trained
@@ -72,7 +72,7 @@ def off(loss: float, chance: float, where: str) -> Found:
 
 @check("training-mode-without-dropout-effect", "forward", "forward_training")
 def training_mode_without_dropout_effect(case: Case) -> Found:
-    """Training mode predicts exactly as evaluation mode does, so that dropout has no effect.
+    """Training mode returns exactly the logits of evaluation mode, so dropout has no effect.
 
     Exact: equal logits to the bit. Of a module only where it or its config has a dropout rate above 0.
     """

@@ -132,7 +132,7 @@ def parameters_frozen(case: Case) -> Found:
 
 @check("no-bias-correction", *STEP, "learning_rate", explains=("learning-rate-too-high",))
 def no_bias_correction(case: Case) -> Found:
-    """The first steps are several times as long as the learning rate: Adam's averages start at 0 uncorrected.
+    """The first updates are several times the learning rate, as Adam's averages start at 0 without bias correction.
 
     Adam's k-th update in units of the learning rate is 1 with bias correction and (1 − b1^k) / sqrt(1 − b2^k) without,
     where the gradient stays, as at the same parameters (Kingma and Ba 2015, section 3): 3.16 for 0.9 and 0.999. Looked

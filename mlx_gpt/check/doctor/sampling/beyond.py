@@ -39,7 +39,7 @@ LONGEST = 256  # context of which the predictions of many windows are affordable
 
 @check("beyond-context", "sample")
 def beyond_context(case: Case) -> dict[str, Any] | None:
-    """The text goes wrong, or generation ends with an error, where it grows longer than the context.
+    """The text goes wrong, or generation raises an error, once the text is longer than the context.
 
     A sampler may stop, refuse, or read a window of the last tokens, of at least a quarter of the context; where it
     returns the prompt, then all of it. Threshold: the draws are e^20 times as probable after another text, or by

@@ -37,7 +37,7 @@ def of_settings(case: Case, code: str) -> Found:
 
 @check("prompt-changed", "sample")
 def prompt_changed(case: Case) -> Found:
-    """The text that is returned begins with another prompt, or the caller's list of ids changes."""
+    """The returned text begins with another prompt, or sample changes the caller's list of ids."""
     try:
         case.once(evidence)
     except NotApplicable:
@@ -58,7 +58,7 @@ def prompt_changed(case: Case) -> Found:
 
 @check("id-outside-vocabulary", "sample", explains=("sampler-not-the-model",))
 def id_outside_vocabulary(case: Case) -> Found:
-    """A drawn id is negative or not below the size of the vocabulary."""
+    """A drawn id is negative, or not below the size of the vocabulary."""
     try:
         draws = sum(count(one) for _, one in case.once(evidence))
     except NotApplicable:
@@ -77,7 +77,7 @@ def id_outside_vocabulary(case: Case) -> Found:
 
 @check("sampler-too-narrow", "sample")
 def sampler_too_narrow(case: Case) -> Found:
-    """Every draw is the most probable id, though nothing asks for it.
+    """Every token is the most probable one, though greedy decoding was not asked for.
 
     Exact: all draws with the settings off are the argmax, which has probability below e^-20 = 2e-9.
     """
@@ -105,7 +105,7 @@ def prompt_ignored(case: Case) -> Found:
 
 @check("draws-correlated", "sample")
 def draws_correlated(case: Case) -> Found:
-    """Each token is drawn with the random number of the one before.
+    """The tokens of a text are not drawn independently: the same random number is used again at each step.
 
     Pearson's chi-square of pairs of successive draws, transformed to be uniform: p below 1e-9; or an e-value of e^20
     in favour of one noise for the whole call. A sampler that gives the same text at each call is no fault.
@@ -115,7 +115,7 @@ def draws_correlated(case: Case) -> Found:
 
 @check("sampler-not-the-model", "sample")
 def sampler_not_the_model(case: Case) -> Found:
-    """The draws do not follow the softmax of the model's logits, and no other code explains them.
+    """The drawn tokens do not follow the softmax of the model's logits, and no other code explains why.
 
     Pearson's chi-square of the transformed draws and their pairs: p below 1e-9.
     """
@@ -133,7 +133,7 @@ def setting_ignored(case: Case) -> Found:
 
 @check("setting-inverted", "sample", "sample_settings")
 def setting_inverted(case: Case) -> Found:
-    """A setting works the other way: top-k keeps the least probable ids, a low temperature flattens.
+    """A setting works the wrong way: top-k keeps the least probable ids, or a low temperature makes text more random.
 
     Threshold: e^20 times as probable under the inverted rule, which they fit.
     """
@@ -142,7 +142,7 @@ def setting_inverted(case: Case) -> Found:
 
 @check("setting-wrong", "sample", "sample_settings")
 def setting_wrong(case: Case) -> Found:
-    """A setting cuts elsewhere than it says: one id too many or too few, or its value for off is not off.
+    """A setting does not do what its value says: top-k keeps one id more or less, or the value for off is not off.
 
     Threshold: e^20 times as probable with one id more or less, where an id that is drawn though forbidden counts e^50;
     or no known rule fits: p below 1e-9 in the tests of ``sampler-not-the-model``.

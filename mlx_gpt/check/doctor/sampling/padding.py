@@ -19,7 +19,7 @@ CALLS = 4
 
 @check("padding-differs", "sample_many")
 def padding_differs(case: Case) -> dict[str, Any] | None:
-    """A prompt beside longer ones gets another text than alone: padding is attended to, or shifts its positions.
+    """A prompt in a batch with longer ones gets another text than alone: padding is attended to or shifts positions.
 
     Exact at temperature 0 or top-k 1: each new id must be the argmax of the model's logits after its own text, to
     rounding, as it is for the same prompt alone. Prompts are chosen for two ids that are almost equally probable.

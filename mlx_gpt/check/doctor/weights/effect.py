@@ -35,7 +35,7 @@ SHARE = 0.1  # of the time that is left, for trying one part after another
     explains=("past-ignored", "context-too-short", "dead-units", "reported-loss-differs"),
 )
 def layer_without_effect(case: Case) -> dict[str, Any] | None:
-    """A layer or a part of one changes nothing: it is not called, or its output is dropped or multiplied by zero.
+    """A layer, or a part of one, has no effect: it is not called, or its output is dropped or multiplied by zero.
 
     All parameters are first replaced by random ones, so that a projection or gate that is zero at the beginning of
     training hides nothing. Parts without gradient are then drawn again, all their parameters at once: no logit moves by

@@ -36,7 +36,7 @@ SPREAD = 0.01  # of the output's root mean square between tokens, where it is no
 
 @check("residual-after-norm", "forward", "parameters", "load_parameters")
 def residual_after_norm(case: Case) -> dict[str, Any] | None:
-    """The residual stream is taken after the norm, x = norm(x), x = x + f(x), so that each block forgets its scale.
+    """The norm replaces the residual stream: x = norm(x), x = x + f(x), where x = x + f(norm(x)) is meant.
 
     Each block is called by itself on the stream that it receives, brought to a root mean square of 1, and on 1000 times
     that. Measured is the growth of its output over 1000: of a pre-norm block 1, of one that normalises the stream below

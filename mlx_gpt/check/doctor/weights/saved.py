@@ -52,7 +52,7 @@ def reloaded(case: Case) -> Reloaded:
 
 @check("reload-differs", "forward", "reload", explained_by=("state",))
 def reload_differs(case: Case) -> Found:
-    """The model saved and loaded again is another one: its logits differ by more than rounding.
+    """The model has different logits after it is saved and loaded again, by more than rounding.
 
     Root mean square of the difference over the logits' standard deviation: threshold 1e-4 (saved whole: 0; another
     order of float32 operations: 1e-6). What rounded weights explain is ``precision-loss`` instead.
@@ -111,7 +111,7 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 
 @check("precision-loss", "forward")
 def precision_loss(case: Case) -> Found:
-    """Half precision costs accuracy: weights are saved in it, or the computation in it is far from float32's.
+    """Half precision costs accuracy: weights are saved in it, or its logits are far from those of float32.
 
     Saved: see ``reload-differs``. Computed: the same weights in float32 change the logits by more than 0.05 of their
     standard deviation, root mean square (2 to 12 layers, weights of 0.02 to 0.3: bfloat16 0.004 to 0.024, float16 below

@@ -19,7 +19,7 @@ LOGITS = 2**26  # numbers in the logits of a text
 
 @check("head-not-tied", "forward", "parameters", "load_parameters", explains=("reload-differs",))
 def head_not_tied(case: Case) -> Found:
-    """Head and embedding are meant to share one table, but are two: copies that part at the first step.
+    """Output head and token embedding should be one matrix but are two copies, which differ after the first step.
 
     Meant to: the configuration says so, or the tables are equal, or they have a cosine above 0.5, so that they were
     equal once (trained apart: −0.05 to 0.08). The head is the table whose row v changes the logits of

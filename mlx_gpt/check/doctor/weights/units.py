@@ -28,7 +28,7 @@ TIME = 0.05  # share of what is left
 
 @check("dead-units", "parameters", "gradient")
 def dead_units(case: Case) -> dict[str, Any] | None:
-    """Hidden units of an MLP are off for every token of a text, and training cannot revive them.
+    """Hidden units of an MLP are inactive for every token of a text, and training cannot revive them.
 
     The gradient of the loss has no component in a dead unit's weights, neither those into it nor those out of it: below
     1e-5 of the largest unit's (behind a ReLU: exactly 0; behind a GELU at −8: 1e-14). A unit is only counted if both
