@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.optimisation_losses import LOSSES
+from helpers.optimisation_training import trained_with
 from helpers.planted import Base, Given
-from helpers.planted_optimisation import FAULTS, HEALTHY, LOSSES, trained_with
+from helpers.planted_optimisation import FAULTS, HEALTHY
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS

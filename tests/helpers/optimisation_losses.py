@@ -1,0 +1,79 @@
+"""Losses that are not the mean cross-entropy, and healthy ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .optimisation_training import Loss, costs, cross_entropy, trained_with
+from .planted import Base, Planted
+
+
+def squared_error(logits: mx.array, y: mx.array) -> mx.array:
+    return mx.square(mx.softmax(logits, axis=-1) - (mx.arange(logits.shape[-1]) == y[..., None])).sum(-1).mean()
+
+
+def smoothed(logits: mx.array, y: mx.array) -> mx.array:
+    return nn.losses.cross_entropy(logits, y, label_smoothing=0.1, reduction="mean")
+
+
+def masked_over_all(logits: mx.array, y: mx.array) -> mx.array:
+    return (costs(logits, mx.maximum(y, 0)) * (y >= 0)).mean()
+
+
+def masked(logits: mx.array, y: mx.array) -> mx.array:
+    return (costs(logits, mx.maximum(y, 0)) * (y >= 0)).sum() / (y >= 0).sum()
+
+
+def with_z_loss(logits: mx.array, y: mx.array) -> mx.array:
+    return cross_entropy(logits, y) + 1e-3 * mx.square(mx.logsumexp(logits, axis=-1)).mean()
+
+
+def padded_batches(base: Base) -> Callable[[], Any]:
+    def batches() -> Any:
+        for x, y in base.batches():
+            y = y.copy()
+            y[:, : y.shape[1] // 3] = -1
+            yield x, y
+
+    return batches
+
+
+def take(logprobs: mx.array, y: mx.array) -> mx.array:
+    return mx.take_along_axis(logprobs, y[..., None], axis=-1).mean()
+
+
+LOSSES: dict[str, tuple[str, Loss]] = {
+    "squared error": ("loss-not-cross-entropy", squared_error),
+    "softmax twice": ("loss-not-cross-entropy", lambda l, y: cross_entropy(mx.softmax(l, axis=-1), y)),
+    "label smoothing": ("loss-not-cross-entropy", smoothed),
+    "softmax over time": ("loss-not-cross-entropy", lambda l, y: -take(l - mx.logsumexp(l, axis=1, keepdims=True), y)),
+    "softmax over the batch": (
+        "loss-not-cross-entropy",
+        lambda l, y: -take(l - mx.logsumexp(l, axis=0, keepdims=True), y),
+    ),
+    "targets transposed": (
+        "loss-not-cross-entropy",
+        lambda l, y: cross_entropy(l.reshape(-1, l.shape[-1]), y.T.reshape(-1)),
+    ),
+    "bits": ("loss-not-cross-entropy", lambda l, y: cross_entropy(l, y) / np.log(2)),
+    "focal": ("loss-not-cross-entropy", lambda l, y: (mx.square(1 - mx.exp(-costs(l, y))) * costs(l, y)).mean()),
+    "probability": ("loss-not-cross-entropy", lambda l, y: -take(mx.softmax(l, axis=-1), y)),
+    "logit": ("loss-not-cross-entropy", lambda l, y: -take(l, y)),
+    "a sum": ("loss-not-the-mean", lambda l, y: costs(l, y).sum()),
+    "a sum over time": ("loss-not-the-mean", lambda l, y: costs(l, y).sum(1).mean()),
+    "a sum over rows": ("loss-not-the-mean", lambda l, y: costs(l, y).mean(1).sum()),
+    "the last position": ("loss-not-the-mean", lambda l, y: costs(l, y)[:, -1].mean()),
+    "the first row": ("loss-not-the-mean", lambda l, y: costs(l, y)[0].mean()),
+    "mean over the vocabulary": ("loss-not-the-mean", lambda l, y: costs(l, y).mean() / l.shape[-1]),
+}
+FAULTS: dict[str, Planted] = {
+    name: Planted(code, lambda base, loss=loss: trained_with(base, loss)) for name, (code, loss) in LOSSES.items()
+}
+FAULTS["mask counted"] = Planted(
+    "loss-not-the-mean", lambda base: trained_with(base, masked_over_all, batches=padded_batches(base))
+)
