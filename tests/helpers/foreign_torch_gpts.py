@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .foreign_gpts import IDS, Given, P, V, batches
+from .foreign_training import IDS, Given, P, V, batches
 
 
 def tensor(ids: Any) -> torch.Tensor:
