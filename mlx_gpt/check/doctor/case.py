@@ -107,7 +107,7 @@ class Case:
                 raise
             if (seconds := time.monotonic() - start) >= limit:
                 raise self.stopped(name, seconds) from None
-            raise raised(name, error) from error
+            raise raised(name, error, settings) from error
         if (seconds := time.monotonic() - start) >= CALL_SECONDS:
             raise self.stopped(name, seconds)
         self.longest[name] = max(self.longest.get(name, 0.0), seconds)
@@ -213,15 +213,16 @@ class Case:
             raise raised("load_parameters", error) from error
 
 
-def raised(name: str, error: BaseException) -> CallFailed:
-    """Return the failure of a function that raised, or that returned no numbers."""
+def raised(name: str, error: BaseException, settings: Mapping[str, Any] | None = None) -> CallFailed:
+    """Return the failure of a function that raised, with the settings it was called with, or returned no numbers."""
     if isinstance(error, NotNumbers):
         return CallFailed(name, "wrong-shape", f"{name} returned {error}")
     try:
         text = f": {error}"
     except Exception:  # of the error's own __str__
         text = ""
-    return CallFailed(name, "raises", f"{name} raised {type(error).__name__}{text}")
+    given = " with " + ", ".join(f"{key} = {value:g}" for key, value in settings.items()) if settings else ""
+    return CallFailed(name, "raises", f"{name} raised {type(error).__name__}{given}{text}")
 
 
 def parameter_shapes(case: Case) -> dict[str, tuple[int, ...]]:

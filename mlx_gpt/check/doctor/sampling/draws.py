@@ -106,7 +106,7 @@ def require_time(case: Case) -> None:
 
 
 def call_sample(case: Case, ids: list[int], n: int, **settings: Any) -> list[int]:
-    result = case.call_function("sample", lambda: as_numpy(case.given["sample"](ids, n, **settings)))
+    result = case.call_function("sample", lambda **given: as_numpy(case.given["sample"](ids, n, **given)), **settings)
     if result.ndim == 2 and len(result) == 1:  # a batch of one
         (result,) = result
     if result.ndim != 1 or (result.size and result.dtype.kind not in "iu"):
