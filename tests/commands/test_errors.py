@@ -1,21 +1,25 @@
-"""An error of any command is one line with a remedy, and leaves no files behind."""
+"""A refused command ends with one line that has a remedy, and leaves no files behind."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
-from helpers.command_line import check_error, environment, everything, in_a_process, the_line
+from helpers.command_line import SMALL, TRAIN, check_error, everything, the_line
 from helpers.loopback_hub import NOWHERE, connect, running
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.generate import Generate
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.store.folder import save
 from mlx_gpt.terminal import escaped
+from mlx_gpt.text.tokenizer import Tokenizer
 
 
 def nothing(here: Path) -> None:
@@ -40,18 +44,61 @@ def cut_weights(here: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def empty_text(here: Path) -> None:
+    (here / "text.txt").write_text("")
+
+
+def short_text(here: Path) -> None:
+    (here / "text.txt").write_text("too short")
+
+
+def quantized(here: Path) -> None:
+    save(GPT(replace(SMALL, n_embd=64)), Tokenizer.bytes(), here / "wide")
+    with redirect_stderr(StringIO()):
+        assert main(["convert", "wide", "packed", "--quantize", "4"]) == 0
+
+
+def earlier_run(here: Path) -> None:
+    (here / "run").mkdir()
+    (here / "run/metrics.jsonl").write_text("{}\n")
+
+
+def settings(text: str) -> Callable[[Path], None]:
+    def settings(here: Path) -> None:
+        (here / "my.toml").write_text(text)
+
+    return settings
+
+
+def pipe(here: Path) -> None:
+    os.mkfifo(here / "my.toml")
+
+
 GENERATE = ["generate", "./model"]
-FEW_TOKENS = [*GENERATE, "--prompt", "a", "--max-tokens", "2", "--no-figures"]
+NO_DATA = ["train", "--data", "no.txt", "--out", "run"]
+FROM_FILE = [*TRAIN, "--config", "my.toml"]
+OTHER_FLAGS = [*FROM_FILE[:-4], "--config", "my.toml"]  # without --steps
+ITS_OWN = ["--n-positions", "32", "--n-layer", "2"]  # as the model has them
 
 WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
-    # Files and data: 1
+    # Files and data: exit code 1
     (nothing, ["generate", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
     (nothing, ["generate", "text.txt"], 1, "text.txt: expected a model folder or a file of weights"),
     (no_config, GENERATE, 1, "config.json: expected a settings file, but it cannot be read"),
     (other_config, GENERATE, 1, "h.2.ln_1.weight: expected shape (16,), found no such tensor (and 11 more like it)"),
     (empty_weights, GENERATE, 1, "model.safetensors: expected a whole safetensors file, found 0 bytes"),
     (cut_weights, GENERATE, 1, "bytes where its header promises"),
-    # Usage: 2
+    (nothing, NO_DATA, 1, "no.txt: expected text, found no such file, folder or glob"),
+    (empty_text, TRAIN, 1, "expected text for training and for validation, found none for training; use more"),
+    (short_text, TRAIN, 1, "the text is shorter than one window: "),
+    (nothing, [*TRAIN, "--init", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
+    (
+        quantized,
+        ["train", "--data", "text.txt", "--out", "run", "--init", "packed"],
+        1,
+        "packed: is quantized already, to 4 bits; start from the",
+    ),
+    # Usage: exit code 2
     (nothing, [*GENERATE, "--temperature", "-0.5"], 2, "--temperature must be 0 (greedy) or above, not -0.5"),
     (
         nothing,
@@ -71,6 +118,75 @@ WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
     (nothing, ["quickstart", "--minutes", "0"], 2, "--minutes must be between 0.2 and 1440, not 0"),
     (nothing, ["quickstart", "--minutes", "nan"], 2, "--minutes must be between 0.2 and 1440, not nan"),
     (nothing, ["quickstart", "--seed", "-1"], 2, "--seed must be 0 or above and below 2^64, not -1"),
+    (nothing, [*TRAIN, "--preset", "huge"], 2, "unknown preset 'huge'; choose one of: gpt2, gpt2-medium, gpt2-large"),
+    (nothing, [*TRAIN, "--n-head", "3"], 2, "n_embd must be a multiple of n_head"),
+    (nothing, [*TRAIN, "--steps", "0"], 2, "--steps must be at least 1, not 0"),
+    (
+        nothing,
+        [*TRAIN, "--tokens", "9"],
+        2,
+        "give one of --steps, --tokens, --epochs, not --steps and --tokens",
+    ),
+    (nothing, [*TRAIN, "--learning-rate", "-1"], 2, "--learning-rate must be a number above 0, not -1.0"),
+    (nothing, [*TRAIN, "--seed", str(2**64)], 2, "--seed must be 0 or above and below 2^64, not 18446744073709551616"),
+    (nothing, [*TRAIN, "--patience", "2", "--eval-every", "0"], 2, "--patience needs validation losses: give --eval"),
+    (
+        nothing,
+        [*TRAIN, "--muon-iterations", "3", "--optimizer", "adamw"],
+        2,
+        "--muon-iterations has no effect without --o",
+    ),
+    (nothing, [*TRAIN, "--init", "model", *ITS_OWN, "--muon-embeddings"], 2, "--muon-embeddings has no effect without"),
+    (nothing, [*TRAIN, "--prompt", "a", "--eval-every", "0"], 2, "--prompt has no effect with --eval-every 0; remove"),
+    (
+        nothing,
+        [*TRAIN, "--eval-windows", "3", "--eval-every", "0"],
+        2,
+        "--eval-windows has no effect with --eval-every 0",
+    ),
+    (nothing, [*TRAIN, "--tokenizer", "words"], 2, "unknown tokenizer 'words'; choose gpt2, bytes, or bpe:N"),
+    (nothing, [*TRAIN, "--tokenizer", "bpe:9999"], 2, "the text is too small for a vocabulary of 9999 ids"),
+    (nothing, [*TRAIN, "--prompt", "a" * 16], 2, "the prompt is 16 tokens long and the model's context is 16"),
+    (earlier_run, TRAIN, 2, "--out run exists already; choose a new folder"),
+    (nothing, ["train", "--data", "text.txt", "--out", "text.txt/run"], 2, "text.txt is not a folder; choose another"),
+    (nothing, [*TRAIN, "--init", "model"], 2, "--n-positions 16 (it has 32), --n-layer 1 (it has 2)"),
+    (
+        nothing,
+        ["train", "--data", "text.txt", "--out", "run", "--init", "model", "--tokenizer", "bpe:300"],
+        2,
+        "--init model sets architecture and tokenizer; remove --tokenizer bpe:300",
+    ),
+    (nothing, FROM_FILE, 2, "my.toml: expected the settings of a run, but it cannot be read (No such file"),
+    (settings("steps ="), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
+    (settings("step = 3"), FROM_FILE, 2, "my.toml: unknown setting step; mlx-gpt train --help lists the names"),
+    (settings("steps = " + 20_000 * "["), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
+    (
+        settings(" " * (1 << 20) + "steps = 1"),
+        FROM_FILE,
+        2,
+        "my.toml: expected the settings of a run, but it cannot be",
+    ),
+    (pipe, FROM_FILE, 2, "it cannot be read (not a file but a device or a pipe)"),
+    (settings("steps = [3]"), OTHER_FLAGS, 2, "my.toml: steps must be one value (int), not [3]"),
+    (settings("steps = true"), OTHER_FLAGS, 2, "my.toml: steps must be one value (int), not True"),
+    (settings('learning_rate = "0.1"'), OTHER_FLAGS, 2, "my.toml: learning_rate must be one value (int or float), not"),
+    (settings("recompute = 1"), OTHER_FLAGS, 2, "my.toml: recompute must be one value (bool), not 1"),
+    (settings("prompt = 1979-05-27"), OTHER_FLAGS, 2, "my.toml: prompt must be one value (str), not datetime.date"),
+    (settings('prompt = "\\u0000"'), OTHER_FLAGS, 2, "my.toml: prompt must be one value (str), not '\\x00'"),
+    (
+        settings("steps." + 9_000 * "a." + "b = 1"),
+        OTHER_FLAGS,
+        2,
+        "my.toml: steps must be one value (int), not {'a': {",
+    ),
+    (
+        nothing,
+        ["train", "--resume", "nowhere"],
+        2,
+        "nowhere: expected the folder of a run to resume, found no run.toml",
+    ),
+    (earlier_run, ["train", "--resume", "run"], 2, "run: expected the folder of a run to resume, found no run.toml"),
+    (nothing, ["train", "--resume", "run", "--out", "run2"], 2, "--resume continues a run in its own folder"),
 ]
 
 
@@ -96,6 +212,10 @@ def test_an_error_is_one_line_and_leaves_no_files(
         (["walk"], "walk"),
         (["generate"], "MODEL"),
         ([*GENERATE, "--top", "3"], "--top"),
+        (["train", "--out", "run"], "--data"),
+        ([*TRAIN, "--n-layer", "few"], "few"),
+        ([*TRAIN, "--preset"], "--preset"),
+        ([*TRAIN, "--vocab-size", "300"], "--vocab-size"),  # set by the tokenizer
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
@@ -148,107 +268,3 @@ def test_a_model_missing_on_the_hub_is_reported_in_one_line(
     assert all(part in the_line(output.err) for part in message.split(" … "))  # … is the operating system's message
     assert not output.out
     assert not [path for path in (tmp_path / "hub").rglob("*.json") if path.is_file()]
-
-
-def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Generate) -> None:
-        raise error
-
-    monkeypatch.setattr(Generate, "__call__", fail)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("deep inside"),
-        TypeError("deep inside"),
-        KeyError("deep inside"),
-        AssertionError("deep inside"),
-        NotImplementedError("deep inside"),
-        SystemExit("deep inside"),
-        type("OwnError", (Exception,), {"__module__": "mlx_gpt.serve.request"})("deep inside"),
-    ],
-    ids=repr,
-)
-def test_a_bug_shows_its_traceback(error: BaseException, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raising(error, monkeypatch)
-    with pytest.raises(type(error), match="deep inside"):
-        main(GENERATE)
-
-
-def of_rust(name: str, base: type[BaseException], module: str) -> BaseException:
-    return type(name, (base,), {"__module__": module})("deep\x1b[2J\ninside")  # type: ignore[no-any-return]
-
-
-FAILED = "[METAL] Command buffer execution failed"
-LESS = "use a smaller model, batch or context, or --recompute; train --resume RUN continues from the last checkpoint"
-OUTSIDE: list[tuple[BaseException, str]] = [
-    (
-        of_rust("PanicException", BaseException, "pyo3_runtime"),
-        r"PanicException: deep\x1b[2J inside; MLX_GPT_TRACEBACK=1",
-    ),
-    (of_rust("ArrowInvalid", ValueError, "pyarrow.lib"), r"ArrowInvalid: deep\x1b[2J inside; MLX_GPT_TRACEBACK=1"),
-    (of_rust("SafetensorError", Exception, "safetensors._safetensors_rust"), "SafetensorError: deep"),
-    (Exception("Cannot instantiate"), "Exception: Cannot instantiate; MLX_GPT_TRACEBACK=1 shows where"),
-    (
-        RuntimeError("[malloc] Unable to allocate 9 bytes."),
-        f"not enough memory ([malloc] Unable to allocate 9 bytes.); {LESS}",
-    ),
-    (RuntimeError("[metal::malloc] Resource limit (499000) exceeded."), "not enough memory ([metal::malloc]"),
-    (
-        RuntimeError(f"{FAILED}: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."),
-        "not enough memory",
-    ),
-    (
-        RuntimeError(
-            f"{FAILED}: Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)."
-        ),
-        f"the GPU stopped a computation that took too long ({FAILED}: Impacting",
-    ),
-    (
-        RuntimeError(f"{FAILED}: Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)."),
-        "the GPU stopped a computation",
-    ),
-    (RuntimeError("something of MLX"), "RuntimeError: something of MLX; MLX_GPT_TRACEBACK=1 shows where"),
-    (RecursionError("maximum recursion depth exceeded"), "RecursionError: maximum recursion depth exceeded"),
-    (OverflowError("Python int too large to convert to C long"), "OverflowError: Python int too large"),
-    (UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"), "UnicodeEncodeError: 'utf-8' codec can't"),
-    (MemoryError(), f"not enough memory; {LESS}"),
-    (OSError(28, "No space left on device"), "the disk: No space left on device"),
-    (PermissionError(13, "Permission denied", "a\x1b[2Jb"), r"a\x1b[2Jb: Permission denied"),
-    (IsADirectoryError(21, "Is a directory", ".saving-x/m", None, "m"), "m: Is a directory"),
-]
-
-
-@pytest.mark.parametrize(("error", "line"), OUTSIDE, ids=lambda part: type(part).__name__)
-def test_a_failure_of_another_library_is_one_line(
-    error: BaseException, line: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    raising(error, monkeypatch)
-    assert main(GENERATE) == 1
-    assert the_line(capsys.readouterr().err).startswith(line)
-    monkeypatch.setenv("MLX_GPT_TRACEBACK", "1")
-    with pytest.raises(type(error)):
-        main(GENERATE)
-
-
-@pytest.mark.parametrize("stream", [0, 1, 2], ids=["stdin", "stdout", "stderr"])
-def test_a_closed_stream_is_not_an_error(stream: int, here: Path) -> None:
-    run = in_a_process(*FEW_TOKENS, cwd=here, preexec_fn=lambda: os.close(stream))
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_under_stdout_is_one_line(here: Path) -> None:
-    with open("/dev/full", "w") as full:
-        run = subprocess.run(
-            [sys.executable, "-m", "mlx_gpt", *FEW_TOKENS],
-            cwd=here,
-            env=environment(),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert the_line(run.stderr) == "the disk: No space left on device"
-    assert run.returncode == 1

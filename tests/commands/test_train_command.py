@@ -1,201 +1,34 @@
-"""``mlx-gpt train``: flags, files of settings, runs; errors are one line and leave no files."""
+"""``mlx-gpt train``: flags, files of settings, runs, and a model to start from."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import fields, replace
-from io import StringIO
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from threading import Event
 
 import mlx.core as mx
 import pytest
-from helpers.command_line import SMALL, TINY, TRAIN, check_error, environment, everything, the_line
+from helpers.command_line import TINY, TRAIN, check_error, environment, the_line
 
 from mlx_gpt.cli import main, parse
 from mlx_gpt.commands.train import Train
 from mlx_gpt.commands.train_flags import Training
 from mlx_gpt.config import PRESETS, GPTConfig
-from mlx_gpt.model.gpt import GPT
-from mlx_gpt.store.folder import load, save
+from mlx_gpt.store.folder import load
 from mlx_gpt.store.run_file import read_run_file
 from mlx_gpt.store.run_lock import locked
 from mlx_gpt.text.tokenizer import Tokenizer
 from mlx_gpt.train.config import TrainConfig
 
-# Errors -----------------------------------------------------------------------------------------------------------
-
-
-def nothing(here: Path) -> None:
-    pass
-
-
-def empty_text(here: Path) -> None:
-    (here / "text.txt").write_text("")
-
-
-def short_text(here: Path) -> None:
-    (here / "text.txt").write_text("too short")
-
-
-def quantized(here: Path) -> None:
-    save(GPT(replace(SMALL, n_embd=64)), Tokenizer.bytes(), here / "wide")
-    with redirect_stderr(StringIO()):
-        assert main(["convert", "wide", "packed", "--quantize", "4"]) == 0
-
-
-def earlier_run(here: Path) -> None:
-    (here / "run").mkdir()
-    (here / "run/metrics.jsonl").write_text("{}\n")
-
-
-def settings(text: str) -> Callable[[Path], None]:
-    def settings(here: Path) -> None:
-        (here / "my.toml").write_text(text)
-
-    return settings
-
-
-def pipe(here: Path) -> None:
-    os.mkfifo(here / "my.toml")
-
-
 SIZE = TINY[2:]  # without the tokenizer
-NO_DATA = ["train", "--data", "no.txt", "--out", "run"]
-FROM_FILE = [*TRAIN, "--config", "my.toml"]
 
-OTHER_FLAGS = [*FROM_FILE[:-4], "--config", "my.toml"]  # without --steps
-
-ITS_OWN = ["--n-positions", "32", "--n-layer", "2"]  # as the model has them
-
-WRONG: list[tuple[Callable[[Path], None], list[str], int, str]] = [
-    # Exit code 1
-    (nothing, NO_DATA, 1, "no.txt: expected text, found no such file, folder or glob"),
-    (empty_text, TRAIN, 1, "expected text for training and for validation, found none for training; use more"),
-    (short_text, TRAIN, 1, "the text is shorter than one window: "),
-    (nothing, [*TRAIN, "--init", "./nowhere"], 1, "./nowhere: no such folder, and not a hub id"),
-    # Usage errors: exit code 2
-    (nothing, [*TRAIN, "--preset", "huge"], 2, "unknown preset 'huge'; choose one of: gpt2, gpt2-medium, gpt2-large"),
-    (nothing, [*TRAIN, "--n-head", "3"], 2, "n_embd must be a multiple of n_head"),
-    (nothing, [*TRAIN, "--steps", "0"], 2, "--steps must be at least 1, not 0"),
-    (
-        nothing,
-        [*TRAIN, "--tokens", "9"],
-        2,
-        "give one of --steps, --tokens, --epochs, not --steps and --tokens",
-    ),
-    (nothing, [*TRAIN, "--learning-rate", "-1"], 2, "--learning-rate must be a number above 0, not -1.0"),
-    (nothing, [*TRAIN, "--seed", str(2**64)], 2, "--seed must be 0 or above and below 2^64, not 18446744073709551616"),
-    (nothing, [*TRAIN, "--patience", "2", "--eval-every", "0"], 2, "--patience needs validation losses: give --eval"),
-    (
-        nothing,
-        [*TRAIN, "--muon-iterations", "3", "--optimizer", "adamw"],
-        2,
-        "--muon-iterations has no effect without --o",
-    ),
-    (nothing, [*TRAIN, "--init", "model", *ITS_OWN, "--muon-embeddings"], 2, "--muon-embeddings has no effect without"),
-    (nothing, [*TRAIN, "--prompt", "a", "--eval-every", "0"], 2, "--prompt has no effect with --eval-every 0; remove"),
-    (
-        nothing,
-        [*TRAIN, "--eval-windows", "3", "--eval-every", "0"],
-        2,
-        "--eval-windows has no effect with --eval-every 0",
-    ),
-    (nothing, [*TRAIN, "--tokenizer", "words"], 2, "unknown tokenizer 'words'; choose gpt2, bytes, or bpe:N"),
-    (nothing, [*TRAIN, "--tokenizer", "bpe:9999"], 2, "the text is too small for a vocabulary of 9999 ids"),
-    (nothing, [*TRAIN, "--prompt", "a" * 16], 2, "the prompt is 16 tokens long and the model's context is 16"),
-    (earlier_run, TRAIN, 2, "--out run exists already; choose a new folder"),
-    (nothing, ["train", "--data", "text.txt", "--out", "text.txt/run"], 2, "text.txt is not a folder; choose another"),
-    (nothing, [*TRAIN, "--init", "model"], 2, "--n-positions 16 (it has 32), --n-layer 1 (it has 2)"),
-    (
-        quantized,
-        ["train", "--data", "text.txt", "--out", "run", "--init", "packed"],
-        1,
-        "packed: is quantized already, to 4 bits; start from the",
-    ),
-    (
-        nothing,
-        ["train", "--data", "text.txt", "--out", "run", "--init", "model", "--tokenizer", "bpe:300"],
-        2,
-        "--init model sets architecture and tokenizer; remove --tokenizer bpe:300",
-    ),
-    (nothing, FROM_FILE, 2, "my.toml: expected the settings of a run, but it cannot be read (No such file"),
-    (settings("steps ="), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
-    (settings("step = 3"), FROM_FILE, 2, "my.toml: unknown setting step; mlx-gpt train --help lists the names"),
-    (settings("steps = " + 20_000 * "["), FROM_FILE, 2, "my.toml: expected settings as TOML, found something else"),
-    (
-        settings(" " * (1 << 20) + "steps = 1"),
-        FROM_FILE,
-        2,
-        "my.toml: expected the settings of a run, but it cannot be",
-    ),
-    (pipe, FROM_FILE, 2, "it cannot be read (not a file but a device or a pipe)"),
-    (settings("steps = [3]"), OTHER_FLAGS, 2, "my.toml: steps must be one value (int), not [3]"),
-    (settings("steps = true"), OTHER_FLAGS, 2, "my.toml: steps must be one value (int), not True"),
-    (settings('learning_rate = "0.1"'), OTHER_FLAGS, 2, "my.toml: learning_rate must be one value (int or float), not"),
-    (settings("recompute = 1"), OTHER_FLAGS, 2, "my.toml: recompute must be one value (bool), not 1"),
-    (settings("prompt = 1979-05-27"), OTHER_FLAGS, 2, "my.toml: prompt must be one value (str), not datetime.date"),
-    (settings('prompt = "\\u0000"'), OTHER_FLAGS, 2, "my.toml: prompt must be one value (str), not '\\x00'"),
-    (
-        settings("steps." + 9_000 * "a." + "b = 1"),
-        OTHER_FLAGS,
-        2,
-        "my.toml: steps must be one value (int), not {'a': {",
-    ),
-    (
-        nothing,
-        ["train", "--resume", "nowhere"],
-        2,
-        "nowhere: expected the folder of a run to resume, found no run.toml",
-    ),
-    (earlier_run, ["train", "--resume", "run"], 2, "run: expected the folder of a run to resume, found no run.toml"),
-    (nothing, ["train", "--resume", "run", "--out", "run2"], 2, "--resume continues a run in its own folder"),
-]
-
-
-@pytest.mark.parametrize(
-    ("prepare", "arguments", "code", "message"), WRONG, ids=lambda part: getattr(part, "__name__", str(part)[:60])
-)
-def test_an_error_is_one_clear_line_and_leaves_no_files(
-    prepare: Callable[[Path], None],
-    arguments: list[str],
-    code: int,
-    message: str,
-    here: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    prepare(here)
-    check_error(arguments, code, message, here, capsys)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["train", "--out", "run"], "--data"),
-        ([*TRAIN, "--n-layer", "few"], "few"),
-        ([*TRAIN, "--preset"], "--preset"),
-        ([*TRAIN, "--vocab-size", "300"], "--vocab-size"),  # set by the tokenizer
-    ],
-    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
-)
-def test_wrong_flags_are_reported_with_their_name(
-    arguments: list[str], expected: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = everything(here)
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    output = capsys.readouterr()
-    assert end.value.code == 2
-    assert expected in output.err
-    assert "--help" in output.err
-    assert not output.out
-    assert everything(here) == before
+# Runs -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_nan_is_reported_in_one_line_with_step_gradient_cause_and_checkpoint(
@@ -209,9 +42,6 @@ def test_a_loss_that_is_nan_is_reported_in_one_line_with_step_gradient_cause_and
     assert "a lower --learning-rate (it was 1e+30) or a longer --warmup usually helps" in expected
     assert "--init run/checkpoints/step-0" in expected
     assert main([*TRAIN[:3], "--out", "again", "--init", "run/checkpoints/step-0", "--steps", "2"]) == 0
-
-
-# Runs -------------------------------------------------------------------------------------------------------------
 
 
 def test_train_and_generate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
