@@ -1,4 +1,4 @@
-"""The types and values of ``examine``'s arguments, checked before anything is examined."""
+"""Check the types and values of ``examine``'s arguments before anything is examined."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MOST_METRICS = 1 << 30  # bytes of a file
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments, numbers as Python's and ``metrics`` as a list of dicts.
+    """Return the arguments that are not None, with numbers as Python's and ``metrics`` as a list of dicts.
 
-    Raises ``TypeError`` or ``UsageError``, a ``ValueError``, with one line.
+    Raises ``TypeError``, or ``UsageError``, which is a ``ValueError``, with one line.
     """
     found = {name: value for name, value in given.items() if value is not None}
     if "forward" not in found:
@@ -37,7 +37,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
         if name in found:
             found[name] = number(name, found[name], what)
     if not isfinite(found.get("val_loss", 0.0)):
-        del found["val_loss"]  # of a model that the checks find to be broken
+        del found["val_loss"]  # NaN or infinity; the checks find why
     found["minutes"] = number("minutes", found.get("minutes", 1.0), "the time that the examination may take")
     if found["minutes"] <= 0:
         raise UsageError(f"minutes must be above 0, not {given['minutes']!r}")
@@ -84,7 +84,7 @@ def number(name: str, value: Any, what: str) -> float:
 
 
 def check_ids(name: str, value: Any) -> None:
-    """Raise ``TypeError`` or ``UsageError`` unless these are ids, or documents of ids, and some."""
+    """Raise ``TypeError`` or ``UsageError`` unless ``value`` holds at least one id, or one document of ids."""
     try:
         n = len(value)
     except TypeError:
@@ -96,7 +96,7 @@ def check_ids(name: str, value: Any) -> None:
     try:
         first = as_numpy(value[:1])
     except (TypeError, ValueError):
-        return  # documents, or what is said where it is read
+        return  # documents, or what the checks of the data refuse
     if first.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold ids, whole numbers, not {first.dtype}")
 

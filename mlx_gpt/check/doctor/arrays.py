@@ -10,7 +10,7 @@ import numpy as np
 
 
 class NotNumbers(TypeError):
-    """A value is no array of numbers; the message names it and what was expected."""
+    """A value is not an array of numbers; the message gives its type and what was expected."""
 
 
 def as_numpy(array: Any) -> np.ndarray:

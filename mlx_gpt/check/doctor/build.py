@@ -1,4 +1,4 @@
-"""The arguments of ``examine`` that a function in a user's Python file returns: ``my_gpt.py:build``."""
+"""Load the arguments of ``examine`` from a function in a user's Python file: ``my_gpt.py:build``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mlx_gpt.check.doctor.examine import examine
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import expand_user
 
-SECONDS = 300.0  # for the file and the function
+SECONDS = 300.0  # that loading the file and calling the function may take
 KNOWN = list(inspect.signature(examine).parameters)
 
 
 def built_arguments(name: str) -> dict[str, Any]:
-    """Return the arguments that a function returns, named by its file: ``my_gpt.py:build``.
+    """Return what the function returns that is named as ``my_gpt.py:build``.
 
     The file is loaded as a module of its own name, with its folder on ``sys.path``, and nothing is written there. What
     it prints is dropped. Raises ``UsageError``.
@@ -41,7 +41,7 @@ def built_arguments(name: str) -> dict[str, Any]:
 
 
 def load(file: Path) -> ModuleType:
-    """Execute a file as a module. Its name is that of the file, unless a module of Python's has it."""
+    """Execute a file as a module, named as the file unless a loaded module or one of Python's has that name."""
     stem = file.stem if file.stem not in {*sys.stdlib_module_names, *sys.modules} else f"{file.stem}_examined"
     spec = importlib.util.spec_from_file_location(stem, file)
     if spec is None or spec.loader is None:
@@ -77,14 +77,14 @@ def checked_names(found: Any, name: str) -> dict[str, Any]:
 
 
 def closest(name: str, names: list[str]) -> str:
-    """Return the known name that is closest, for an error."""
+    """Return the end of an error's message: the closest of the known names, else all of them."""
     found = get_close_matches(name, names, n=1) or get_close_matches(name.lower(), names, n=1, cutoff=0.4)
     return f"; did you mean {found[0]}?" if found else f"; it knows {', '.join(names)}" if names else ""
 
 
 @contextmanager
 def explained(name: str, file: Path) -> Iterator[None]:
-    """Raise ``UsageError`` with one line, and the line in the user's file, for what his code raises."""
+    """Raise ``UsageError`` with one line for what the user's code raises, with the place in the user's file."""
     try:
         with time_limit(SECONDS):
             yield

@@ -1,4 +1,4 @@
-"""Calls of functions that are not ours: silenced, with a time limit, and without a trace in random states."""
+"""Contexts in which the user's functions are called: silenced, with a time limit, random states put back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-CAUGHT = 2  # alarms of a call that do not end it, after which its lines raise too
+CAUGHT = 2  # alarms that a call may catch; after more, each of its next lines raises
 HERE = os.path.dirname(__file__)
 
 
@@ -31,7 +31,7 @@ def silenced() -> Iterator[None]:
 
 @contextmanager
 def exit_raised() -> Iterator[None]:
-    """Let ``os._exit`` raise ``SystemExit``, but in a fork, such as a worker that loads data."""
+    """Let ``os._exit`` raise ``SystemExit``, except in a forked process, such as a worker that loads data."""
     leave, process = os._exit, os.getpid()
 
     def stop(status: int) -> NoReturn:
@@ -48,11 +48,12 @@ def exit_raised() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float, interrupts: list[int] | None = None) -> Iterator[None]:
-    """Raise ``TimeIsUp`` after some seconds, and each second from then on, at the next Python instruction.
+    """Raise ``TimeIsUp`` after some seconds, and again each second, at the next Python instruction.
 
-    Where that is caught, as by ``except BaseException`` in an endless loop, also in the handler that caught it. Only in
-    the main thread, and where the system has SIGALRM; elsewhere a call runs to its end, as does one that never returns
-    to Python. Ctrl-C is noted in ``interrupts``, to tell it from a KeyboardInterrupt that the function raises itself.
+    A function that catches it, as ``except BaseException`` in an endless loop does, has it raised in the handler too.
+    Works in the main thread only, and where the system has SIGALRM; elsewhere a call runs to its end, as does one that
+    never returns to Python. Ctrl-C is appended to ``interrupts``, to tell it from a ``KeyboardInterrupt`` that the
+    function raises itself.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
@@ -83,14 +84,14 @@ def time_limit(seconds: float, interrupts: list[int] | None = None) -> Iterator[
         active = False
         if alarms > CAUGHT:
             sys.settrace(tracing)
-        signal.setitimer(signal.ITIMER_REAL, *timer)  # another's alarm, late by this call
+        signal.setitimer(signal.ITIMER_REAL, *timer)  # an alarm set before is late by this call
         for number, handler in handlers.items():
-            if handler is not None:  # None: not set from Python
+            if handler is not None:  # else it was not set from Python
                 signal.signal(number, handler)
 
 
 def raise_at_next_line(frame: Any) -> None:
-    """Let the user's functions on the stack raise ``TimeIsUp`` at their next line, once."""
+    """Let each of the user's functions on the stack raise ``TimeIsUp`` at its next line."""
 
     def trace(frame: Any, event: str, argument: Any) -> None:
         if event == "line":
@@ -123,7 +124,7 @@ def random_states_kept() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Begin with global random states of this seed, on the CPU for torch, and put the earlier ones back at the end."""
+    """Seed the global random states, torch's on the CPU only, and put the earlier ones back at the end."""
     mx, torch = sys.modules.get("mlx.core"), sys.modules.get("torch")
     with random_states_kept():
         random.seed(seed)

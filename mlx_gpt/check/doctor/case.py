@@ -1,4 +1,4 @@
-"""The model under examination: the user's functions, called so that nothing they do can end the examination."""
+"""The model under examination: calls of the user's functions, none of which can end the examination."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mlx_gpt.check.doctor.calls import TimeIsUp, exit_raised, silenced, time_lim
 from mlx_gpt.check.doctor.modules import logits_of
 
 Made = TypeVar("Made")
-PRIMINGS = 32  # calls after which state that halves at each call is below 1e-9
+PRIMINGS = 32  # calls, after which the state of a model that halves it at each call is below 1e-9
 CALL_SECONDS = 20.0  # the longest that one call may take
-LEAST = 2.0  # seconds after which a function that has never returned is taken to block
-BLOCKS = 100  # times the longest call that returned, after which a call is taken to block
-STOPS = 2  # such calls of a function, after which it is not called again
+LEAST = 2.0  # seconds after which a function that has not yet returned from any call is taken to block
+BLOCKS = 100  # a call is taken to block after this many times the longest call that returned
+STOPS = 2  # calls that were stopped, after which a function is not called again
 GRACE = 4.0  # seconds in which a call that was stopped should end
 
 
@@ -32,13 +32,13 @@ class CallFailed(Exception):
 
 
 class BudgetSpent(Exception):
-    """The minutes of the examination are over."""
+    """The time of the examination, or of the group of checks, is over."""
 
 
 class Case:
-    """The arguments of ``examine``: ``given`` by name, called through methods that time, silence and check them.
+    """The arguments of ``examine``, by name in ``given``, and methods that call them timed, silenced and checked.
 
-    Evidence that several checks use is made once: ``case.once(function)``.
+    Evidence that several checks use is made once, by ``case.once(function)``.
     """
 
     def __init__(self, given: Mapping[str, Any], vocab_size: int, n_positions: int, minutes: float, seed: int = 0):
@@ -51,9 +51,9 @@ class Case:
         self.current: tuple[str, float] | None = None  # the function that is called, and when it is stopped
         self.rng = np.random.default_rng(seed)
         self.one_row = False  # forward takes one row at a time
-        self.slow = False  # a call of forward takes long, and its texts are to be short
+        self.slow = False  # forward is slow, so its texts are short
         self.changed_inputs: set[str] = set()  # functions that wrote into their arguments
-        self.found: dict[str, dict[str, Any]] = {}  # what earlier checks found, by code
+        self.found: dict[str, dict[str, Any]] = {}  # code -> fields of the findings so far
         self.primer: np.ndarray | None = None  # ids read before each call, so that all begin in the same state
         self._made: dict[Any, Any] = {}
         self._back: dict[str, Callable[[np.ndarray], Any]] | None = None
@@ -83,7 +83,7 @@ class Case:
         return made
 
     def prime(self, ids: np.ndarray | None) -> None:
-        """Let the model read ids before each further call, and forget the evidence made without."""
+        """Let the model read ids before each further call, and drop the evidence made without that."""
         self.primer, self._made = ids, {}
 
     def call(self, name: str, *arguments: Any, **settings: Any) -> Any:
@@ -134,7 +134,7 @@ class Case:
         return CallFailed(name, "too-slow", f"{name} does not return, and could not be stopped")
 
     def stopped(self, name: str, seconds: float) -> CallFailed | BudgetSpent:
-        """Return the failure of a call that was stopped: it takes too long or blocks, or else there was no time."""
+        """Return the failure of a call that was stopped: too slow, or no time was left for one that may be sound."""
         self.waited[name] += seconds
         longest = self.longest.get(name, 0.0)
         if seconds < CALL_SECONDS and self.waited[name] < max(LEAST, BLOCKS * longest):
@@ -146,7 +146,10 @@ class Case:
         return self.stops[name][-1]
 
     def logits(self, ids: Any, name: str = "forward", function: Callable[..., Any] | None = None) -> np.ndarray:
-        """Return the logits of ids (B, T), (B, T, V) in float32. Row by row for a forward that takes one row."""
+        """Return the logits of ids (B, T): (B, T, V) float32. Reads row by row where forward takes one row only.
+
+        ``function`` is called in place of the argument ``name``.
+        """
         ids = np.asarray(ids, np.int32)
         if self.one_row and len(ids) > 1:
             return np.concatenate([self.logits(row[None], name, function) for row in ids])
@@ -160,7 +163,7 @@ class Case:
         return logits.astype(np.float32)
 
     def arrays(self, name: str, *arguments: Any) -> dict[str, np.ndarray]:
-        """Return the arrays that ``parameters`` or ``gradient`` gives."""
+        """Return the arrays that ``parameters`` or ``gradient`` returns, by name."""
         found: dict[str, np.ndarray] = self.call_function(
             name, lambda *given: named_arrays(self.given[name](*given)), *arguments
         )
@@ -170,7 +173,7 @@ class Case:
         return found
 
     def number(self, name: str, *arguments: Any, function: Callable[..., Any] | None = None) -> float:
-        """Return the number that ``loss`` or ``step`` gives."""
+        """Return the number that ``loss`` or ``step`` returns."""
         call = self.given[name] if function is None else function
         value: np.ndarray = self.call_function(name, lambda *given: as_numpy(call(*given)), *arguments)
         if value.size != 1:
@@ -188,14 +191,14 @@ class Case:
             yield
             return
         saved = self.arrays("parameters")
-        self.converters()  # here, since the time may be up at the end
+        self.converters()  # calls ``parameters``, for which there may be no time at the end
         try:
             yield
         finally:
             self.load(saved)
 
     def converters(self) -> dict[str, Callable[[np.ndarray], Any]]:
-        """Return functions from NumPy to the library and type of each of the user's parameters."""
+        """Return for each parameter of the user's a function that converts NumPy to its library and type."""
         if self._back is None:
             self._back = {str(name): back_to(array) for name, array in dict(self.call("parameters")).items()}
         return self._back
@@ -204,7 +207,7 @@ class Case:
         """Load parameters, as arrays of the library and type that the user's own have."""
         converters = self.converters()
         theirs = {name: converters[name](value) for name, value in values.items()}
-        try:  # also where the time is up, since the user's parameters must be put back
+        try:  # not by ``call``, which refuses when the time is up: the parameters must be put back
             with silenced(), self.called("load_parameters", CALL_SECONDS), time_limit(CALL_SECONDS):
                 self.given["load_parameters"](theirs)
         except TimeIsUp:
@@ -230,7 +233,7 @@ def parameter_shapes(case: Case) -> dict[str, tuple[int, ...]]:
 
 
 def misnamed(gradient: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return a line about a gradient that is not of the parameters, or "". Frozen parameters may be absent."""
+    """Return what is wrong with the names and shapes of a gradient, or "". Frozen parameters may be absent."""
     if gradient and not {*gradient} & {*shapes}:
         return f"gradient returned arrays such as {next(iter(gradient))}, which no parameter is called"
     for name, array in gradient.items():
@@ -240,12 +243,12 @@ def misnamed(gradient: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int,
 
 
 def wrong_shape(name: str, shape: tuple[int, ...], ids: tuple[int, ...], vocab_size: int) -> str:
-    """Return a line about logits of the wrong shape, with the likely reason."""
+    """Return the message about logits of the wrong shape, with the likely reason."""
     hint = ""
     if len(shape) == 3 and shape[:2] == ids:
         hint = f": vocab_size is {vocab_size}, and there are {shape[2]} logits; give vocab_size={shape[2]} if padded"
     elif shape in ((ids[0], vocab_size), (ids[0], 1, vocab_size)):
-        hint = ": of the last position only; return those of every position, as nanoGPT does where targets are given"
+        hint = ", logits of the last position only; return every position's, as nanoGPT does if targets are given"
     elif shape == (ids[1], ids[0], vocab_size):
-        hint = ": time before batch"
+        hint = "; time and batch are exchanged"
     return f"{name} returned shape {shape} for ids {ids}; expected {(*ids, vocab_size)}{hint}"

@@ -1,7 +1,8 @@
 """The list of checks: each a function from the case to at most one finding.
 
-A check is registered with its code. Its docstring's first line is the symptom or property in one sentence, which the
-table in ``README.md`` repeats; the rest gives the measure, its threshold with the margin, and the source.
+A check is registered with its code. Its docstring's first line is the symptom in one sentence, which reports and the
+table in ``README.md`` repeat. The rest says what is measured, gives the threshold and what healthy and faulty models
+were measured to have, and names the source. Differences of logits are relative to the logits' standard deviation.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ Found = dict[str, Any] | None  # what a check returns: the fields of a finding, 
 
 @dataclass(frozen=True)
 class DoctorCheck:
-    """A check with its code, the arguments it needs, and the codes of findings that it explains if it finds.
+    """A check with its code and the arguments that it needs.
 
-    ``explained_by`` are codes, or groups whose faults explain its own finding.
+    ``explains``: codes of findings that its own finding explains. ``explained_by``: codes that explain its finding, or
+    groups of which every fault does.
     """
 
     code: str
@@ -50,9 +52,9 @@ def check(
 ) -> Callable[[Callable[[Case], Any]], Callable[[Case], Any]]:
     """Register a check: ``@check("future-leak", "forward", explains=("samples-worse-than-loss",))``.
 
-    The function returns None, or ``dict(measured=, expected=, why=, remedy=, evidence=)`` for a finding; with
-    ``separate=True`` where it measured that the finding is no consequence of what ``case.found`` holds already, and
-    ``explains=`` where it measured which codes it explains.
+    The function returns None, or the fields of a finding: ``dict(measured=, expected=, why=, remedy=, evidence=)``.
+    Two more fields may be there: ``separate=True`` if the check measured that its finding is no consequence of the
+    earlier ones in ``case.found``, and ``explains=`` in place of the argument if it measured what it explains.
     """
 
     def register(function: Callable[[Case], Any]) -> Callable[[Case], Any]:
@@ -63,7 +65,7 @@ def check(
     return register
 
 
-# The symptoms of codes that are found when a function is called, by no check of their own.
+# Symptoms of the codes that have no check of their own: they are found whenever a function of the user's is called.
 OF_CALLS = {
     "raises": "One of your functions raises an error for valid input",
     "wrong-shape": "One of your functions returns something of the wrong type or shape",
@@ -77,4 +79,4 @@ def symptom_of(code: str) -> str:
 
 
 class NotApplicable(Exception):
-    """A check cannot be made with what was given; the message says what it needs."""
+    """A check cannot be made with the arguments given; the message completes "needs ..." in the report."""

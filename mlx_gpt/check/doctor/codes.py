@@ -88,9 +88,9 @@ WARNINGS = {
     "precision-loss",
 }
 NOTES = {"training-mode-without-dropout-effect", "as-good-as-its-loss", "repetition-loop"}
-RESTS_ON = {"as-good-as-its-loss": "sampling"}  # a group of which no check may have lacked time
-# The groups in the order in which they are examined: the data, which need hardly a call, what the level of loss and
-# text says, then the cheap exact properties, then what needs draws, then what needs steps.
+RESTS_ON = {"as-good-as-its-loss": "sampling"}  # code -> group: reported only if no check of the group lacked time
+# The order of examination: the data, for which the model is not called; the level of loss and text; the cheap exact
+# properties; then the checks that draw samples, and last those that make training steps.
 EXAMINED = ["contract", "state", "targets and data", "level", "causality", "inputs", "cache", "weights", "sampling"]
 EXAMINED += ["optimisation"]
 

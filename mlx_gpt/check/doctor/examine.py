@@ -54,22 +54,42 @@ def examine(
 ) -> Report:
     """Examine a GPT and return what is wrong with it, in the order in which to repair it.
 
-    ``forward`` maps ids (B, T) int32, a NumPy array, to logits (B, T, V) of MLX, NumPy or torch; or it is an
-    ``mlx.nn.Module`` or ``torch.nn.Module``, from which forward passes in both modes, parameters, gradient and a step
-    are taken, and the two numbers where its config has them.
+    Arrays may be of MLX, torch or NumPy. B is the number of texts in a batch, T their length, V ``vocab_size``; ``x``
+    and ``y`` are the inputs and targets of a batch, ids (B, T). Only ``forward`` and the two sizes are required.
 
-    ``forward_training``: the same in training mode. ``loss(x, y) -> float``: the user's own, ids (B, T) each.
-    ``gradient(x, y) -> dict``: of the mean loss in evaluation mode; frozen parameters may be absent. ``parameters() ->
-    dict``: a copy. ``load_parameters(dict)``. ``step(x, y) -> float``: one optimizer step at ``learning_rate``, returns
-    its loss; ``new_step() -> step``: with a fresh optimizer. ``sample(ids, n, **settings) -> list``: n new ids, or the
-    prompt and n; ``sample_many(prompts, n, **settings)``: of different lengths; ``sample_settings``: names of what
-    ``sample`` accepts. ``cached(ids, n_prompt) -> logits (T, V)``: prefill, then one token at a time. ``reload() ->
-    forward``: saved and loaded again. ``encode``, ``decode``: as used for generation; ``encode_training`` where
-    training used another. ``end_of_text``: the id that ends a text. ``batches() -> iterator of (x, y)``: what training
-    is fed. ``metrics``: a metrics.jsonl, or dicts with step, loss, val_loss, learning_rate, grad_norm. ``val_loss``:
-    as reported. ``minutes``: time budget.
+    The model:
+        forward: ids (B, T), a NumPy array of int32 -> logits (B, T, V). Or a module of MLX or torch, from which its
+            forward passes in both modes, its parameters, their gradient, a step of AdamW, and the sizes in its config
+            are taken.
+        forward_training: The same in training mode, with dropout on.
+        parameters: () -> a copy of the parameters, a dict of arrays.
+        load_parameters: a dict as ``parameters`` returns -> None. Sets the parameters.
+        cached: (ids, n_prompt) -> logits (T, V). Reads n_prompt of the ids at once and the others one at a time, with
+            the key-value cache.
+        reload: () -> the forward function of the model saved and loaded again.
+    Training:
+        loss: (x, y) -> the loss, a number.
+        gradient: (x, y) -> the gradient of the mean loss in evaluation mode, a dict of arrays. Frozen parameters may be
+            absent.
+        step: (x, y) -> the loss, a number. Makes one optimizer step, at ``learning_rate``.
+        new_step: () -> a step with a fresh optimizer.
+        batches: () -> an iterator of the (x, y) that training is fed.
+        metrics: A metrics.jsonl, or a list of dicts with step, loss, val_loss, learning_rate, grad_norm.
+        val_loss: The validation loss that was reported.
+    Generation:
+        sample: (ids, n, **settings) -> n new ids, or the prompt and n new ids.
+        sample_many: (prompts, n, **settings) -> a list of ids for each prompt. The prompts differ in length.
+        sample_settings: The names of the settings that ``sample`` accepts. Those examined, and their values for off:
+            temperature 1 (0 is greedy), top_k 0, top_p 1, repetition_penalty 1.
+    Text:
+        encode, decode: str -> ids, and ids -> str, as used for generation.
+        encode_training: str -> ids, where training used another function.
+        end_of_text: The id that ends a text.
+        train_ids, val_ids: The ids of the training and the validation text, in one array or as a list of documents.
+        train_text: The text of ``train_ids``, or its beginning.
+    minutes: The time that the examination may take.
 
-    What the functions raise, print or change is reported; parameters are restored where ``load_parameters`` allows.
+    What the functions raise, print or change is reported. Parameters are restored where ``load_parameters`` allows.
     Raises ``TypeError`` for wrong arguments and ``ValueError`` for wrong values.
     """
     given = dict(locals())
@@ -82,13 +102,13 @@ def examine(
 
 def make_case(given: Mapping[str, Any]) -> Case:
     """Return the case of the arguments of ``examine``. Raises ``TypeError`` or ``ValueError``."""
-    found = checked(with_module(dict(given)))
-    sizes = [found.pop(name) for name in ("vocab_size", "n_positions", "minutes")]
-    return Case(found, *sizes)
+    arguments = checked(with_module(dict(given)))
+    sizes = [arguments.pop(name) for name in ("vocab_size", "n_positions", "minutes")]
+    return Case(arguments, *sizes)
 
 
 def with_module(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with what an MLX or torch module gives, where ``forward`` is one."""
+    """Return the arguments, and those taken from the module where ``forward`` is one; given ones take precedence."""
     module = given.get("forward")
     if not is_module(module):
         return given
@@ -100,18 +120,18 @@ def with_module(given: dict[str, Any]) -> dict[str, Any]:
 def run_checks(
     case: Case, checks: Sequence[DoctorCheck], on_check: Callable[[DoctorCheck], object] = lambda check: None
 ) -> Report:
-    """Run the checks in order, the cheap ones that explain the others first. ``on_check`` is called before each."""
+    """Run the checks in the order of ``CHECKS``, and report. ``on_check`` is called before each."""
     return Examination(case, checks).run(on_check)
 
 
 class Examination:
-    """Checks of a case, and what those that have run found."""
+    """The checks of a case, the findings so far, and which checks have run or were skipped."""
 
     def __init__(self, case: Case, checks: Sequence[DoctorCheck]):
         self.case, self.checks = case, checks
         self.findings: dict[str, Finding] = {}
         self.explains = defaultdict(set, {check.code: {*check.explains} for check in checks})
-        self.separate: dict[str, set[str]] = {}  # findings measured not to be consequences of these, found before
+        self.separate: dict[str, set[str]] = {}  # code -> earlier findings of which it is measured to be no consequence
         self.examined: list[str] = []
         self.skipped = {check.code: missing for check in checks if (missing := check.missing(case))}
 
@@ -120,13 +140,13 @@ class Examination:
         groups = list(dict.fromkeys(group_of(check.code) for check in checks))
         group, module = "", module_of(self.case)
         with random_states_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of NumPy about the infinities of a faulty model
+            warnings.simplefilter("ignore")  # NumPy's, about the infinities of a faulty model
             for check in checks:
                 if group_of(check.code) != group:
                     group = group_of(check.code)
                     self.case.begin_group(len(groups) - groups.index(group))
                 on_check(check)
-                with module_kept(module):  # a step of the user's may leave dropout on
+                with module_kept(module):  # the user's step may leave dropout on
                     self.examine(check)
         return self.report()
 
@@ -139,7 +159,7 @@ class Examination:
             self.skipped[check.code] = str(reason)
         except CallFailed as failure:
             self.fail(check, failure)
-        except Exception as error:  # the user's functions returned what no check foresaw
+        except Exception as error:  # the user's functions returned something that the check does not expect
             self.skipped[check.code] = f"no {type(error).__name__} in this check: {error}"
         else:
             self.examined.append(check.code)
@@ -171,7 +191,7 @@ class Examination:
         return any(reason == TIME and group_of(code) == group for code, reason in self.skipped.items())
 
     def ended_by(self, failure: CallFailed) -> Report:
-        """Return the report so far, where a call that does not return ends the examination."""
+        """Return the report so far: a call does not return, and the checks that have not run are skipped for it."""
         for check in self.checks:
             if check.code not in {*self.examined, *self.skipped}:
                 self.fail(check, failure)
@@ -179,7 +199,7 @@ class Examination:
 
 
 def failed_call(failure: CallFailed) -> Finding:
-    """Return the finding for a function that raised, blocked or returned something else."""
+    """Return the finding for a call that raised, took too long or returned something of the wrong kind."""
     remedies = {
         "raises": f"call {failure.name} by itself on such input, and repair what raises",
         "wrong-shape": f"return from {failure.name} what its description in examine() says",
@@ -197,7 +217,7 @@ def in_order(
     explains: Mapping[str, set[str]],
     separate: Mapping[str, set[str]],
 ) -> list[Finding]:
-    """Return the findings in the order of repair, with those that another explains as its consequences."""
+    """Return the findings in the order of repair; those that another explains are listed as its consequences only."""
     for check in checks:
         for code in findings:
             in_group = findings[code].severity == "fault" and group_of(code) in check.explained_by
@@ -208,10 +228,9 @@ def in_order(
     for code in sorted(findings, key=lambda code: ORDER[code]):
         if code in hidden:
             continue
-        apart = {code, *(other for other, found in separate.items() if code in found)}
-        mine = consequences(code, explains, findings.keys() - hidden - apart)
-        hidden.update(mine)
-        explained[code] = mine
+        independent = {code, *(other for other, earlier in separate.items() if code in earlier)}
+        explained[code] = consequences(code, explains, findings.keys() - hidden - independent)
+        hidden.update(explained[code])
     severity = {"fault": 0, "warning": 1, "note": 2}
     shown = [code for code in explained if code not in hidden]
     shown.sort(key=lambda code: (severity[findings[code].severity], ORDER[code]))
@@ -224,9 +243,9 @@ def in_order(
 
 
 def consequences(code: str, explains: Mapping[str, set[str]], among: Set[str]) -> list[str]:
-    """Return the codes that a code explains, and what these explain, in the order of repair."""
-    mine: set[str] = set()
+    """Return the codes ``among`` some that a code explains, itself or through others, in the order of repair."""
+    reached: set[str] = set()
     new = {code}
-    while new := {other for one in new for other in explains[one] & among} - mine:
-        mine |= new
-    return sorted(mine, key=ORDER.__getitem__)
+    while new := {other for cause in new for other in explains[cause] & among} - reached:
+        reached |= new
+    return sorted(reached, key=ORDER.__getitem__)

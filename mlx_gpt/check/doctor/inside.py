@@ -1,4 +1,4 @@
-"""Looking into a module of MLX or torch: its precision, and its blocks called by themselves."""
+"""Look into a module of MLX or torch: find it, compute it in float32, and call its blocks by themselves."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.modules import is_mlx, is_module
 
-# Called in place of a block: (name, block's own call, first argument, the others) -> what it returns.
+# Called in place of a submodule: (its name, its own call, *arguments, **settings) -> what the submodule returns.
 Watcher = Callable[..., Any]
 
 
 def module_of(case: Case) -> Any:
-    """Return the module that is examined: the one given, or the largest that ``forward`` refers to; None if none."""
+    """Return the module under examination: the one given, else the largest that ``forward`` refers to, or None."""
     if case.has("module"):
         return getattr(case.given["module"], "_orig_mod", case.given["module"])
     found = [getattr(one, "_orig_mod", one) for one in referred(case.given.get("forward")) if is_module(one)]
@@ -23,8 +23,9 @@ def module_of(case: Case) -> Any:
 
 
 def referred(function: Any, depth: int = 3) -> Iterator[Any]:
-    """Yield what a function refers to: its object and that object's attributes, closure and globals, and of functions
-    among them the same.
+    """Yield the objects that a function refers to, and those that functions among them refer to.
+
+    These are the object it is bound to and that object's attributes, its own attributes, closure and globals.
     """
     owner = getattr(function, "__self__", None)
     code, known = getattr(function, "__code__", None), getattr(function, "__globals__", {})
@@ -49,7 +50,7 @@ def has_half(module: Any) -> bool:
 
 
 def arrays_of(module: Any) -> list[Any]:
-    """Return parameters and, in torch, buffers."""
+    """Return a module's parameters, and in torch its buffers."""
     if is_mlx(module):
         from mlx.utils import tree_flatten
 
@@ -59,7 +60,7 @@ def arrays_of(module: Any) -> list[Any]:
 
 @contextmanager
 def in_float32(module: Any) -> Iterator[None]:
-    """Hold the parameters in float32 for a while."""
+    """Convert the parameters to float32, and put the original ones back at the end."""
     if is_mlx(module):
         import mlx.core as mx
         from mlx.utils import tree_map
@@ -85,7 +86,7 @@ def in_float32(module: Any) -> Iterator[None]:
 
 @contextmanager
 def watched(modules: dict[str, Any], watcher: Watcher) -> Iterator[None]:
-    """Let ``watcher(name, call, *arguments, **settings)`` answer for submodules; their own call is ``call``."""
+    """Call ``watcher`` in place of each of the submodules, which are given by name."""
     with ExitStack() as stack:
         for name, module in modules.items():
             stack.enter_context((watched_mlx if is_mlx(module) else watched_torch)(name, module, watcher))

@@ -1,4 +1,4 @@
-"""Arguments of ``examine`` taken from a module of MLX or torch: forward passes, parameters, gradient, a step."""
+"""Take the arguments of ``examine`` from a module of MLX or torch: forward passes, parameters, gradient, a step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def arguments_of(model: Any) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def whole_logits(model: Any, ids: Any) -> Any:
-    """Return logits (B, T, V), by giving targets to a model that returns the last position only without them.
+    """Return the logits (B, T, V) of a module.
 
-    As nanoGPT's does; others return logits (B * T, V) with targets.
+    Some modules, as nanoGPT's, return those of the last position only unless targets are given: the ids are given as
+    targets. Others then return logits (B * T, V), which are reshaped.
     """
     logits = logits_of(model(ids))
     if tuple(logits.shape[:-1]) != tuple(ids.shape):
@@ -38,7 +39,7 @@ def whole_logits(model: Any, ids: Any) -> Any:
 def named(
     forward: Callable[[bool], Any], without_dropout: Any, gradient: Any, parameters: Any, load: Any, new_step: Any
 ) -> dict[str, Any]:
-    """Return the functions of a module by the names that ``examine`` gives them."""
+    """Return the functions of a module by the names of ``examine``'s arguments."""
     return {
         "forward": forward(False),
         "forward_training": forward(True),

@@ -1,4 +1,4 @@
-"""Modules of MLX or torch: their sizes, their output, and their modes and gradients, put back after use."""
+"""Modules of MLX or torch: their sizes and logits, and contexts that put their modes and gradients back."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def replaced(objects: Sequence[Any], name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def in_mode(model: Any, training: bool) -> Iterator[None]:
-    """Set the mode of a module, and put back that of each of its parts, and what running means saw."""
+    """Set the mode of a module; put the modes of all its parts and their running means back at the end."""
     with kept(model.modules(), mode_name(model)), running_means_kept(model):
         model.train(training)
         yield
@@ -111,7 +111,7 @@ def running_means_kept(model: Any) -> Iterator[None]:
 
 @contextmanager
 def module_kept(model: Any) -> Iterator[None]:
-    """Put the modes of a module back at the end, and of a torch module which parameters are trained, and gradients."""
+    """Put the modes of a module back at the end; of a torch module also ``requires_grad`` and ``grad``."""
     with ExitStack() as stack:
         if model is not None:
             stack.enter_context(kept(model.modules(), mode_name(model)))

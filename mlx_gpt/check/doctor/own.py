@@ -1,4 +1,4 @@
-"""The arguments of ``examine`` for a model of this package: its functions, and what is known of the run it is from."""
+"""The arguments of ``examine`` for a model of this package: its functions, and the run that it is from."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class KnownIds(nn.Module):
 
 
 def of_model(model: GPT, tokenizer: Tokenizer) -> Arguments:
-    """Return the functions that read, write and decode text. Drawn texts are the same in each examination."""
+    """Return the model's forward pass, sampler, cache and tokenizer. Drawn texts repeat in each examination."""
     seeds, n_ids = count(), tokenizer.vocab_size
 
     def sample(ids: list[int], n: int, **settings: Any) -> list[int]:
@@ -160,7 +160,7 @@ def of_model(model: GPT, tokenizer: Tokenizer) -> Arguments:
 
 
 def of_weights(model: GPT, tokenizer: Tokenizer, folder: str) -> Arguments:
-    """Return the loss, its gradient, and the model saved in ``folder`` and loaded again."""
+    """Return the loss, its gradient, and ``reload``, which saves the model in ``folder`` and loads it again."""
     loss_and_gradient = make_loss_and_gradient(model, TrainConfig())
 
     def loss(x: np.ndarray, y: np.ndarray) -> float:
@@ -182,7 +182,7 @@ def of_weights(model: GPT, tokenizer: Tokenizer, folder: str) -> Arguments:
 
 
 def of_training(model: GPT, config: TrainConfig) -> Arguments:
-    """Return the run's own training step, at the peak of its learning rate."""
+    """Return the run's own training step, at its highest learning rate."""
 
     def new_step() -> Callable[[np.ndarray, np.ndarray], float]:
         optimizer = make_optimizer(config, model.config.n_head)
@@ -203,10 +203,7 @@ def of_training(model: GPT, config: TrainConfig) -> Arguments:
 
 
 def of_metrics(run: Path, path: Path) -> Arguments:
-    """Return the metrics of a run, and the validation loss of its model: the last one, or the best if that is lower.
-
-    A checkpoint's is not known.
-    """
+    """Return the metrics of a run, and for its best model the lowest validation loss; a checkpoint's is not known."""
     file = run / METRICS
     if not file.exists() or not file.stat().st_size:
         return {}

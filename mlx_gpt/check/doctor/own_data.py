@@ -1,4 +1,4 @@
-"""What is known of the text that a model of this package was trained on."""
+"""The arguments of ``examine`` about the text that a model of this package was trained on."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_data(of_model: Tokenizer, settings: RunSettings, data: str | None, fold
 
 
 def text_settings(settings: RunSettings, data: str | None) -> tuple[str | None, str]:
-    """Return the name of the validation text, and of the field, that a run has for its own text."""
+    """Return the name of the run's validation text, and the field of its records; defaults for other ``data``."""
     own = settings if data is None else {}
     return own.get("val_data"), own.get("field", TEXT)
 

@@ -21,7 +21,7 @@ def current(case: Case) -> Arrays:
 
 
 def is_matrix(array: np.ndarray) -> bool:
-    """True for a float array with two or three axes; masks of four axes are none."""
+    """Return True for a float array with two or three axes; masks often have four."""
     return array.dtype.kind == "f" and array.ndim in (2, 3) and array.size > 1
 
 
@@ -34,18 +34,17 @@ def is_mask(array: np.ndarray) -> bool:
 
 
 def generic(case: Case) -> Arrays:
-    """Return parameters of the same shapes without any special value: no zero, no two equal.
+    """Return random parameters of the same shapes, of which no value is zero and no two are equal.
 
-    A part that has no effect with these has none with any: a projection that is zero at first, or a gate, hides
-    nothing. Matrices are drawn from N(0, 1/width), to vectors and scalars N(0, 0.1²) is added.
+    A part without an effect in a model with these has none for any values: no projection or gate that is initialised
+    to zero hides it. Matrices are drawn from N(0, 1/width); to vectors and scalars N(0, 0.1²) is added.
     """
     return {name: drawn(case, array) for name, array in case.once(current).items()}
 
 
 def alone(case: Case, names: list[str], layers: list[tuple[str, list[str]]]) -> Arrays:
-    """Return generic parameters in which the matrices of all other layers are zero."""
-    mine = set(names)
-    muted = {name for _, members in layers for name in members if name not in mine}
+    """Return generic parameters in which only one layer, of matrices ``names``, has matrices that are not zero."""
+    muted = {name for _, members in layers for name in members} - {*names}
     return {name: np.zeros_like(array) if name in muted else array for name, array in case.once(generic).items()}
 
 
@@ -63,16 +62,16 @@ def drawn(case: Case, array: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def loaded(case: Case, values: Mapping[str, np.ndarray]) -> Iterator[None]:
-    """Give the model other parameters for a while."""
+    """Load other parameters into the model, and put the user's own back at the end."""
     with case.parameters_restored():
         case.load({name: array.copy() for name, array in values.items()})
         yield
 
 
 def layers_of(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the parameters' names by layer: those that begin alike up to the first number, as ``blocks.0``.
+    """Return the names of parameters by layer: those with the same beginning up to the first number, as ``blocks.0``.
 
-    Where each number occurs once with each beginning, as in ``wq1 wk1 wq2``, the number alone is the layer.
+    Where each such beginning has one parameter, as in ``wq1 wk1 wq2 wk2``, the number alone names the layer.
     """
     families: dict[str, dict[str, list[str]]] = {}
     for name in names:
@@ -92,14 +91,14 @@ def layers_of(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def gradient(case: Case, rows: int, length: int) -> Arrays:
-    """Return the gradient of the mean loss of a text of ``length`` + 1 tokens, with the parameters as they are."""
+    """Return the gradient of the mean loss on ``rows`` texts of ``length`` inputs, at the parameters now loaded."""
     case.once(first_call)
     ids = own_text_or_random(case, 1 if case.one_row else rows, min(length, case.n_positions) + 1)
     return case.arrays("gradient", ids[:, :-1].copy(), ids[:, 1:].copy())
 
 
 def require_steady(case: Case) -> None:
-    """Raise ``NotApplicable`` unless the logits of a text are finite and the same at each call."""
+    """Raise ``NotApplicable`` unless the logits of a text are finite and repeat at each call."""
     silent_if_random(case)
     if not np.isfinite(case.once(first_call)).all():
         raise NotApplicable("finite logits")

@@ -1,4 +1,4 @@
-"""What the doctor found: findings, most explanatory first, and what was examined and skipped."""
+"""The report: findings in the order in which to repair them, and which checks were made and skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STYLES = {"fault": "bold red", "warning": "yellow", "note": "cyan"}
 SEVERITIES = tuple(STYLES)
-TIME = "minutes"  # the reason of a check that was skipped because the time was over
+TIME = "minutes"  # the reason for a check that was skipped for lack of time
 
 
 class ReportLine:
@@ -36,8 +36,9 @@ class ReportLine:
 class Finding:
     """One cause, with the measurement that shows it.
 
-    ``measured`` and ``expected`` are in the unit that ``why`` names. ``evidence`` holds further values, plain numbers,
-    strings, lists and dicts; ``evidence["consequences"]`` the codes of findings that this one explains.
+    ``why`` says what was measured; ``measured`` and ``expected`` are that value and the one a healthy model has.
+    ``evidence`` holds further values: numbers, strings, lists and dicts. ``evidence["consequences"]`` are the codes of
+    the findings that this one explains.
     """
 
     code: str
@@ -68,9 +69,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """Findings, the one that explains most first; the checks that ran; and those that did not, with what they need.
+    """Findings, the first to repair first; the codes of checks that were made; and of those that were not.
 
-    ``skipped`` maps a check to the argument of ``examine`` that would allow it, or to the reason.
+    ``skipped`` maps a code to the argument of ``examine`` that would allow the check, or to another reason.
     """
 
     findings: list[Finding]
@@ -121,7 +122,7 @@ class Report:
                 yield ReportLine(f"{reason}: {skipped}", "dim", 3)
 
     def reasons(self) -> dict[str, str]:
-        """Return for each check that was skipped what it needs, what failed, or that there was no time."""
+        """Return in words, for each check that was skipped, what it needs, what failed, or that time was short."""
         failed = {finding.evidence.get("function") for finding in self.findings}
 
         def reason(lack: str) -> str:
@@ -146,7 +147,7 @@ class Report:
 
 
 def sentence(text: str, capital: bool = True) -> str:
-    """Return a text as a sentence; the name of a function at its beginning stays as it is."""
+    """Return a text as a sentence; the name of an argument of ``examine`` at its beginning stays in lower case."""
     text = text.rstrip(".")
     capital = capital and text.partition(" ")[0] not in FUNCTIONS
     return f"{text[:1].upper() if capital else text[:1]}{text[1:]}."
@@ -162,7 +163,7 @@ def counted(n: int, name: str) -> str:
 
 
 def shortened_codes(codes: list[str]) -> str:
-    """Return up to three codes, or how many of each group there are."""
+    """Return up to three codes by name, and more as numbers by group."""
     if len(codes) <= 3:
         return ", ".join(codes)
     groups = {group: sum(code in codes for code in members) for group, members in GROUPS.items()}
@@ -174,7 +175,7 @@ def as_text(lines: Iterable[ReportLine]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it: arrays as lists, numbers that are not finite as strings, other objects as text."""
+    """Return a value that JSON can hold: arrays as lists, numbers that are not finite and other objects as strings."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, np.generic):

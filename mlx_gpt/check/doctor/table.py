@@ -1,4 +1,4 @@
-"""The table of symptoms and codes in ``README.md``: ``python -m mlx_gpt.check.doctor.table`` makes it again."""
+"""The table of symptoms and codes in ``README.md``; ``python -m mlx_gpt.check.doctor.table`` writes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ END = "<!-- end -->\n"
 
 
 def table() -> str:
-    """Return the table in Markdown, by group, in the order in which to repair."""
+    """Return the table in Markdown, by group, in the order of repair."""
     parts = []
     for group, codes in GROUPS.items():
         rows = [f"| `{code}`{mark(code)} | {symptom_of(code).replace('|', chr(92) + '|')} |" for code in codes]
@@ -27,7 +27,7 @@ def mark(code: str) -> str:
 
 
 def with_table(page: str) -> str:
-    """Return a page with its table made again."""
+    """Return a page with its table replaced by the current one."""
     before, _, rest = page.partition(START)
     return f"{before}{START}\n{table()}\n{END}{rest.partition(END)[2]}"
 
