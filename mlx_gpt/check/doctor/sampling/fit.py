@@ -123,7 +123,7 @@ def one_number(found: Sequence[Draws], rule: Rule, across: bool = False) -> floa
     for ranked in (True, False):
         before, own = (part[:, None] for part in shares(p, ids_of(found), ranked))
         inside = (before <= numbers) & (numbers < before + own)
-        ratios = np.log(0.01 + 0.99 * inside / np.maximum(own, 1e-9))
+        ratios = np.where(inside, np.log(0.01 + 0.99 / np.maximum(own, 1e-9)), log(0.01))
         if across:
             orders.append(log_mean(ratios.sum(axis=0)))
         else:

@@ -57,7 +57,7 @@ def logits_after(case: Case, texts: Iterable[Sequence[int] | np.ndarray]) -> np.
     forward pass is not taken for one of the sampler.
     """
     form = case.once(shapes)
-    asked = [tuple(int(i) for i in text) for text in texts]
+    asked = [tuple(np.asarray(text).tolist()) for text in texts]
     where: dict[tuple[int, ...], tuple[int, ...]] = {}  # text -> the text with which it is read
     longer: tuple[int, ...] = ()
     for text in sorted(set(asked), reverse=True):  # a text follows those that it begins
