@@ -247,10 +247,12 @@ def functions_of(model: nn.Module) -> Given:
     """Return forward passes, loss, gradient, parameters and steps of a model, as ``examine`` wants them."""
 
     def run_in(training: bool, ids: Any) -> mx.array:
-        model.train(training)
+        if model.training != training:  # setting it takes as long as a small forward pass
+            model.train(training)
         logits = model(mx.array(ids))
         mx.eval(logits)
-        model.train(False)
+        if training:
+            model.train(False)
         return logits
 
     def mean_loss(x: mx.array, y: mx.array) -> mx.array:

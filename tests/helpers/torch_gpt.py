@@ -164,10 +164,12 @@ def functions_of(model: nn.Module) -> Given:
     """Return forward passes, loss, gradient, parameters and steps of a model, as ``examine`` wants them."""
 
     def run_in(training: bool, ids: Any) -> np.ndarray:
-        model.train(training)
+        if model.training != training:
+            model.train(training)
         with torch.no_grad():
             logits = model(torch.as_tensor(np.asarray(ids)).long())
-        model.train(False)
+        if training:
+            model.train(False)
         return logits.numpy()
 
     def mean_loss(x: Any, y: Any) -> torch.Tensor:
