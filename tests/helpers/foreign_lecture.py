@@ -31,12 +31,12 @@ class Head(nn.Module):
 
 
 class Lecture(nn.Module):
-    def __init__(self, mistake: str, n_embd: int = 32, n_head: int = 2):
+    def __init__(self, mistake: str, n_embd: int = 32, n_head: int = 2, n_layer: int = 1):
         super().__init__()
         self.wte, self.wpe = nn.Embedding(V, n_embd), nn.Embedding(P, n_embd)
-        self.heads = [[Head(n_embd, n_embd // n_head, mistake) for _ in range(n_head)] for _ in range(2)]
-        self.ffwd = [nn.Sequential(nn.Linear(n_embd, 64), nn.ReLU(), nn.Linear(64, n_embd)) for _ in range(2)]
-        self.ln1, self.ln2 = ([nn.LayerNorm(n_embd) for _ in range(2)] for _ in range(2))
+        self.heads = [[Head(n_embd, n_embd // n_head, mistake) for _ in range(n_head)] for _ in range(n_layer)]
+        self.ffwd = [nn.Sequential(nn.Linear(n_embd, 64), nn.ReLU(), nn.Linear(64, n_embd)) for _ in range(n_layer)]
+        self.ln1, self.ln2 = ([nn.LayerNorm(n_embd) for _ in range(n_layer)] for _ in range(2))
         self.ln_f, self.head = nn.LayerNorm(n_embd), nn.Linear(n_embd, V)
         self.dropout, self.mistake = nn.Dropout(0.1), mistake
         self.train(mistake == "dropout left on")

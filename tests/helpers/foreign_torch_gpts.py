@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 class NanoStyle(nn.Module):
-    def __init__(self, mistake: str = "", C: int = 32, n_head: int = 4, n_layer: int = 2):
+    def __init__(self, mistake: str = "", C: int = 32, n_head: int = 4, n_layer: int = 1):
         super().__init__()
         self.config = {"vocab_size": V, "block_size": P}
         self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(P, C)
