@@ -1,4 +1,4 @@
-"""Alignment of the encoded training text with the training ids."""
+"""Align pieces of the training text, encoded, with the training ids."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.data.evidence import encoded, grams, pieces, train_ids
 
-RESYNC = 8  # ids that must agree for two texts to be in step again
-LARGEST_GAP = 40
-LOCATED = 0.8  # of a piece's ids that must agree for it to be found in the training ids
-SECONDS = 4.0  # for what a slow tokenizer encodes
+RESYNC = 8  # equal ids after which two texts that differed are in step again
+LARGEST_GAP = 40  # ids in which they may differ at one place
+LOCATED = 0.8  # share of a piece's ids that must agree for it to be found in the training ids
+MOST_IDS = 5_000_000  # training ids to search
+SECONDS = 4.0  # that a slow tokenizer may take
 
 
 @dataclass
 class Aligned:
-    """Pieces of the text, encoded, against the training ids: how many were found there, and how their ids agree."""
+    """How many encoded pieces of the text were found in the training ids, and how many of their ids agree."""
 
     pieces: int = 0
     located: int = 0
-    same: int = 0  # ids of the located pieces
-    replaced: int = 0
-    spots: int = 0  # where ids are replaced
+    same: int = 0  # ids of the located pieces that agree
+    replaced: int = 0  # and that differ
+    spots: int = 0  # places where they differ
     example: tuple[list[int], list[int]] = ((), ())  # type: ignore[assignment]  # encoded, in training
 
     @property
@@ -34,7 +35,7 @@ class Aligned:
 
 
 def encoded_pieces(case: Case) -> list[tuple[str, np.ndarray]]:
-    """Return the pieces of the text with their ids, by what encoded the training text if it is given."""
+    """Return the pieces of the text with their ids, by ``encode_training`` where it is given, else ``encode``."""
     name = "encode_training" if case.has("encode_training") else "encode"
     end = case.seconds_left() - SECONDS
     found = []
@@ -51,14 +52,17 @@ def aligned_as_encoded(case: Case) -> Aligned:
 
 
 def align_pieces(case: Case, wrap: Callable[[np.ndarray], np.ndarray]) -> Aligned:
-    """Find each encoded piece in the training ids, by 64 or 16 equal ids, and compare what follows."""
+    """Find each encoded piece in the training ids by 64 or 16 equal ids, and compare the ids that follow.
+
+    ``wrap`` changes the encoded ids first, as storing them in a small integer type does.
+    """
     if not case.has("train_ids"):
         raise NotApplicable("train_ids")
-    train = case.once(train_ids)[:5_000_000].astype(np.int64)
-    hashes = {n: case.once(hashed_by(n)) for n in (64, 16)}
+    train = case.once(train_ids)[:MOST_IDS].astype(np.int64)
+    hashes = {64: case.once(hashed_64), 16: case.once(hashed_16)}
     result = Aligned()
     for _, raw in case.once(encoded_pieces):
-        ids = wrap(raw)[2:-2]  # the ends of a piece may be encoded in another way than within a text
+        ids = wrap(raw)[2:-2]  # the ends of a piece may be encoded otherwise than inside a text
         if len(ids) < 24:
             continue
         result.pieces += 1
@@ -84,25 +88,21 @@ def align_pieces(case: Case, wrap: Callable[[np.ndarray], np.ndarray]) -> Aligne
     return result
 
 
-def hashed_by(n: int) -> Callable[[Case], np.ndarray]:
-    """Return the function that hashes the n-grams of the training ids, the same at each call."""
-    return hashed_64 if n == 64 else hashed_16
-
-
 def hashed_64(case: Case) -> np.ndarray:
-    """Hash the training ids' sequences of 64."""
-    return grams(case.once(train_ids)[:5_000_000], 64)
+    """Return a hash of each 64 successive training ids."""
+    return grams(case.once(train_ids)[:MOST_IDS], 64)
 
 
 def hashed_16(case: Case) -> np.ndarray:
-    """Hash the training ids' sequences of 16."""
-    return grams(case.once(train_ids)[:5_000_000], 16)
+    """Return a hash of each 16 successive training ids."""
+    return grams(case.once(train_ids)[:MOST_IDS], 16)
 
 
 def align(ids: np.ndarray, train: np.ndarray, end_of_text: int | None) -> Aligned:
-    """Compare ids with training ids that begin alike; ids that only one side has, such as separators, are passed over.
+    """Compare encoded ids with training ids that begin alike, as ``diff`` does.
 
-    ``located`` is 1 if the two stay in step over ``LOCATED`` of the ids.
+    Ids that only one side has, such as separators of documents, are passed over. ``located`` is 1 if ``LOCATED`` of the
+    ids agree.
     """
     result, i, j = Aligned(), 0, 0
     passed = 0
@@ -126,7 +126,7 @@ def align(ids: np.ndarray, train: np.ndarray, end_of_text: int | None) -> Aligne
 
 
 def resync(one: np.ndarray, two: np.ndarray) -> tuple[int, int] | None:
-    """Return how many ids of each to skip until ``RESYNC`` of them agree, or all that are left."""
+    """Return the fewest ids of each to skip so that the next ``RESYNC`` agree, or None if none do."""
     if min(len(one), len(two)) < RESYNC:
         return None
     windows = [np.lib.stride_tricks.sliding_window_view(ids, RESYNC) for ids in (one, two)]

@@ -1,4 +1,4 @@
-"""Targets and data: the ids of the corpus, its repetitions and its size."""
+"""Targets and data: ids outside the vocabulary, repetitions in the corpus, and its size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlx_gpt.check.doctor.data.evidence import (
 def ids_outside_vocabulary(case: Case) -> Found:
     """The data holds ids outside the vocabulary, for which MLX reads unrelated memory without an error.
 
-    Exact. A target may be negative, to be ignored; an input may not.
+    Exact. Targets may be negative, which marks those to ignore; inputs may not.
     """
     places = {
         name: case.once(read) for name, read in (("train_ids", train_ids), ("val_ids", val_ids)) if has_ids(case, name)
@@ -51,10 +51,11 @@ def ids_outside_vocabulary(case: Case) -> Found:
 def validation_in_training(case: Case) -> Found:
     """The validation text is also in the training text, so its loss says nothing about new text.
 
-    Share of n-grams of the validation ids that occur in the training ids, against the share of those of a piece of the
-    training ids that occur in the rest of it: what texts of one kind have in common. n is doubled from 16 until the
-    latter is below 0.1 (at most 1024 and a quarter of the text). A fault above 0.2 and three times that share. Else
-    rows of the batches that are in the validation ids and not in the training ids: a fault from three.
+    Measured is the share of n-grams of the validation ids that occur in the training ids. It is compared with what any
+    two texts of this kind have in common: the share of n-grams of one part of the training ids that occur in the rest.
+    n is doubled from 16 until the latter is below 0.1 (at most to 1024 or a quarter of the text). A fault above 0.2
+    and three times the latter. Otherwise three or more rows of the batches that occur in the validation ids and not in
+    the training ids are a fault.
     """
     if not has_ids(case, "val_ids"):
         raise NotApplicable("val_ids that are not empty")
@@ -80,7 +81,7 @@ def validation_in_training(case: Case) -> Found:
 
 
 def rows_of_validation(case: Case, train: np.ndarray, val: np.ndarray) -> Found:
-    """Look for rows of the batches that are in the validation ids only."""
+    """Look for rows of the batches that occur in the validation ids and not in the training ids."""
     if not case.has("batches") or len(train) == MOST_IDS:
         return None
     rows = [row for x, _ in case.once(batches) for row in x]
@@ -101,7 +102,7 @@ def rows_of_validation(case: Case, train: np.ndarray, val: np.ndarray) -> Found:
 
 
 def common_share(ids: np.ndarray, size: int, n: int) -> float:
-    """Return the share of n-grams of three pieces of a text that occur in the rest of it."""
+    """Return the share of n-grams of a part of the text that occur in the rest of it: the median of three parts."""
     shares = []
     for start in (0, (len(ids) - size) // 2, len(ids) - size):
         piece = grams(ids[start : start + size], n)
@@ -114,24 +115,25 @@ def common_share(ids: np.ndarray, size: int, n: int) -> float:
 def corpus_repeats(case: Case) -> Found:
     """A large part of the training text occurs twice, as after reading a file several times.
 
-    Share of n-grams that have occurred before, n the largest power of two up to 512 tokens and an eighth of the text. A
-    fault above 0.25: a text that stands there twice has 0.43 to 0.5, one of which half was added again a third.
+    Measured is the share of n-grams that have occurred before, where n is the largest power of two up to 512 and an
+    eighth of the text. A fault above 0.25: a text that occurs twice has 0.43 to 0.5, one of which half occurs twice has
+    a third.
     """
     ids = case.once(train_ids)
     n = power_below(min(512, len(ids) / 8))
     if n < 16:
         raise NotApplicable("train_ids of 128 tokens")
     hashes = grams(ids, n)
-    hashes = np.sort(
-        hashes[hashes % 16 == 0] if len(hashes) > 1_000_000 else hashes
-    )  # a sample that has the repetitions
+    if len(hashes) > 1_000_000:
+        hashes = hashes[hashes % 16 == 0]  # a sample in which repetitions stay together
+    hashes = np.sort(hashes)
     share = float((hashes[1:] == hashes[:-1]).mean())
     if share <= 0.25:
         return None
     return {
         "measured": share,
         "expected": 0,
-        "why": f"{share:.0%} of the training text's sequences of {n} tokens have stood in it before",
+        "why": f"{share:.0%} of the training text's sequences of {n} tokens have occurred in it before",
         "remedy": "remove the duplicates: look for a file that is read twice, or an overlap between pieces",
         "evidence": {"n": n, "tokens": len(ids), "examined_up_to": MOST_IDS},
     }
@@ -141,9 +143,9 @@ def corpus_repeats(case: Case) -> Found:
 def corpus_too_small(case: Case) -> Found:
     """The training text is too small for the model, which will memorise it.
 
-    Below ten windows of the context, or 0.02 tokens per parameter: a thousand epochs to reach the 20 tokens per
-    parameter of Hoffmann et al. 2022; repeating data is of no use beyond about 40 (Muennighoff et al. 2023). A model of
-    10.7M parameters trained on tiny Shakespeare, 1M characters, has 0.1.
+    A warning below ten windows of the context, or 0.02 tokens per parameter: with so few it takes a thousand epochs to
+    see the 20 tokens per parameter of Hoffmann et al. 2022, and after about 40 epochs repeated data is of no use
+    (Muennighoff et al. 2023). A model of 10.7M parameters trained on the 1M characters of tiny Shakespeare has 0.1.
     """
     n = len(case.once(train_ids))
     fewest, what = 10 * case.n_positions, "ten windows of the context"

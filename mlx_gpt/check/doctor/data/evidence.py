@@ -1,4 +1,4 @@
-"""Evidence of the training data: the corpus as ids, batches, n-grams, and the tokenizer's functions."""
+"""Evidence of the training data: the corpus as ids, its n-grams, batches, pieces of text, encoding and decoding."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 
-MOST_IDS = 10_000_000  # of a corpus that are looked at; 5 s of hashing on two cores
-BATCHES = 32
+MOST_IDS = 10_000_000  # of a corpus, to examine; hashing them takes 5 s on two cores
+BATCHES = 32  # of training, to examine
 SPECIAL = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?(?:s|eos|bos|pad|unk)>")
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -30,7 +30,7 @@ def val_ids(case: Case) -> np.ndarray:
 
 
 def has_ids(case: Case, name: str) -> bool:
-    """Return whether ids were given, and some."""
+    """Return True if ids were given, and at least one."""
     return case.has(name) and len(case.given[name]) > 0
 
 
@@ -82,9 +82,9 @@ def checked_batch(pair: Any) -> Batch:
 
 
 def counted(x: np.ndarray, y: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Return which targets count: (B, T) bool. Ignored are ids outside the vocabulary, and an id that masks targets.
+    """Return which targets the loss counts: (B, T) bool. Ids outside the vocabulary are ignored, and one that masks.
 
-    An id inside the vocabulary masks if it makes up nine tenths of the targets that are not the next input.
+    An id of the vocabulary is taken to mask targets if it is nine tenths of those that differ from the next input.
     """
     counts = (y >= 0) & (y < vocab_size)
     later = y[:, :-1] != x[:, 1:]
@@ -97,7 +97,7 @@ def counted(x: np.ndarray, y: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
-    """Return 64 well-mixed bits of each value (SplitMix64, Steele et al. 2014)."""
+    """Return a hash of each value, 64 bits (SplitMix64, Steele et al. 2014)."""
     z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -114,7 +114,7 @@ def grams(ids: np.ndarray, n: int) -> np.ndarray:
 
 
 def occurs(wanted: np.ndarray, ids: np.ndarray, n: int) -> np.ndarray:
-    """Return which hashes of n-grams occur in ids: bool of the shape of ``wanted``. In pieces, to bound memory."""
+    """Return which hashes of n-grams occur in ids, bool of the shape of ``wanted``; reads in parts, to bound memory."""
     found = np.zeros(len(wanted), bool)
     for start in range(0, len(ids), 1 << 20):
         hashes = np.sort(grams(ids[start : start + (1 << 20) + n - 1], n))  # np.isin takes ten times as long
@@ -145,7 +145,7 @@ def decoded(case: Case, ids: Any) -> str:
 
 
 def text_of(case: Case) -> str:
-    """Return the training text, or else the beginning of the training ids as ``decode`` gives it."""
+    """Return the training text, else the beginning of the training ids, decoded."""
     text = case.given.get("train_text")
     if isinstance(text, str) and text.strip():
         return text
@@ -156,9 +156,9 @@ def text_of(case: Case) -> str:
 
 
 def pieces(case: Case) -> list[str]:
-    """Return pieces of the training text, from its whole length, within documents and from one space to another.
+    """Return pieces from all parts of the training text, the first of them longer, cut at spaces.
 
-    The first is longer. Special tokens, which some encoders refuse in a text, are left out.
+    They hold no special tokens, such as ``<|endoftext|>``, which some encoders refuse in a text.
     """
     text = case.once(text_of)
     starts = np.linspace(0, max(len(text) - 1000, 0), 24).astype(int)
@@ -171,7 +171,7 @@ def pieces(case: Case) -> list[str]:
 
 
 def piece_at(text: str, start: int, length: int) -> str:
-    """Return the longest part without special tokens of a piece of text, cut at spaces where it has any."""
+    """Return the longest part of a stretch of text without special tokens, cut at spaces where it has any."""
     piece = max(SPECIAL.split(text[start : start + length]), key=len)
     if not text.startswith(piece):
         piece = piece[max(piece.find(" "), 0) :]
@@ -179,7 +179,7 @@ def piece_at(text: str, start: int, length: int) -> str:
 
 
 def rare_pieces(case: Case) -> Iterator[str]:
-    """Yield short pieces that hold every character of the training text, the first 300, each in its surroundings."""
+    """Yield a short piece around the first occurrence of each character of the training text, for 300 at most."""
     text = case.once(text_of)[:2_000_000]
     for character in islice(sorted(set(text), key=text.find), 300):
         place = text.find(character)

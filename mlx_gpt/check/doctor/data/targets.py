@@ -1,4 +1,4 @@
-"""Targets and data: batches whose targets or variety are not what training needs."""
+"""Targets and data: batches with wrong targets, or with the same rows again, and the end-of-text token."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mlx_gpt.check.doctor.data.evidence import batches, counted, has_ids, train_
 from mlx_gpt.check.doctor.probes import probe_length
 
 SHIFTS = (1, 0, 2, -1, 3, -2)
-FEWEST = 8  # positions, rows or windows to judge by
+FEWEST = 8  # positions, rows or windows, without which nothing is decided
 WRONG_SHIFT = ("samples-worse-than-loss", "initial-loss-off", "loss-not-cross-entropy", "loss-not-the-mean")
 
 
 def data_shift(case: Case) -> tuple[int | None, float, int]:
-    """Return by how many places the targets are later than the inputs, the share that agrees, and the positions.
+    """Return the shift of the targets, the share of targets that agree with it, and how many were compared.
 
-    The shift is None where the targets are no shifted inputs. Shift s is compared with the right one, 1, where the two
-    would give different targets, so that repetitions in a text count for neither.
+    With a shift of s the target at t is the input at t + s; it should be 1. None: the targets are no shifted inputs.
+    Only positions are compared at which s and 1 give different targets, so that repetitions count for neither.
     """
     pairs = [(x, y, counted(x, y, case.vocab_size)) for x, y in case.once(batches)]
     agreement: dict[int, float] = {}
@@ -41,20 +41,20 @@ def data_shift(case: Case) -> tuple[int | None, float, int]:
 
 
 def loss_shift(case: Case) -> int:
-    """Return by how many places the user's loss shifts the targets itself, as that of transformers does; else 0.
+    """Return by how many places the user's loss shifts the targets itself, as the one of transformers does; else 0.
 
-    Three further texts must say the same, since a loss of few positions may be lowest there by chance.
+    Four texts must agree, since the loss of a short text may be lowest at another shift by chance.
     """
     shift = shift_by_a_text(case)
     return shift if shift and all(shift_by_a_text(case) == shift for _ in range(3)) else 0
 
 
 def shift_by_a_text(case: Case) -> int:
-    """Return the shift of the user's loss by one random text.
+    """Return the shift of the user's loss on one random text, 0 where it is unclear.
 
-    Targets are the tokens that the model prefers at a position more than elsewhere, put 0, 1 or 2 places later: the
-    lowest loss tells. Works for sums, means and with dropout. Its lead over the second, relative, must be half of that
-    which the logits give; else nothing is known, and 0 is returned.
+    The targets are the tokens whose logit is highest at a position beside other positions, put 0, 1 or 2 places later.
+    The loss is lowest for the shift that it applies itself, whether it is a mean or a sum, and also with dropout. The
+    relative distance to the second lowest must be half of what the logits lead one to expect.
     """
     if not case.has("loss", "forward") or probe_length(case) < 4:
         return 0
@@ -73,7 +73,7 @@ def shift_by_a_text(case: Case) -> int:
 
 
 def whole_shift(case: Case) -> tuple[int | None, float, int, int]:
-    """Return the shift of data and loss together, the share of targets that show it, and the two parts."""
+    """Return the shift of batches and loss together, the share of targets that agree, and the shift of each."""
     shift, share, _ = case.once(data_shift)
     own = case.once(loss_shift)
     return (None if shift is None else shift + own), share, shift or 0, own
@@ -83,9 +83,10 @@ def whole_shift(case: Case) -> tuple[int | None, float, int, int]:
 def targets_not_shifted(case: Case) -> Found:
     """The targets are the inputs themselves, or not the tokens that follow: the loss falls, but the text is gibberish.
 
-    Share of the targets that equal the input s places later, where that differs from the next input: a fault if it
-    exceeds 0.9 for an s below 1, or no s explains the targets (s = 1 below 0.5; healthy: 1.0 of those not ignored,
-    unrelated targets: 0.07 for characters). A loss that shifts by itself, as in transformers, is taken into account.
+    Measured is the share of targets that equal the input s places later, at positions where that is not the next input
+    too. A fault if it exceeds 0.9 for an s below 1, or if no s explains the targets and it is below 0.5 for s = 1
+    (healthy: 1.0 of the targets that are not ignored; unrelated targets: 0.07 for characters). The shift of a loss that
+    shifts the targets itself, as in transformers, is added.
     """
     shift, share, of_data, own = case.once(whole_shift)
     if shift is not None and shift >= 1:
@@ -108,7 +109,7 @@ def targets_not_shifted(case: Case) -> Found:
 def targets_shifted_twice(case: Case) -> Found:
     """The model is trained to predict the token after the next: the data shifts the targets, and the loss does again.
 
-    Measured as ``targets-not-shifted``; the shift of the loss from the targets for which it is lowest.
+    Measured as in ``targets-not-shifted``; the shift of the loss is the one of the targets for which it is lowest.
     """
     shift, share, of_data, own = case.once(whole_shift)
     if shift is None or shift < 2:
@@ -117,7 +118,7 @@ def targets_shifted_twice(case: Case) -> Found:
     return {
         "measured": shift,
         "expected": 1,
-        "why": f"the target is {shift} tokens later than the input's last: {parts}",
+        "why": f"the target is {shift} tokens after the last one that the model reads: {parts}",
         "remedy": "shift once: either in the batches (y = ids[i + 1 : i + T + 1]) or in the loss, not in both",
         "evidence": {"share": share, "shift_of_data": of_data, "shift_of_loss": own},
     }
@@ -127,9 +128,10 @@ def targets_shifted_twice(case: Case) -> Found:
 def same_batch_again(case: Case) -> Found:
     """Training sees the same few rows again and again, though the corpus has more.
 
-    Different rows among those of 32 batches, against the number of rows and of different windows in the corpus: a fault
-    below half of the lesser (healthy, drawn with replacement: 0.63 and more, standard deviation below 0.06 from 32
-    rows). Without ``train_ids`` only if all batches, or all rows of each, are equal.
+    Measured is the number of different rows in 32 batches, relative to the number of rows or, if that is less, of
+    different windows in the corpus: a fault below a half (healthy, rows drawn with replacement: 0.63 and more, with a
+    standard deviation below 0.06 from 32 rows on). Without ``train_ids`` only if all batches, or all rows of each
+    batch, are equal.
     """
     taken = case.once(batches)
     sizes = {x.shape for x, _ in taken}
@@ -162,8 +164,9 @@ def same_batch_again(case: Case) -> Found:
 def end_of_text_never_learned(case: Case) -> Found:
     """The end-of-text token is never a target, so generation never ends by itself.
 
-    Exact where it is in no training id, or always ignored where it comes next, as with padding by the same id (5 times
-    and more); else if it is none of the targets of which, by its share of the corpus, 20 and more would be.
+    Exact if the id is not among the training ids. Also a fault if it is the next input at five or more positions and
+    never their target, as where padding with the same id is ignored; or if it is no target although, by its share of
+    the training ids, 20 or more should be.
     """
     end = int(case.given["end_of_text"])
     why = None

@@ -1,4 +1,4 @@
-"""Targets and data: ids that wrapped around, and text that was read in the wrong encoding."""
+"""Targets and data: ids that wrapped around in a small integer type, and text read in the wrong encoding."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ WRAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def ids_wrapped(case: Case) -> Found:
     """Ids were stored in an integer type that is too small: large ids wrapped around and stand for other tokens.
 
-    Exact: the training ids are those of the text in uint8, uint16, int8 or int16 and not as encoded; or negative ids
-    are of many kinds; or their type does not hold the vocabulary, unless they are those of the text; or rows of the
-    batches are those of the corpus so wrapped. Without text: no id is above 255 in a vocabulary of more than 512, and
-    of the 256 at least 250 occur (UTF-8 has 243, of which a text uses fewer).
+    Exact: the training ids are the ids of the text stored in uint8, uint16, int8 or int16, and not as they are encoded;
+    or there are three or more different negative ids; or the type of the ids does not hold the vocabulary and they are
+    not those of the text; or rows of the batches are training ids stored in such a type. Without the text: a vocabulary
+    of more than 512 of which only ids up to 255 occur, at least 250 of them (UTF-8 has 243 bytes, of which a text uses
+    fewer).
     """
     ids = case.once(train_ids)
     negative = np.unique(ids[ids < 0])
@@ -58,7 +59,7 @@ def ids_wrapped(case: Case) -> Found:
 
 
 def wrapped_text(case: Case) -> tuple[str | None, dict[str, Any]]:
-    """Return in which type the ids of the text are those of training, if not as encoded."""
+    """Return why the training ids must be the ids of the text stored in a small type, and evidence; else None."""
     if as_encoded(case):
         return None, {}
     try:
@@ -78,7 +79,7 @@ def wrapped_text(case: Case) -> tuple[str | None, dict[str, Any]]:
 
 
 def as_encoded(case: Case) -> bool:
-    """Return whether the training ids are those that the text is encoded as."""
+    """Return True if the training ids are those of the encoded text."""
     try:
         plain = case.once(aligned_as_encoded)
     except NotApplicable:
@@ -87,7 +88,7 @@ def as_encoded(case: Case) -> bool:
 
 
 def wrapped_batches(case: Case, ids: np.ndarray) -> str | None:
-    """Return in which type the rows of the batches are those of the corpus, if not as they are."""
+    """Return why rows of the batches must be training ids stored in a small type; else None."""
     rows = [row for x, _ in case.once(batches) for row in x]
     n = power_below(min(len(row) for row in rows))
     starts = np.concatenate([grams(row[:n], n) for row in rows])
@@ -100,8 +101,9 @@ def wrapped_batches(case: Case, ids: np.ndarray) -> str | None:
     return None
 
 
-# How bytes are read by mistake, and the share of the characters above ASCII that then stand for others of UTF-8,
-# which are of Latin-1 or of three bytes; of any, half: German has pairs such as ß and a quotation mark by chance.
+# Encodings in which UTF-8 is read by mistake. A text is taken to be read in one if, of its characters above ASCII, at
+# least this share gives valid UTF-8 when written in it, of characters of Latin-1 or of three bytes; or half of them
+# gives any valid UTF-8. A few do so by chance, such as ß before a quotation mark in German.
 ALL_EXPLAINED = 0.5
 MISREADINGS = {"cp1252": 0.05, "mac_roman": 0.3, "cp437": 0.3, "cp1251": 0.3}
 MIS_DECODED = 3e-5  # of all characters
@@ -111,9 +113,10 @@ MIS_DECODED = 3e-5  # of all characters
 def mis_decoded_text(case: Case) -> Found:
     """The training text was read in the wrong encoding: "â€™" for an apostrophe, replacement characters, zero bytes.
 
-    From three places and 3e-5 of the characters: U+FFFD; or runs of characters whose bytes in Windows-1252 (Mac, DOS,
-    Cyrillic) are valid UTF-8 of Latin-1 or three bytes, if they are 5 % (30 %) of those above ASCII, or of any
-    characters, if they are half. Or 1 % of control characters, or 20 % of multiples of 256, as of UTF-16.
+    A fault if three characters and 3e-5 of all are U+FFFD; or if six characters and 3e-5 of all, written in
+    Windows-1252 (Mac Roman, DOS, Cyrillic), are valid UTF-8: of characters of Latin-1 or of three bytes for 5 % (30 %)
+    of those above ASCII, or of any characters for half of them. Also if 1 % are control characters, or 20 % have codes
+    that are multiples of 256, as when UTF-16 is read otherwise.
     """
     if has_ids(case, "train_ids") and not case.has("train_text") and ids_wrapped(case):  # the text of other ids
         raise NotApplicable("train_text")
@@ -124,11 +127,13 @@ def mis_decoded_text(case: Case) -> Found:
     replaced = int((codes == 0xFFFD).sum())
     if controls > 0.01:
         return wrongly_read(
-            "UTF-16", controls, f"{controls:.0%} of the characters are control characters, as of UTF-16"
+            "UTF-16", controls, f"{controls:.0%} of the characters are control characters, as when UTF-16 is read"
         )
     if swapped > 0.2:
         return wrongly_read(
-            "UTF-16", swapped, f"{swapped:.0%} of the characters are multiples of 256: bytes are swapped"
+            "UTF-16",
+            swapped,
+            f"{swapped:.0%} of the characters have codes that are multiples of 256: bytes are swapped",
         )
     for encoding, least in MISREADINGS.items():
         n, typical, example = explained_by_utf8(codes, encoding)
@@ -155,8 +160,11 @@ def wrongly_read(encoding: str, share: float, why: str) -> Found:
 
 
 def explained_by_utf8(codes: np.ndarray, encoding: str) -> tuple[int, int, tuple[str, str] | None]:
-    """Count the characters that are UTF-8 of others, read as ``encoding``, and those of Latin-1 or 3 bytes."""
-    table = np.zeros(0x10000, np.uint8)  # character -> byte, 0 where it has none
+    """Count the characters whose bytes in ``encoding`` are valid UTF-8, and those that are UTF-8 of usual characters.
+
+    Usual are Latin-1 and those of three bytes. Also returns an example, as read and as meant.
+    """
+    table = np.zeros(0x10000, np.uint8)  # character -> byte in the encoding, 0 where it has none
     for byte in range(128, 256):
         table[byte] = byte if encoding == "cp1252" and byte < 160 else table[byte]  # bytes that it leaves undefined
         character = bytes([byte]).decode(encoding, "ignore")

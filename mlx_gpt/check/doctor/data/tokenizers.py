@@ -1,4 +1,4 @@
-"""Targets and data: tokenizers that lose the text, differ, or do not fit the model."""
+"""Targets and data: a tokenizer that does not fit the model, differs from training's, or loses the text."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from mlx_gpt.check.doctor.data.evidence import decoded, encoded, has_ids, pieces
 def vocabulary_mismatch(case: Case) -> Found:
     """Tokenizer and model have vocabularies of different sizes: ids without an embedding, or logits without a token.
 
-    Exact for ids of the text above the model's. Else 256 ids of the model's are decoded one by one: a fault if a
-    quarter of them and more than 128 ids have no token (vocabularies that are rounded up have below 127, or 2 %).
+    Exact if the text is encoded to ids that the model does not have. Otherwise up to 256 of the model's ids are decoded
+    one by one: a fault if for a quarter of them, and by this share for more than 128 of all ids, ``decode`` raises
+    (vocabularies that are rounded up have at most 127 such ids, or 2 %).
     """
     end = case.given.get("end_of_text")
     highest = -1 if end is None else int(end)
@@ -52,7 +53,7 @@ def mismatch(case: Case, size: int, why: str) -> Found:
 
 
 def unknown_ids(case: Case) -> int:
-    """Estimate how many ids of the model ``decode`` raises for; bytes of incomplete characters do not count."""
+    """Estimate for how many of the model's ids ``decode`` raises, apart from parts of characters."""
     sample = np.unique(np.linspace(0, case.vocab_size - 1, 256).astype(int))
     unknown = 0
     for value in sample:
@@ -71,10 +72,10 @@ def unknown_ids(case: Case) -> int:
 def tokenizers_differ(case: Case) -> Found:
     """Prompts are encoded in another way than the training text was, so the model reads what it has never seen.
 
-    With ``encode_training``: exact, for pieces of the training text. Else pieces are looked for in the training ids: a
-    fault if none of them is there, or if in those that are 1 % of the ids and three places differ; what only one side
-    has, such as separators of documents, is passed over (healthy: 0). A consequence of an ``encode`` that ``decode``
-    does not invert, unless ``decode`` does not give back the training ids either.
+    With ``encode_training`` exact, on pieces of the training text. Otherwise the pieces, encoded, are searched for in
+    the training ids: a fault if none is found, or if in those that are found 1 % of the ids and three places differ;
+    ids that only one side has, such as separators of documents, are passed over (healthy: 0). It is a consequence of
+    ``tokenizer-not-invertible`` if ``decode`` gives back what training encoded, as then ``encode`` alone is wrong.
     """
     if case.has("encode_training"):
         return encoders_differ(case)
@@ -92,7 +93,7 @@ def tokenizers_differ(case: Case) -> Found:
 
 
 def encoders_differ(case: Case) -> Found:
-    """Compare the two encoders on pieces of the text, but for ids that one adds to any text."""
+    """Compare ``encode`` and ``encode_training`` on pieces of the text, without the ids that they add to any text."""
     differing, total, example = 0, 0, None
     for text in [*sorted(case.once(pieces), key=len)[:12], *rare_pieces(case)]:
         one, two = (bare(case, encoded(case, text, name), name) for name in ("encode", "encode_training"))
@@ -113,7 +114,7 @@ def different(case: Case, why: str, share: float, example: Any) -> Found:
         "why": why,
         "remedy": "save the tokenizer with the model, and encode prompts with the same one, cased and spaced alike",
         "evidence": {"example": example},
-        "separate": not decodes_training(case),  # of "tokenizer-not-invertible"
+        "separate": not decodes_training(case),  # from "tokenizer-not-invertible"
     }
 
 
@@ -131,7 +132,7 @@ def decodes_training(case: Case) -> bool:
 
 
 def bare(case: Case, ids: list[int], name: str = "encode") -> list[int]:
-    """Return ids without those that the encoder gives for an empty text: the tokens that begin and end every text."""
+    """Return ids without the tokens that begin and end every text: those that the encoder gives for an empty one."""
     try:
         added = set(encoded(case, "", name))
     except CallFailed:
@@ -143,9 +144,9 @@ def bare(case: Case, ids: list[int], name: str = "encode") -> list[int]:
 def tokenizer_not_invertible(case: Case) -> Found:
     """Encoding a text and decoding the ids gives another text, so what you read is not what the model predicted.
 
-    A tokenizer may lose case, white space or unknown characters: then the decoded text has the same ids again, and is
-    alike by letters (ratio of difflib above 0.5), and what is lost has no id: ``decode`` never gives it. A fault if one
-    of the pieces has neither the same text nor this.
+    A fault if a piece of the training text comes back as another text. A tokenizer may lose case, white space or rare
+    characters: no fault if the decoded text has the same ids again, most of the letters (ratio of difflib above 0.5),
+    and lacks only characters that ``decode`` gives for no id.
     """
     unknown = unknown_tokens(case)
     tried = 0
@@ -172,7 +173,7 @@ def tokenizer_not_invertible(case: Case) -> Found:
 
 
 def characters_of_ids(case: Case) -> set[str]:
-    """Return the characters of the training ids, else of the vocabulary; none if all bytes are there."""
+    """Return the characters that ``decode`` gives for training ids, else for the vocabulary; none for byte tokens."""
     if has_ids(case, "train_ids"):
         ids = case.once(train_ids)[:20_000]
         return {*decoded(case, ids[(ids >= 0) & (ids < case.vocab_size)])}
@@ -184,7 +185,7 @@ def characters_of_ids(case: Case) -> set[str]:
 
 
 def same_again(case: Case, text: str, ids: list[int]) -> bool:
-    """Return whether a decoded text has the ids it was decoded from; not if ``encode`` refuses it."""
+    """Return True if a decoded text is encoded to the ids that it was decoded from."""
     try:
         return bare(case, encoded(case, text)) == ids
     except CallFailed:
@@ -192,7 +193,7 @@ def same_again(case: Case, text: str, ids: list[int]) -> bool:
 
 
 def unknown_tokens(case: Case) -> set[int]:
-    """Return the ids of what the tokenizer does not know: those that two unlikely characters have in common."""
+    """Return the ids of unknown text: those of two characters of private use, if they are the same."""
     try:
         one, two = (bare(case, encoded(case, character)) for character in ("\ue000", "\uf123"))
     except CallFailed:
@@ -201,6 +202,6 @@ def unknown_tokens(case: Case) -> set[int]:
 
 
 def alike(one: str, two: str) -> bool:
-    """Return whether two texts have most of their letters in common, in order, but for case and white space."""
+    """Return True if two texts have most letters in common, in order, apart from case and white space."""
     one, two = ("".join(text[:300].casefold().split()) for text in (one, two))
     return one == two or SequenceMatcher(None, one, two, autojunk=False).ratio() > 0.5
