@@ -1,4 +1,4 @@
-"""A step with a fresh optimizer: a new one, or that of the user's step in the state before its first call."""
+"""A training step with a fresh optimizer: a new one, or the user's, put back to its state before the first step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Step = Callable[[np.ndarray, np.ndarray], float]
 
 
 def fresh_step(case: Case) -> Step:
-    """Return a step with a fresh optimizer where there is one."""
+    """Return a step with a fresh optimizer; the user's ``step`` as it is where its optimizer cannot be put back."""
     if case.has("new_step"):
         function = case.call("new_step")
     elif case.has("step"):
@@ -33,15 +33,15 @@ def fresh_step(case: Case) -> Step:
 
 
 def is_fresh(case: Case) -> bool:
-    """Return whether ``fresh_step`` gives an optimizer without memory of the steps before."""
+    """Return True if the optimizer of ``fresh_step`` has no memory of earlier steps."""
     return case.has("new_step") or bool(case.once(rewinds))
 
 
 def rewinds(case: Case) -> list[Callable[[], None]]:
-    """Return functions that put each optimizer, scheduler and scaler that ``step`` refers to back as it is now."""
+    """Return functions that put the optimizers, schedulers and scalers of ``step`` back to their state now."""
     found: dict[int, Callable[[], None]] = {}
     mlx, torch = sys.modules.get("mlx.optimizers"), sys.modules.get("torch")
-    for one in flat(referred(case.given["step"])):
+    for one in items(referred(case.given["step"])):
         if mlx is not None and isinstance(one, mlx.Optimizer):
             found[id(one)] = rewind_of_mlx(one)
         elif torch is not None and hasattr(one, "load_state_dict") and not (is_torch(one) or isinstance(one, type)):
@@ -49,7 +49,8 @@ def rewinds(case: Case) -> list[Callable[[], None]]:
     return list(found.values())
 
 
-def flat(values: Iterator[Any]) -> Iterator[Any]:
+def items(values: Iterator[Any]) -> Iterator[Any]:
+    """Yield the values, and in place of a list or tuple its items."""
     for value in values:
         yield from (value if isinstance(value, (list, tuple)) else [value])
 
@@ -67,7 +68,7 @@ def rewind_of_mlx(optimizer: Any) -> Callable[[], None]:
 
 
 def set_leaves(state: Any, values: dict[str, Any], path: str = "") -> None:
-    """Set arrays of nested dicts and lists in place, as compiled steps refer to these: new ones to 0, as at first."""
+    """Set the arrays in nested dicts and lists, to which compiled steps refer; those without a value to 0."""
     for key in range(len(state)) if isinstance(state, list) else state:
         at = f"{path}{key}"
         if isinstance(state[key], (dict, list)):

@@ -9,7 +9,7 @@ from mlx_gpt.check.doctor.checks import Found
 from mlx_gpt.check.doctor.data.evidence import Batch
 from mlx_gpt.check.doctor.optimisation.evidence import MOST_CALLS, floating
 from mlx_gpt.check.doctor.optimisation.fresh import Step, fresh_step
-from mlx_gpt.check.doctor.optimisation.updates import apart, are_equal, flat, update_after
+from mlx_gpt.check.doctor.optimisation.updates import apart, are_equal, as_vector, update_after
 
 SHARE = 1.02, 1.1  # of signs: where updates repeat, and where not
 
@@ -42,8 +42,8 @@ def carried_over(case: Case, one: Batch, two: Batch, repeats: bool) -> Found:
     in all, in Adam, Lion, Muon and momentum (measured: 0.996 and less), more where gradients add up (Lion 1.04, Adam
     1.18 and more). Without momentum the update is the sum of both, with equal weights within 0.2 %.
     """
-    own = np.stack([flat(update_after(case, batch)) for batch in (one, two)])
-    later = np.stack([flat(update_after(case, *pair)) for pair in ((one, two), (two, one))])
+    own = np.stack([as_vector(update_after(case, batch)) for batch in (one, two)])
+    later = np.stack([as_vector(update_after(case, *pair)) for pair in ((one, two), (two, one))])
     opposite = own[0] * own[1] < 0
     if not (opposite.any() and np.isfinite(own).all() and np.isfinite(later).all()):
         return None

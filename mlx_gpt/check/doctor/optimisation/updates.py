@@ -1,4 +1,4 @@
-"""Updates that are compared with each other: all with the same seed, so that dropout is the same in each."""
+"""Updates to compare with each other, made with the same seed, so that dropout is the same in each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mlx_gpt.check.doctor.data.evidence import Batch
 from mlx_gpt.check.doctor.optimisation.evidence import Parameters, floating, own_parameters
 from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
 
-MOST_NUMBERS = 2**22  # to compare
+MOST_NUMBERS = 2**22  # of an update that are compared
 
 
 def updates_of(case: Case, *batches: Batch) -> Iterator[Parameters]:
-    """Yield what a fresh optimizer adds to the same parameters for each of the batches in turn."""
+    """Yield what one fresh optimizer adds to the parameters for each batch; these are put back after each step."""
     with case.parameters_restored():
         before, step = case.once(own_parameters), fresh_step(case)
         for batch in batches:
@@ -28,7 +28,7 @@ def updates_of(case: Case, *batches: Batch) -> Iterator[Parameters]:
 
 
 def update_after(case: Case, *batches: Batch, fresh: bool = False) -> Parameters:
-    """Return the update of the last batch, after steps on the others; ``fresh``: by another fresh optimizer."""
+    """Return the update by the last batch after steps on the others; ``fresh``: the last one by a new optimizer."""
     if not fresh:
         return list(updates_of(case, *batches))[-1]
     for _ in updates_of(case, *batches[:-1]):
@@ -37,7 +37,7 @@ def update_after(case: Case, *batches: Batch, fresh: bool = False) -> Parameters
 
 
 def halves(x: np.ndarray, y: np.ndarray) -> tuple[Batch, Batch]:
-    """Return two batches of the shape of one: the first half of its rows twice, and the second."""
+    """Return two batches of the same shape: the first half of the rows repeated, and the second half repeated."""
     n = len(x) // 2
     rows = np.arange(len(x)) % n
     return (x[rows], y[rows]), (x[rows + n], y[rows + n])
@@ -51,15 +51,15 @@ def minus(one: Parameters, two: Parameters) -> Parameters:
     return {name: one[name] - two[name] for name in one}
 
 
-def flat(update: Parameters) -> np.ndarray:
-    """Return the numbers of an update, every k-th of a large one."""
+def as_vector(update: Parameters) -> np.ndarray:
+    """Return an update as one vector, every k-th number of a large one: (N,) float64."""
     step = 1 + sum(part.size for part in update.values()) // MOST_NUMBERS
     return np.concatenate([part.ravel()[::step] for part in update.values()]).astype(np.float64)
 
 
 def along(update: Parameters, base: Parameters) -> tuple[float, float]:
-    """Return the multiple of ``base`` that is nearest to ``update``, and the size of the rest relative to ``base``."""
-    one, two = flat({name: update[name] for name in base}), flat(base)
+    """Return the factor by which ``base`` is nearest to ``update``, and the size of the rest relative to ``base``."""
+    one, two = as_vector({name: update[name] for name in base}), as_vector(base)
     square = float(two @ two)
     if not square:
         return 0.0, np.inf
@@ -69,5 +69,5 @@ def along(update: Parameters, base: Parameters) -> tuple[float, float]:
 
 def apart(one: Parameters, two: Parameters) -> float:
     """Return the distance of two updates relative to the longer one."""
-    a, b = flat(one), flat(two)
+    a, b = as_vector(one), as_vector(two)
     return float(np.linalg.norm(a - b) / (max(np.linalg.norm(a), np.linalg.norm(b)) or 1))

@@ -1,4 +1,4 @@
-"""Parts of the model that change nothing: a layer that is not called, or whose output is dropped."""
+"""Parts of the model without an effect: a layer that is not called, or whose output is dropped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mlx_gpt.check.doctor.parameters import (
 from mlx_gpt.check.doctor.probes import EQUAL
 from mlx_gpt.check.doctor.weights.units import hidden_widths
 
-SHARE = 0.1  # of the time that is left, for trying one part after another
+SHARE = 0.1  # of the time that is left, in which parts are tried
 
 
 @check(
@@ -37,11 +37,11 @@ SHARE = 0.1  # of the time that is left, for trying one part after another
 def layer_without_effect(case: Case) -> dict[str, Any] | None:
     """A layer, or a part of one, has no effect: it is not called, or its output is dropped or multiplied by zero.
 
-    All parameters are first replaced by random ones, so that a projection or gate that is zero at the beginning of
-    training hides nothing. Parts without gradient are then drawn again, all their parameters at once: no logit moves by
-    more than 1e-6 of the standard deviation (without effect: exactly 0; healthy parts: 1e-3 and more). Also matrices of
-    zeros whose gradient is exactly zero, which training cannot leave; a zero projection that gets a gradient is sound.
-    A layer whose units are all off by their bias has an effect once biases are near zero: that is ``dead-units``.
+    All parameters are first replaced by random ones, so that no projection or gate that is initialised to zero hides
+    a part. Then, for each part without a gradient, all of its parameters are drawn again. A fault if no logit moves by
+    more than 1e-6 of the standard deviation (without effect: exactly 0; healthy parts: 1e-3 and more). Also a fault are
+    matrices of zeros whose gradient is exactly zero, since training cannot move them; a zero matrix with a gradient is
+    sound. Biases are near zero meanwhile: a layer whose units are all inactive by their bias is ``dead-units``.
     """
     require_steady(case)
     dropped = without_effect(case)
@@ -57,7 +57,7 @@ def layer_without_effect(case: Case) -> dict[str, Any] | None:
         "why": why
         if dropped
         else f"{shown}: all zero, with a gradient of exactly zero, so that training cannot move it",
-        "remedy": "check that the part is called, and that its output is added to the stream: x = x + part(norm(x))"
+        "remedy": "check that the part is called, and that its output is added: x = x + part(norm(x))"
         if dropped
         else "initialise at most one matrix of each residual branch with zeros",
         "evidence": {"parts": parts},
@@ -65,16 +65,16 @@ def layer_without_effect(case: Case) -> dict[str, Any] | None:
 
 
 def parts_of(parameters: Arrays, case: Case) -> dict[str, list[str]]:
-    """Return the names of parameters by part: by each beginning up to a dot or slash, and each matrix by itself.
+    """Return the names of parameters by part: a part for each prefix that ends at a dot or slash, and for each matrix.
 
-    Outer parts come first. Tables of tokens and positions are left out, since other checks see them, and parts without
-    any matrix: a norm that goes unused, as in a block of another kind, harms nothing.
+    Outer parts come first. The tables of tokens and positions, which other checks examine, are left out, and so are
+    parts without a matrix, since an unused norm does no harm.
     """
     parts: dict[str, list[str]] = {}
     for name, array in parameters.items():
         if array.dtype.kind != "f" or is_table(name, array, case):
             continue
-        for end in re.finditer(r"[./](?!\d+[./])", name):  # not a list as a whole
+        for end in re.finditer(r"[./](?!\d+[./])", name):  # a list of blocks is no part, each block is
             parts.setdefault(name[: end.start()], []).append(name)
         if is_matrix(array):
             parts.setdefault(name, []).append(name)
@@ -109,7 +109,7 @@ def without_effect(case: Case) -> list[str]:
 
 
 def with_units_on(case: Case) -> Arrays:
-    """Return generic parameters with biases of hidden units near zero, where ``dead-units`` can say if they are off."""
+    """Return generic parameters, with biases of hidden units near zero where ``dead-units`` can be examined."""
     values = dict(case.once(generic))
     if case.has("gradient"):
         members = layers_of(list(values))
@@ -124,9 +124,9 @@ def moves(gradients: Arrays, name: str) -> bool:
 
 
 def without_queries_and_keys(parts: list[str], parameters: Arrays) -> list[str]:
-    """Drop two matrices of equal width that alone of an attention have no effect: the scores go unused.
+    """Leave out pairs of matrices that are queries and keys: the only two without effect in a part, of equal width.
 
-    That attention ignores the past, or takes a uniform mean of it, which ``past-ignored`` reports.
+    The attention then ignores the past or takes a uniform mean of it, which ``past-ignored`` reports.
     """
     siblings: dict[str, list[str]] = {}
     for part in parts:
@@ -143,7 +143,7 @@ def is_pair(parts: list[str], parameters: Arrays) -> bool:
 
 
 def stuck_at_zero(case: Case) -> list[str]:
-    """Return the matrices of zeros that get a gradient of exactly zero, while at least two others get one."""
+    """Return the matrices of zeros with a gradient of exactly zero, if at least two matrices have another gradient."""
     zeros = [name for name, array in case.once(current).items() if is_matrix(array) and not array.any()]
     if not zeros or not case.has("gradient"):
         return []

@@ -1,4 +1,4 @@
-"""Heads: split and merged with the right axes."""
+"""Heads that are split or merged along the wrong axes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlx_gpt.check.doctor.parameters import (
 from mlx_gpt.check.doctor.probes import EQUAL, others
 
 HEADS = range(2, 33)
-SHARE = 0.1  # of the time that is left, for trying one layer after another
+SHARE = 0.1  # of the time that is left, in which layers are tried
 
 
 @check(
@@ -42,12 +42,12 @@ SHARE = 0.1  # of the time that is left, for trying one layer after another
 def heads_mixed_up(case: Case) -> Found:
     """Heads mix positions: (B, T, C) was reshaped to (B, H, T, D), or back, without a transpose.
 
-    Such a reshape gives each head chunks of the wrong tokens, in an order that follows from T and H. Each layer is
-    taken by itself, with random parameters (the matrices of the others are zero), and it is measured which tokens each
-    position depends on: a (T, T) pattern. It must equal, at two lengths, the pattern that a reshape without transpose
-    of queries, keys, values or outputs gives for some H of 2 to 32. No tolerance; a healthy layer has the causal
-    pattern. Attention across the heads of one token, where the transpose is missing altogether, shows as a layer that
-    depends on no other token though all its matrices have an effect.
+    Such a reshape gives a head chunks of wrong tokens, in an order that follows from T and H. Measured is the (T, T)
+    pattern of which positions depend on which tokens, for each layer by itself: the parameters are random, and the
+    matrices of the other layers zero. A fault if the pattern equals, at two lengths and without tolerance, the one that
+    a reshape without a transpose of queries, keys, values or outputs gives for 2 to 32 heads; a healthy layer has the
+    causal pattern. Where no transpose is done at all, attention runs over the heads of one token: a layer of which no
+    position depends on another token, though all its matrices have an effect.
     """
     require_steady(case)
     ids = generic_ids(case)
@@ -72,14 +72,13 @@ def can_load(case: Case) -> bool:
 
 
 def described(found: dict[str, str | None]) -> Found:
-    mixed = {label: what for label, what in found.items() if what}
+    mixed = {label: mistake for label, mistake in found.items() if mistake}
     if not mixed:
         return None
-    what = next(iter(mixed.values()))
     return {
         "measured": list(mixed),
         "expected": "each position depends on all earlier ones and itself",
-        "why": f"in {', '.join(mixed)} positions depend on each other as after {what}",
+        "why": f"in {', '.join(mixed)} positions depend on each other as after {next(iter(mixed.values()))}",
         "remedy": "split with x.reshape(B, T, H, D).transpose(0, 2, 1, 3), merge with "
         "z.transpose(0, 2, 1, 3).reshape(B, T, H * D); in PyTorch transpose(1, 2)",
         "evidence": {"layers": mixed},
@@ -87,7 +86,7 @@ def described(found: dict[str, str | None]) -> Found:
 
 
 def looks_causal(case: Case, ids: np.ndarray) -> bool:
-    """True if every position depends on all earlier tokens and no later one, and a prefix has the same logits alone."""
+    """Return True if positions depend on all earlier tokens and no later one, and a prefix alone has equal logits."""
     T = ids.shape[1]
     whole, part = case.logits(ids), case.logits(ids[:, :-1])
     steady = np.abs(whole[:, :-1] - part).max() <= 2e-3 * whole.std()
@@ -95,9 +94,9 @@ def looks_causal(case: Case, ids: np.ndarray) -> bool:
 
 
 def dependence(case: Case, ids: np.ndarray, together: bool = False) -> np.ndarray:
-    """Return which positions' logits depend on which tokens, boolean (T, T): position t on token s.
+    """Return whether the logits of position t depend on token s: (T, T) bool, indexed [t, s].
 
-    One row at a time, since rows may leak into each other; ``together`` is faster.
+    Texts are read one at a time, since rows may leak into each other; ``together`` in one batch, which is faster.
     """
     T = ids.shape[1]
     after = np.repeat(ids, T + 1, axis=0)  # the last row stays
@@ -108,31 +107,34 @@ def dependence(case: Case, ids: np.ndarray, together: bool = False) -> np.ndarra
 
 
 def match(case: Case, ids: np.ndarray, depth: int) -> str | None:
-    """Return the reshape that explains the dependence at two lengths, None if there is none."""
+    """Return the mistaken reshape that explains the dependence at two lengths, None if none does.
+
+    ``depth``: the most layers over which the dependence of one layer spreads.
+    """
     T = ids.shape[1]
     if T < 4:
         raise NotApplicable("n_positions of at least 4")
     measured = [dependence(case, ids[:, :n]) for n in (T, T - 1)]
     if has_other_cause(measured[0]):
         return None
-    for H, (what, (sources, merged)) in product(range(2, min(max(HEADS), T // 2) + 1), MISTAKES.items()):
+    for H, (tensors, (sources, merged)) in product(range(2, min(max(HEADS), T // 2) + 1), MISTAKES.items()):
         layer = [pattern(len(one), H, sources, merged) for one in measured]
         reached = layer
         for _ in range(depth):
             if all(np.array_equal(one, two) for one, two in zip(measured, reached, strict=True)):
-                return f"a reshape of {what} without a transpose, at {H} heads"
+                return f"a reshape of {tensors} without a transpose, at {H} heads"
             reached = [one @ two for one, two in zip(reached, layer, strict=True)]
     return None
 
 
 def has_other_cause(depends: np.ndarray) -> bool:
-    """True for the patterns of sound attention, of none, and of attention without a mask."""
+    """Return True for the patterns of causal attention, of no attention, and of attention without a mask."""
     T = len(depends)
     return any(np.array_equal(depends, other) for other in (np.tri(T), np.eye(T), np.ones((T, T))))
 
 
-# What was reshaped: where queries, keys and values of (head, place) come from, by ``token_of``, and whether the output
-# is merged by a reshape alone.
+# Tensors that are reshaped without a transpose -> how queries, keys and values are split, as ``token_of`` counts the
+# mistakes, and whether the heads' output is merged by a reshape alone.
 MISTAKES: dict[str, tuple[tuple[int, int, int], bool]] = {
     "queries, keys, values and the output": ((1, 1, 1), True),
     "queries, keys and values": ((1, 1, 1), False),
@@ -147,7 +149,10 @@ MISTAKES: dict[str, tuple[tuple[int, int, int], bool]] = {
 
 
 def token_of(T: int, H: int, mistake: int) -> np.ndarray:
-    """Return from which token (head, place) was taken, (H, T): 0 its own, 1 reshaped, 2 to 4 as part of 3 C."""
+    """Return which token each position of each head holds, (H, T).
+
+    ``mistake``: 0 for none, 1 for a reshape of (T, C), 2 to 4 for the first to third part of a reshape of (T, 3 C).
+    """
     flat = np.arange(H * T).reshape(H, T)
     if mistake == 0:
         return flat % T
@@ -155,7 +160,7 @@ def token_of(T: int, H: int, mistake: int) -> np.ndarray:
 
 
 def pattern(T: int, H: int, sources: tuple[int, int, int], merged: bool) -> np.ndarray:
-    """Return which tokens a position depends on after causal attention with mistaken reshapes: boolean (T, T)."""
+    """Return which tokens each position depends on after causal attention with mistaken reshapes: (T, T) bool."""
     q, k, v = (np.eye(T, dtype=bool)[token_of(T, H, source)] for source in sources)  # (H, T, T)
     scores = q | np.logical_or.accumulate(k, axis=1)
     scores[:, 0] = False  # the softmax of one score is 1
@@ -165,9 +170,10 @@ def pattern(T: int, H: int, sources: tuple[int, int, int], merged: bool) -> np.n
 
 
 def across_heads(case: Case, ids: np.ndarray, names: list[str]) -> str | None:
-    """Return a description if no token depends on another, though queries and keys have an effect.
+    """Return the mistake of attention over the heads of one token, None if it is not that.
 
-    Scores of a token with itself alone have none, since a softmax of one score is 1.
+    No position depends on another token, but queries and keys have an effect. In attention of a token to itself alone
+    they have none, since the softmax of one score is 1.
     """
     if not np.array_equal(dependence(case, ids), np.eye(ids.shape[1])):
         return None
@@ -178,7 +184,7 @@ def across_heads(case: Case, ids: np.ndarray, names: list[str]) -> str | None:
     if sum(shape[-1] == shape[-2] for shape in shapes) < 4:  # queries, keys, values, output
         return None
     before = case.logits(ids)
-    for name, part in thirds:  # without effect: queries and keys of attention to itself
+    for name, part in thirds:  # one without effect is the queries or keys of attention to the token itself
         changed = values[name].copy()
         changed[part] = drawn(case, changed[part])
         case.load({**values, name: changed})
@@ -188,7 +194,7 @@ def across_heads(case: Case, ids: np.ndarray, names: list[str]) -> str | None:
 
 
 def parts_of(matrix: np.ndarray) -> list[tuple[slice, ...]]:
-    """Return the slices of a matrix: three if it is three times as long as wide, as of fused queries, keys, values."""
+    """Return slices of a matrix: its thirds if it is three times as long as wide, as of fused queries, keys, values."""
     if matrix.ndim != 2:
         return [(slice(None),)]
     width = min(matrix.shape)

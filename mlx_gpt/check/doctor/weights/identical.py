@@ -18,9 +18,9 @@ from mlx_gpt.check.doctor.weights.heads import HEADS, parts_of
 def identical_heads(case: Case) -> Found:
     """All heads of a layer have the same weights, as after one head's initial weights were given to all.
 
-    At least two matrices of a layer, as queries and keys, repeat after a head's width, in rows or columns, for 2 to 32
-    heads; or are equal for all heads where each head has its own. Largest distance of a head from the first, relative
-    to its norm: threshold 0.05; healthy matrices, drawn or trained, have 1.2 and more.
+    At least two matrices of a layer, such as queries and keys, consist of 2 to 32 equal parts, one for each head; or,
+    where each head has its own matrix, these are equal. Equal is a distance from the first head's part below 0.05 of
+    its norm; in healthy layers, initialised or trained, the distance is 1.2 and more.
     """
     found: dict[str, int] = {}
     for label, names in layers_of(list(case.once(current))).items():
@@ -40,7 +40,7 @@ def identical_heads(case: Case) -> Found:
 
 
 def head_stacks(layer: Arrays) -> Iterator[Iterator[np.ndarray]]:
-    """Yield for each matrix of a layer, or third of one, its divisions into heads: arrays (H, ...)."""
+    """Yield for each matrix of a layer, or third of one, its possible divisions into heads: arrays (H, ...)."""
     own: dict[str, list[np.ndarray]] = {}
     for name, array in layer.items():
         own.setdefault(re.sub(r"(\d\D+)\d+", r"\1*", name, count=1), []).append(array)

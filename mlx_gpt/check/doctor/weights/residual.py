@@ -1,4 +1,4 @@
-"""The residual stream: it runs through every block, and is not replaced by a normalised copy."""
+"""The residual stream: blocks add to it, and do not replace it by a normalised copy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from mlx_gpt.check.doctor.parameters import (
 )
 from mlx_gpt.check.doctor.probes import EQUAL, between, largest, others
 
-SCALE = 1000.0
-FORGOTTEN = 1e-3  # of the standard deviation of logits
+SCALE = 1000.0  # by which a stream is multiplied
+FORGOTTEN = 1e-3  # of the logits' standard deviation: below it they have forgotten the scale of the stream
 OUTSIDE = "keep the stream outside the norm: x = x + attention(norm_1(x)); x = x + mlp(norm_2(x))"
-FEWEST = 4  # matrices of a layer: queries, keys and values in one, output, up, down
-GROWTH = 0.1  # of the output for a stream times SCALE, over SCALE
+FEWEST = 4  # matrices of a layer: queries, keys and values in one; output; the MLP's two
+GROWTH = 0.1  # of a block's output when the stream grows by SCALE, divided by SCALE
 SPREAD = 0.01  # of the output's root mean square between tokens, where it is normalised by design
 
 
@@ -38,19 +38,18 @@ SPREAD = 0.01  # of the output's root mean square between tokens, where it is no
 def residual_after_norm(case: Case) -> dict[str, Any] | None:
     """The norm replaces the residual stream: x = norm(x), x = x + f(x), where x = x + f(norm(x)) is meant.
 
-    Each block is called by itself on the stream that it receives, brought to a root mean square of 1, and on 1000 times
-    that. Measured is the growth of its output over 1000: of a pre-norm block 1, of one that normalises the stream below
-    0.01; threshold 0.1, in more than half of the blocks. Parameters are random, so that the branches add something.
-    Blocks that normalise after the addition (Vaswani et al. 2017, GPT-1) do so by design: their output is normalised
-    itself, that is, with a weight and bias of the block undone, its root mean square varies by less than 0.01 between
-    tokens. A module without a residual of its own is no block: with all matrices zero, its output is the same for all
-    tokens.
+    Each block is called by itself, with random parameters, on the stream that it receives, scaled to a root mean square
+    of 1, and on 1000 times that. Measured is by how much the output grows, divided by 1000: a pre-norm block has 1, one
+    that normalises the stream less than 0.01. A fault below 0.1 in more than half of the blocks. Post-norm blocks,
+    which normalise after the addition by design (Vaswani et al. 2017, GPT-1), do not count: their output has the same
+    root mean square for every token, within 0.01, once a weight and a bias of the block are undone. A module without a
+    residual of its own is not taken for a block: with all matrices zero its output is the same for all tokens.
 
-    A part that replaces the stream, x = f(norm(x)), is found first, by parameters alone: with the matrices of its layer
-    zero, the logits depend on no token at all.
+    A part that replaces the stream, x = f(norm(x)), is found before, from parameters alone: with the matrices of its
+    layer zero the logits depend on no token.
 
-    Without such blocks the embeddings are scaled: where the norm before the head has weights of its own, that is, in a
-    pre-norm model, the logits are the same up to their scale only if the stream is normalised, or not added to.
+    Where blocks cannot be called by themselves, the embeddings are scaled instead, in models with a norm before the
+    head. Larger embeddings outweigh what the blocks add, which changes the logits, unless the stream is normalised.
     """
     require_steady(case)
     if found := stream_lost(case):
@@ -70,14 +69,14 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
     return {
         "measured": worst,
         "expected": 1,
-        "why": f"{', '.join(forgetful)}: a stream times {SCALE:g} gives {worst:.2g} of the output that it should",
+        "why": f"{', '.join(forgetful)}: for {SCALE:g} times the stream the output grows by {worst:.2g} of that factor",
         "remedy": OUTSIDE,
         "evidence": {"growth": growth},
     }
 
 
 def stream_lost(case: Case) -> dict[str, Any] | None:
-    """Set all matrices of the layers to zero, so that only the stream is left, and look for an effect of the tokens."""
+    """Return the finding for layers that replace the stream: with their matrices zero, no token has an effect."""
     values, ids = case.once(generic), generic_ids(case)
     layers = {
         label: matrices
@@ -105,10 +104,10 @@ def stream_lost(case: Case) -> dict[str, Any] | None:
 
 
 def scale_forgotten(case: Case) -> dict[str, Any] | None:
-    """Compare normalised logits at embeddings 10 and 1000 times as large, and at the outer norm times 2.
+    """Return the finding for logits that do not change with the scale of the embeddings, apart from their own scale.
 
-    Outside the blocks a pre-norm model has the norm before the head, of which the logits are linear. A norm of the
-    embeddings, which forgets their scale by design, sets the size of the stream beside the branches.
+    Compared are embeddings of root mean square 10 and 1000, and at 1000 twice the weights of the norms outside the
+    blocks, in case one of them normalises the embeddings by design. Other parameters of the blocks must have an effect.
     """
     values = case.once(generic)
     inner = {name for names in layers_of([*values]).values() for name in names}
@@ -117,7 +116,7 @@ def scale_forgotten(case: Case) -> dict[str, Any] | None:
     width = {size for name in tables for size in values[name].shape} - {case.vocab_size}
     norms = [name for name, one in values.items() if name not in inner and one.ndim == 1 and {*one.shape} <= width]
     if not (inner and tables and norms):
-        raise NotApplicable("module, or parameters of which embeddings, blocks and a norm before the head can be told")
+        raise NotApplicable("a module, or names of parameters that tell embeddings, blocks and the last norm apart")
     ids, found = generic_ids(case), []
     heads = {name: np.zeros_like(one) for name, one in values.items() if one.shape == (case.vocab_size,)}
     for scale, outer, blocks in ((10, 1, 1), (SCALE, 1, 1), (SCALE, 2, 1), (SCALE, 1, -2)):
@@ -144,7 +143,7 @@ def is_weight(array: Any) -> bool:
 
 
 def growths(case: Case, module: Any, blocks: dict[str, Any]) -> dict[str, float]:
-    """Return the growth of each block that has a residual; 1 for those that normalise their output by design."""
+    """Return the growth of the output of each block with a residual, by name; 1 for post-norm blocks."""
     ids = generic_ids(case)
     forward = arguments_of(module)[0]["forward"] if case.has("module") else case.given["forward"]
     streams: dict[str, Any] = {}
@@ -195,7 +194,7 @@ def watcher(streams: dict[str, Any], outputs: dict[str, list[np.ndarray]]) -> Ca
 
 
 def same(arguments: Any) -> Any:
-    """Return a copy, so that a cache among the arguments is not extended; themselves where they cannot be copied."""
+    """Return a copy of arguments, so that a cache among them is not extended; the arguments where copying fails."""
     try:
         return copy.deepcopy(arguments)
     except Exception:
@@ -207,12 +206,12 @@ def rms(array: np.ndarray) -> float:
 
 
 def varies(output: np.ndarray) -> bool:
-    """True if an output (B, T, C) differs between tokens."""
+    """Return True if an output (B, T, C) differs between tokens."""
     return rms(output - output.mean(axis=1, keepdims=True)) > 1e-3 * rms(output)
 
 
 def is_normalised(output: np.ndarray, vectors: list[np.ndarray]) -> bool:
-    """True if the output's root mean square is equal for all tokens once a weight and a bias are undone."""
+    """Return True if the output's root mean square is equal for all tokens once a weight and a bias are undone."""
     C = output.shape[-1]
     for weight, bias in product([np.ones(C), *vectors], [np.zeros(C), *vectors]):
         if np.abs(weight).min() > 1e-6:

@@ -1,4 +1,4 @@
-"""What saving keeps: the reloaded model gives the same logits, from the same tables, in the same precision."""
+"""Saving and precision: the logits of the reloaded model, and those of half precision."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mlx_gpt.check.doctor.modules import is_module
 from mlx_gpt.check.doctor.parameters import current, loaded, require_steady
 from mlx_gpt.check.doctor.probes import probe_length
 
-ROUNDING = 1e-4  # of the logits' standard deviation: what another order of float32 operations changes
-COMPUTED = 0.05  # the same, of computation in half precision
-ROWS = 4
+ROUNDING = 1e-4  # of the logits' standard deviation, that another order of float32 operations may change
+COMPUTED = 0.05  # of the same, that computing in half precision may change
+ROWS = 4  # texts
 
 
 @dataclass(frozen=True)
 class Reloaded:
-    """Logits of one text, of the model and of the model saved and loaded again: (B, T, V) each."""
+    """Logits of the model and of the reloaded one for the same ids: (B, T, V) each."""
 
     forward: Callable[..., Any]
     ids: np.ndarray
@@ -32,13 +32,13 @@ class Reloaded:
 
     @property
     def difference(self) -> float:
-        """Root mean square, relative to the logits' standard deviation; infinite where not finite."""
+        """Return its root mean square relative to the logits' standard deviation; infinity where not finite."""
         size = float(np.sqrt(np.square(self.again - self.logits).mean())) / float(self.logits.std() or 1)
         return size if np.isfinite(size) else float("inf")
 
 
 def reloaded(case: Case) -> Reloaded:
-    """Save and load the model, and call both."""
+    """Call the model and the reloaded one."""
     require_steady(case)
     forward = case.call("reload")
     if is_module(forward):
@@ -54,8 +54,8 @@ def reloaded(case: Case) -> Reloaded:
 def reload_differs(case: Case) -> Found:
     """The model has different logits after it is saved and loaded again, by more than rounding.
 
-    Root mean square of the difference over the logits' standard deviation: threshold 1e-4 (saved whole: 0; another
-    order of float32 operations: 1e-6). What rounded weights explain is ``precision-loss`` instead.
+    Measured is the root mean square of the difference over the logits' standard deviation. A fault above 1e-4 (saved
+    completely: 0; another order of float32 operations: 1e-6), unless rounded weights explain it: ``precision-loss``.
     """
     found = case.once(reloaded)
     if found.difference <= ROUNDING or case.once(rounding) is not None:
@@ -75,10 +75,11 @@ def reload_differs(case: Case) -> Found:
 
 
 def rounding(case: Case) -> str | None:
-    """Return the format whose rounding explains the reloaded model's difference, None if none does.
+    """Return the format whose rounding of the weights explains the reloaded model's difference, None if none does.
 
-    With parameters: they are rounded and loaded, and the difference of the logits that this makes must point the same
-    way, cosine above 0.2, and be no smaller than a quarter. Without: by size alone, below 2e-2.
+    The parameters are rounded and loaded: the change of the logits must have a cosine above 0.2 with the reloaded
+    model's, and at least a quarter of its size. Where parameters cannot be loaded, a difference below 2e-2 is taken for
+    rounding.
     """
     found = case.once(reloaded)
     if found.difference <= ROUNDING or not np.isfinite(found.difference):
@@ -101,7 +102,7 @@ def to_float16(array: np.ndarray) -> np.ndarray:
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Round to the upper 16 bits of a float32, to nearest even."""
+    """Round to the upper 16 bits of a float32, to the nearest value, ties to even."""
     if array.dtype.kind != "f":
         return array
     bits = array.astype(np.float32).view(np.uint32)
@@ -113,9 +114,9 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 def precision_loss(case: Case) -> Found:
     """Half precision costs accuracy: weights are saved in it, or its logits are far from those of float32.
 
-    Saved: see ``reload-differs``. Computed: the same weights in float32 change the logits by more than 0.05 of their
-    standard deviation, root mean square (2 to 12 layers, weights of 0.02 to 0.3: bfloat16 0.004 to 0.024, float16 below
-    0.004).
+    Saved weights are measured as in ``reload-differs``. For computation, the parameters are converted to float32: a
+    warning if the logits change by more than 0.05 of their standard deviation, root mean square (measured for 2 to 12
+    layers and weights of standard deviation 0.02 to 0.3: bfloat16 0.004 to 0.024, float16 below 0.004).
     """
     if case.has("reload") and (name := case.once(rounding)):
         size = case.once(reloaded).difference

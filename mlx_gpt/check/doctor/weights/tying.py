@@ -1,4 +1,4 @@
-"""The head: the embedding's own table where it is meant to be."""
+"""Weight tying: head and embedding that are meant to be one matrix, but are two."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mlx_gpt.check.doctor.probes import EQUAL, own_text_or_random
 from mlx_gpt.check.doctor.weights.saved import ROUNDING, reloaded, rounding
 
 FLAGS = ("tie_word_embeddings", "tie_weights", "tie_embeddings", "tied_embeddings", "weight_tying", "tied", "tie")
-ALIKE = 0.5
-LOGITS = 2**26  # numbers in the logits of a text
+ALIKE = 0.5  # cosine of two tables that were equal once
+LOGITS = 2**26  # of a call
 
 
 @check("head-not-tied", "forward", "parameters", "load_parameters", explains=("reload-differs",))
 def head_not_tied(case: Case) -> Found:
     """Output head and token embedding should be one matrix but are two copies, which differ after the first step.
 
-    Meant to: the configuration says so, or the tables are equal, or they have a cosine above 0.5, so that they were
-    equal once (trained apart: −0.05 to 0.08). The head is the table whose row v changes the logits of
-    token v alone. Equal tables are no fault if one step of the user's leaves them equal, or if one changes with the
-    other. Of a model whose head is its embedding also the reloaded one: its logits are a linear map of the same hidden
-    states, but by another table. Two tables in a model that is not meant to share them are no fault.
+    They are meant to be one if the configuration says so, if they are equal, or if their cosine is above 0.5, since
+    then they were equal once (trained separately: −0.05 to 0.08). The head is the table whose row v changes the logits
+    of token v only. Equal tables are no fault if a training step leaves them equal, or if loading one changes the
+    other. If the model's head is its embedding, the reloaded model is examined too: a fault if its logits come from the
+    same hidden states by another table. Two tables that are not meant to be one are no fault.
     """
     require_steady(case)
     if case.vocab_size < 3 or case.n_positions < 2:
@@ -57,7 +57,7 @@ def rows(case: Case, name: str) -> np.ndarray:
 
 
 def with_row(case: Case, names: set[str], row: int) -> Arrays:
-    """Return the parameters with a random row of some tables, the same in each."""
+    """Return the parameters with one row of some tables replaced by random values, the same in each."""
     values = dict(case.once(current))
     new = case.rng.standard_normal(rows(case, min(names)).shape[1])
     for name in names:
@@ -67,7 +67,7 @@ def with_row(case: Case, names: set[str], row: int) -> Arrays:
 
 
 def shared(case: Case) -> list[set[str]]:
-    """Return the tables as sets of names of one array: what is loaded under one name is read under all."""
+    """Return the tables as sets of names of the same array: loading it under one name changes it under all."""
     groups: list[set[str]] = []
     for name in case.once(tables):
         group = next((group for group in groups if is_same(case, min(group), name)), None)
@@ -94,7 +94,7 @@ def is_same(case: Case, one: str, two: str) -> bool:
 
 
 def is_head(case: Case, names: set[str]) -> bool:
-    """True if a table's row for a token that is not read changes the logits of that token and no other."""
+    """Return True if a table's row for a token that is not in the text changes the logits of that token only."""
     unread = case.vocab_size - 1
     ids = np.minimum(generic_ids(case), unread - 1)
     before = case.logits(ids)
@@ -104,7 +104,7 @@ def is_head(case: Case, names: set[str]) -> bool:
 
 
 def means_to_tie(case: Case) -> str | None:
-    """Return the name of a setting of the module or its configuration that says so."""
+    """Return the name of a setting of the module or its configuration that ties the head, None if none does."""
     module = module_of(case)
     for place in [module, *(getattr(module, name, None) for name in CONFIGS)]:
         for name in FLAGS:
@@ -119,13 +119,13 @@ def apart(case: Case, head: str, embedding: str) -> Found:
     cosine = float(np.vdot(one, two) / max(float(np.linalg.norm(one) * np.linalg.norm(two)), 1e-30))
     flag = means_to_tie(case)
     if are_equal(case, head, embedding):
-        if not one.any() or not parts(case, head, embedding):
+        if not one.any() or not diverge(case, head, embedding):
             return None
-        why = f"{head} and {embedding} have equal values in two arrays, which one step makes different"
+        why = f"{head} and {embedding} are two arrays with equal values, which differ after one training step"
     elif flag:
         why = f"{flag} is set, but {head} and {embedding} are two arrays with different values (cosine {cosine:.2g})"
     elif cosine > ALIKE:
-        why = f"{head} and {embedding} have a cosine of {cosine:.2g}: they were equal once, and have parted"
+        why = f"{head} and {embedding} have a cosine of {cosine:.2g}: they were equal before training"
     else:
         return None
     return {
@@ -138,8 +138,8 @@ def apart(case: Case, head: str, embedding: str) -> Found:
     }
 
 
-def parts(case: Case, one: str, two: str) -> bool:
-    """True if a step makes two equal tables different, or their gradients differ; or if there is neither."""
+def diverge(case: Case, one: str, two: str) -> bool:
+    """Return True if a step, or else the gradient, differs between two equal tables; or if neither is given."""
     ids = own_text_or_random(case, 1 if case.one_row else 2, min(case.n_positions, 32) + 1)
     x, y = ids[:, :-1].copy(), ids[:, 1:].copy()
     if case.has("step") or case.has("new_step"):
@@ -156,7 +156,7 @@ def parts(case: Case, one: str, two: str) -> bool:
 
 
 def reloaded_apart(case: Case, head: str) -> Found:
-    """Return the finding if the reloaded model has the same hidden states before the head, but another table there."""
+    """Return the finding if the reloaded model has the same hidden states, but another table as its head."""
     found = case.once(reloaded)
     if found.difference <= ROUNDING or case.once(rounding) is not None:
         return None
@@ -170,7 +170,7 @@ def reloaded_apart(case: Case, head: str) -> Found:
     hidden = np.c_[np.linalg.lstsq(table, logits.T.astype(np.float64), rcond=None)[0].T, np.ones(len(logits))]
     if unexplained(hidden[:, :C] @ table.T, logits) > 1e-3:
         return None  # the head is more than this table
-    # (C + 1, V) each; of a norm without bias the hidden states lack a direction
+    # (C + 1, V) each; the hidden states after a norm without bias have rank C - 1
     own, other = (np.linalg.lstsq(hidden, target, rcond=1e-4)[0] for target in (logits, again))
     if unexplained(hidden @ other, again) > 1e-3:
         return None  # the hidden states differ
@@ -181,12 +181,13 @@ def reloaded_apart(case: Case, head: str) -> Found:
     return {
         "measured": cosine,
         "expected": 1,
-        "why": f"the head is {head} itself, but in the reloaded model another table (cosine {cosine:.2g}); all before "
-        "it is the same",
+        "why": f"the head is {head} itself, but in the reloaded model another table (cosine {cosine:.2g}), while the "
+        "hidden states are the same",
         "remedy": "tie head and embedding again after loading, or save the head under its own name",
         "evidence": {"head": head, "cosine": cosine, "where": "reload"},
     }
 
 
 def unexplained(fit: np.ndarray, target: np.ndarray) -> float:
+    """Return the norm of what a fit leaves of a target, relative to the target's."""
     return float(np.linalg.norm(target - fit) / np.linalg.norm(target))

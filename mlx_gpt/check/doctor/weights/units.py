@@ -1,4 +1,4 @@
-"""Hidden units of the MLP that never activate."""
+"""Hidden units of the MLP that are inactive for every token."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from mlx_gpt.check.doctor.parameters import (
 )
 from mlx_gpt.check.doctor.probes import own_text
 
-DEAD = 1e-5  # gradient of a unit relative to the largest of its layer
-SHARE, OF_RANDOM = 0.02, 0.2  # of a layer's units; without a text
-TOKENS = (128, 1024, 8192)  # of a call; in all while units seem dead, at least and at most
-TIME = 0.05  # share of what is left
+DEAD = 1e-5  # of the largest gradient of a layer's units: below it a unit is dead
+SHARE, OF_RANDOM = 0.02, 0.2  # of a layer's units that may be dead, on the user's text and on random tokens
+TOKENS = (128, 1024, 8192)  # of one call; of all calls while units seem dead, at least and at most
+TIME = 0.05  # of the time that is left, for these calls
 
 
 @check("dead-units", "parameters", "gradient")
 def dead_units(case: Case) -> dict[str, Any] | None:
     """Hidden units of an MLP are inactive for every token of a text, and training cannot revive them.
 
-    The gradient of the loss has no component in a dead unit's weights, neither those into it nor those out of it: below
-    1e-5 of the largest unit's (behind a ReLU: exactly 0; behind a GELU at −8: 1e-14). A unit is only counted if both
-    vanish, since a projection that is zero at first stops one of the two; and not behind a gate that is zero, which is
-    opened to see. Reported from 2 % of a layer's units on, after 8,192 tokens of the user's text (1,024 and more where
-    time is short); where there is none, from 20 % after random tokens, which a trained model has not seen (a healthy
-    one with ReLU: 11 %).
+    Measured is the gradient of the loss with respect to the weights into a unit and out of it. A unit is dead if both
+    are below 1e-5 of the largest of its layer (inactive ReLU: exactly 0; GELU at −8: 1e-14). One alone may be zero
+    behind a projection that is initialised to zero. Units behind a gate that is zero do not count: it is set to another
+    value to see. A warning above 2 % of a layer's units on 8,192 tokens of the user's text (1,024 and more if time is
+    short), or, without a text, above 20 % on random tokens, which are new to a trained model (a healthy one with ReLU:
+    11 %).
     """
     widths = hidden_widths(case.once(current), case)
     if not widths:
@@ -66,17 +66,17 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     return {
         "measured": shares[worst[0]],
         "expected": 0,
-        "why": f"{dead[worst]} of {worst[1]} hidden units of {worst[0]} are off for each of {seen} tokens: no gradient "
-        "reaches their weights",
+        "why": f"{dead[worst]} of {worst[1]} hidden units of {worst[0]} are inactive for each of {seen} tokens: no "
+        "gradient reaches their weights",
         "remedy": "lower the learning rate or the initial scale, check the bias before the activation, or use GELU",
         "evidence": {"dead": {label: n for (label, _), n in dead.items()}, "shares": shares, "tokens": seen},
     }
 
 
 def hidden_widths(parameters: Arrays, case: Case) -> dict[tuple[str, int], list[str]]:
-    """Return (layer, width) -> matrices, where at least two of a layer's matrices have this as their larger size.
+    """Return (layer, hidden width of its MLP) -> the MLP's matrices: at least two, of which it is the larger size.
 
-    Not the width of the stream, which matrices of single heads have, nor another size of the tables.
+    Sizes of the tables do not count, such as the width of the stream, which matrices of single heads have too.
     """
     tables = {size for name, array in parameters.items() if is_table(name, array, case) for size in array.shape}
     tables |= {case.vocab_size, case.n_positions}
@@ -90,7 +90,7 @@ def hidden_widths(parameters: Arrays, case: Case) -> dict[tuple[str, int], list[
 
 
 def behind_a_gate(case: Case, names: list[str], width: int) -> bool:
-    """True if units get a gradient once vectors and scalars of zeros are not zero."""
+    """Return True if units get a gradient once parameters that are all zero, such as a gate, are not."""
     opened = {name: array if array.any() else drawn(case, array) for name, array in case.once(current).items()}
     with loaded(case, opened):
         grads = gradient(case, 2, 64)
