@@ -57,7 +57,7 @@ def future_leak(case: Case) -> Found:
     return {**found, "separate": leak(case, "forward", rows=2) is not None}
 
 
-@check("future-leak-in-training", "forward_training")
+@check("future-leak-in-training", "forward_training", explains=("future-leak-in-gradient",))
 def future_leak_in_training(case: Case) -> Found:
     """A position's logits depend on later tokens in training mode, though not in evaluation mode.
 

@@ -15,22 +15,22 @@ from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
 MOST_NUMBERS = 2**22  # of an update that are compared
 
 
-def updates_of(case: Case, *batches: Batch) -> Iterator[Parameters]:
+def updates_of(case: Case, *batches: Batch, seed: int = 0) -> Iterator[Parameters]:
     """Yield what one fresh optimizer adds to the parameters for each batch; these are put back after each step."""
     with case.parameters_restored():
         before, step = case.once(own_parameters), fresh_step(case)
         for batch in batches:
-            with seeded(0):
+            with seeded(seed):
                 step(*batch)
             now = floating(case.arrays("parameters"))
             case.load(before)
             yield {name: now[name] - before[name] for name in before if name in now}
 
 
-def update_after(case: Case, *batches: Batch, fresh: bool = False) -> Parameters:
+def update_after(case: Case, *batches: Batch, fresh: bool = False, seed: int = 0) -> Parameters:
     """Return the update by the last batch after steps on the others; ``fresh``: the last one by a new optimizer."""
     if not fresh:
-        return list(updates_of(case, *batches))[-1]
+        return list(updates_of(case, *batches, seed=seed))[-1]
     for _ in updates_of(case, *batches[:-1]):
         pass
     return update_after(case, batches[-1])
