@@ -56,3 +56,25 @@ def back_to(array: Any) -> Callable[[np.ndarray], Any]:
         return lambda values: torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=dtype)
     numpy_type = getattr(array, "dtype", np.float64)
     return lambda values: values.astype(numpy_type)
+
+
+def misnamed(gradient: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return what is wrong with the names and shapes of a gradient, or "". Frozen parameters may be absent."""
+    if gradient and not {*gradient} & {*shapes}:
+        return f"gradient returned arrays such as {next(iter(gradient))}, which no parameter is called"
+    for name, array in gradient.items():
+        if array.shape != shapes.get(name, array.shape):
+            return f"gradient returned shape {array.shape} for {name}; expected {shapes[name]}, as the parameter has"
+    return ""
+
+
+def wrong_shape(name: str, shape: tuple[int, ...], ids: tuple[int, ...], vocab_size: int) -> str:
+    """Return the message about logits of the wrong shape, with the likely reason."""
+    hint = ""
+    if len(shape) == 3 and shape[:2] == ids:
+        hint = f": vocab_size is {vocab_size}, and there are {shape[2]} logits; give vocab_size={shape[2]} if padded"
+    elif shape in ((ids[0], vocab_size), (ids[0], 1, vocab_size)):
+        hint = ", logits of the last position only; return every position's, as nanoGPT does if targets are given"
+    elif shape == (ids[1], ids[0], vocab_size):
+        hint = "; time and batch are exchanged"
+    return f"{name} returned shape {shape} for ids {ids}; expected {(*ids, vocab_size)}{hint}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
 
-from mlx_gpt.check.doctor.arrays import NotNumbers, as_numpy, back_to, named_arrays
+from mlx_gpt.check.doctor.arrays import NotNumbers, as_numpy, back_to, misnamed, named_arrays, wrong_shape
 from mlx_gpt.check.doctor.calls import TimeIsUp, exit_raised, silenced, time_limit
 from mlx_gpt.check.doctor.modules import logits_of
 
@@ -57,6 +57,7 @@ class Case:
         self.primer: np.ndarray | None = None  # ids read before each call, so that all begin in the same state
         self._made: dict[Any, Any] = {}
         self._back: dict[str, Callable[[np.ndarray], Any]] | None = None
+        self._loads = False  # load_parameters has been seen to change the parameters
 
     def has(self, *names: str) -> bool:
         return all(name in self.given for name in names)
@@ -207,6 +208,7 @@ class Case:
         """Load parameters, as arrays of the library and type that the user's own have."""
         converters = self.converters()
         theirs = {name: converters[name](value) for name, value in values.items()}
+        others = self.other_than(values)
         try:  # not by ``call``, which refuses when the time is up: the parameters must be put back
             with silenced(), self.called("load_parameters", CALL_SECONDS), time_limit(CALL_SECONDS):
                 self.given["load_parameters"](theirs)
@@ -214,6 +216,25 @@ class Case:
             raise self.stopped("load_parameters", CALL_SECONDS) from None
         except Exception as error:
             raise raised("load_parameters", error) from error
+        if others:
+            now = self.arrays("parameters")
+            self._loads = any(not same(before, now[name]) for name, before in others.items())
+            if not self._loads:
+                raise CallFailed(
+                    "load_parameters", "wrong-shape", f"load_parameters left {next(iter(others))} as it was"
+                )
+
+    def other_than(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the present parameters that differ from values, until loading has been seen to change some."""
+        with suppress(BudgetSpent, CallFailed):  # values must be loaded all the same
+            if not self._loads:
+                now = self.arrays("parameters")
+                return {name: now[name] for name in now if name in values and not same(now[name], values[name])}
+        return {}
+
+
+def same(one: np.ndarray, two: np.ndarray) -> bool:
+    return np.array_equal(one, two, equal_nan=True)
 
 
 def raised(name: str, error: BaseException, settings: Mapping[str, Any] | None = None) -> CallFailed:
@@ -230,25 +251,3 @@ def raised(name: str, error: BaseException, settings: Mapping[str, Any] | None =
 
 def parameter_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in case.arrays("parameters").items()}
-
-
-def misnamed(gradient: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return what is wrong with the names and shapes of a gradient, or "". Frozen parameters may be absent."""
-    if gradient and not {*gradient} & {*shapes}:
-        return f"gradient returned arrays such as {next(iter(gradient))}, which no parameter is called"
-    for name, array in gradient.items():
-        if array.shape != shapes.get(name, array.shape):
-            return f"gradient returned shape {array.shape} for {name}; expected {shapes[name]}, as the parameter has"
-    return ""
-
-
-def wrong_shape(name: str, shape: tuple[int, ...], ids: tuple[int, ...], vocab_size: int) -> str:
-    """Return the message about logits of the wrong shape, with the likely reason."""
-    hint = ""
-    if len(shape) == 3 and shape[:2] == ids:
-        hint = f": vocab_size is {vocab_size}, and there are {shape[2]} logits; give vocab_size={shape[2]} if padded"
-    elif shape in ((ids[0], vocab_size), (ids[0], 1, vocab_size)):
-        hint = ", logits of the last position only; return every position's, as nanoGPT does if targets are given"
-    elif shape == (ids[1], ids[0], vocab_size):
-        hint = "; time and batch are exchanged"
-    return f"{name} returned shape {shape} for ids {ids}; expected {(*ids, vocab_size)}{hint}"

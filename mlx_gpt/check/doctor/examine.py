@@ -202,7 +202,8 @@ def failed_call(failure: CallFailed) -> Finding:
     """Return the finding for a call that raised, took too long or returned something of the wrong kind."""
     remedies = {
         "raises": f"call {failure.name} by itself on such input, and repair what raises",
-        "wrong-shape": f"return from {failure.name} what its description in examine() says",
+        "wrong-shape": f"let {failure.name} do and return what its description in examine() says",
+        "non-finite": f"look for log(0), a division by zero, or an overflow in what {failure.name} computes",
         "too-slow": f"make {failure.name} faster, examine a smaller model, or give more minutes",
     }
     return Finding(

@@ -202,6 +202,32 @@ def test_parameters_that_a_step_changed_are_restored_when_the_time_ends_in_it() 
     assert not weights["w"].any()
 
 
+@pytest.mark.parametrize(
+    ("loads", "first_loss", "code", "why"),
+    [
+        (False, 3.0, "wrong-shape", "load_parameters left w as it was"),
+        (True, np.nan, "non-finite", "step returned nan at its first call"),
+    ],
+)
+def test_a_step_that_cannot_be_judged_is_no_fault_of_the_optimizer(
+    loads: bool, first_loss: float, code: str, why: str
+) -> None:
+    weights = {"w": np.zeros(V, np.float32)}
+
+    def step(x: Any, y: Any) -> float:
+        weights["w"] = weights["w"] - 0.1
+        return first_loss
+
+    report = examined(
+        lambda ids: sound(ids) + weights["w"],
+        step=step,
+        new_step=lambda: step,
+        parameters=lambda: {**weights},
+        load_parameters=weights.update if loads else nothing,
+    )
+    assert [(code, why)] == [(finding.code, finding.why) for finding in report.findings], report
+
+
 def test_the_minutes_end_in_another_thread() -> None:
     reports = []
     run = lambda: reports.append(examined(lambda ids: time.sleep(0.2) or sound(ids), minutes=0.03))  # noqa: E731

@@ -126,6 +126,8 @@ def first_steps(case: Case) -> FirstSteps:
             len(updates) < MOST_CALLS and not any(u.any() for one in updates for u in one.values())
         ):
             losses.append(step(x, y))
+            if not np.isfinite(losses[0]) and not np.isnan(logits).any():
+                raise CallFailed("step", "non-finite", f"step returned {losses[0]} at its first call")
             now = floating(case.arrays("parameters"))
             updates.append({name: now[name] - last[name] for name in last if name in now})
             last = now
