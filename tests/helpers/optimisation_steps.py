@@ -80,8 +80,8 @@ def large_weights(names: str) -> Callable[[Base], Given]:
 
     def plant(base: Base) -> Given:
         drawn = {
-            name: mx.random.normal(value.shape, key=mx.random.key(base.seed))
-            for name, value in tree_flatten(base.model.parameters())
+            name: mx.random.normal(value.shape, key=mx.random.key(100 * base.seed + i))
+            for i, (name, value) in enumerate(tree_flatten(base.model.parameters()))
             if value.ndim > 1 and names in name
         }
         base.model.update(tree_unflatten(list(drawn.items())))

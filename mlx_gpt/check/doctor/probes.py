@@ -14,6 +14,7 @@ from mlx_gpt.check.doctor.checks import NotApplicable
 LENGTH, SHORT = 32, 8  # tokens of a probe, where the context allows; of a slow model
 SLOW = 0.2  # seconds of a call of a short text; twice that of a longer one
 EQUAL = 1e-6  # relative difference of equal calls of equal shapes; healthy models: 0 (float32, bfloat16, 4 bits)
+STEADY = 1e-5  # of equal calls that begin in the same state, of a forward pass that keeps one
 CLOSE = 2e-3  # relative difference of calls of different shapes; healthy: below 4e-6 in float32, ... in bfloat16
 CALLS = 12  # of a forward pass that is not deterministic, to average
 SEEDS = 4  # of one that is with the same seed, where a difference is exact
@@ -29,6 +30,11 @@ class Noise:
     @property
     def relative(self) -> float:
         return self.difference / self.scale
+
+
+def equal_within(case: Case) -> float:
+    """Return the relative difference up to which calls of equal shapes count as equal."""
+    return EQUAL if case.primer is None else STEADY
 
 
 def probe_length(case: Case) -> int:

@@ -20,6 +20,7 @@ from mlx_gpt.check.doctor.probes import (
     between,
     effect,
     effects,
+    equal_within,
     first_call,
     largest,
     others,
@@ -88,7 +89,7 @@ def leak(case: Case, name: str, rows: int = 1) -> Found:
     ]
     size, position, start = max(leaks)
     sizes = [*(size for size, _, _ in leaks), float(moved[-1][0])]  # and of the last token on the first
-    if size <= EQUAL:
+    if size <= equal_within(case):
         return None
     return {
         "measured": size,
@@ -124,7 +125,7 @@ def batch_leak(case: Case) -> Found:
     before, new = case.ids(3, probe_length(case)), case.ids(3, probe_length(case))
     changed = [np.where(np.arange(3)[:, None] == row, before, new) for row in range(3)]
     size = max(float(moved[row].max()) for row, moved in enumerate(effects(case, before, changed)))
-    if size <= EQUAL:
+    if size <= equal_within(case):
         return None
     return {
         "measured": size,

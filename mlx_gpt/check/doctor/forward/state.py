@@ -11,7 +11,9 @@ from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.probes import (
     EQUAL,
+    STEADY,
     between,
+    equal_within,
     first_call,
     largest,
     noise,
@@ -21,7 +23,6 @@ from mlx_gpt.check.doctor.probes import (
 )
 
 MOST_CALLS = 128
-STEADY = 1e-5  # relative difference of equal calls that begin in the same state
 
 
 @check("not-deterministic", "forward", explains=("cache-mismatch",))
@@ -31,7 +32,7 @@ def not_deterministic(case: Case) -> Found:
     Threshold: relative difference 1e-6; healthy models repeat to the bit (float32, bfloat16, quantized).
     """
     found = case.once(noise)
-    if found.relative <= (EQUAL if case.primer is None else STEADY) or not np.isfinite(found.relative):
+    if found.relative <= equal_within(case) or not np.isfinite(found.relative):
         return None
     return {
         "measured": found.relative,

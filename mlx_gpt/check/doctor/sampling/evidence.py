@@ -11,9 +11,10 @@ from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.sampling.contexts import TEXT, Named, read_otherwise, windows
 from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, budget, count, draw_many, is_seeded, settings_off
 from mlx_gpt.check.doctor.sampling.explain import Predicted, log_likelihood, score
-from mlx_gpt.check.doctor.sampling.probes import flat_temperature, sharp, short_prompts
+from mlx_gpt.check.doctor.sampling.fit import SURE
+from mlx_gpt.check.doctor.sampling.probes import GRID, flat_temperature, sharp, short_prompts, temperatures
 from mlx_gpt.check.doctor.sampling.rules import Base
-from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding
+from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding, shapes
 
 DRAWS = {True: 120, False: 1200}  # at one temperature, by whether it can be set
 MORE = (600, 1800)  # further draws where those before leave open what is read
@@ -47,13 +48,20 @@ def sharp_draws(case: Case, total: int) -> list[Draws]:
 def in_turn(case: Case) -> Iterator[tuple[Scores, dict[Named, Evidence]]]:
     """Yield the score of each candidate, and the draws with the logits after what is read: of more draws each time.
 
-    Further draws are at the temperature that tells most, where they can decide; then of greedy texts.
+    Further draws are at a temperature of the size of probabilities, where these may be what it divides; at the
+    temperature that tells most, where they can decide; then of greedy texts.
     """
     found = list(case.once(evidence))
     start = time.monotonic()
     scores, draws = candidates(case, found)
     yield scores, draws
     seconds = (time.monotonic() - start) / sum(count(one) for _, one in found)  # of a draw
+    if low := low_temperature(case, scores):
+        found.append(
+            (low, draw_many(case, case.once(short_prompts), DRAWS[True], **settings_off(case, temperature=low)))
+        )
+        scores, draws = candidates(case, found)
+        yield scores, draws
     for more in MORE if can_decide(case) else ():
         left = case.once(budget)[0] - time.monotonic()
         if case.vocab_size * more > NUMBERS or seconds * more > left / 4:
@@ -66,6 +74,18 @@ def in_turn(case: Case) -> Iterator[tuple[Scores, dict[Named, Evidence]]]:
         yield scores, draws
     exact = greedy_scores(case)
     yield {(read, base): score + exact.get(read, 0.0) for (read, base), score in scores.items()}, draws
+
+
+def low_temperature(case: Case, scores: Scores) -> float | None:
+    """Return a sixteenth of the mean probability of an id, if a sampler that divides probabilities may be the best.
+
+    Flat logits divided by 1 and their probabilities divided by 1/V have almost one softmax.
+    """
+    low, best = 1 / (16 * case.vocab_size), max(scores.values())
+    near = {base.kind for (_, base), score in scores.items() if score > best - SURE}
+    if "temperature" not in accepted(case) or not near & {"twice", "outside"} or low < 5 * case.once(shapes).rounding:
+        return None
+    return low if low < case.once(temperatures)[0] == GRID[0] else None
 
 
 def can_decide(case: Case) -> bool:

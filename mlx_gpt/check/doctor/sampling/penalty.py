@@ -89,7 +89,7 @@ def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
             n, prompts = min(LONG, case.n_positions - 1), case.ids(32, 1).tolist()
             rows = seen(case, draw_many(case, prompts, 4 * n, n, **settings_off(case)))
             probes = [replace(one, prompts=prompts) for one in telling_settings([*penalty_probes(case, base)], rows)]
-            answer = ask(case, probes, n, most=480)
+            answer = ask(case, probes, n, most=1500)
     except BudgetSpent:
         return [], {*WHYS}
     if not answer.fits:  # another rule
