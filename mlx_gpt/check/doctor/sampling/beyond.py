@@ -29,7 +29,7 @@ from mlx_gpt.check.doctor.sampling.rules import Rule
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 from mlx_gpt.check.doctor.sampling.verdict import undecided, understood
 
-ROUNDS = (1, 3, 7, 15, 30)  # texts after which the evidence is weighed, at least
+ROUNDS = (1, 3, 7, 15, 30, 60)  # texts after which the evidence is weighed, at least
 NUMBERS = 2e7  # of logits that a round may have
 NEW = 10  # ids of a text beyond its prompt
 FIRST = 2  # of them that may still be predicted from all of the text
@@ -90,7 +90,7 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
             )
         if right - wrong > SURE:
             return None
-        if text >= ROUNDS[-2] and abs(right - wrong) < DECIDED / 4:  # far from decided by as many texts again
+        if text >= ROUNDS[-3] and abs(right - wrong) < DECIDED / 4:  # far from decided by more texts
             break
     if n and right - wrong < DECIDED:
         raise undecided(case)
