@@ -29,6 +29,7 @@ from mlx_gpt.text.tokenizer import Tokenizer, is_made, make_tokenizer
 from mlx_gpt.text.windows import TokenStream
 
 BASELINE_SAMPLE = 10_000_000  # ids of the training text that are counted
+BEST = "best possible"  # the baseline of a model that knows the rules of a generated corpus
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,14 @@ def load_dataset(
 def dataset_from_texts(name: str, train: list[str], val: list[str], tokenizer: str | Tokenizer) -> Dataset:
     """Encode documents in memory. ``bpe:N`` learns a vocabulary from the beginning of the training text.
 
-    The name of a generated corpus adds the baseline "best possible".
+    The name of a generated corpus adds the baseline ``BEST``.
     """
     if isinstance(tokenizer, str):
         tokenizer = make_tokenizer(tokenizer, train)
     train_ids, val_ids = (TokenStream.from_documents(part, tokenizer) for part in (train, val))
     baselines = _baselines(train_ids, tokenizer)
     if isinstance(corpus := CORPORA.get(name), GeneratedCorpus):
-        baselines["best possible"] = corpus.best_loss(val, val_ids.n_tokens)
+        baselines[BEST] = corpus.best_loss(val, val_ids.n_tokens)
     n_bytes = sum(len(document.encode()) for document in val)
     digest = hashlib.sha256(train_ids.ids.tobytes() + val_ids.ids.tobytes() + tokenizer.hash.encode()).hexdigest()
     return Dataset(name, tokenizer, train_ids, val_ids, baselines, val_ids.n_tokens / n_bytes, digest)

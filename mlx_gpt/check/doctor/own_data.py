@@ -12,7 +12,7 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.checkpoint import MAX_SMALL, PROGRESS, list_checkpoints
 from mlx_gpt.store.run_file import RunSettings
 from mlx_gpt.text.corpora import CORPORA, GeneratedCorpus
-from mlx_gpt.text.dataset import Dataset, load_dataset
+from mlx_gpt.text.dataset import BEST, Dataset, load_dataset
 from mlx_gpt.text.pipes import is_pipe
 from mlx_gpt.text.prepare import (
     OnProgress,
@@ -70,9 +70,10 @@ def text_settings(settings: RunSettings, data: str | None) -> tuple[str | None, 
 
 
 def of_data(dataset: Dataset, model: GPT, settings: RunSettings) -> Arguments:
-    """Return the ids of a text, and batches as in training."""
+    """Return the ids of a text, batches as in training, and ``best_loss``, which is known of a generated corpus."""
     config, T = TrainConfig.of(settings), model.config.n_positions
     found: Arguments = {"train_ids": dataset.train.ids, "val_ids": dataset.val.ids}
+    found["best_loss"] = dataset.baselines.get(BEST)
     if dataset.train.n_tokens >= T:
         found["batches"] = lambda: endless_batches(dataset.train, T, config.batch_size, config.seed)
     return found

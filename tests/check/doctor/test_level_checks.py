@@ -126,6 +126,12 @@ def test_the_rungs_descend_and_random_ids_have_one() -> None:
     assert min(random.losses.values()) == pytest.approx(np.log(9), abs=0.05)
 
 
+def test_the_best_possible_loss_is_shown_where_it_is_known() -> None:
+    rungs = ladder(case_of({**Base(1).arguments(), "best_loss": 0.25}))
+    assert str(rungs).endswith("best possible 0.25")
+    assert rungs.rung(0.0) == "trigram"
+
+
 def test_a_text_of_the_n_gram_model_has_its_loss() -> None:
     base = Base(1)
     model = NGrams(base.train_ids, base.config.vocab_size, 3)

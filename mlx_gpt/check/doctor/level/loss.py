@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import numpy as np
@@ -152,16 +152,22 @@ def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 class Ladder:
     """N-gram models of the training ids, and their losses on the validation ids in nats per token.
 
-    ``losses`` maps "chance" and each of ``ORDERS`` to a loss, none above that before it. ``kin`` are those of the
-    last ids of the training text, with the counts of the rest.
+    ``losses`` maps "chance" and each of ``ORDERS`` to a loss, none above the one before it. ``kin``: the same for the
+    last ids of the training text, by counts of the rest. ``best``: the loss of a perfect model, where it is known.
     """
 
     models: dict[str, NGrams]
     losses: dict[str, float]
     kin: dict[str, float]
+    best: float | None = None
+
+    @property
+    def with_best(self) -> dict[str, float]:
+        """Return ``losses`` and, where it is known, the best possible one."""
+        return self.losses if self.best is None else {**self.losses, "best possible": self.best}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value:.2f}" for name, value in self.losses.items())
+        return ", ".join(f"{name} {value:.2f}" for name, value in self.with_best.items())
 
     def rung(self, loss: float) -> str:
         """Return the name of the lowest rung that the loss reaches, to a hundredth of the way from chance."""
@@ -176,7 +182,7 @@ def ladder(case: Case) -> Ladder:
     given = has_ids(case, "train_ids")
     train = checked_ids(case, "train_ids", 64)[:COUNTED] if given else val[: len(val) // 2]
     val = val[:MEASURED] if given else val[len(val) // 2 :][:MEASURED]
-    return ladder_on(train, val, case.vocab_size)
+    return replace(ladder_on(train, val, case.vocab_size), best=case.given.get("best_loss"))
 
 
 def ladder_on(train: np.ndarray, val: np.ndarray, V: int) -> Ladder:

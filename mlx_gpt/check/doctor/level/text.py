@@ -128,7 +128,7 @@ def as_good_as_its_loss(case: Case) -> Found:
     better = "like text of" if loss > min(rungs.losses.values()) else "better than text of"
     return {
         "measured": loss,
-        "expected": rungs.losses,
+        "expected": rungs.with_best,
         "why": f"a validation loss of {loss:.2f} ({rungs}) sounds {better} {named(rung)}: "
         f"{quoted(texts['ngram_text'])}; the model's: {quoted(texts['text'])}; samples surprise it by "
         f"{found.mean:.2f} nats per token, as its own draws do ({found.entropy:.2f}), which is not its loss, since "
@@ -136,7 +136,7 @@ def as_good_as_its_loss(case: Case) -> Found:
         "remedy": "for better text lower the validation loss: more text, more steps, a larger model",
         "evidence": {
             "loss": loss,
-            "ladder": rungs.losses,
+            "ladder": rungs.with_best,
             "surprise": found.mean,
             "entropy": found.entropy,
             **texts,
