@@ -137,7 +137,7 @@ def test_the_exit_code_tells_a_fault_and_json_is_all_that_is_printed(there: Path
 
 
 def test_a_call_that_never_returns_from_c_ends_with_the_report_so_far(there: Path) -> None:
-    done = in_a_process("doctor", "never_returns.py:build", "--minutes", "0.1", cwd=there)
+    done = in_a_process("doctor", "never_returns.py:build", "--minutes", "0.02", cwd=there)
     assert "Warning: too-slow" in done.stdout
     assert "forward does not return, and could not be stopped" in done.stdout
     assert done.returncode in (0, 2)
@@ -170,7 +170,7 @@ def test_a_run_is_examined_with_its_text_its_step_and_its_metrics(
     monkeypatch.setattr("tempfile.tempdir", str(here / "temporary"))
     before = everything(here)
     capsys.readouterr()
-    assert main(["doctor", "run", "--json", "--minutes", "0.25"]) == 0
+    assert main(["doctor", "run", "--json", "--minutes", "0.1"]) == 0
     found = json.loads(capsys.readouterr().out)
     given = {f"needs {name}" for name in ("metrics", "batches", "val_ids", "train_text", "step", "reload")}
     assert not given & {*found["skipped"].values()}
