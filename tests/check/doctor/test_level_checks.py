@@ -55,7 +55,7 @@ def test_a_planted_finding_is_named_and_no_fault_beside_it(name: str) -> None:
 
 
 def test_what_a_leak_does_to_the_samples_is_its_consequence() -> None:
-    base = Base(1, 0, trained=True)
+    base = Base(0, 0, trained=True)
 
     def forward(ids: np.ndarray) -> np.ndarray:
         logits = base.forward(ids)
@@ -63,7 +63,6 @@ def test_what_a_leak_does_to_the_samples_is_its_consequence() -> None:
         return logits
 
     given = base.arguments(forward=forward, sample=base.sampler(forward=forward), val_loss=None, metrics=None)
-    assert faults(examined(given)) == ["samples-worse-than-loss"]
     (leak,) = (one for one in examined(given, "future-leak").findings if one.severity == "fault")
     assert (leak.code, leak.evidence["consequences"]) == ("future-leak", ["samples-worse-than-loss"])
 
