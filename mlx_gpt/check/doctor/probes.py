@@ -11,18 +11,19 @@ from mlx_gpt.check.doctor.calls import seeded
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 
-LENGTH, SHORT = 32, 8  # tokens of a probe, where the context allows; of a slow model
-SLOW = 0.2  # seconds of a call of a short text; twice that of a longer one
-EQUAL = 1e-6  # relative difference of equal calls of equal shapes; healthy models: 0 (float32, bfloat16, 4 bits)
-STEADY = 1e-5  # of equal calls that begin in the same state, of a forward pass that keeps one
-CLOSE = 2e-3  # relative difference of calls of different shapes; healthy: below 4e-6 in float32, ... in bfloat16
-CALLS = 12  # of a forward pass that is not deterministic, to average
-SEEDS = 4  # of one that is with the same seed, where a difference is exact
+LENGTH, SHORT = 32, 8  # tokens of a probe, where the context has as many; SHORT for a slow model
+SLOW = 0.2  # seconds that a call with a short text takes in a slow model; with a longer text twice that
+# Differences of logits, relative to their standard deviation, up to which they are taken to be equal.
+EQUAL = 1e-6  # in calls of the same shape; healthy models: 0 (float32, bfloat16, 4 bits)
+STEADY = 1e-5  # in identical calls that begin in the same state, of a forward pass that keeps state
+CLOSE = 2e-3  # in calls of different shapes, which round differently; healthy: below 4e-6 in float32
+CALLS = 12  # of a random forward pass, to average
+SEEDS = 4  # with which a random forward pass is called, where it repeats with a seed
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Two equal calls: the largest difference, and the scale of the logits, their standard deviation."""
+    """The largest difference between two identical calls, and the logits' scale, their standard deviation."""
 
     difference: float
     scale: float
@@ -42,7 +43,7 @@ def probe_length(case: Case) -> int:
 
 
 def first_call(case: Case) -> np.ndarray:
-    """Return the logits of one random text, and learn whether forward is slow, and takes two rows at once."""
+    """Return the logits of one random text; set ``case.slow`` and ``case.one_row`` by how forward behaves."""
     case.slow = True
     case.logits(case.ids(1, probe_length(case)))
     case.slow = case.longest.get("forward", 0.0) > SLOW
@@ -75,12 +76,15 @@ def own_text(case: Case, rows: int, length: int) -> np.ndarray | None:
 
 
 def noise(case: Case) -> Noise:
-    """Compare two equal calls."""
+    """Compare two identical calls of forward."""
     return noise_of(case, "forward")
 
 
 def steady_noise(case: Case) -> Noise:
-    """Compare two equal calls of what further checks use: the module with its dropout off, where forward is random."""
+    """Compare two identical calls of the forward pass that further checks use.
+
+    Where forward is random only by the dropout layers of a module, these are turned off for all further checks.
+    """
     found = case.once(noise)
     if found.relative > EQUAL and case.has("forward_without_dropout"):
         quiet = noise_of(case, "forward_without_dropout")
@@ -91,7 +95,7 @@ def steady_noise(case: Case) -> Noise:
 
 
 def training_noise(case: Case) -> Noise:
-    """Compare two equal calls in training mode."""
+    """Compare two identical calls in training mode."""
     return noise_of(case, "forward_training")
 
 
@@ -105,13 +109,13 @@ def noise_of(case: Case, name: str) -> Noise:
 
 
 def silent_if_random(case: Case) -> None:
-    """Raise ``NotApplicable`` if equal calls differ, since a missing effect could then not be told from a small one."""
+    """Raise ``NotApplicable`` if identical calls differ: no effect could not be told from a small one."""
     if case.once(steady_noise).relative > EQUAL:
         raise NotApplicable("a forward pass without dropout")
 
 
 def silent_unless_seeded(case: Case) -> None:
-    """Raise ``NotApplicable`` if equal calls differ even with the same seed."""
+    """Raise ``NotApplicable`` if identical calls differ even with the same seed."""
     if case.once(steady_noise).relative > EQUAL and not case.once(repeats_with_seed):
         raise NotApplicable("a forward pass without dropout")
 
@@ -128,7 +132,7 @@ def between(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def repeats_with_seed(case: Case) -> bool:
-    """Return whether a random forward pass is the same after the same seed, as with dropout of its library."""
+    """Return True if a random forward pass repeats with the same seed of its library, as dropout does."""
     return same_with_seed(case, "forward")
 
 
@@ -154,36 +158,36 @@ def mean_logits(case: Case, ids: np.ndarray, name: str) -> tuple[np.ndarray, np.
 
 
 def effect(case: Case, before: np.ndarray, after: np.ndarray, name: str = "forward") -> np.ndarray:
-    """Return how far two sets of texts (B, T) differ in logits, per row and position, relative to their scale: (B, T).
+    """Return how far the logits of two sets of texts differ, by row and position, relative to their scale: (B, T).
 
-    Of a forward pass with dropout, the mean difference of calls with the same seeds, which is exact; where seeds do
-    not make it repeat, the difference of the means beyond six standard errors.
+    For a random forward pass, the mean difference of calls with the same seeds, which is exactly 0 without an effect;
+    where seeds do not make it repeat, by how much the difference of the means exceeds six standard errors.
     """
     (found,) = effects(case, before, [after], name)
     return found
 
 
 def effects(case: Case, before: np.ndarray, changed: Iterable[np.ndarray], name: str = "forward") -> list[np.ndarray]:
-    """Return ``effect`` for each changed set of texts, read by itself, so that they cannot change each other."""
+    """Return ``effect`` for each changed set of texts. Each set is read by a call of its own."""
     training = name == "forward_training"
     if case.once(training_noise if training else steady_noise).relative <= EQUAL:
-        one = case.logits(before, name)
-        differences = [np.abs(between(one, case.logits(after, name))) for after in changed]
+        unchanged = case.logits(before, name)
+        differences = [np.abs(between(unchanged, case.logits(after, name))) for after in changed]
     elif case.once(training_repeats_with_seed if training else repeats_with_seed):
-        ones = [seeded_logits(case, before, name, seed) for seed in range(SEEDS)]
+        by_seed = [seeded_logits(case, before, name, seed) for seed in range(SEEDS)]
         differences = [
-            np.abs(np.mean([between(ones[i], seeded_logits(case, after, name, i)) for i in range(SEEDS)], axis=0))
+            np.abs(np.mean([between(by_seed[i], seeded_logits(case, after, name, i)) for i in range(SEEDS)], axis=0))
             for after in changed
         ]
     else:
         mean, error = mean_logits(case, before, name)
-        others = [mean_logits(case, after, name) for after in changed]
-        differences = [np.abs(between(mean, two)) - 6 * np.sqrt(error**2 + its**2) for two, its in others]
+        means = [mean_logits(case, after, name) for after in changed]
+        differences = [np.abs(between(mean, two)) - 6 * np.sqrt(error**2 + its**2) for two, its in means]
     scale = case.once(steady_noise).scale
-    return [np.nan_to_num(np.maximum(one, 0), nan=np.inf).max(axis=-1) / scale for one in differences]
+    return [np.nan_to_num(np.maximum(size, 0), nan=np.inf).max(axis=-1) / scale for size in differences]
 
 
 def others(case: Case, ids: np.ndarray) -> np.ndarray:
-    """Return random ids, none equal to the one in its place: (T,) -> (T,)."""
+    """Return random ids that differ from the given ones at every position: (T,) -> (T,)."""
     shift = case.rng.integers(1, max(case.vocab_size, 2), len(ids))
     return ((ids + shift) % case.vocab_size).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The cache: reading a prompt at once and then token by token gives the logits of reading the whole text."""
+"""The key-value cache: a prompt read at once and then token by token has the logits of the whole text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.probes import EQUAL, between, first_call, largest, probe_length, steady_noise
 
-LIMIT = 5e-4  # of the logits' standard deviation; healthy: below 2e-6 in float32; keys lost before training: 1e-3
-HALF = 0.1  # where float32 probes of other shapes differ too: bfloat16, below 0.05
+LIMIT = 5e-4  # of the logits' standard deviation; healthy float32: below 2e-6; lost keys in an untrained model: 1e-3
+HALF = 0.1  # the limit where other shapes change the logits without a cache too: bfloat16, below 0.05
 
 
 def cached_logits(case: Case, ids: np.ndarray, n_prompt: int) -> np.ndarray:
@@ -27,14 +27,14 @@ def cached_logits(case: Case, ids: np.ndarray, n_prompt: int) -> np.ndarray:
 
 
 def cached_difference(case: Case, n_prompt: int) -> np.ndarray:
-    """Return how far the cached logits of a random text are from forward's, by position, relative to their scale."""
+    """Return the difference of cached logits and forward's for a random text, relative to their scale: (T,)."""
     ids = case.ids(1, probe_length(case))
     difference = np.abs(between(case.logits(ids)[0], cached_logits(case, ids[0], n_prompt))).max(axis=-1)
     return np.nan_to_num(difference, nan=np.inf) / case.once(steady_noise).scale
 
 
 def shape_difference(case: Case) -> float:
-    """Return how far rounding moves the logits of a prefix from those in a longer text, in a sound model."""
+    """Return how far the logits of prefixes alone are from those in a longer text: rounding, in a sound model."""
     ids = case.ids(1, probe_length(case))
     whole = case.logits(ids)[0]
     differences = [np.abs(between(whole[: t + 1], case.logits(ids[:, : t + 1])[0])).max() for t in range(ids.shape[1])]
@@ -45,10 +45,10 @@ def shape_difference(case: Case) -> float:
 def cache_mismatch(case: Case) -> dict[str, Any] | None:
     """Text goes wrong when it is generated with the key-value cache: its logits differ from those of the whole text.
 
-    At prompts of 1, 2, half of the text, all but one and all tokens, of texts that fill a short context, twice in
-    turn, so that what a call leaves is seen by the next. Threshold: 5e-4 of the logits' standard deviation, or ten
-    times what other shapes change without a cache, at most 0.1. Beside a fault of forward it is another fault if
-    the cache's logits depend on the length of the prompt, though in the prompt they do not depend on later tokens.
+    Compared at prompts of 1 and 2 tokens, half of the text, all but one token and all tokens. Threshold: 5e-4 of the
+    logits' standard deviation, or ten times what other shapes change without a cache, at most 0.1. Where forward itself
+    is faulty, the cache has a fault of its own if its logits depend on the length of the prompt, though those in the
+    prompt do not depend on later tokens.
     """
     case.once(first_call)
     T = probe_length(case)
@@ -83,9 +83,9 @@ def cache_mismatch(case: Case) -> dict[str, Any] | None:
 
 
 def disagrees_with_itself(case: Case) -> bool:
-    """Return whether a cache gives other logits in a second call, or, if it is causal, after a shorter prompt.
+    """Return True if cached logits differ in a second call, or, for causal ones, with a shorter prompt.
 
-    Not after a shorter prompt if forward gives the same for each prefix, or depends on the length itself.
+    A shorter prompt does not count if forward gives the same logits for each prefix, or depends on the length itself.
     """
     T, scale = probe_length(case), case.once(steady_noise).scale
     ids = case.ids(1, T)[0]

@@ -30,7 +30,7 @@ from mlx_gpt.check.doctor.probes import (
     training_noise,
 )
 
-OTHER, RANDOM = 3, 30  # times the size of a leak, from which an effect is another fault; with dropout
+OTHER, RANDOM = 3, 30  # times a leak in evaluation, from which one in training is another fault; with dropout
 
 
 @check(
@@ -48,9 +48,9 @@ OTHER, RANDOM = 3, 30  # times the size of a leak, from which an effect is anoth
 def future_leak(case: Case) -> Found:
     """A position's logits depend on later tokens: the causal mask is missing, inverted, or too weak.
 
-    Tokens from j on are replaced, for several j; no logit before j may move. Threshold: 1e-6 of the logits' standard
-    deviation (healthy models: 0, as equal shapes are computed alike; a mask of −10 instead of −inf: 1e-5 and more).
-    Where a row alone differs, a leak is another fault if it is there in two rows too.
+    The tokens from position j on are replaced, for several j; no logit before j may move. Threshold: 1e-6 of the
+    logits' standard deviation (healthy models: 0, since equal shapes are computed alike; a mask of −10 instead of −inf:
+    1e-5 and more). Beside ``row-alone-differs`` it is a fault of its own if a batch of two rows leaks too.
     """
     found = leak(case, "forward")
     if found is None or "row-alone-differs" not in case.found:
@@ -62,9 +62,10 @@ def future_leak(case: Case) -> Found:
 def future_leak_in_training(case: Case) -> Found:
     """A position's logits depend on later tokens in training mode, though not in evaluation mode.
 
-    As ``future-leak``, with the same seeds before and after where dropout is on. Beside a leak in evaluation it is
-    another fault if it is three times as large somewhere, as where more positions leak; with dropout, 30 times (the
-    mean of four calls alone: up to 14 times; a mask of −8 in evaluation and none in training: 100 and more).
+    Measured as ``future-leak``, with the same seeds before and after the replacement where dropout is on. Beside a leak
+    in evaluation it is a fault of its own if it is three times as large for one of the replacements; with dropout, 30
+    times (by chance, as the mean of four calls: up to 14 times; a mask of −8 in evaluation and none in training: 100
+    and more).
     """
     found = leak(case, "forward_training")
     if found is None or "future-leak" not in case.found:
@@ -75,7 +76,7 @@ def future_leak_in_training(case: Case) -> Found:
 
 
 def leak(case: Case, name: str, rows: int = 1) -> Found:
-    """Replace the tokens from j on, and look at the logits before j."""
+    """Return the finding if replacing the tokens from j on moves logits before j, for one of several j."""
     case.once(first_call)
     T = probe_length(case)
     if T < 2:
@@ -88,7 +89,10 @@ def leak(case: Case, name: str, rows: int = 1) -> Found:
         (float(row[:start].max()), int(row[:start].argmax()), start) for row, start in zip(moved, starts, strict=True)
     ]
     size, position, start = max(leaks)
-    sizes = [*(size for size, _, _ in leaks), float(moved[-1][0])]  # and of the last token on the first
+    sizes = [
+        *(size for size, _, _ in leaks),
+        float(moved[-1][0]),
+    ]  # and the effect of the last token on the first position
     if size <= equal_within(case):
         return None
     return {
@@ -97,13 +101,13 @@ def leak(case: Case, name: str, rows: int = 1) -> Found:
         "why": f"new tokens from position {start} on move the logits at position {position}, by {size:.2g} of their "
         "standard deviation",
         "remedy": "before the softmax set the scores of later keys, key > query, to −inf, in every layer and mode; "
-        "take the softmax over the keys, and no norm over time",
+        "take the softmax over the keys, and normalise over features, not over time",
         "evidence": {"position": position, "changed_from": start, "leaks": sizes},
     }
 
 
 def leak_texts(case: Case) -> np.ndarray:
-    """Return two texts that differ in each token, the same for both modes: (2, T)."""
+    """Return two texts that differ in every token: (2, T). Both modes are examined with the same ones."""
     (text,) = case.ids(1, probe_length(case))
     return np.stack([text, others(case, text)])
 
@@ -116,8 +120,8 @@ def leak_texts(case: Case) -> np.ndarray:
 def batch_leak(case: Case) -> Found:
     """A row's logits depend on the other rows of the batch, as after a reshape that mixes batch and time.
 
-    Each of three rows in turn is kept while the others change. Threshold: 1e-6 of the logits' standard deviation
-    between two batches of equal shape.
+    Each of three rows in turn is kept while the others are replaced. Threshold: 1e-6 of the logits' standard deviation,
+    since both batches have the same shape.
     """
     case.once(first_call)
     if case.one_row:
@@ -140,7 +144,7 @@ def batch_leak(case: Case) -> Found:
 def row_alone_differs(case: Case) -> Found:
     """A text has different logits alone than as one row of a batch.
 
-    Threshold: 2e-3 of the logits' standard deviation, since other shapes round differently.
+    Threshold: 2e-3 of the logits' standard deviation, since calls of other shapes round differently.
     """
     case.once(first_call)
     if case.one_row:
@@ -163,9 +167,10 @@ def row_alone_differs(case: Case) -> Found:
 def past_ignored(case: Case) -> Found:
     """No earlier token has any effect on a prediction: attention passes nothing on.
 
-    Threshold: 1e-6 of the logits' standard deviation; untrained healthy models move by 1e-3 and more. Or they pass on
-    a uniform mean, which no query and key can change: the gradient of both is exactly zero, that of values is not (that
-    of the module that forward calls, where no gradient is given).
+    All tokens before the last are replaced. Threshold: 1e-6 of the logits' standard deviation; the logits of untrained
+    healthy models move by 1e-3 and more. Also a fault is attention that takes a uniform mean of the past: the gradient
+    of queries and keys is exactly zero, while that of values is not. Where no gradient is given, that of the module
+    that forward calls is computed.
     """
     silent_unless_seeded(case)
     T = probe_length(case)
@@ -180,7 +185,7 @@ def past_ignored(case: Case) -> Found:
         "measured": size,
         "expected": "above 0",
         "why": f"replacing all {T - 1} tokens before the last does not change the prediction after it",
-        "remedy": "check that the mask allows key <= query, and that the attention output is added to the stream",
+        "remedy": "check that the mask allows key <= query, and that the output is added: x = x + attention(norm(x))",
         "evidence": {},
     }
 
@@ -189,7 +194,7 @@ QUERY_OR_KEY = re.compile(r"(?:^|[._])(?:w?[qk]|w_[qk]|query|key|[qk]_?proj)(?:[
 
 
 def uniform_mean(case: Case) -> Found:
-    """Return the finding for queries and keys without gradient, in matrices of their own or joined with the values."""
+    """Return the finding for queries and keys without a gradient, in their own matrices or in one with the values."""
     gradient = gradient_of(case, case.ids(1, probe_length(case)), case.ids(1, probe_length(case)))
     moved = {name: bool(array.any()) for name, array in gradient.items()}
     names = [name for name, array in gradient.items() if values_alone(array)]
@@ -204,20 +209,20 @@ def uniform_mean(case: Case) -> Found:
     return {
         "measured": 0,
         "expected": "above 0",
-        "why": f"queries and keys have no gradient ({names[0]}): attention passes on a uniform mean",
+        "why": f"queries and keys have no gradient ({names[0]}): attention takes a uniform mean of the past",
         "remedy": "check that the softmax is taken of q kᵀ / √d, over the keys, and that nothing multiplies it by zero",
         "evidence": {"parameters": names},
     }
 
 
 def gradient_of(case: Case, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the gradient; where none is given, that of the module whose logits forward returns; {} if none is."""
+    """Return the gradient that is given, else that of the module if its logits are forward's, else {}."""
     if case.has("gradient"):
         gradient = case.arrays("gradient", x, y)
         return {**gradient, **unused(case, x, gradient)}
     if (module := module_of(case)) is None:
         return {}
-    with suppress(CallFailed):  # another module, or one that is called otherwise
+    with suppress(CallFailed):  # the module found is not the model, or takes other arguments
         taken, _ = case.call_function("module", arguments_of, module)
         theirs = case.logits(x, "module", taken["forward"])
         if largest(between(theirs, case.logits(x))) <= CLOSE * case.once(steady_noise).scale:
@@ -226,7 +231,7 @@ def gradient_of(case: Case, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarra
 
 
 def unused(case: Case, ids: np.ndarray, gradient: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return zeros for queries and keys that the gradient leaves out and that have no effect: no frozen ones."""
+    """Return zeros for queries and keys that the gradient leaves out because they have no effect, not as frozen."""
     values = current(case) if case.has("parameters", "load_parameters") else {}
     absent = {name: value for name, value in values.items() if name not in gradient and QUERY_OR_KEY.search(name)}
     if not absent or case.once(steady_noise).relative > EQUAL:
@@ -238,7 +243,7 @@ def unused(case: Case, ids: np.ndarray, gradient: Iterable[str]) -> dict[str, np
 
 
 def values_alone(array: np.ndarray) -> bool:
-    """Return whether of a joined matrix only the last third, or that of each head (GPT-NeoX), has a gradient."""
+    """Return True if of a fused matrix only the values have a gradient: its last third, or each head's (GPT-NeoX)."""
     if array.ndim != 2 or 3 * min(array.shape) != max(array.shape):
         return False
     moved, width = array.any(axis=int(np.argmin(array.shape))), min(array.shape)

@@ -1,4 +1,4 @@
-"""Contract: what a forward pass returns and leaves alone."""
+"""Contract: a forward pass returns finite logits, and does not change its input."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.codes import GROUPS, ORDER
 from mlx_gpt.check.doctor.probes import first_call, noise, probe_length
 
-ROWS, CHUNK = 64, 8  # texts that hold each id once, where these are enough; rows of a call
+ROWS, CHUNK = 64, 8  # texts at most, in which each id occurs; texts of a call
 SECONDS = 1.0  # after which no more of them are read
-QUICK = 0.1  # seconds of a call of forward, up to which the gradient is computed once more
+QUICK = 0.1  # seconds of the slowest call of forward, up to which the gradient is computed here
 OF_PROBES = (*GROUPS["state"], *GROUPS["causality"], *GROUPS["inputs"])
 OF_NAN = ("cache-mismatch", "reported-loss-differs", "samples-worse-than-loss")
 OF_UNREAD_IDS = ("past-ignored", *GROUPS["inputs"], "cache-mismatch", "reload-differs", "loss-not-cross-entropy")
@@ -27,9 +27,9 @@ OF_LOSS = ("loss-not-cross-entropy", "loss-not-the-mean", "learning-rate-too-hig
 def non_finite(case: Case) -> Found:
     """Logits, the loss or its gradient are NaN or infinite for ordinary text.
 
-    −inf in every position of a column, as for ids that are never to be chosen, is allowed.
+    An id whose logit is −inf at every position of a batch, as for ids that are never to be chosen, is allowed.
     """
-    places: list[np.ndarray] = []  # of each text, (T,): how many logits are not finite
+    places: list[np.ndarray] = []  # for each text, how many logits are not finite at each position, (T,)
     none_finite = True
     for logits in (case.once(first_call), *logits_of_every_id(case)):
         wrong = np.isnan(logits) | np.isposinf(logits) | (np.isneginf(logits) & ~np.isneginf(logits).all(axis=(0, 1)))
@@ -40,7 +40,7 @@ def non_finite(case: Case) -> Found:
         return None if case.slow else of_training(case)
     at = np.stack(places) > 0
     position = int(np.argwhere(at)[0][1])
-    of_some_ids = bool((at != at[0]).any())  # so that probes with these ids have NaN of their own
+    of_some_ids = bool((at != at[0]).any())  # other probes with these ids are then not finite either
     return {
         "explains": ORDER if none_finite else (*OF_NAN, *OF_PROBES) if of_some_ids else OF_NAN,
         "measured": bad,
@@ -53,7 +53,7 @@ def non_finite(case: Case) -> Found:
 
 
 def logits_of_every_id(case: Case) -> Iterator[np.ndarray]:
-    """Yield the logits of texts that hold each id of the vocabulary, or many of them."""
+    """Yield the logits of batches of texts in which all ids of the vocabulary occur, or as many as time allows."""
     T = probe_length(case)
     rows, end = min(ROWS, -(-case.vocab_size // T)), time.monotonic() + SECONDS
     ids = np.resize(case.rng.permutation(case.vocab_size), (rows, T)).astype(np.int32)
@@ -107,7 +107,7 @@ def changes_input(case: Case) -> Found:
 
 
 def reads_what_it_wrote(case: Case) -> bool:
-    """Return whether the logits of ids are those of what forward makes of them, so that some ids are never read."""
+    """Return True if the logits are those of the ids that forward has written, so that the ones given are not read."""
     ids, forward, written = case.ids(1, probe_length(case)), case.given["forward"], []
 
     def watched(ids: np.ndarray) -> Any:

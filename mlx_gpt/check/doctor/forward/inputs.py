@@ -23,7 +23,7 @@ from mlx_gpt.check.doctor.probes import (
     steady_noise,
 )
 
-ROWS_OF_LOGITS = 2**22  # numbers in a batch of logits
+ROWS_OF_LOGITS = 2**22  # logits of one call
 
 
 @check("token-blind", "forward", explains=("past-ignored", "context-too-short", "position-blind"))
@@ -47,8 +47,9 @@ def token_blind(case: Case) -> Found:
 def context_too_short(case: Case) -> Found:
     """Only the last few tokens have any effect on a prediction, though n_positions is larger.
 
-    The first token, the first quarter, and so on are replaced in a text as long as the context (at most 256). An
-    inverted mask, as a leak of the future may be, leaves the last token alone; more of them are another fault.
+    In a text as long as the context, at most 256 tokens, the first token is replaced, then the first quarter, half,
+    three quarters, and all but two. Threshold: 1e-6 of the logits' standard deviation at the last position. If a few
+    tokens before the last have an effect, no other fault explains it; if none has, an inverted mask may.
     """
     silent_unless_seeded(case)
     T = min(case.n_positions, 8 * probe_length(case))
@@ -67,7 +68,7 @@ def context_too_short(case: Case) -> Found:
         "measured": T - unseen,
         "expected": T,
         "why": f"replacing the first {unseen} of {T} tokens does not change the last prediction",
-        "remedy": "check the mask's lower edge, the length of the cache and how the text is cut before it is read",
+        "remedy": "check the mask for a window of the last tokens, the length of the cache, and how the text is cut",
         "evidence": {"unseen": unseen, "length": T},
     }
 
@@ -76,17 +77,19 @@ def context_too_short(case: Case) -> Found:
 def position_blind(case: Case) -> Found:
     """The order of the earlier tokens has no effect: positions are not used.
 
-    A text of one token repeated has equal logits everywhere only if positions are unused or purely relative. The two
-    are told apart by one layer alone, with random parameters and the matrices of the others zero: exchanging two
-    earlier tokens does not move the last logits of any layer (2e-5 of their standard deviation, see ``rounding``), as
-    attention without positions is a function of the set of tokens. Exact for any depth, context, and number of heads
-    (ALiBi with one head and slope 1/256: 1e-3). Where parameters cannot be loaded, in contexts from 48: another token
-    among n equal ones, before a last one, is moved from the last place but one to the place before. The change over the
-    token's whole effect, times n: 0.1 to 0.4 without positions and above 2 with biases (threshold 1); and rotary
-    positions (Su et al. 2021) by an oscillation of one radian a token in the logits after n equal tokens, otherwise a
-    smooth function of n: its power over that of higher frequencies is 1 to 3.5 without positions, 70 and more with
-    (threshold 15).
-    In any context: a table of positions whose gradient is zero but for a row.
+    Without positions, and with purely relative ones, a text of one repeated token has the same logits at every position;
+    any other model is sound. The two are told apart in one of these ways:
+
+    - A table of positions has a gradient in its first row only: a fault.
+    - Where parameters can be loaded, each layer is examined by itself, with random parameters and the matrices of the
+      other layers zero: a fault if exchanging two earlier tokens moves the last logits in no layer (2e-5 of their
+      standard deviation, see ``rounding``), since attention without positions is a function of the set of tokens. Exact
+      for any depth, context and number of heads (ALiBi with one head and slope 1/256: 1e-3).
+    - Elsewhere, in contexts of 48 and more, a fault if neither biases nor rotary positions show. Biases: among n equal
+      tokens another one is moved from the last place but one to the place before; the change over the token's whole
+      effect, times n, is 0.1 to 0.4 without positions and above 2 with biases (threshold 1). Rotary positions (Su et
+      al. 2021): the logits after n equal tokens oscillate with n at one radian a token; the power at this frequency
+      over that at higher ones is 1 to 3.5 without positions, and 70 and more with (threshold 15).
     """
     case.once(first_call)
     T = min(case.n_positions, 2 * probe_length(case))
@@ -112,9 +115,9 @@ def position_blind(case: Case) -> Found:
 
 
 def exchange(case: Case, T: int) -> float:
-    """Return how far two earlier tokens in each other's place move the last logits, in the layer where it is most.
+    """Return how far exchanging two earlier tokens moves the last logits, relative, the most for any layer alone.
 
-    Raises ``NotApplicable`` where no layer alone reads an earlier token, as with weights that are packed in integers.
+    Raises ``NotApplicable`` if no layer alone reads earlier tokens, as with weights that are packed in integers.
     """
     layers, sizes, ids = list(matrices_by_layer(case).items()), [], case.ids(3, T)
     ids[:, -2] = others(case, ids[:, 0])
@@ -167,9 +170,10 @@ def unused_table(case: Case) -> str | None:
 
 
 def moved_by_one(case: Case, T: int) -> float:
-    """Return how much a token at distance 2 has another effect than at distance 1, relative to it, times T.
+    """Return by how much the effect of a token changes from distance 1 to distance 2, relative to the effect, times T.
 
-    Of random tokens in a text of one repeated; the lower quartile, since a token that others attend to has two effects.
+    The token is placed in a text of one repeated token. The lower quartile of twelve such texts, since a token that the
+    repeated ones attend to has a second effect.
     """
     changes = []
     for _ in range(12):
@@ -182,7 +186,10 @@ def moved_by_one(case: Case, T: int) -> float:
 
 
 def oscillation(case: Case, T: int, pairs: int = 6) -> float:
-    """Return the power at one radian a token, over that of higher frequencies, in the logits after n equal tokens."""
+    """Return how strongly the logits after n equal tokens oscillate with n at one radian a token.
+
+    The power at that frequency over the median of those at higher frequencies.
+    """
     counts = np.arange(3 * T // 8, T)
     frequencies = np.array([1.0, *np.arange(1.8, 3.1, 0.1)])
     power = np.zeros(len(frequencies))
@@ -204,7 +211,8 @@ def oscillation(case: Case, T: int, pairs: int = 6) -> float:
 def length_dependent(case: Case) -> Found:
     """The first tokens of a text have other logits alone than with more text after them, whatever that text is.
 
-    Threshold: 2e-3 of the logits' standard deviation, or 2e-5 where other numbers of rows change it by less than 1e-6.
+    A prefix is compared alone and in a longer text. Threshold: 2e-3 of the logits' standard deviation, or 2e-5 where
+    the number of rows, which changes rounding only, moves the logits by less than 1e-6.
     """
     case.once(first_call)
     T = probe_length(case)

@@ -1,4 +1,4 @@
-"""State: a forward pass gives the same at each call."""
+"""State: a forward pass returns the same logits at each call with the same text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_CALLS = 128
 def not_deterministic(case: Case) -> Found:
     """Two calls with the same text in evaluation mode return different logits, as with dropout left on.
 
-    Threshold: relative difference 1e-6; healthy models repeat to the bit (float32, bfloat16, quantized).
+    Threshold: 1e-6 of the logits' standard deviation; healthy models repeat bit for bit (float32, bfloat16, quantized).
     """
     found = case.once(noise)
     if found.relative <= equal_within(case) or not np.isfinite(found.relative):
@@ -60,24 +60,26 @@ def not_deterministic(case: Case) -> Found:
 def depends_on_earlier_calls(case: Case) -> Found:
     """The logits of a text depend on the calls made before, as with a cache that is never emptied.
 
-    Two texts in the order A B B A, repeated: a pass with state gives A after A and A after B different logits, but A in
-    the same place of two rounds more alike. A pass that the same seed repeats is random and keeps no state. With other
-    noise both differ alike (measured ratios 0.97 to 1.03); state that fades gives below 0.1, state that grows below 0.9
-    from one round to the next. Threshold 0.8; or equal calls come back to earlier logits within 128, as where positions
-    are counted on. Further checks begin each call with the same text, read some times; where equal calls are then
-    equal, the state explains nothing but steps, which are not begun so.
+    Two texts are read in the order A B B A, several times. With state, the logits of A after A and of A after B differ,
+    and those at the same place of two rounds differ less. Measured is the second difference over the first: random
+    noise has 0.97 to 1.03, state that fades below 0.1, state that grows below 0.9. Threshold 0.8. Also a fault if
+    identical calls return to earlier logits within 128 calls, as where positions are counted on from call to call. A
+    pass that repeats with the same seed is random and has no state.
+
+    All further checks read one fixed text before each call. If identical calls then agree, the state explains no
+    findings but those of training steps, before which no text is read.
     """
     case.once(first_call)
     T = probe_length(case)
     name = "forward_without_dropout" if case.has("forward_without_dropout") else "forward"
     texts = {"A": case.ids(1, T), "B": case.ids(1, T)}
     rounds = [[case.logits(texts[text], name) for text in "ABBA"] for _ in range(6)][2:]
-    firsts, lasts = [one[0] for one in rounds], [one[3] for one in rounds]  # A after A, and A after B
+    after_a, after_b = [one[0] for one in rounds], [one[3] for one in rounds]  # the logits of A
     scale = case.once(steady_noise).scale
     if case.once(noise).relative > EQUAL and case.once(repeats_with_seed):
         return None  # random, without state
-    across = mean_square(zip(firsts, lasts, strict=True)) / scale**2
-    along = mean_square([*pairwise(firsts), *pairwise(lasts)]) / scale**2
+    across = mean_square(zip(after_a, after_b, strict=True)) / scale**2
+    along = mean_square([*pairwise(after_a), *pairwise(after_b)]) / scale**2
     if across <= EQUAL**2 or (along > 0.8 * across and not recurs(case, texts["A"], name, EQUAL * scale)):
         return None
     size = float(np.sqrt(across))
@@ -96,7 +98,7 @@ def depends_on_earlier_calls(case: Case) -> Found:
 
 
 def recurs(case: Case, ids: np.ndarray, name: str, tolerance: float) -> bool:
-    """Return whether equal calls come back to earlier logits, as a count of calls that wraps, and chance does not."""
+    """Return True if identical calls return to earlier logits, as with a counter that wraps; noise does not."""
     first = case.logits(ids, name)
     later = (largest(between(case.logits(ids, name), first)) for _ in range(min(case.n_positions, MOST_CALLS)))
     return any(difference <= tolerance for difference in later)
