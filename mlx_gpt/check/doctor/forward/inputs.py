@@ -77,7 +77,7 @@ def context_too_short(case: Case) -> Found:
 def position_blind(case: Case) -> Found:
     """The order of the earlier tokens has no effect: positions are not used.
 
-    Without positions, and with purely relative ones, a text of one repeated token has the same logits at every position;
+    Without positions, and with purely relative ones, a text of one repeated token has equal logits at every position;
     any other model is sound. The two are told apart in one of these ways:
 
     - A table of positions has a gradient in its first row only: a fault.
