@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     value_and_grad = nn.value_and_grad(model, lambda x, y: mean_loss(model(x), y))
     ids = np.array(tokenizer.encode("\n".join(tinyworld.generate_stories(400, seed=0))))
     rng = np.random.default_rng(0)
-    for _ in range(250):
+    for _ in range(120):
         starts = rng.integers(0, len(ids) - 65, 8)
         batch = mx.array(np.stack([ids[i : i + 65] for i in starts]).astype(np.int32))
         _, gradient = value_and_grad(batch[:, :-1], batch[:, 1:])
