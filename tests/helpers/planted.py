@@ -97,7 +97,7 @@ class Base:
         return encoded(text, self.size, self.vocabulary)
 
     def decode(self, ids: Any) -> str:
-        return "".join(self.vocabulary[int(i)] for i in ids)
+        return "".join(map(self.vocabulary.__getitem__, np.asarray(ids, int).tolist()))
 
     def batches(self, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield what training is fed: x and y, (B, T) each, without end."""
