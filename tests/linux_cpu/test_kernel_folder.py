@@ -131,9 +131,15 @@ def test_a_folder_that_others_could_write_is_not_used(place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["$HOME", "a`id`", 'a"b', "a\\b"])
-def test_a_name_that_a_shell_would_read_is_not_used(name: str, place: Path) -> None:
-    (place / name).mkdir()
-    assert run(COMPILE, place, TMPDIR=str(place / name)) == "3.0 in use"
+def test_a_name_that_a_shell_would_read_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir(mode=0o700)
+    with pytest.raises(OSError, match="a name that a shell reads otherwise"):
+        kernel_folder._check(tmp_path / name)
+
+
+def test_for_a_name_that_a_shell_would_read_the_cache_is_used(place: Path) -> None:
+    (place / "$HOME").mkdir()
+    assert run(COMPILE, place, TMPDIR=str(place / "$HOME")) == "3.0 in use"
     assert list((place / "cache/mlx_gpt").glob("kernels-*/0"))
 
 
