@@ -82,7 +82,7 @@ MODULES = {
     "this package's, untrained": ours,
     "this package's, half-trained": partial(ours, steps=20),
     "this package's, trained": partial(ours, steps=120),
-    "this package's, bfloat16": partial(ours, dtype=mx.bfloat16),
+    "this package's, bfloat16": partial(ours, dtype=mx.bfloat16, n_embd=32),
     "this package's, bfloat16, trained": partial(ours, dtype=mx.bfloat16, steps=40),
     "this package's, float16": partial(ours, dtype=mx.float16),
     "this package's, 8 bits": partial(ours, bits=8),
