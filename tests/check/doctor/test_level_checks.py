@@ -183,7 +183,7 @@ def test_training_ends_with_a_line_only_where_there_is_something_to_say() -> Non
     rises = numbers(FAULTS["validation loss rises"].plant(base)["metrics"])
     assert last_line([], *data, loss=1.0, n_parameters=30_000) == ""
     line = last_line([{"step": 9.0, "tokens": 4_000.0}], *data, loss=2.5, n_parameters=30_000)
-    assert line.startswith("undertrained: the loss of 2.50 is above that of counting (chance 3.95, unigram 3.07")
+    assert line.startswith("undertrained: the loss of 2.50 is above that of n-gram models (chance 3.95, unigram 3.07")
     assert line.endswith("about 596k more tokens are needed")
     assert last_line(rises, *data, loss=1.0, n_parameters=30_000).startswith("overfitted: the validation loss rose")
     assert last_line([], np.zeros(3, int), np.zeros(2, int), 5, loss=1.0, n_parameters=10) == ""

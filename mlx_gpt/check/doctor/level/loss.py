@@ -1,4 +1,4 @@
-"""The model's own loss on the validation and training ids, and the ladder of n-gram models beside it."""
+"""The model's loss on the validation and training ids, and the losses of n-gram models beside it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mlx_gpt.check.doctor.level.ngrams import NGrams
 COUNTED = 4_000_000  # training ids that the n-gram models count; 3 s on two cores
 MEASURED = 50_000  # validation ids that they are measured on
 ORDERS = ("unigram", "bigram", "trigram")
-TOKENS = 16_000  # of a loss, at most
-SHARE = 1 / 40  # of the time that is left, for a loss or the samples, at most
+TOKENS = 16_000  # on which a loss is measured, at most
+SHARE = 1 / 40  # of the time that is left, for one loss, or for the samples
 FLOATS = 1 << 23  # logits of one call
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss on windows of T inputs spread over a text, in nats per token: by window and position, (n, T).
+    """Losses in nats per token on n windows of T inputs, spread over a text: (n, T), by window and position.
 
-    NaN where a target is not counted, after the end of the document that the window starts with.
+    NaN where a target does not count: after the end of the document with which the window starts.
     """
 
     losses: np.ndarray
@@ -46,12 +46,12 @@ class Loss:
 
     @property
     def late(self) -> float:
-        """Return the mean of the second half of the positions, which have the context of the first."""
+        """Return the mean over the second half of the positions, which have more context."""
         return float(np.nanmean(self.losses[:, self.losses.shape[1] // 2 :]))
 
 
 def checked_ids(case: Case, name: str, fewest: int = 2) -> np.ndarray:
-    """Return ids inside the vocabulary, or raise ``NotApplicable``."""
+    """Return ids, or raise ``NotApplicable`` if they are fewer or not all inside the vocabulary."""
     ids = flat_ids(case, name)
     if len(ids) < fewest:
         raise NotApplicable(f"{name} of at least {fewest} tokens")
@@ -61,7 +61,7 @@ def checked_ids(case: Case, name: str, fewest: int = 2) -> np.ndarray:
 
 
 def validation_loss(case: Case) -> Loss:
-    """Return the lower of the losses on windows cut anywhere and on windows that start at documents."""
+    """Return the lower of the losses on windows that start anywhere and on windows that start at documents."""
     return min((case.once(anywhere), *case.once(at_documents)), key=lambda loss: loss.mean)
 
 
@@ -70,21 +70,21 @@ def anywhere(case: Case) -> Loss:
 
 
 def at_documents(case: Case) -> list[Loss]:
-    """Return the loss on windows that start at documents, as training may have cut them, if their starts are known."""
+    """Return the loss on windows that start at documents, as those of training may; [] if the starts are unknown."""
     ids, end = checked_ids(case, "val_ids"), case.once(end_of_text)
     is_known = end is not None and (ids[:-1] == end).sum() >= 4
     return [loss_on(case, ids, end=end)] if is_known else []
 
 
 def training_loss(case: Case) -> Loss:
-    """Return the loss on the training ids, on windows as those of the validation loss."""
+    """Return the loss on the training ids, on windows that start as those of the validation loss do."""
     documents = case.once(at_documents)
     end = case.once(end_of_text) if documents and case.once(validation_loss) is documents[0] else None
     return loss_on(case, checked_ids(case, "train_ids"), end=end)
 
 
 def end_of_text(case: Case) -> int | None:
-    """Return the id that ends a text: as given, else that of the validation ids which ``decode`` writes as one."""
+    """Return the id that ends a text: the one given, else the first that ``decode`` writes like ``<|endoftext|>``."""
     if case.has("end_of_text") or not case.has("decode"):
         return case.given.get("end_of_text")
     for i in np.unique(checked_ids(case, "val_ids"))[:5000].tolist():
@@ -100,10 +100,10 @@ def loss_on(
     end: int | None = None,
     tokens: int = TOKENS,
 ) -> Loss:
-    """Return the loss of spread windows, as many as the time allows, by calls of ``forward`` or ``forward_training``.
+    """Return the loss on windows spread over a text, as many as time allows; ``name`` is the function to call.
 
-    The windows are as long as the context; shorter where one would take too long. With ``end``, the id between
-    documents, each starts with it and counts up to the next.
+    The windows are as long as the context, or shorter where one would take too long. With ``end``, the id between
+    documents, each window starts with it, and targets count up to the next.
     """
     seconds = SHARE * case.seconds_left()
     deadline = time.monotonic() + seconds
@@ -126,7 +126,7 @@ def loss_on(
 
 
 def window_shape(case: Case, T: int) -> tuple[int, int]:
-    """Return T, halved until a window takes no more than half of the time, and how many to take in a call."""
+    """Return T, halved until one window takes at most half of the time, and how many windows to read at once."""
     seconds = SHARE * case.seconds_left()
     short = min(T, 64)
     case.logits(case.ids(1, short))  # compiles
@@ -141,7 +141,7 @@ def window_shape(case: Case, T: int) -> tuple[int, int]:
 
 
 def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return -log softmax of each target, (B, T) float64."""
+    """Return the cross-entropy of each target, (B, T) float64."""
     highest = logits.max(axis=-1, keepdims=True)
     row_sum = np.exp(logits - highest).sum(axis=-1, dtype=np.float64)
     chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
@@ -170,14 +170,14 @@ class Ladder:
         return ", ".join(f"{name} {value:.2f}" for name, value in self.with_best.items())
 
     def rung(self, loss: float) -> str:
-        """Return the name of the lowest rung that the loss reaches, to a hundredth of the way from chance."""
+        """Return the name of the lowest rung that a loss reaches, within a hundredth of the distance from chance."""
         slack = 0.01 * (self.losses["chance"] - min(self.losses.values())) + 1e-9
         reached = [name for name, value in self.losses.items() if loss <= value + slack]
         return reached[-1] if reached else "above chance"
 
 
 def ladder(case: Case) -> Ladder:
-    """Return the ladder on ``val_ids``: counts of ``train_ids``, or of the first half of ``val_ids`` without them."""
+    """Return the ladder on ``val_ids``, by counts of ``train_ids``; without them, by counts of half of ``val_ids``."""
     val = checked_ids(case, "val_ids", 64)
     given = has_ids(case, "train_ids")
     train = checked_ids(case, "train_ids", 64)[:COUNTED] if given else val[: len(val) // 2]

@@ -1,4 +1,4 @@
-"""The rows of a training log, as they are: with keys missing, values that are no numbers, or a run started again."""
+"""Read a training log, in which keys may be missing, values may be no numbers, and a run may start again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Rows = list[dict[str, float]]
 
 
 def metrics(case: Case) -> Rows:
-    """Return the rows of ``metrics``, empty without."""
+    """Return the rows of ``metrics``; none if it is not given."""
     return numbers(case.given.get("metrics", []))
 
 
 def numbers(rows: Iterable[Any]) -> Rows:
-    """Return the rows that have a step, with their finite numbers."""
+    """Return the rows that have a step, without values that are not finite numbers."""
     found = [finite(row) for row in rows if isinstance(row, Mapping)]
     return [row for row in found if "step" in row]
 
@@ -37,7 +37,7 @@ def finite(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def curve(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps and values of the rows that have a value, (n,) each, from the last start of the run on."""
+    """Return the steps and values of one column, (n,) each, since the last start of the run."""
     points = np.array([(row["step"], row[name]) for row in rows if name in row], np.float64).reshape(-1, 2)
     restarts = np.flatnonzero(np.diff(points[:, 0]) < 0)
     points = points[restarts[-1] + 1 :] if len(restarts) else points

@@ -1,4 +1,4 @@
-"""N-gram models: what a loss is worth, from counts alone, and what text at that loss looks like."""
+"""N-gram models, to compare a loss with, and to show what text with such a loss looks like."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Order:
 
 
 def lookup(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the index of each wanted key, and if it is there."""
+    """Return the index of each wanted key in sorted keys, and whether it is there."""
     i = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return i, keys[i] == wanted
 
@@ -67,7 +67,7 @@ class NGrams:
         return -np.log(p)
 
     def sample(self, start: np.ndarray, length: int, rng: np.random.Generator) -> list[int]:
-        """Draw a text: the ids after ``start``."""
+        """Return ``length`` ids drawn from the model after ``start``."""
         text = [int(i) for i in start]
         for _ in range(length):
             text.append(self._draw(text, rng))

@@ -1,4 +1,4 @@
-"""The reported validation loss against the model's own."""
+"""Compare the reported validation loss with the model's own."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ EXPLAINED_BY = (
 def reported_loss_differs(case: Case) -> Found:
     """The validation loss that was reported is not the model's: another unit, a sum, another text, or other weights.
 
-    Against the mean loss of ``forward`` in nats per token, on windows of ``val_ids`` cut anywhere and at documents;
-    windows with more context give less, down to the mean of the second half of their positions. A fault beyond six
-    standard errors (two where the whole text is measured, as it may have been evaluated on a part), 0.05 nats and 2 %,
-    and for a log the change between its last two values; 10 % where no known cause fits.
+    The model's loss is measured in nats per token on windows of ``val_ids`` that start anywhere and that start at
+    documents. A reported loss may lie between these, and may be as low as the mean over the second half of the
+    positions, since other windows may give more context. A fault if it lies outside by more than six standard errors
+    (two if the whole text was measured, since the report may be of a part of it), 0.05 nats, 2 %, and for a log the
+    difference of its last two values; by more than 10 % if none of the known causes gives the reported value.
     """
     loss = case.once(validation_loss)
     found = [differs(case, loss, *one) for one in reported(case)]
@@ -64,7 +65,7 @@ def differs(case: Case, loss: Loss, values: list[float], change: float) -> Found
         cause = ""
         if abs(value - loss.mean) <= 0.1 * loss.mean:
             return None
-    unknown = "; neither bits, sums, the training text nor training mode give it: other weights, or another text"
+    unknown = "; it is not the loss in bits, a sum, of the training text or in training mode: other weights or text?"
     return {
         "measured": loss.mean,
         "expected": value,
@@ -77,7 +78,7 @@ def differs(case: Case, loss: Loss, values: list[float], change: float) -> Found
 
 
 def reported(case: Case) -> Iterator[tuple[list[float], float]]:
-    """Yield the values that the model may have been reported with, in one place, and how much the last one changed."""
+    """Yield for each report the losses of which one must be the model's, and the change between the last two."""
     if case.has("val_loss"):
         yield [float(case.given["val_loss"])], 0.0
     _, values = curve(case.once(metrics), "val_loss")
@@ -86,7 +87,7 @@ def reported(case: Case) -> Iterator[tuple[list[float], float]]:
 
 
 def causes(case: Case, loss: Loss) -> Iterator[tuple[str, float]]:
-    """Yield what may have been reported instead, and its value."""
+    """Yield descriptions and values of what may have been reported in place of the validation loss."""
     mean, T = loss.mean, loss.losses.shape[1]
     yield "the loss in bits: divided by ln 2", mean / log(2)
     yield "the loss multiplied by ln 2", mean * log(2)

@@ -1,4 +1,4 @@
-"""Texts that the user's ``sample`` draws with its own settings, and their surprise under the model."""
+"""Texts that ``sample`` draws with its own default settings, and their mean -log p under the model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from mlx_gpt.check.doctor.data.evidence import flat_ids, has_ids
 from mlx_gpt.check.doctor.level.loss import SHARE, end_of_text
 from mlx_gpt.check.doctor.sampling.draws import Draws, chosen, draw, log_softmax
 
-DRAWS = 400  # of the samples, at most
+DRAWS = 400  # tokens to draw
 LONGEST = 200  # new ids of one sample
-STANDARD_ERRORS = 5.0  # one-sided 3e-7
-NATS = 0.1  # a difference that is a fault, per token, at least
+# A difference is a fault only beyond both:
+STANDARD_ERRORS = 5.0  # exceeded by chance with probability 3e-7
+NATS = 0.1  # per token
 
 
 def prompts(case: Case) -> list[list[int]]:
-    """Return short pieces of the validation ids, of the training ids without them, else random ids."""
+    """Return 64 short pieces of the validation ids, else of the training ids, else random ids."""
     length = max(1, min(16, case.n_positions // 4))
     for name in ("val_ids", "train_ids"):
         if has_ids(case, name) and len(ids := flat_ids(case, name)) > length and inside(case, ids):
@@ -35,7 +36,7 @@ def inside(case: Case, ids: np.ndarray) -> bool:
 
 
 def samples(case: Case) -> list[Draws]:
-    """Return texts of ``sample`` with its own settings; four times as many where the first leave its surprise open."""
+    """Return texts of ``sample`` with its default settings; four times as many if the first do not decide."""
     found = drawn(case, DRAWS)
     first = surprise_of(found)
     if not first.too_high and first.excess > max(NATS / 2, 2 * first.error):
@@ -44,7 +45,7 @@ def samples(case: Case) -> list[Draws]:
 
 
 def drawn(case: Case, wanted: int) -> list[Draws]:
-    """Call ``sample`` with its own settings until there are enough ids or the time is over; from short texts on."""
+    """Call ``sample`` with its default settings until ``wanted`` ids are drawn or time is over, short texts first."""
     found: list[Draws] = []
     end, n, total = time.monotonic() + SHARE * case.seconds_left(), 8, 0
     for prompt in case.once(prompts):
@@ -63,12 +64,12 @@ def drawn(case: Case, wanted: int) -> list[Draws]:
 
 @dataclass(frozen=True)
 class Surprise:
-    """Of the samples under the model, in nats per token."""
+    """How improbable sampled tokens are under the model, in nats per token."""
 
-    mean: float  # of -log p(id)
-    entropy: float  # the mean of what it is expected to be
-    error: float  # standard error of their difference, if the ids are draws
-    n: int
+    mean: float  # of -log p of each token
+    entropy: float  # the expectation of ``mean`` if the tokens are drawn from the model
+    error: float  # the standard error of their difference then
+    n: int  # tokens
 
     @property
     def excess(self) -> float:
@@ -88,7 +89,10 @@ def surprise(case: Case) -> Surprise:
 
 
 def surprise_of(found: list[Draws]) -> Surprise:
-    """Return the mean surprise of texts beside their entropy: equal for draws, on any text (a martingale)."""
+    """Return the mean -log p of sampled tokens, and its expectation: the model's mean entropy at the same places.
+
+    The difference of both is a martingale, so its standard error holds however the texts depend on earlier draws.
+    """
     found = [one for one in found if np.isfinite(one.logits).all()]
     if not found:
         raise NotApplicable("logits that are finite")

@@ -1,4 +1,4 @@
-"""The model's own text: its surprise under the model, what such a loss sounds like, and greedy decoding."""
+"""The text that ``sample`` generates: its probability under the model, its level, and greedy decoding."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from mlx_gpt.check.doctor.sampling.draws import accepted, new_ids
 
 
 def decoding_gap(case: Case) -> tuple[float, float, float]:
-    """Return the loss of validation ids inside a window and at its end, as decoding sees it, and the error of the
-    difference. The same for a causal model.
+    """Return the loss at one position of windows of validation ids, the loss of the same position if the window ends
+    there, as in decoding, and the standard error of the difference. For a causal model they are equal.
     """
     ids = checked_ids(case, "val_ids")
     T = min(case.n_positions, len(ids) - 1, 64)
@@ -49,18 +49,19 @@ EXPLAINED_BY = ("state", "causality", "length-dependent", "heads-mixed-up", "voc
 def samples_worse_than_loss(case: Case) -> Found:
     """The loss is good and the text is not: sampling draws tokens that the model finds improbable.
 
-    The mean surprise of texts that ``sample`` draws with its own settings, under the model, against the model's mean
-    entropy along them, which are equal in expectation for draws from it and lower for a lower temperature, top-k and
-    top-p. A fault above 0.1 nats, 5 % and five standard errors. Or, on validation text, the loss at the last position,
-    which decoding uses, above that of the same position inside a longer window, by as much.
+    Measured is the mean -log p, under the model, of tokens that ``sample`` draws with its default settings. Its
+    expectation for draws from the model is the model's mean entropy at the same places; a lower temperature, top-k and
+    top-p make it lower. A fault if it is higher by 0.1 nats, 5 % and five standard errors. Also a fault, by the same
+    margins: on validation text, a higher loss at the last position of a text, from which generation goes on, than at
+    the same position inside a longer text.
     """
     found = case.once(surprise)
     if found.too_high:
         return {
             "measured": found.mean,
             "expected": found.entropy,
-            "why": f"{found.n} ids that sample draws with its own settings surprise the model by {found.mean:.2f} nats "
-            f"each; draws from its predictions would by {found.entropy:.2f}{ruled_out(case)}",
+            "why": f"{found.n} tokens that sample draws with its default settings have {found.mean:.2f} nats of -log p "
+            f"each under the model; draws from its predictions would have {found.entropy:.2f}{ruled_out(case)}",
             "remedy": "call sample with every setting off (temperature 1, no top-k, no top-p, no penalty); if its text "
             "is good, lower the default temperature and penalty, else compare its logits with forward's",
             "evidence": {"draws": found.n, "standard_error": found.error, **example(case)},
@@ -73,15 +74,15 @@ def samples_worse_than_loss(case: Case) -> Found:
     return {
         "measured": at_end,
         "expected": within,
-        "why": f"the loss of validation ids is {within:.2f} inside a window and {at_end:.2f} at its last position, "
-        "from which texts are continued",
-        "remedy": "look for what the logits of a position take from after it, or from the length of the text",
+        "why": f"the loss of validation ids is {within:.2f} inside a text and {at_end:.2f} at its last position, "
+        "from which generation goes on",
+        "remedy": "look for an effect of later tokens, or of the text's length, on the logits of a position",
         "evidence": example(case),
     }
 
 
 def ruled_out(case: Case) -> str:
-    """Return what else was compared, and is no reason."""
+    """Return the end of a sentence on what is not the reason: a higher loss at the end of a text."""
     if not has_ids(case, "val_ids"):
         return ""
     within, at_end, error = case.once(decoding_gap)
@@ -94,13 +95,13 @@ def ruled_out(case: Case) -> str:
 
 
 def example(case: Case) -> dict[str, Any]:
-    """Return a text of the model's, decoded where that is possible."""
+    """Return the longest sample and its prompt, decoded where that is possible."""
     one = max(case.once(samples), key=lambda one: len(one.new))
     return {"prompt": readable(case, one.text[: one.n_prompt]), "text": readable(case, one.new)}
 
 
 def readable(case: Case, ids: Any) -> Any:
-    """Return the text of up to 80 ids, or the ids where ``decode`` is not given or knows not all of them."""
+    """Return the text of up to 80 ids, or the ids where ``decode`` is not given or fails for one of them."""
     ids = [int(i) for i in ids[:80]]
     with suppress(CallFailed):  # an untrained model also draws ids that pad the vocabulary
         return decoded(case, ids) if case.has("decode") and inside(case, np.array(ids)) else ids
@@ -111,10 +112,10 @@ def readable(case: Case, ids: Any) -> Any:
 def as_good_as_its_loss(case: Case) -> Found:
     """The text is as good as the loss allows: sampling is right, and better text needs a lower loss.
 
-    Where the samples are not worse than the loss, nor much surer (0.1 nats, 5 % and two standard errors), as those of a
-    narrow sampler, and no check of sampling lacked time: the rung of the loss among n-gram models (interpolated
-    Kneser-Ney, Chen and Goodman 1999), with a text of that rung's model, which a model of this loss is about as good
-    as.
+    Reported if the samples are neither less probable than the model's predictions (see ``samples-worse-than-loss``) nor
+    much more probable, as with a narrow sampler (0.1 nats, 5 % and two standard errors), and no check of sampling
+    lacked time. The loss is placed among those of n-gram models (interpolated Kneser-Ney, Chen and Goodman 1999), and
+    text of the nearest n-gram model is shown beside the model's.
     """
     found = case.once(surprise)
     within, at_end, error = case.once(decoding_gap)
@@ -125,14 +126,13 @@ def as_good_as_its_loss(case: Case) -> Found:
     loss, rungs = case.once(validation_loss).mean, case.once(ladder)
     rung = rungs.rung(loss)
     texts = example(case) | {"ngram_text": ngram_text(case, rungs, rung), "rung": rung}
-    better = "like text of" if loss > min(rungs.losses.values()) else "better than text of"
+    better = "as good as" if loss > min(rungs.losses.values()) else "better than"
     return {
         "measured": loss,
         "expected": rungs.with_best,
-        "why": f"a validation loss of {loss:.2f} ({rungs}) sounds {better} {named(rung)}: "
-        f"{quoted(texts['ngram_text'])}; the model's: {quoted(texts['text'])}; samples surprise it by "
-        f"{found.mean:.2f} nats per token, as its own draws do ({found.entropy:.2f}), which is not its loss, since "
-        "they stray from real text",
+        "why": f"the validation loss of {loss:.2f} is {better} that of {named(rung)} ({rungs}), which writes "
+        f"{quoted(texts['ngram_text'])}; the model writes {quoted(texts['text'])}; its samples have {found.mean:.2f} "
+        f"nats of -log p per token, and draws from its predictions would have {found.entropy:.2f}",
         "remedy": "for better text lower the validation loss: more text, more steps, a larger model",
         "evidence": {
             "loss": loss,
@@ -153,7 +153,7 @@ def quoted(text: Any) -> str:
 
 
 def ngram_text(case: Case, rungs: Ladder, rung: str) -> Any:
-    """Return text of the n-gram model of a rung, after the prompt of the example."""
+    """Return text of an n-gram model after the prompt of the example; random ids for chance."""
     if rung not in rungs.models:
         return readable(case, case.ids(1, 80)[0])
     one = max(case.once(samples), key=lambda one: len(one.new))
@@ -164,8 +164,8 @@ def ngram_text(case: Case, rungs: Ladder, rung: str) -> Any:
 def repetition_loop(case: Case) -> Found:
     """At temperature 0 the text repeats itself without end, and sampled text does not: greedy decoding, not a fault.
 
-    The end of a greedy text, half of it or more, holds a sequence at least three times in a row, and at most one sample
-    in ten does (Holtzman et al. 2020, section 4.1).
+    Reported if the last half or more of a greedy text repeats one sequence at least three times, and at most one sample
+    in ten does so (Holtzman et al. 2020, section 4.1).
     """
     greedy = greedy_text(case, case.once(prompts)[0], 96)
     period = loop(greedy)
@@ -200,7 +200,7 @@ def greedy_text(case: Case, prompt: list[int], n: int) -> list[int]:
 
 
 def loop(ids: list[int]) -> int:
-    """Return the shortest period in which the end of the ids, half of them or more, repeats at least twice; else 0."""
+    """Return the shortest period with which the end of the ids, half of them or more, repeats; 0 without one."""
     for period in range(1, len(ids) // 3 + 1 if len(ids) >= 12 else 0):
         end = ids[-max(len(ids) // 2, 3 * period) :]
         if end[period:] == end[:-period]:

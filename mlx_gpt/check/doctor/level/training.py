@@ -1,4 +1,4 @@
-"""Training that ended too early, or went on for too long, by the losses."""
+"""Training that ended too early or went on for too long, by its losses."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mlx_gpt.check.doctor.level.metrics import Rows, curve, metrics
 
 PER_PARAMETER = 20  # tokens (Hoffmann et al. 2022)
 # Margins by tests/benchmarks/doctor_level.py, two sizes and two seeds.
-FALL = 0.05  # of the way from ln V to the loss, in the last doubling of the steps; 0.15 to 0.26 in runs ended early
-RISE = 0.05  # of the validation loss, above its lowest; at most 0.02 on much text, up to 0.08 on 2000 tokens
-GAP = 0.3  # of the validation loss, that the training loss is below it; 0.01 on much text, 0.23 to 0.72 on 2000 tokens
+FALL = 0.05  # in the last doubling of the steps, of the distance to ln V; runs ended early: 0.15 to 0.26
+RISE = 0.05  # of the validation loss above its lowest; on much text at most 0.02, on 2000 tokens up to 0.08
+GAP = 0.3  # of validation and training loss, of the former; on much text 0.01, on 2000 tokens 0.23 to 0.72
 
 
 @check("undertrained", "val_ids|metrics")
 def undertrained(case: Case) -> Found:
     """The text is gibberish since training has only begun: the loss is above a trigram model's, or still falls.
 
-    Loss on ``val_ids`` above the trigram rung by 2 % of its distance from ln V and three standard errors; or a loss in
-    ``metrics`` that fell in the last doubling of the steps by more than a twentieth of its way from ln V, as that of a
-    model with less than two tokens per parameter does (Hoffmann et al. 2022, equation 10). The tokens that are missing
-    follow from the fall, or from 20 tokens per parameter.
+    A warning if the loss on ``val_ids`` is above a trigram model's by 2 % of the distance between that and ln V, and
+    three standard errors. Or if the loss in ``metrics`` fell in the last doubling of the steps by more than a twentieth
+    of its distance from ln V, as it does with less than two tokens per parameter (Hoffmann et al. 2022, equation 10).
+    How many more tokens are needed is estimated from that fall, or by 20 tokens per parameter.
     """
     rows = case.once(metrics)
     rungs = case.once(ladder) if has_ids(case, "val_ids") else None
@@ -40,14 +40,14 @@ def undertrained(case: Case) -> Found:
 
 
 def tokens_per_step(case: Case) -> float:
-    """Return the size of the first batch; 0 where it is unknown."""
+    """Return the number of tokens in the first batch; 0 where it is unknown."""
     return float(case.once(batches)[0][0].size) if case.has("batches", "metrics") else 0.0
 
 
 def above_counting(
     rows: Rows, rungs: Ladder, loss: float, error: float, n_parameters: int = 0, per_step: float = 0.0
 ) -> Found:
-    """Return the finding of a loss above the lowest rung of the ladder."""
+    """Return the finding for a loss above the lowest of the n-gram models'."""
     lowest = min(rungs.losses.values())
     if loss <= lowest + 0.02 * (rungs.losses["chance"] - lowest) + 3 * error + 0.01:
         return None
@@ -55,11 +55,11 @@ def above_counting(
     more = missing(
         min(loss, *logged) - lowest if len(logged) else loss - lowest, fall, tokens_seen(rows, per_step), n_parameters
     )
-    return finding(loss, lowest, f"the loss of {loss:.2f} is above that of counting ({rungs})", more, fall)
+    return finding(loss, lowest, f"the loss of {loss:.2f} is above that of n-gram models ({rungs})", more, fall)
 
 
 def still_falling(rows: Rows, chance: float, n_parameters: int = 0, per_step: float = 0.0) -> Found:
-    """Return the finding of a loss that still fell at the end, with less than 20 tokens seen per parameter."""
+    """Return the finding for a loss that still fell at the end, with less than 20 tokens seen per parameter."""
     (steps, values), seen = curve_of(rows), tokens_seen(rows, per_step)
     if not len(values) or (n_parameters and seen >= PER_PARAMETER * n_parameters):
         return None
@@ -88,7 +88,7 @@ def finding(measured: float, expected: float, why: str, more: float, fall: float
 
 
 def falling(steps: np.ndarray, values: np.ndarray) -> float:
-    """Return by how much the loss fell in the last doubling of the steps: least squares over their logarithm."""
+    """Return how much the loss fell in the last doubling of the steps, by least squares over their logarithm."""
     last = (steps > 0) & (steps >= steps[-1:].sum() / 2)
     x, y = np.log2(np.where(last, steps, 1))[last], values[last]
     if len(x) < 3 or np.ptp(x) < 0.5:
@@ -103,9 +103,10 @@ def tokens_seen(rows: Rows, per_step: float) -> float:
 
 
 def missing(distance: float, fall: float, seen: float, n_parameters: int) -> float:
-    """Return how many more tokens reach a loss that is ``distance`` lower, by its fall; at least as many again.
+    """Return how many more tokens lower the loss by ``distance`` at its present fall per doubling.
 
-    Up to 20 per parameter, which is the number where the fall is unknown too; 0 where nothing is known.
+    At least as many as were seen, and at most 20 per parameter in all, which is also the number where the fall is
+    unknown; 0 where nothing is known.
     """
     enough = max(PER_PARAMETER * n_parameters - seen, seen)
     if not seen or fall <= 0:
@@ -115,7 +116,7 @@ def missing(distance: float, fall: float, seen: float, n_parameters: int) -> flo
 
 
 def rounded(n: float) -> str:
-    """Write a number with two digits: 4,100,000 as 4.1M."""
+    """Return a number with two digits: 4,100,000 as 4.1M."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if n >= 0.95 * size:
             return f"{n / size:.2g}{unit}" if n < 99.5 * size else f"{n / size:.0f}{unit}"
@@ -131,9 +132,10 @@ def rounded(n: float) -> str:
 def overfitted(case: Case) -> Found:
     """The model has memorised its training text: the validation loss rises, or is far above the training loss.
 
-    In ``metrics`` the last validation loss above the lowest by a twentieth, while the training loss fell. Or the loss
-    on ``train_ids`` below that on ``val_ids`` by 30 % of it and six standard errors, beyond the difference that the two
-    texts have for a bigram model; the published character model of tiny Shakespeare at its best step has 25 %.
+    A warning if the last validation loss in ``metrics`` is above the lowest by a twentieth, while the training loss
+    fell. Or if the loss on ``train_ids`` is below that on ``val_ids`` by 30 % of the latter and six standard errors,
+    after subtracting the difference of both texts for a bigram model; the published character model of tiny Shakespeare
+    has 25 % at its best step.
     """
     if found := risen(case.once(metrics)):
         return found
@@ -152,7 +154,7 @@ def overfitted(case: Case) -> Found:
 
 
 def risen(rows: Rows) -> Found:
-    """Return the finding of a validation loss that has risen while the training loss fell."""
+    """Return the finding for a validation loss that has risen while the training loss fell."""
     steps, values = curve(rows, "val_loss")
     train_steps, train = curve(rows, "loss")
     if len(values) < 3:
@@ -169,7 +171,7 @@ def risen(rows: Rows) -> Found:
 
 
 def near(steps: np.ndarray, values: np.ndarray, step: float) -> float | None:
-    """Return the mean of the ten values up to a step."""
+    """Return the mean of the last ten values up to a step."""
     until = values[steps <= step][-10:]
     return float(until.mean()) if len(until) else None
 
@@ -179,16 +181,13 @@ def too_long(measured: float, expected: float, why: str) -> dict[str, Any]:
         "measured": measured,
         "expected": expected,
         "why": why,
-        "remedy": "keep the model of the lowest validation loss; more text, dropout, or a smaller model",
+        "remedy": "keep the model with the lowest validation loss; use more text, dropout, or a smaller model",
         "evidence": {},
     }
 
 
 def last_line(rows: Rows, train: np.ndarray, val: np.ndarray, V: int, loss: float, n_parameters: int) -> str:
-    """Return one line on a run that ended too early or went on for too long, from what training knows; else "".
-
-    ``train`` and ``val`` are ids.
-    """
+    """Return one line on a run that ended too early or went on for too long, or "". ``train``, ``val``: ids."""
     rungs = ladder_on(train[:COUNTED], val[:MEASURED], V) if len(train) >= 64 and len(val) >= 64 else None
     too_early = rungs and above_counting(rows, rungs, loss, 0.0, n_parameters)
     for code, found in (
