@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from mlx_gpt.check.doctor.case import Case
+from contextlib import suppress
+
+from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.sampling.cuts import cut_faults
-from mlx_gpt.check.doctor.sampling.draws import accepted, changed_prompts, count, outside
+from mlx_gpt.check.doctor.sampling.draws import accepted, changed_prompts, count, draw_many, outside, settings_off
 from mlx_gpt.check.doctor.sampling.evidence import evidence
 from mlx_gpt.check.doctor.sampling.penalty import penalty_faults
+from mlx_gpt.check.doctor.sampling.probes import short_prompts, temperatures
 from mlx_gpt.check.doctor.sampling.verdict import undecided, verdict
+
+MOST = 3000  # draws of a sampler that is off by one
 
 
 def of_verdict(case: Case, code: str) -> Found:
@@ -59,10 +64,10 @@ def prompt_changed(case: Case) -> Found:
 @check("id-outside-vocabulary", "sample", explains=("sampler-not-the-model",))
 def id_outside_vocabulary(case: Case) -> Found:
     """A drawn id is negative, or not below the size of the vocabulary."""
-    try:
+    draws = 0
+    with suppress(NotApplicable):
         draws = sum(count(one) for _, one in case.once(evidence))
-    except NotApplicable:
-        draws = 0
+        draws += draws_of_the_last_id(case)
     bad = case.once(outside)
     if not bad:
         return None
@@ -73,6 +78,19 @@ def id_outside_vocabulary(case: Case) -> Found:
         "remedy": "draw an index of the logits' last axis, cut padded ones off, and look for logits that are NaN",
         "evidence": {"draws": draws + len(bad), "ids": sorted(set(bad))[:8]},
     }
+
+
+def draws_of_the_last_id(case: Case) -> int:
+    """Draw as uniformly as the settings allow until the last id has probably come, where ids are off by one."""
+    base = case.once(verdict).base
+    if base is None or not base.shift or case.once(outside):
+        return 0
+    flat = {"temperature": case.once(temperatures)[-1].item()} if "temperature" in accepted(case) else {}
+    with suppress(BudgetSpent):
+        return count(
+            draw_many(case, case.once(short_prompts), min(5 * case.vocab_size, MOST), **settings_off(case, **flat))
+        )
+    return 0
 
 
 @check("sampler-too-narrow", "sample")
