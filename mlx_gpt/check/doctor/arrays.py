@@ -58,6 +58,10 @@ def back_to(array: Any) -> Callable[[np.ndarray], Any]:
     return lambda values: values.astype(numpy_type)
 
 
+def same(one: np.ndarray, two: np.ndarray) -> bool:
+    return np.array_equal(one, two, equal_nan=True)
+
+
 def misnamed(gradient: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return what is wrong with the names and shapes of a gradient, or "". Frozen parameters may be absent."""
     if gradient and not {*gradient} & {*shapes}:

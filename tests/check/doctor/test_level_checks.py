@@ -67,6 +67,17 @@ def test_what_a_leak_does_to_the_samples_is_its_consequence() -> None:
     assert (leak.code, leak.evidence["consequences"]) == ("future-leak", ["samples-worse-than-loss"])
 
 
+def test_a_sampler_that_divides_by_a_temperature_of_0_and_raises_has_no_fault() -> None:
+    base = Base(0, 0, trained=True)
+    draw = base.sampler()
+
+    def sample(ids: list[int], n: int, temperature: float = 1.0) -> list[int]:
+        assert temperature > 0
+        return draw(ids, n, temperature=temperature)
+
+    assert not faults(examined(base.arguments(sample=sample, sample_many=None, sample_settings={"temperature"})))
+
+
 @pytest.mark.parametrize(("skipped", "named"), [({}, True), ({"sampler-too-narrow": TIME}, False)])
 def test_text_is_as_good_as_its_loss_only_where_sampling_had_time(skipped: dict[str, str], named: bool) -> None:
     (check,) = (one for one in CHECKS if one.code == "as-good-as-its-loss")

@@ -68,7 +68,8 @@ def future_leak_in_training(case: Case) -> Found:
     and more).
     """
     found = leak(case, "forward_training")
-    if found is None or "future-leak" not in case.found:
+    by_state = "depends-on-earlier-calls" in case.found and case.primer is None  # in both modes
+    if found is None or "future-leak" not in case.found or by_state:
         return found
     pairs = zip(found["evidence"]["leaks"], case.found["future-leak"]["evidence"]["leaks"], strict=True)
     most = OTHER if case.once(training_noise).relative <= EQUAL else RANDOM

@@ -182,21 +182,20 @@ def repetition_loop(case: Case) -> Found:
 
 
 def greedy_text(case: Case, prompt: list[int], n: int) -> list[int]:
-    """Return the most probable continuation, within the context and as long as the time allows.
-
-    By ``sample`` at temperature 0, or by ``forward`` where it takes no temperature.
-    """
+    """Return the most probable continuation, within the context and as long as the time allows."""
     end, text = time.monotonic() + SHARE * case.seconds_left(), list(prompt)
-    n, by_sample = min(n, case.n_positions - len(prompt)), "temperature" in accepted(case)
-    while len(text) < len(prompt) + n and time.monotonic() < end:
-        if by_sample:
-            new = new_ids(case, text, min(8, len(prompt) + n - len(text)), temperature=0)
-            if not new:
-                break
-            text += new
-        else:
-            text.append(int(case.logits([text])[0, -1].argmax()))
+    full = min(len(prompt) + n, case.n_positions)
+    while len(text) < full and time.monotonic() < end and (new := greedy_ids(case, text, min(8, full - len(text)))):
+        text += new
     return text[len(prompt) :]
+
+
+def greedy_ids(case: Case, text: list[int], n: int) -> list[int]:
+    """Return the next ids by ``sample`` at temperature 0, or one by ``forward`` if it takes no temperature or no 0."""
+    if "temperature" in accepted(case):
+        with suppress(CallFailed):
+            return new_ids(case, text, n, temperature=0)
+    return [int(case.logits([text])[0, -1].argmax())]
 
 
 def loop(ids: list[int]) -> int:
