@@ -1,4 +1,4 @@
-"""Which gradients an update is made of: of all rows of its batch, as their mean, and of no step before it."""
+"""Gradient accumulation: an update follows the mean gradient of all rows of its batch, and of no earlier step."""
 
 from __future__ import annotations
 
@@ -28,22 +28,26 @@ from mlx_gpt.check.doctor.optimisation.leftover import carried_over, left_over, 
 from mlx_gpt.check.doctor.optimisation.updates import along, are_equal, halves, minus, update_after
 from mlx_gpt.check.doctor.probes import others
 
-MOST_ROWS, MOST_PARTS = 64, 64
+MOST_ROWS, MOST_PARTS = 64, 64  # rows of a probe; micro-batches of a sum that is recognised
 IN_TRAINING = ("learning-rate-too-high", "cannot-memorise-a-batch")
 DIVIDE = "divide the accumulated gradient by the number of micro-batches, weighted by their targets"
-Gradient = Callable[[np.ndarray, np.ndarray], Parameters]  # of a batch, or its update
+Gradient = Callable[[np.ndarray, np.ndarray], Parameters]  # (x, y) -> the gradient of a batch, or its update
 
 
 @check("accumulation-differs", "gradient|step|new_step", explains=IN_TRAINING)
 def accumulation_differs(case: Case) -> Found:
     """A step does not follow the mean gradient of its batch: parts are lost, summed, or left from earlier steps.
 
-    Of ``gradient`` and of the first update of a fresh optimizer: the weights of the first and the last row, a fault if
-    one alone is 0, exactly, or 1.2 times the other. Of the gradient: a whole multiple, 2 and more, of the difference of
-    the loss along it, within 2 %. Of the update: with every row given twice twice as long (within 0.2; healthy: 1.00),
-    or a whole multiple of learning rate times gradient, as gradient descent without momentum has it (within 1 %,
-    residual below 2 %). All with the same seeds; where dropout changes updates, means of six, and wider limits. And
-    updates after other batches: see ``left_over``, ``carried_over`` and ``wiped``.
+    Both ``gradient`` and the first update of a fresh optimizer are examined. A fault in one of these cases:
+
+    - The first or the last row of a batch has no effect, exactly, or one has 1.2 times the weight of the other.
+    - The gradient is 2 or more times, within 2 %, what differences of the loss along it give.
+    - The update is twice as long if every row is given twice (within 0.2; healthy: 1.00 times as long).
+    - The update is a whole multiple, 2 or more, of learning rate times gradient (within 1 %, residual below 2 %), where
+      gradient descent without momentum has 1.
+    - The update depends on earlier batches: see ``left_over``, ``carried_over`` and ``wiped``.
+
+    All calls have the same seed. Where dropout changes updates even so, means of six are compared, with wider limits.
     """
     return of_gradient(case) or of_step(case)
 
@@ -89,9 +93,9 @@ def of_step(case: Case) -> Found:
 
 
 def probe_batch(case: Case) -> Batch:
-    """Return random ids of the shape of a batch of the user's. All rows have the same targets, in another order.
+    """Return random ids of the shape of a batch of the user's.
 
-    One that is ignored therefore takes as much weight from each row.
+    All rows have the same targets, in another order, so that an ignored id takes the same weight from each row.
     """
     (B, T), own = case.once(train_batch)[0].shape, case.once(batches)[0][0].shape if case.has("batches") else (0, 0)
     rows = own[0] if own[1] == T and B < own[0] <= MOST_ROWS and not case.one_row else B
@@ -99,9 +103,9 @@ def probe_batch(case: Case) -> Batch:
 
 
 def of_mean(case: Case, gradient: Gradient, rate: float, what: str) -> Found:
-    """Compare the weights of the first and the last row, and what is linear in its rows with differences of the loss.
+    """Return the finding if rows weigh unequally, or if a gradient is a multiple of differences of the loss.
 
-    The gradient is multiplied by a rate.
+    ``rate``: by which the gradient is multiplied where it is an update.
     """
     x, y = case.once(probe_batch)
     base = gradient(x, y)
@@ -123,10 +127,10 @@ def of_mean(case: Case, gradient: Gradient, rate: float, what: str) -> Found:
 
 
 def row_weight(case: Case, gradient: Gradient, x: np.ndarray, y: np.ndarray, row: int, base: Parameters) -> float:
-    """Return the weight of a row over that in a mean: 0 if other ids in it change nothing, NaN if it has none.
+    """Return the weight of a row relative to that in a mean; 0 if replacing the row changes nothing.
 
-    A gradient with a row replaced differs by the weight times the difference of the gradients of the two rows, taken
-    from batches of the one and the other alone. Of most optimizers' updates that is not so: NaN.
+    Replacing a row changes a gradient by the weight times the difference of the gradients of both rows, which batches
+    of one of them alone give. NaN where the change is no multiple of that, as with the updates of most optimizers.
     """
     new_x, new_y = x.copy(), y.copy()
     new_x[row], new_y[row] = others(case, x[row]), case.rng.permutation(y[row])
@@ -141,7 +145,7 @@ def row_weight(case: Case, gradient: Gradient, x: np.ndarray, y: np.ndarray, row
 
 
 def multiple_of_difference(case: Case, gradient: Parameters, x: np.ndarray, y: np.ndarray, what: str) -> Found:
-    """Compare the square of the gradient with the difference of the loss along it, beside tables of the vocabulary."""
+    """Return the finding if the gradient is a multiple of differences of the loss along it, without token tables."""
     start = case.once(own_parameters) if case.has("parameters", "load_parameters") else {}
     along = {name: one for name, one in gradient.items() if name in start and case.vocab_size not in one.shape}
     square = sum(float(np.square(one, dtype=np.float64).sum()) for one in along.values())

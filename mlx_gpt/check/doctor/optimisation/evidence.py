@@ -1,4 +1,4 @@
-"""Evidence of training: a batch of the user's kind, cross-entropies of forward's logits, and the first updates."""
+"""Evidence of training: a batch to step on, the cross-entropy of forward's logits, and the first updates."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mlx_gpt.check.doctor.probes import first_call, probe_length
 
 Parameters = dict[str, np.ndarray]
 ROWS = 8  # of a batch to step on
-MOST_CALLS = 16  # of a step, until the parameters move
+MOST_CALLS = 16  # of a step, in which the parameters should move
 STEP = ("parameters", "load_parameters", "step|new_step")  # arguments that a check of updates needs
 
 
 def probe_rows(case: Case, rows: int) -> int:
-    """Return a number of rows that forward takes at once."""
+    """Return ``rows``, or 1 where forward takes one row at a time."""
     case.once(first_call)
     return 1 if case.one_row else rows
 
 
 def train_batch(case: Case) -> Batch:
-    """Return a batch to step on: the first rows of the user's own where given, else windows of the corpus, else random.
+    """Return a batch to step on: rows of the user's first batch, else windows of the corpus, else random ids.
 
-    Ids outside the vocabulary in y are targets that are ignored.
+    Ids outside the vocabulary in y mark targets that are ignored.
     """
     rows = probe_rows(case, ROWS)
     if case.has("batches"):
@@ -47,7 +47,7 @@ def train_batch(case: Case) -> Batch:
 
 
 def accepts(case: Case, x: np.ndarray, y: np.ndarray) -> bool:
-    """Return whether the user's loss or gradient takes fewer rows than a batch has."""
+    """Return True if the user's loss or gradient accepts a batch of this size."""
     name = next((name for name in ("loss", "gradient") if case.has(name)), None)
     try:
         if name is not None:
@@ -58,14 +58,17 @@ def accepts(case: Case, x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def negative_logprobs(logits: np.ndarray) -> np.ndarray:
-    """Return the cross-entropy with each token as target, in nats: (..., V) -> (..., V) float64."""
+    """Return the cross-entropy for each token as the target, in nats: logits (..., V) -> (..., V) float64."""
     logits = logits.astype(np.float64)
     top = logits.max(axis=-1, keepdims=True)
     return top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True)) - logits
 
 
 def at_targets(costs: np.ndarray, y: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return cost (B, T) of targets y, which a loss takes ``shift`` places later, and which of them count."""
+    """Return the cross-entropies of the targets, and which of them count, (B, T - shift) each.
+
+    ``costs``: the cross-entropy for each token, (B, T, V). ``shift``: by which the loss shifts the targets itself.
+    """
     T, V = costs.shape[1:]
     y = y[:, shift:]
     counts = (y >= 0) & (y < V)
@@ -74,13 +77,13 @@ def at_targets(costs: np.ndarray, y: np.ndarray, shift: int) -> tuple[np.ndarray
 
 
 def cross_entropy(case: Case, x: np.ndarray, y: np.ndarray) -> float:
-    """Return the mean cross-entropy of forward's logits with the targets that count, in nats."""
+    """Return the mean cross-entropy of forward's logits and the targets that count, in nats."""
     picked, counts = at_targets(negative_logprobs(case.logits(x)), y, case.once(loss_shift))
     return float(picked[counts].mean()) if counts.any() else float("nan")
 
 
 def coarse(values: np.ndarray) -> bool:
-    """Return whether all values are of bfloat16 or float16, which hold fewer digits than float32."""
+    """Return True if all values have no more digits than bfloat16 or float16 can hold."""
     values = np.asarray(values, np.float32)
     low_bits = values.view(np.uint32) & np.uint32(0x1FFF)  # float16 has 10 bits of mantissa, bfloat16 7
     return bool(values.size) and not low_bits.any()
@@ -99,7 +102,7 @@ def own_parameters(case: Case) -> Parameters:
 
 @dataclass(frozen=True)
 class FirstSteps:
-    """Steps of one fresh optimizer on one batch: parameters before the first, what each adds, and its loss."""
+    """Steps of one fresh optimizer on one batch: the parameters before, what each step adds, and its loss."""
 
     before: Parameters
     updates: list[Parameters]
@@ -150,7 +153,7 @@ def given_gradient(case: Case) -> Parameters:
 
 
 def spacing(values: np.ndarray) -> float:
-    """Return the distance of neighbouring numbers at the largest of the values, in their own precision."""
+    """Return the distance between neighbouring floating-point numbers at the largest of the values."""
     size = np.abs(values).max(initial=0)
     return float(np.spacing(np.float32(size))) * (2**16 if coarse(values) else 1)
 
@@ -160,6 +163,6 @@ def rms(values: np.ndarray) -> float:
 
 
 def untrained(case: Case) -> bool:
-    """Return whether the weights of all norms, the vectors with a mean near 1, are still exactly 1."""
+    """Return True if all norm weights, taken to be the vectors with a mean near 1, are still exactly 1."""
     near_one = [v for v in case.once(own_parameters).values() if v.ndim == 1 and v.size > 3 and 0.5 < v.mean() < 1.5]
     return bool(near_one) and all((vector == 1).all() for vector in near_one)

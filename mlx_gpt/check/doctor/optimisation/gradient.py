@@ -1,4 +1,4 @@
-"""The gradient against finite differences of the loss, and its causality."""
+"""Compare the gradient with finite differences of the loss, and examine its causality."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
 from mlx_gpt.check.doctor.optimisation.step import frozen
 from mlx_gpt.check.doctor.probes import EQUAL, largest, others, probe_length, silent_if_random
 
-DIRECTIONS = 6
+DIRECTIONS = 6  # along which derivatives are compared
 LENGTHS = (3e-3, 1e-3, 1e-2)  # of a step, relative to the weights
-WRONG = 0.003  # of the derivatives
-SMOOTH = 0.2  # of what is wrong: the most that differences of two lengths may be apart
-MOST_TRIED = 32  # parameters to name those that are wrong
+WRONG = 0.003  # misfit of the derivatives, relative to them, that is a fault
+SMOOTH = 0.2  # of the misfit: the most by which differences of two lengths may differ
+MOST_TRIED = 32  # parameters examined by themselves, to name those that are wrong
 
 
 @check(
@@ -37,13 +37,16 @@ MOST_TRIED = 32  # parameters to name those that are wrong
 def future_leak_in_gradient(case: Case) -> Found:
     """The gradient does not match the loss: it flows from a prediction to later tokens, or part of it is cut off.
 
-    Two measures. The gradient's change with the targets at the first position must not touch rows of the position table
-    after it, or of an untied token table for tokens after it (threshold 1e-3 of the first row's; healthy: below 1e-5).
-    Derivatives along six random directions, in which all rows and columns of the gradient weigh alike, against central
-    differences of the loss with steps of 0.001 to 0.01 of the weights, all matrices enlarged to a root mean square of
-    1 / sqrt(width) so that attention matters. A fault if the best step leaves 0.3 % for any scale (healthy: 0.1 % and
-    less; a matrix transposed or a pattern cut off: 0.5 to 80 %), and steps of 0.001 and 0.003 agree within a fifth of
-    it. Beside a rounded or kinked loss they do not (quantized layers, ReLU), and nothing is said.
+    Two measures:
+
+    - Other targets at the first position must not change the gradient in later rows of the position table, or in rows
+      of an untied token table for later tokens. Threshold: 1e-3 of the largest change (healthy: below 1e-5).
+    - Derivatives along six random directions, in which all rows and columns of a matrix weigh equally, are compared
+      with central differences of the loss at steps of 0.001 to 0.01 of the weights. All matrices are enlarged to a root
+      mean square of 1 / sqrt(width) first, so that attention matters. A fault if the best step and the best common
+      factor leave a misfit of 0.3 % (healthy: 0.1 % and less; a matrix transposed or a part cut off: 0.5 to 80 %). Not
+      examined if differences at steps of 0.001 and 0.003 disagree by more than a fifth of the misfit, as for a loss
+      that is rounded or has kinks (quantized layers, ReLU).
     """
     silent_if_random(case)
     x = case.ids(probe_rows(case, 2), max(1, min(probe_length(case), case.n_positions - 1)))
@@ -56,14 +59,14 @@ def gradient_of(case: Case, x: np.ndarray, y: np.ndarray) -> Parameters:
 
 
 def require_repeated(case: Case, x: np.ndarray, y: np.ndarray, first: Parameters) -> None:
-    """Raise ``NotApplicable`` if a gradient is another again, as where an interrupted step left dropout on."""
+    """Raise ``NotApplicable`` if the gradient differs in a second call, as where dropout was left on."""
     again = gradient_of(case, x, y)
     if any(largest(first[name] - again[name]) > EQUAL * largest(first[name]) for name in first):
         raise NotApplicable("a gradient without dropout")
 
 
 def later_rows(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
-    """Look for an effect of the targets at position 0 on the gradient of later positions and tokens."""
+    """Return the finding if the targets at position 0 have an effect on the gradient of later positions or tokens."""
     T, place = x.shape[1], case.once(loss_shift)
     if T < 2 or place >= T:
         return None
@@ -94,7 +97,7 @@ def later_rows(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
 
 
 def other_than_differences(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
-    """Compare directional derivatives with central differences of the loss."""
+    """Return the finding if directional derivatives differ from central differences of the loss."""
     if not case.has("parameters", "load_parameters"):
         return None
     start = case.once(own_parameters)
@@ -107,14 +110,14 @@ def other_than_differences(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
 
 
 def still_parameters(case: Case) -> list[str]:
-    """Return the parameters that a step does not move, a finding of their own."""
+    """Return the parameters that a step does not move, which ``parameters-frozen`` reports."""
     with suppress(NotApplicable, CallFailed):
         return case.once(frozen)
     return []
 
 
 def misfit_without(case: Case, x: np.ndarray, y: np.ndarray, still: list[str]) -> Found:
-    """Compare derivatives along directions in all parameters but some."""
+    """Return the finding for derivatives along directions in all parameters but those in ``still``."""
     start = case.once(own_parameters)
     with case.parameters_restored():
         point = {**start, **{name: enlarged(value) for name, value in start.items() if value.ndim == 2}}
@@ -163,7 +166,7 @@ def enlarged(matrix: np.ndarray) -> np.ndarray:
 def direction(case: Case, gradient: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return a random direction of the weights' size, larger in rows and columns where the gradient is small.
 
-    Zero for tokens without a gradient: those not read, and that of torch's ``padding_idx``, which is frozen on purpose.
+    It is zero for tokens without a gradient: those that are not read, and torch's ``padding_idx``.
     """
     found = case.rng.standard_normal(gradient.shape, np.float32)
     size = rms(gradient)
@@ -185,7 +188,7 @@ def difference(case: Case, x: np.ndarray, y: np.ndarray, point: Parameters, part
 
 
 def steady_loss(case: Case) -> bool:
-    """Return whether there is a loss, with the digits of float32, and it gives the same twice."""
+    """Return True if ``loss`` is given, repeats, and has more digits than half precision."""
     if not case.has("loss"):
         return False
     x = case.ids(1, probe_length(case))
@@ -194,7 +197,7 @@ def steady_loss(case: Case) -> bool:
 
 
 def misfit(measured: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """Return the positive scale that fits best, and the size of the rest relative to the measured values."""
+    """Return the factor, not negative, that fits best, and the norm of the rest relative to the measured values'."""
     square = float(expected @ expected)
     scale = max(float(measured @ expected) / square, 0.0) if square else 0.0
     size = float(np.linalg.norm(measured))

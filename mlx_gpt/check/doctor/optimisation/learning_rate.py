@@ -1,4 +1,4 @@
-"""Forty steps of a fresh optimizer on one batch: do they go too far, nowhere, or away from what they are shown?"""
+"""Forty steps of a fresh optimizer on one batch: too large, too small, or without memorising the batch."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
 from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
 
 STEPS, FEWEST = 40, 20
-DECAY, TOWARDS_ZERO = 0.02, 0.3  # of the weights an update, healthy: 0.003 and less; and its cosine
+DECAY = 0.02  # of the weights that an update removes; healthy: 0.003 and less
+TOWARDS_ZERO = 0.3  # cosine of an update with the direction to zero, from which it is a decay
 ROUNDING = 2e-6  # of a cross-entropy
-SHARE = 1 / 20  # of the time left, that the steps may take
+SHARE = 1 / 20  # of the time that is left, for the steps
 
 
 @dataclass(frozen=True)
 class Run:
-    """Steps on one batch: the step's own losses, cross-entropy before and after, and movements relative to the weights.
+    """Steps on one batch: the losses that they return, and the cross-entropy before and after.
 
-    ``first``, ``last``: one update's size over the weights', the median over matrices; ``moved``: of all updates.
+    ``first``, ``last``, ``moved``: the size of the first update, of the last, and of all together, relative to the
+    weights, the median over matrices.
     """
 
     losses: np.ndarray
@@ -49,7 +51,7 @@ class Run:
 
 
 def run_on(case: Case, batch: Batch) -> Run:
-    case.once(first_steps)  # of a step without new_step, its first calls
+    case.once(first_steps)  # needs the first calls of a step without new_step
     x, y = batch
     with case.parameters_restored():
         start = one = case.once(own_parameters)
@@ -71,7 +73,7 @@ def run_on(case: Case, batch: Batch) -> Run:
 
 
 def change(one: Parameters, two: Parameters, weights: Parameters | None = None) -> float:
-    """Return the size of a change relative to the weights, the median over matrices."""
+    """Return the size of a change relative to the weights, by default those before: the median over matrices."""
     weights = weights or one
     sizes = [
         rms(two[name] - one[name]) / rms(value) for name, value in weights.items() if value.ndim > 1 and rms(value)
@@ -85,13 +87,13 @@ def real_run(case: Case) -> Run:
 
 
 def random_run(case: Case) -> Run:
-    """Make steps on random ids, of which nothing can be learned but themselves."""
+    """Make steps on random ids, which can only be memorised."""
     x, _ = case.once(train_batch)
     return run_on(case, (case.ids(*x.shape), case.ids(*x.shape)))
 
 
 def goes_down(case: Case) -> bool:
-    """Return whether a hundredth of the first update that moves, or less, lowers the batch's cross-entropy."""
+    """Return True if a hundredth, or less, of the first update that is not zero lowers the batch's cross-entropy."""
     x, y = case.once(train_batch)
     found = case.once(first_steps)
     update = next((one for one in found.updates if any(part.any() for part in one.values())), found.updates[0])
@@ -105,10 +107,10 @@ def goes_down(case: Case) -> bool:
 
 
 def decayed(case: Case) -> float:
-    """Return the share of the matrices that the first update takes away, 0 unless it points towards zero.
+    """Return the share of the matrices' size that the first update removes, 0 unless it points towards zero.
 
-    Median cosine with that direction: 0.33 and more for decays of 10 and more of the trained, 0.5 for 30 of others;
-    within 0.05 for other updates, whatever the rate.
+    The median cosine with that direction is within 0.05 for updates without a strong decay, at any learning rate; for a
+    weight decay of 10 in trained models it is 0.33 and more, for one of 30 in others 0.5.
     """
     update, before = case.once(first_steps).updates[0], case.once(first_steps).before
     pairs = [(update[name], value) for name, value in before.items() if value.ndim > 1 and name in update]
@@ -122,9 +124,10 @@ def decayed(case: Case) -> float:
 def learning_rate_too_high(case: Case) -> Found:
     """Training raises the loss instead of lowering it, since each step is too large.
 
-    Forty steps on one batch: the loss exceeds its start by 0.3 nats and reaches 0.9 ln V, or is not finite, though a
-    hundredth of the first update lowers it. Healthy rates (Adam 1e-5 to 1e-2, Muon, Lion, descent to 0.1; three sizes,
-    before and after training) stay below the start; Adam at 0.1 exceeds it by 0.6 nats and more, at 1 by 30.
+    A fault if, in forty steps on one batch, its loss rises by 0.3 nats and to 0.9 ln V, or is not finite, though a
+    hundredth of the first update lowers it. At healthy learning rates it does not rise (Adam at 1e-5 to 1e-2, Muon,
+    Lion, gradient descent up to 0.1; three sizes, before and after training); Adam at 0.1 raises it by 0.6 nats and
+    more, at 1 by 30.
     """
     found = case.once(real_run)
     scale = found.before / found.losses[0] if found.losses[0] > 0 else 1.0
@@ -147,9 +150,10 @@ def learning_rate_too_high(case: Case) -> Found:
 def learning_rate_too_low(case: Case) -> Found:
     """Training makes no progress, since each step is tiny.
 
-    Forty steps on one batch change its loss by less than 0.5 %, with updates below 5e-5 of the weights' size for an
-    untrained model (norm weights all exactly 1); for others by less than 0.1 %, below 1e-6. Healthy: 1e-3 to 1e-1 (Adam
-    at 1e-4 and above), 5e-4 for Adam at 1e-5. Updates that grow by half are a warmup.
+    A fault if forty steps on one batch change its loss by less than 0.5 %, with updates below 5e-5 of the weights'
+    size, in an untrained model, one whose norm weights are all exactly 1; in others by less than 0.1 %, with updates
+    below 1e-6. Healthy updates have 1e-3 to 1e-1 of the weights' size (Adam at 1e-4 and above), or 5e-4 (Adam at 1e-5).
+    Updates that grow by half in these steps are a warmup, and no fault.
     """
     found = case.once(real_run)
     fresh = case.once(untrained)
@@ -174,9 +178,10 @@ def learning_rate_too_low(case: Case) -> Found:
 def cannot_memorise_a_batch(case: Case) -> Found:
     """The loss on one batch, shown again and again, does not fall, though the weights move.
 
-    Forty steps on a batch of the data, and on one of random ids: the cross-entropy is not below its start although the
-    weights have moved by 0.01 of their size, or is lower by less than 0.5 % with 0.3; by 3 % where the first update
-    takes 2 % and more of the weights away, which is a weight decay. Healthy: 4 % and more with 0.3.
+    Forty steps are made on a batch of the data, and on one of random ids. A fault if the cross-entropy has not fallen
+    although the weights have moved by 0.01 of their size, or if it has fallen by less than 0.5 % and they have moved by
+    0.3; by less than 3 % if the first update removes 2 % of the weights, as too strong a weight decay does. Healthy: 4
+    % and more where the weights have moved by 0.3.
     """
     tried = [(name, case.once(make)) for name, make in (("a batch of the data", real_run), ("random ids", random_run))]
     if all(len(found.losses) < FEWEST for _, found in tried):

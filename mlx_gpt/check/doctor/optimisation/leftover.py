@@ -1,4 +1,4 @@
-"""Gradients of earlier steps, and of micro-batches in calls of their own: which of them an update is made of."""
+"""Gradients of earlier steps in an update, and micro-batches whose gradients are cleared before the update."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from mlx_gpt.check.doctor.optimisation.evidence import MOST_CALLS, floating
 from mlx_gpt.check.doctor.optimisation.fresh import Step, fresh_step
 from mlx_gpt.check.doctor.optimisation.updates import apart, are_equal, as_vector, update_after
 
-SHARE = 1.02, 1.1  # of signs: where updates repeat, and where not
+SHARE = 1.02, 1.1  # of signs that follow the earlier batch, in ``carried_over``: where updates repeat, and elsewhere
 
 
 def left_over(case: Case, one: Batch, two: Batch) -> Found:
-    """Compare the first update of a fresh optimizer after steps on other rows with that after steps on the same.
+    """Return the finding if the first update of a fresh optimizer depends on the batches of steps before it.
 
-    Exactly equal in a healthy step. Where dropout is no function of the seed, their distance over that of two updates
-    after steps on the same: 0.97 to 1.05 healthy, 4 to 13 where gradients are left over (Adam, Lion and descent, two
-    sizes, before and after training).
+    In a healthy step it does not, exactly. Where dropout does not repeat with a seed, updates after steps on other rows
+    are compared with updates after steps on the same rows: their distance over that of two of the latter is 0.97 to
+    1.05 in healthy steps, and 4 to 13 with gradients left over (Adam, Lion, gradient descent; two sizes, before and
+    after training).
     """
     if not case.has("new_step"):
         return None
@@ -35,12 +36,13 @@ def left_over(case: Case, one: Batch, two: Batch) -> Found:
 
 
 def carried_over(case: Case, one: Batch, two: Batch, repeats: bool) -> Found:
-    """Compare the second update, on other rows, with the first on either.
+    """Return the finding if an optimizer's second update contains the gradient of the first batch beyond momentum.
 
-    Momentum gives an earlier gradient at most the weight of the present one. An element whose updates on two batches
-    have opposite signs then follows the earlier batch in at most one of both orders of the batches: shares of at most 1
-    in all, in Adam, Lion, Muon and momentum (measured: 0.996 and less), more where gradients add up (Lion 1.04, Adam
-    1.18 and more). Without momentum the update is the sum of both, with equal weights within 0.2 %.
+    Momentum gives an earlier gradient at most the weight of the present one. So where the updates of two batches have
+    opposite signs, the second update has the sign of the earlier batch for one order of the batches at most: the shares
+    of both orders sum to at most 1 (measured for Adam, Lion, Muon and momentum: 0.996 and less). Where gradients add
+    up they sum to more (Lion 1.04, Adam 1.18 and more). Without momentum the second update is then the sum of the
+    updates of both batches, with equal weights within 0.2 %.
     """
     own = np.stack([as_vector(update_after(case, batch)) for batch in (one, two)])
     later = np.stack([as_vector(update_after(case, *pair)) for pair in ((one, two), (two, one))])
@@ -69,9 +71,9 @@ def added_up(measured: float, expected: float, what: str) -> Found:
 
 
 def wiped(case: Case, one: Batch, two: Batch) -> Found:
-    """Compare updates of a step that moves the parameters at every n-th call only, with other batches before the last.
+    """Return the finding if a step that moves the parameters at every n-th call uses the last batch only.
 
-    Exactly equal if each call clears the gradients of the one before.
+    Its update is then exactly the same with other batches before the last: each call clears the gradients before it.
     """
     with case.parameters_restored():
         step = fresh_step(case)

@@ -1,4 +1,4 @@
-"""The user's loss against the cross-entropy of forward's logits, target by target."""
+"""Compare the user's loss with the cross-entropy of forward's logits, for chosen targets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IN_TRAINING = ("learning-rate-too-high", "learning-rate-too-low", "cannot-memori
 
 
 def normalisation(case: Case, found: list[Line]) -> str | None:
-    """Return what the loss is instead of the mean, by its slope at each shape; else None."""
+    """Return what the loss is in place of the mean, if its slopes at both shapes tell; else None."""
     V = case.vocab_size
     for name, factor in {
         "the sum over all positions": lambda B, T: B * T,
@@ -35,7 +35,7 @@ def normalisation(case: Case, found: list[Line]) -> str | None:
 
 
 def position_weights(case: Case) -> np.ndarray | None:
-    """Return the weight of each position's cross-entropy in the loss, (B, T); None if it is not linear in them."""
+    """Return the weight of each position's cross-entropy in the loss, (B, T); None if equal, or not linear in them."""
     B, T, shift = probe_rows(case, 2), min(probe_length(case), 6), case.once(loss_shift)
     x = case.ids(B, T)
     costs = negative_logprobs(case.logits(x))
@@ -119,11 +119,12 @@ def of_verdict(case: Case, code: str) -> Found:
 def loss_not_cross_entropy(case: Case) -> Found:
     """The loss falls, but it is not the cross-entropy of the model's logits with the targets.
 
-    The loss of targets of five degrees of probability and of their mixtures, at two shapes, against the mean
-    cross-entropy of forward's logits: healthy losses are a line with slope 1 (nats) within 0.2 % of the range, with any
-    offset that the targets do not change (z-loss, other terms). Another multiple of the mean and the perplexity are
-    healthy too, and a mean that ignores an id, or a quarter of the positions at one end; bits and decimal digits are
-    not (within 0.3 %). With dropout: means of 8 calls, 10 %.
+    The loss is computed for targets from the most to the least probable tokens, and mixtures, at two shapes. As a
+    function of the mean cross-entropy of forward's logits, a healthy loss is a line of slope 1 within 0.2 % of the
+    range, with any offset that does not depend on the targets (z-loss, other terms). Also healthy are another multiple
+    of the mean, the perplexity, and a mean that ignores one id, or up to a quarter of the positions at one end. A slope
+    that gives bits or decimal digits (within 0.3 %) is a fault. With dropout, means of 8 calls are compared within 10
+    %.
     """
     return of_verdict(case, "loss-not-cross-entropy")
 
@@ -137,15 +138,15 @@ def loss_not_cross_entropy(case: Case) -> Found:
 def loss_not_the_mean(case: Case) -> Found:
     """The loss depends on the batch's size or on ignored targets: it is a sum, or a mean with the wrong denominator.
 
-    Measured as ``loss-not-cross-entropy``: a slope of B T, B, T or 1 / V within 2 % at two shapes, or weights that
-    differ between positions. Where batches have ignored targets (5 % and more): a loss that is the masked mean times
-    their share, within 1 %.
+    Measured as in ``loss-not-cross-entropy``: a fault if the slope is B T, B, T or 1 / V within 1 % at both shapes, or
+    if positions have different weights. Where at least 5 % of the targets of a batch are ignored, also if the loss is
+    the mean over the others times their share, within 1 %: a sum over the others divided by the number of all.
     """
     return of_verdict(case, "loss-not-the-mean") or mask_counted(case)
 
 
 def mask_counted(case: Case) -> Found:
-    """Compare the loss of a batch with ignored targets with their sum divided by all positions."""
+    """Return the finding if the loss of a batch with ignored targets is divided by the number of all positions."""
     if not case.has("batches") or case.once(loss_verdict) is not None:
         return None
     x, y = case.once(train_batch)

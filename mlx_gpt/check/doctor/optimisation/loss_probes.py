@@ -1,4 +1,4 @@
-"""Losses of chosen targets beside the cross-entropies of forward's logits with them, and the line through both."""
+"""Fit the user's losses for chosen targets by a line in the cross-entropies of forward's logits."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mlx_gpt.check.doctor.optimisation.evidence import at_targets, coarse, negat
 from mlx_gpt.check.doctor.probes import EQUAL, probe_length
 
 CALLS = 8  # of a loss with dropout, to average
-UNITS = {"nats": 1.0, "bits": 1 / np.log(2), "decimal digits": 1 / np.log(10)}  # slopes
+UNITS = {"nats": 1.0, "bits": 1 / np.log(2), "decimal digits": 1 / np.log(10)}  # slopes of a loss in these
 UNIT = 3e-3  # relative tolerance of such a slope
 
 
 @dataclass(frozen=True)
 class LossProbe:
-    """Losses (n,) of inputs (B, T) for n sets of targets y (n, B, T), and the error of a loss.
+    """Losses (n,) of one input (B, T) for n sets of targets y (n, B, T), and the error of a loss.
 
-    ``costs``: for each way to run the model, the cross-entropy (B, T, V) of its logits with each token.
+    ``costs``: the cross-entropy for each token, (B, T, V), in evaluation and, if it is given, in training mode.
     """
 
     y: np.ndarray
@@ -34,7 +34,7 @@ class LossProbe:
 
 @dataclass(frozen=True)
 class Line:
-    """Losses as slope * mean cross-entropy + offset; ``close`` if they are so within the error."""
+    """Losses fitted by slope * mean cross-entropy + offset; ``close`` if they agree within the error."""
 
     slope: float
     offset: float
@@ -44,12 +44,12 @@ class Line:
 
 
 def loss_probes(case: Case) -> list[LossProbe]:
-    """Call the loss with targets of five degrees of probability and mixtures of the extremes, at two shapes."""
+    """Compute losses at two shapes, for targets at five quantiles of probability and mixtures of the extremes."""
     T = probe_length(case)
     if T < 2:
         raise NotApplicable("n_positions of at least 2")
     probes = [loss_probe(case, probe_rows(case, 4 if case.vocab_size < 10_000 else 2), T)]
-    with suppress(CallFailed):  # a loss for one shape
+    with suppress(CallFailed):  # a loss that takes one shape only
         probes.append(loss_probe(case, probe_rows(case, 3), max(T // 2, 2)))
     return probes
 
@@ -67,7 +67,7 @@ def loss_probe(case: Case, rows: int, T: int) -> LossProbe:
     mixed = [np.where(case.rng.random((rows, T)) < 0.5, levels[0], levels[-1]) for _ in range(6)]
     y = np.roll(np.stack([*levels, *mixed]).astype(np.int32), shift, axis=2)
     values = np.array([[case.number("loss", x, one.copy()) for _ in range(calls)] for one in y])
-    finite = np.isfinite(values).all(axis=1)  # all targets may be of an id that is ignored
+    finite = np.isfinite(values).all(axis=1)  # else all targets may be an id that is ignored
     if finite.sum() < 6:
         raise NotApplicable("a finite loss")
     y, values = y[finite], values[finite]
@@ -89,7 +89,7 @@ def line(losses: np.ndarray, means: np.ndarray, error: float) -> Line:
 
 
 def kept(B: int, T: int) -> Iterator[np.ndarray]:
-    """Yield which positions (B, T) a mean may be of: all, or all but up to a quarter at the start or the end."""
+    """Yield the positions (B, T) over which a loss may be a mean: all, or without up to a quarter at one end."""
     yield np.ones((B, T), bool)
     for k in range(1, T // 4 + 1):
         yield np.broadcast_to(np.arange(T) >= k, (B, T))
@@ -97,7 +97,7 @@ def kept(B: int, T: int) -> Iterator[np.ndarray]:
 
 
 def readings(case: Case, probe: LossProbe) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield losses, and means of the cross-entropies, that may be equal in a healthy loss.
+    """Yield losses and mean cross-entropies, (n,) each, that agree if the loss is healthy, for each way to define it.
 
     It may run the model in training mode, ignore an id (padding), leave out positions at an end, or be the perplexity.
     """
@@ -119,7 +119,7 @@ def readings(case: Case, probe: LossProbe) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def lines(case: Case) -> list[Line]:
-    """Return the line for each probe, of the reading of the loss that comes closest."""
+    """Return the line for each probe, by the first definition of the loss that fits, else the closest."""
     found: list[list[Line]] = []
     for readings_of_probes in zip(*(readings(case, probe) for probe in case.once(loss_probes)), strict=False):
         if any(np.isnan(means).any() or np.ptp(means) < 1e-3 for _, means in readings_of_probes):
@@ -143,10 +143,10 @@ def unit_of(found: list[Line]) -> str | None:
 
 
 def normal(found: list[Line]) -> bool:
-    """Return whether the slopes are those of a mean: 1, or the same multiple of the mean at each shape.
+    """Return True if the slopes are those of a mean: 1, or the same multiple of it at each shape.
 
-    A mean may have a positive offset, as other terms of a loss add; a negative one lacks the softmax's denominator. A
-    multiple that gives bits or decimal digits is a logarithm to another base.
+    Other terms of a loss may add a positive offset; a negative one is a softmax without its denominator. A multiple
+    that gives bits or decimal digits is a logarithm to another base, and a fault.
     """
     slopes = np.array([one.slope for one in found])
     if all(abs(one.slope - 1) <= one.error for one in found):

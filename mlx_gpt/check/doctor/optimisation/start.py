@@ -1,4 +1,4 @@
-"""The state in which training begins: the loss of initial weights, and what training mode changes."""
+"""The beginning of training: the loss of the initial weights, and the effect of training mode."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ RATES = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout_rate")
 @check(
     "initial-loss-off",
     "parameters|train_ids|metrics",
-    explains=("learning-rate-too-high", "context-too-short"),  # attention to one token alone
+    explains=("learning-rate-too-high", "context-too-short"),  # large weights attend to a single token
 )
 def initial_loss_off(case: Case) -> Found:
     """Training starts from a loss far above ln V, that of guessing at random: the initial logits are too large.
 
-    The first loss of the metrics (step 0 or 1), in bits if need be; the cross-entropy of random targets of an untrained
-    model, one whose norm weights are all exactly 1; without parameters, that of the training ids, which no trained
-    model has. Threshold: 1.75 nats above ln V. Measured at widths 16 to 1024, 2 and 8 layers, vocabularies of 50 and
-    2000, tied and not: standard deviation 0.02 at most 0.4 above, MLX's own initialisation 0.8, 1 / sqrt(fan in) 0.8,
-    Glorot's 1.2, He's 1.5, PyTorch's N(0, 1) embeddings with a head of their own 0.3. Tied to the head, these are 6.9
-    to 960 above: the fault.
+    Measured is the first loss of the metrics (step 0 or 1), which may be in bits; of an untrained model, one whose norm
+    weights are all exactly 1, the cross-entropy of random targets; and without parameters, that of the training ids,
+    since no trained model has so high a loss. Threshold: 1.75 nats above ln V. Untrained models of widths 16 to 1024,
+    2 and 8 layers, vocabularies of 50 and 2000, tied and not, are above ln V by at most: 0.4 for a standard deviation
+    of 0.02, 0.8 for MLX's own initialisation, 0.8 for 1 / sqrt(fan in), 1.2 for Glorot's, 1.5 for He's, 0.3 for
+    PyTorch's N(0, 1) embeddings with an untied head. With a tied head the latter are 6.9 to 960 above: the fault.
     """
     chance = float(np.log(case.vocab_size))
     for row in case.given.get("metrics", ())[:1]:
@@ -63,7 +63,7 @@ def off(loss: float, chance: float, where: str) -> Found:
     return {
         "measured": loss,
         "expected": chance,
-        "why": f"the loss {where} is {loss:.3g} nats; a guess among all ids has {chance:.3g}",
+        "why": f"the loss {where} is {loss:.3g} nats; guessing among all ids has {chance:.3g}",
         "remedy": "draw initial weights, embeddings too, with standard deviation 0.02 (of an output layer onto the "
         "residual stream 0.02 / sqrt(2 L)), and apply a norm before the head",
         "evidence": {"nats_above_chance": loss - chance},
@@ -74,7 +74,7 @@ def off(loss: float, chance: float, where: str) -> Found:
 def training_mode_without_dropout_effect(case: Case) -> Found:
     """Training mode returns exactly the logits of evaluation mode, so dropout has no effect.
 
-    Exact: equal logits to the bit. Of a module only where it or its config has a dropout rate above 0.
+    Exact: the logits are equal bit for bit. For a module only if it or its config has a dropout rate above 0.
     """
     rate = dropout_rate(case.given["module"]) if "module" in case.given else None
     if rate == 0:

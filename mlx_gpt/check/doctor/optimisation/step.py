@@ -1,4 +1,4 @@
-"""The first updates of a fresh optimizer: what they move, and how far."""
+"""The first updates of a fresh optimizer: which parameters they move, and how far."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mlx_gpt.check.doctor.optimisation.fresh import is_fresh
 from mlx_gpt.check.doctor.optimisation.updates import updates_of
 from mlx_gpt.check.doctor.probes import largest, steady_noise
 
-MOST_TRIED = 24  # parameters of which the effect on the logits is tried
-# First three updates over the learning rate, (1 - b1^k) / sqrt(1 - b2^k), for the usual pairs that exceed it.
+MOST_TRIED = 24  # parameters whose effect on the logits is tried
+# Usual pairs for which an update without bias correction, (1 - b1^k) / sqrt(1 - b2^k), exceeds the learning rate.
 BETAS = ((0.9, 0.999), (0.9, 0.99), (0.9, 0.98), (0.95, 0.999), (0.8, 0.999), (0.8, 0.99), (0.85, 0.999), (0.5, 0.999))
 
 
@@ -38,8 +38,8 @@ BETAS = ((0.9, 0.999), (0.9, 0.99), (0.9, 0.98), (0.95, 0.999), (0.8, 0.999), (0
 def step_without_effect(case: Case) -> Found:
     """Training steps change nothing: no parameter moves, or the model that predicts is not the one that is trained.
 
-    Exact: up to 16 steps of a fresh optimizer move no parameter by one bit; or they move the parameters by 1e-4 of
-    their size and more, and the logits of the batch by nothing.
+    Exact: up to 16 steps of a fresh optimizer change no bit of any parameter; or they move parameters by 1e-4 of their
+    size and more, and the logits of the batch not at all.
     """
     found = case.once(first_steps)
     still, before = found.still(), found.before
@@ -64,9 +64,10 @@ def step_without_effect(case: Case) -> Found:
 
 
 def frozen(case: Case) -> list[str]:
-    """Return the parameters that no step moves though they have an effect on the logits, and an update would show.
+    """Return the parameters that no step moves, though they have an effect on the logits and an update would show.
 
-    Parameters that ``gradient`` leaves out are frozen on purpose, and so are low-rank adapters' and quantized layers'.
+    Those that ``gradient`` leaves out are frozen on purpose; without it, those beside low-rank adapters, and the scales
+    of quantized layers.
     """
     found = case.once(first_steps)
     still = found.still()
@@ -89,7 +90,7 @@ def frozen(case: Case) -> list[str]:
 
 
 def with_effect(case: Case, before: Parameters, names: list[str]) -> list[str]:
-    """Return those parameters of which a change by a tenth changes the logits, by 1e-4 of their standard deviation."""
+    """Return those parameters whose change by a tenth moves the logits, by 1e-4 of their standard deviation."""
     if not names:
         return []
     ids = case.once(train_batch)[0][:1]
@@ -109,9 +110,10 @@ def with_effect(case: Case, before: Parameters, names: list[str]) -> list[str]:
 def parameters_frozen(case: Case) -> Found:
     """Some parameters never move in training, though they have an effect on the predictions.
 
-    Exact: three steps of a fresh optimizer do not move a whole parameter by one bit, while a change of it moves the
-    logits, and the update that its gradient, or that of others, lets expect is above 4 units in its last place. What
-    ``gradient`` leaves out is frozen on purpose. Single rows, as of tokens that do not occur, are not looked at.
+    Exact: three steps of a fresh optimizer do not change one bit of a parameter, although it has an effect on the
+    logits and its expected update, by its gradient or by the updates of others, is above 4 units in the last place.
+    Parameters that ``gradient`` leaves out are frozen on purpose. Single rows, as of tokens that do not occur, are not
+    examined.
     """
     found, names = case.once(first_steps), case.once(frozen)
     if not names:
@@ -134,11 +136,11 @@ def parameters_frozen(case: Case) -> Found:
 def no_bias_correction(case: Case) -> Found:
     """The first updates are several times the learning rate, as Adam's averages start at 0 without bias correction.
 
-    Adam's k-th update in units of the learning rate is 1 with bias correction and (1 − b1^k) / sqrt(1 − b2^k) without,
-    where the gradient stays, as at the same parameters (Kingma and Ba 2015, section 3): 3.16 for 0.9 and 0.999. Looked
-    at are parameters of which the upper half of the first updates is equal within 5 %, as only Adam, Lion and signs of
-    gradients give. A fault if their median is within 3 % of such a value, and that is above 1.2, or the next is longer
-    by 12 % and more (healthy: 1.00 and shorter).
+    While the gradient stays the same, Adam's k-th update in units of the learning rate is 1 with bias correction, and
+    (1 − b1^k) / sqrt(1 − b2^k) without: 3.16 for the first with 0.9 and 0.999 (Kingma and Ba 2015, section 3). Examined
+    are parameters of which the upper half of the first updates has one size within 5 %, as only Adam, Lion and the sign
+    of the gradient give. A fault if their median is within 3 % of such a value for usual betas, and that is above 1.2
+    or the second update is larger by 12 % (healthy: the first is 1.00, the second not larger).
     """
     found, rate = case.once(first_steps), float(case.given["learning_rate"])
     updates, sequences = found.updates, []
