@@ -75,7 +75,7 @@ def test_a_damaged_cached_library_is_compiled_again(tmp_path: Path) -> None:
         kept.write_bytes(damaged)
         kept.chmod(0o500)
         assert in_python(link, PATH="", **here) == ["False"]  # a truncated one would end the process at its first use
-        assert in_python(link, **here) == ["True"]
+    assert in_python(link, **here) == ["True"]
     kept.unlink()
     for block in (kept.mkdir, lambda: (kept.rmdir(), os.mkfifo(kept))):
         block()
