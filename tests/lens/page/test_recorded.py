@@ -215,9 +215,10 @@ def test_an_empty_text_cannot_be_recorded() -> None:
 
 
 @pytest.mark.slow
-def test_124m_parameters_and_128_tokens_take_less_than_5_mb() -> None:
+def test_the_heads_and_vocabulary_of_gpt2_and_128_tokens_take_less_than_5_mb() -> None:
+    """The width has no part in the size, and a quarter of GPT-2's is faster."""
     mx.random.seed(0)
-    model = GPT(GPTConfig(initializer_range=0.08))  # patterns that are hard to compress
+    model = GPT(GPTConfig(n_embd=192, initializer_range=0.16))  # patterns that are hard to compress
     page, remark = make_page(model, BYTES, ["The ancient oak tree provided cool shade on the hot summer day. " * 2])
     assert len(page) < 5_000_000
     assert "128 tokens" in remark
