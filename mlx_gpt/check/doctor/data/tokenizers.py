@@ -74,8 +74,9 @@ def tokenizers_differ(case: Case) -> Found:
 
     With ``encode_training`` exact, on pieces of the training text. Otherwise the pieces, encoded, are searched for in
     the training ids: a fault if none is found, or if in those that are found 1 % of the ids and three places differ;
-    ids that only one side has, such as separators of documents, are passed over (healthy: 0). It is a consequence of
-    ``tokenizer-not-invertible`` if ``decode`` gives back what training encoded, as then ``encode`` alone is wrong.
+    ids that only one side has, such as separators of documents, are passed over (healthy: 0). If ``decode`` gives back
+    what training encoded, ``encode`` alone is wrong: this explains ``tokenizer-not-invertible`` beside it where
+    ``encode_training`` is given, and else is its consequence.
     """
     if case.has("encode_training"):
         return encoders_differ(case)
@@ -104,10 +105,11 @@ def encoders_differ(case: Case) -> Found:
     if not differing or example is None:
         return None
     why = f"{differing} of {total} pieces of the training text have other ids by encode than by encode_training"
-    return different(case, f"{why}, such as {example[0]!r}", differing / total, example)
+    found = different(case, f"{why}, such as {example[0]!r}", differing / total, example)
+    return found if found["separate"] else {**found, "separate": True, "explains": ("tokenizer-not-invertible",)}
 
 
-def different(case: Case, why: str, share: float, example: Any) -> Found:
+def different(case: Case, why: str, share: float, example: Any) -> dict[str, Any]:
     return {
         "measured": share,
         "expected": 0,
