@@ -1,6 +1,6 @@
 """Figures of the doctor: planted faults that it names, healthy models that it passes, and its time.
 
-    python tests/benchmarks/doctor.py [--quick | --full] [--group GROUP ...] [--fault NAME] [--jobs 2]
+    python tests/benchmarks/doctor.py [--quick | --full] [--group GROUP ...] [--fault NAME] [--minutes M] [--jobs 2]
 
 Prints the table of tests/README.md, and each run in which something else was named than what was planted.
 """
@@ -21,9 +21,10 @@ from helpers.doctor_figures import GROUPS, MORE, Run, foreign, misses, results, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="size 0 and seed 0 only")
-    parser.add_argument("--full", action="store_true", help="three seeds of each size, all faults by all checks")
+    parser.add_argument("--full", action="store_true", help="three seeds of each size, untrained and trained")
     parser.add_argument("--group", nargs="*", choices=[*GROUPS, *MORE])
     parser.add_argument("--fault", help="a part of the name of a fault or model")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; the runs are in random order")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--time", action="store_true", help="only the time of a model of 10M parameters")
     parser.add_argument("--verbose", action="store_true", help="print the reports of wrong runs")
@@ -46,7 +47,7 @@ def main() -> None:
     planned = [run for run in planned if not chosen.fault or chosen.fault in run.name]
     start = time.perf_counter()
     found = []
-    for one in results(planned, chosen.jobs):
+    for one in results(planned, chosen.jobs, shuffle=chosen.minutes < float("inf")):
         found.append(one)
         if len(found) % 50 == 0:
             print(f"{len(found)} of {len(planned)}, {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
@@ -54,8 +55,11 @@ def main() -> None:
             print(misses([one]), flush=True)
             if chosen.verbose:
                 print(one.text)
+        if time.perf_counter() - start > 60 * chosen.minutes:
+            break
     print(f"\n{table(sorted(found, key=lambda one: (*GROUPS, *MORE).index(one.run.group)))}\n")
-    print(f"{len(found)} examinations in {(time.perf_counter() - start) / 60:.1f} minutes, {chosen.jobs} processes")
+    minutes = (time.perf_counter() - start) / 60
+    print(f"{len(found)} of {len(planned)} examinations in {minutes:.1f} minutes, {chosen.jobs} processes")
     print(misses(found) or "no miss")
     if not (chosen.group or chosen.fault or chosen.quick):
         print_time()

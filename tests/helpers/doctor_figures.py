@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ GROUPS = tuple(sorted(path.stem.removeprefix("planted_") for path in Path(__file
 DRAWS, STEPS = ("sample", "sample_many", "sample_settings"), ("step", "new_step")  # arguments whose checks take longest
 COSTLY = {"sampling": STEPS, "optimisation": DRAWS, "level": STEPS}  # those that the runs of a group omit; else both
 MORE = ("together", "healthy", "foreign")  # groups of runs that plant no fault in a base
+CHUNK = 4  # runs of a process at a time
 MINUTES = 10  # more than any run takes, so that a busy machine gives the same results
 
 
@@ -63,7 +65,7 @@ def runs(groups: Sequence[str], quick: bool = False, full: bool = False) -> Iter
 
     Sampling and optimisation, which take long: untrained and trained at two of the sizes. In PyTorch one size. Seed,
     sizes and states change from fault to fault. Every eighth fault is examined by all checks too. Full: all three
-    seeds, sizes and states, and all faults by all checks. Quick: size 0 and seed 0, not by all checks.
+    seeds, sizes and states. Quick: size 0 and seed 0, not by all checks.
     """
     for group in groups:
         for i, (name, planted) in enumerate(faults_of(group).items()):
@@ -78,7 +80,7 @@ def runs(groups: Sequence[str], quick: bool = False, full: bool = False) -> Iter
                 for seed in (0,) if quick else range(3) if full else ((size + i) % 3,):
                     if chosen:
                         yield Run(group, name, size, seed, trained, library)
-            if full or (not quick and i % 8 == 0):
+            if not quick and i % 8 == 0:
                 yield Run(group, name, planted.sizes[0], 3, planted.states[-1], planted.libraries[0], True)
 
 
@@ -134,12 +136,16 @@ def result_of(run: Run) -> Result:
     return Result(run, expected, named, seconds, str(report))
 
 
-def results(runs: Sequence[Run], jobs: int) -> Iterator[Result]:
-    """Run in processes that each take a range of the runs, so that they train a model once."""
+def results(runs: Sequence[Run], jobs: int, shuffle: bool = False) -> Iterator[Result]:
+    """Run in processes that each take some runs of one model, which they train once; in a random order of these."""
     context = multiprocessing.get_context("spawn")
     ordered = sorted(runs, key=lambda run: (run.library, run.size, run.seed, run.trained, run.group))
+    some = [ordered[i : i + CHUNK] for i in range(0, len(ordered), CHUNK)]
+    if shuffle:
+        random.Random(0).shuffle(some)
     with context.Pool(jobs, start) as pool:
-        yield from pool.imap_unordered(tried, ordered, chunksize=4)
+        for done in pool.imap_unordered(all_tried, some):
+            yield from done
 
 
 def start() -> None:
@@ -151,6 +157,10 @@ def start() -> None:
 
     if importlib.util.find_spec("torch"):
         importlib.import_module("torch").set_num_threads(1)
+
+
+def all_tried(runs: Sequence[Run]) -> list[Result]:
+    return [tried(run) for run in runs]
 
 
 def tried(run: Run) -> Result:
