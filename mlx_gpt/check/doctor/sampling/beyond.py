@@ -1,4 +1,4 @@
-"""Texts that grow longer than the context."""
+"""Texts that become longer than the context."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from mlx_gpt.check.doctor.sampling.texts import logits_after
 from mlx_gpt.check.doctor.sampling.verdict import undecided, understood
 
 ROUNDS = (1, 3, 7, 15, 30, 60)  # texts after which the evidence is weighed, at least
-NUMBERS = 2e7  # of logits that a round may have
-NEW = 10  # ids of a text beyond its prompt
-FIRST = 2  # of them that may still be predicted from all of the text
-WINDOWS = 1000  # of a text, about
-LONGEST = 256  # context of which the predictions of many windows are affordable
+NUMBERS = 2e7  # logits of a round, at most
+NEW = 10  # new ids of a text
+FIRST = 2  # of them that are not beyond the context yet
+WINDOWS = 1000  # that a text may be read in, about
+LONGEST = 256  # context for which the predictions after so many windows are affordable
 
 
 @check("beyond-context", "sample")
 def beyond_context(case: Case) -> dict[str, Any] | None:
     """The text goes wrong, or generation raises an error, once the text is longer than the context.
 
-    A sampler may stop, refuse, or read a window of the last tokens, of at least a quarter of the context; where it
-    returns the prompt, then all of it. Threshold: the draws are e^20 times as probable after another text, or by
-    chance, than after any such window.
+    Healthy samplers stop, refuse, or read a window of the last tokens, of at least a quarter of the context; those that
+    return the prompt return all of it. A fault if the draws are e^20 times as probable after another text, or by
+    chance, as after any such window.
     """
     found = understood(case)
     if found.window is not None:
@@ -98,10 +98,10 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
 
 
 def scores(case: Case, texts: Sequence[list[int]], n_prompt: int, rule: Rule) -> Counter[str]:
-    """Return the log-likelihood of the draws beyond the context after each window, and by chance.
+    """Return the log-likelihood of the draws beyond the context for each window that may be read, and by chance.
 
-    "last" windows have a fixed length or a fixed start, and are allowed; "not" allowed are short ones, the first tokens
-    of the text, and a mixture of all windows and an equal probability of all ids.
+    Windows whose name begins with "last" are allowed: the last tokens, by a fixed length or start. Those with "not" are
+    faults: few tokens, the first tokens of the text, and "not at all", a mixture of all windows and uniform draws.
     """
     named = [windows_beyond(text, n_prompt, case.n_positions) for text in texts]
     logits = logits_after(case, [window for names in named for every in names.values() for window in every])
@@ -117,7 +117,7 @@ def scores(case: Case, texts: Sequence[list[int]], n_prompt: int, rule: Rule) ->
 
 
 def windows_beyond(text: list[int], n_prompt: int, P: int) -> dict[str, list[list[int]]]:
-    """Return what may be read before each new id but the first two, by name."""
+    """Return, by name, the texts that may be read before each new id beyond the context."""
     ends, least, step = range(n_prompt + FIRST, len(text)), max(2, P // 4), max(1, P * P // 4000)
     lengths = {1, 2, least, P // 2, P - 1, P, *range(1, P + 1, step)} - {0}
     names = {f"last {m}": [text[e - m : e] for e in ends] for m in lengths if m >= least or P < 4}
@@ -129,7 +129,7 @@ def windows_beyond(text: list[int], n_prompt: int, P: int) -> dict[str, list[lis
 
 
 def refuses(failure: CallFailed) -> bool:
-    """Return True for an error that says what is wrong, or one of transformers' generation, which warns before."""
+    """Return True for an error that refuses a long text on purpose, or one of transformers, which warns before."""
     cause = failure.__cause__
     trace = cause.__traceback__ if cause is not None else None
     while trace is not None:

@@ -1,7 +1,8 @@
-"""Samplers of which equal calls give equal texts: always the argmax, or the same text after every prompt.
+"""Samplers that give the same text at each call: always the argmax, or the same text after every prompt.
 
-The random numbers of a step may be the same in all calls. So all draws of a step count once: an event that holds after
-every prompt has at most the least of its probabilities, and that of all steps is at most their product.
+The random numbers of a step may be the same in all calls, so the draws of a step after all prompts count once: the
+probability of an event after every prompt is at most the least of its probabilities. Steps are independent: the
+probability for all steps is at most the product.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mlx_gpt.check.doctor.sampling.texts import rounding
 
 
 def certain(case: Case, draws: Sequence[tuple[float, list[Draws]]]) -> dict[str, dict[str, Any]]:
-    """Return the findings for texts, by temperature, that chance does not give: of a sampler that draws nothing."""
+    """Return the findings for draws, by temperature, that are always the argmax or the same after every prompt."""
     always = all(np.array_equal(one.new, found[0].new) for _, found in draws for one in found)
     for temperature, found in draws:
         read = read_by_argmax(case, found)
@@ -45,7 +46,7 @@ def certain(case: Case, draws: Sequence[tuple[float, list[Draws]]]) -> dict[str,
 
 
 def read_by_argmax(case: Case, found: list[Draws]) -> Named | None:
-    """Return what is read if every draw is the most probable id after it, to rounding."""
+    """Return the text after which every draw is the most probable id, within rounding; None if there is none."""
     reads = {TEXT: None, **windows(case)}
     for name, window in reads.items():
         seen = found if window is None else read_otherwise(case, found, window)
@@ -55,7 +56,7 @@ def read_by_argmax(case: Case, found: list[Draws]) -> Named | None:
 
 
 def of_chance(found: list[Draws], temperature: float) -> float:
-    """Return a bound on the log-probability that all draws are what is predicted: of each step the least likely."""
+    """Return a bound on the log-probability of all draws: the sum over steps of the least probable draw."""
     return by_step([chosen(log_softmax(one.logits / temperature), one.new) for one in found])
 
 
@@ -68,8 +69,8 @@ def by_step(values: list[np.ndarray]) -> float:
 def same_text(found: list[Draws], temperature: float) -> float:
     """Return a bound on the log-probability that all prompts are followed by the same text; 0 if they are not.
 
-    Of each step the log of what the predictions after all prompts have in common; or for one id, the least likely of
-    each step, times the number of ids.
+    For each step, the probability that the predictions after all prompts have in common. If the text repeats one id,
+    also the least probable draw of each step, times the number of ids.
     """
     first = found[0].new
     if len(found) < 2 or any(not np.array_equal(one.new, first) for one in found):

@@ -1,4 +1,4 @@
-"""The checks of draws and settings: each reads what the evidence said of its code."""
+"""The checks of draws and settings: each returns the finding for its code from the evidence they share."""
 
 from __future__ import annotations
 

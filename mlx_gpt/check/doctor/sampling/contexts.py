@@ -1,4 +1,4 @@
-"""Other texts than prompt and new ids that a faulty sampler may have read."""
+"""The texts that a faulty sampler may read in place of the prompt and the new ids."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mlx_gpt.check.doctor.sampling.crop import tokens_read
 from mlx_gpt.check.doctor.sampling.draws import Draws
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 
-Window = Callable[[list[int], list[int]], list[int]]  # prompt, new ids so far -> the ids that are read
-Named = tuple[str, str]  # the code of a fault, or "", and what is read
+Window = Callable[[list[int], list[int]], list[int]]  # (prompt, new ids so far) -> the ids that are read
+Named = tuple[str, str]  # of what is read: the code of the fault, or "", and a description
 TEXT: Named = ("", "")  # the prompt and the new ids, as it should be
 
 
 def windows(case: Case) -> dict[Named, Window]:
-    """Return what may be read, by code and name."""
+    """Return the texts that may be read, by code and description."""
     last, V = case.vocab_size - 1, case.vocab_size
     found: dict[Named, Window] = {
         ("prompt-ignored", "the prompt's last token in place of the prompt"): lambda prompt, new: [prompt[-1], *new],
@@ -42,7 +42,7 @@ def windows(case: Case) -> dict[Named, Window]:
 
 
 def read_otherwise(case: Case, found: Sequence[Draws], window: Window) -> list[Draws]:
-    """Return draws with the logits after what a window reads of their texts; the true ones where it reads nothing."""
+    """Return draws with the logits after what a window reads; the true logits where it reads nothing."""
     texts = []
     for one in found:
         prompt, new = one.text[: one.n_prompt].tolist(), one.new.tolist()

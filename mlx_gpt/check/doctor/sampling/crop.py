@@ -1,4 +1,4 @@
-"""Samplers that read fewer tokens than the context has, by greedy draws after long prompts."""
+"""Samplers that read only the last tokens of a prompt, found by greedy draws after long prompts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mlx_gpt.check.doctor.sampling.draws import accepted, budget, inside, new_id
 from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding
 
 LONGEST = 64  # ids of a prompt
-PROMPTS, AMONG = 24, 96
-NUMBERS = 2e6  # of logits of prompts among which to choose
-DIFFERENT = 8  # times the rounding by which the logit of a draw must be below the largest
+PROMPTS, AMONG = 24, 96  # prompts, and how many they are chosen from at most
+NUMBERS = 2e6  # logits of the prompts to choose from, at most
+DIFFERENT = 8  # times the rounding, by which a draw's logit must be below the largest to be another id
 
 
 def tokens_read(case: Case) -> int | None:
-    """Return how many of the last tokens of a prompt are read, where it is not all of them; None if that is unknown.
+    """Return how many of a prompt's last tokens are read, if not all of them; None if all are, or it is unknown.
 
-    Exact at temperature 0 or top-k 1: all draws are the argmax after that many, to rounding, and one is not after the
-    prompt.
+    Exact, at temperature 0 or top-k 1: all draws are the argmax after that many tokens, within rounding, and at least
+    one is not the argmax after the whole prompt.
     """
     if case.vocab_size < 2:
         return None
@@ -43,7 +43,7 @@ def tokens_read(case: Case) -> int | None:
 
 
 def undecided_prompts(case: Case) -> np.ndarray:
-    """Return long prompts, those of some after which the two most probable ids are nearest, but beyond rounding."""
+    """Return the long prompts after which the two most probable ids are nearest, but further apart than rounding."""
     length = max(1, min(LONGEST, case.n_positions - 1))
     prompts = case.ids(int(np.clip(NUMBERS // (length * case.vocab_size), PROMPTS, AMONG)), length)
     second, first = np.sort(logits_after(case, prompts), axis=1)[:, -2:].T

@@ -1,4 +1,4 @@
-"""Settings that cut: temperature 0, top-k and top-p keep the ids that they say."""
+"""Settings that leave out ids: temperature 0, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Finding = tuple[str, dict[str, Any]]  # code and fields
 
 
 def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
-    """Return what is wrong with each setting that cuts, and the codes that the draws leave open."""
+    """Return the findings for temperature 0, top-k and top-p, and the codes that the draws leave undecided."""
     base = understood(case).base
     assert base is not None
     findings: list[Finding] = []
@@ -57,7 +57,7 @@ def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
 
 
 def ask(case: Case, probes: Sequence[Probe], n: int = 6, most: int = 240) -> Answer:
-    """Draw until one explanation is left; one id a call where those of a call are correlated."""
+    """Draw until one explanation is left; one id per call where the draws of a call are correlated."""
     found = understood(case)
     rivals = [partial(otherwise, case, window) for window in found.rivals]
     return weigh(case, probes, lambda draws: seen(case, draws), rivals, n=1 if found.correlated else n, most=most)
@@ -68,10 +68,10 @@ def otherwise(case: Case, window: Window, draws: list[Draws]) -> list[Draws]:
 
 
 def cut_fault(setting: str, settings: dict[str, Any], answer: Answer) -> list[Finding]:
-    """Return the fault of a setting whose draws follow another rule, or none that is known."""
+    """Return the finding, if any, for a setting whose draws follow a faulty rule, or no known rule."""
     value, text = settings[setting], f"{setting} = {settings[setting]:.3g}"
     if not answer.fits:
-        why = f"draws with {text} are neither those of the ids that it keeps nor of another known rule"
+        why = f"draws with {text} follow neither the ids that it should keep nor another known rule"
         if setting == "temperature":
             why = (
                 "draws with temperature = 0 are not the most probable ids, which it asks for instead of a division by 0"
@@ -85,7 +85,7 @@ def cut_fault(setting: str, settings: dict[str, Any], answer: Answer) -> list[Fi
 
 
 def alike(base: Base) -> list[Base]:
-    """Return what is drawn from, and what flat predictions do not tell from it: the temperature inside or outside."""
+    """Return the distributions that flat predictions do not tell apart: the temperature inside or outside a softmax."""
     kinds = ("twice", "outside") if base.kind in ("twice", "outside") else (base.kind,)
     return [replace(base, kind=kind) for kind in kinds]
 
@@ -119,7 +119,7 @@ def top_p_probes(case: Case, base: Base) -> Iterable[Probe]:
 
 
 def keeps_none(case: Case, base: Base) -> bool:
-    """Detect that top-p raises wherever the most probable id has more than that probability, and only there."""
+    """Return True if top-p raises wherever the most probable id has more than that probability, and only there."""
     t = case.once(telling_temperatures)[0]
     chosen = {"temperature": t} if "temperature" in accepted(case) else {}
     raised = []
@@ -137,7 +137,7 @@ def keeps_none(case: Case, base: Base) -> bool:
 def cut_probes(
     case: Case, base: Base, setting: dict[str, Any], cuts: dict[str, Keep], orders: Sequence[str]
 ) -> Iterable[Probe]:
-    """Yield explanations at each temperature that tells much."""
+    """Yield the right and the faulty explanations of a cut, at each of the temperatures that tell most."""
     orders = [*orders, "first", "last"] if base.kind != "softmax" else orders
     inverted = [("of the least probable ids", lowest(cuts[""]))]
     inverted += [("of what it should drop", complement(keep)) for name, keep in cuts.items() if "more" not in name]

@@ -17,16 +17,16 @@ from mlx_gpt.check.doctor.sampling.texts import logits_after
 
 OFF: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 LENGTH = 10  # new ids of a call
-SEEDED = (30, 20)  # new ids of a call, and calls, where equal calls give equal texts
-SHARE = 0.8  # of the time that is left when the first sampling check begins
-PART = 0.2  # of that, for the calls of one set of draws
+SEEDED = (30, 20)  # new ids of a call, and calls, where identical calls give the same text
+SHARE = 0.8  # of the time that is left at the first check of sampling, for all of them
+PART = 0.2  # of that, for one set of draws
 
 
 @dataclass(frozen=True)
 class Draws:
-    """One call: the text (prompt and new ids), and the model's logits before each new id, (n, V).
+    """One call of ``sample``: its text, prompt and new ids, and the logits (n, V) that predict each new id.
 
-    ``read``: what they are the logits after, where it is not the text before.
+    ``read``: the texts that the sampler is taken to read before each new id, where they are not the text so far.
     """
 
     text: np.ndarray
@@ -44,12 +44,12 @@ def accepted(case: Case) -> set[str]:
 
 
 def settings_off(case: Case, **changed: Any) -> dict[str, Any]:
-    """Return every known setting that ``sample`` accepts, off, and those to change."""
+    """Return the known settings that ``sample`` accepts, off, except those that are changed."""
     return case.once(values_off) | changed
 
 
 def values_off(case: Case) -> dict[str, float]:
-    """Return the values for off, without those that ``sample`` alone raises at: nanoGPT's top_k is off by None."""
+    """Return the values for off, without those for which ``sample`` raises, as nanoGPT's does for top_k = 0."""
     found = {name: value for name, value in OFF.items() if name in accepted(case)}
     taken = found if takes(case, found) else {name: one for name, one in found.items() if takes(case, {name: one})}
     return taken if takes(case, taken) else found
@@ -91,13 +91,13 @@ def chosen(logprobs: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def budget(case: Case) -> tuple[float, float]:
-    """Return when the checks of sampling must end, and the seconds of one set of draws."""
+    """Return the time at which the checks of sampling must end, and the seconds for one set of draws."""
     seconds = SHARE * case.seconds_left()
     return time.monotonic() + seconds, PART * seconds
 
 
 def require_time(case: Case) -> None:
-    """Raise ``BudgetSpent`` where the share of the sampling checks is used."""
+    """Raise ``BudgetSpent`` if the time for the checks of sampling is over."""
     if time.monotonic() > case.once(budget)[0]:
         raise BudgetSpent
 
@@ -115,22 +115,23 @@ def call_sample(case: Case, ids: list[int], n: int, **settings: Any) -> list[int
 
 
 def returns_the_prompt(case: Case) -> bool:
-    """Tell a result of new ids from one of prompt and new ids, by their number."""
+    """Return True if ``sample`` returns the prompt before the new ids, by the number of ids."""
     prompts = case.ids(2, max(1, min(3, case.n_positions - 1))).tolist()
     return any(len(call_sample(case, list(prompt), 1, **settings_off(case))) > 1 for prompt in prompts)
 
 
 def changed_prompts(case: Case) -> list[tuple[str, list[int], list[int]]]:
+    """Return what ``sample`` changed, the prompt, and the ids that it became; ``new_ids`` appends them."""
     return []
 
 
 def outside(case: Case) -> list[int]:
-    """Return the drawn ids that are not in the vocabulary; ``new_ids`` appends them."""
+    """Return the drawn ids that are not in the vocabulary; ``inside`` appends them."""
     return []
 
 
 def new_ids(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> list[int]:
-    """Return the new ids of one call of ``sample``, without the prompt. Records a prompt that was changed."""
+    """Return the new ids of one call of ``sample``, without the prompt; record a prompt that was changed."""
     with_prompt = case.once(returns_the_prompt)
     prompt = [int(i) for i in prompt]
     given = list(prompt)
@@ -155,7 +156,7 @@ def inside(case: Case, ids: list[int]) -> list[int]:
 
 
 def draw_text(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> np.ndarray:
-    """Call ``sample`` once, within the context, and return prompt and new ids, also an ``end_of_text`` kept back."""
+    """Call ``sample`` once, within the context; return prompt and new ids, with an ``end_of_text`` that it left out."""
     n = min(n, case.n_positions - len(prompt))
     drawn = new_ids(case, prompt, n, **settings)
     new = inside(case, drawn)
@@ -167,7 +168,7 @@ def draw_text(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> np.
 
 
 def draw(case: Case, prompt: Sequence[int], n: int, **settings: Any) -> Draws:
-    """Call ``sample`` once, within the context."""
+    """Call ``sample`` once, within the context, and compute the logits of its draws."""
     text = draw_text(case, prompt, n, **settings)
     if len(text) == len(prompt):
         return Draws(text, len(prompt), np.zeros((0, case.vocab_size), np.float32))
@@ -179,8 +180,9 @@ def draw_many(
 ) -> list[Draws]:
     """Call ``sample`` with the prompts in turn until there are ``total`` draws or the time is over.
 
-    Long texts after many prompts where equal calls give equal texts: the draws of a step may depend on each other.
-    Raises ``NotApplicable`` for texts that end with an unknown id, ``BudgetSpent`` where the time is over.
+    Where identical calls give the same text, the texts are longer and after many prompts, since the draws of a step may
+    depend on each other. Raises ``NotApplicable`` if texts end early though no ``end_of_text`` is given, and
+    ``BudgetSpent`` if no time is left.
     """
     require_time(case)
     end = time.monotonic() + case.once(budget)[1]
@@ -203,7 +205,7 @@ def draw_many(
 
 
 def with_logits(case: Case, texts: Sequence[np.ndarray], n_prompt: int) -> list[Draws]:
-    """Return texts of a prompt and new ids with the logits before each new id."""
+    """Return texts as draws, with the logits that predict each new id."""
     prefixes = [text[:t] for text in texts for t in range(n_prompt, len(text))]
     ends = np.cumsum([len(text) - n_prompt for text in texts])[:-1]
     logits = np.split(logits_after(case, prefixes), ends)
@@ -211,7 +213,7 @@ def with_logits(case: Case, texts: Sequence[np.ndarray], n_prompt: int) -> list[
 
 
 def is_seeded(case: Case) -> bool:
-    """Detect that equal calls give equal texts, of 16 ids or more after several prompts."""
+    """Return True if identical calls give the same text, though its predictions leave a choice."""
     settings = settings_off(case, **({"temperature": 2.0} if "temperature" in accepted(case) else {}))
     same = 0
     for prompt in case.ids(8, max(1, min(6, case.n_positions // 4))).tolist():

@@ -1,4 +1,4 @@
-"""Draws with the settings off or only the temperature set, and how well each explanation predicts them."""
+"""Draws with all settings off or only the temperature set, and the likelihood of each explanation of them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mlx_gpt.check.doctor.sampling.probes import GRID, flat_temperature, sharp, 
 from mlx_gpt.check.doctor.sampling.rules import Base
 from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding, shapes
 
-DRAWS = {True: 120, False: 1200}  # at one temperature, by whether it can be set
-MORE = (600, 1800)  # further draws where those before leave open what is read
-NUMBERS = 5e7  # of logits that further draws may have
-SCALES = (0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)  # of a temperature that is set besides
+DRAWS = {True: 120, False: 1200}  # at temperature 1, where the temperature can be set and where not
+MORE = (600, 1800)  # further draws where those before do not decide what is read
+NUMBERS = 5e7  # logits of further draws, at most
+SCALES = (0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)  # factors of a hidden temperature
 
 Evidence = list[tuple[float, list[Draws]]]  # draws by temperature
-Candidate = tuple[Named, Base]  # what is read, and what is drawn from
+Candidate = tuple[Named, Base]  # the text that is read, and the distribution that is drawn from
 Scores = dict[Candidate, float]  # log-likelihood of all draws in nats
 
 
 def evidence(case: Case) -> Evidence:
-    """Draw with every setting off: at temperature 1, at one that tells most, and at one on the other side of 1."""
+    """Draw with every setting off: at temperature 1, at the one that tells most, and at its inverse."""
     prompts, has_temperature = case.once(short_prompts), "temperature" in accepted(case)
     first = DRAWS[has_temperature] if has_temperature or not case.once(is_seeded) else 4 * DRAWS[False]
     found = [(1.0, draw_many(case, prompts, first, **settings_off(case)))]
@@ -46,10 +46,11 @@ def sharp_draws(case: Case, total: int) -> list[Draws]:
 
 
 def in_turn(case: Case) -> Iterator[tuple[Scores, dict[Named, Evidence]]]:
-    """Yield the score of each candidate, and the draws with the logits after what is read: of more draws each time.
+    """Yield the scores of the candidates and the draws, with their logits after each text that may be read.
 
-    Further draws are at a temperature of the size of probabilities, where these may be what it divides; at the
-    temperature that tells most, where they can decide; then of greedy texts.
+    Each time there are more draws than before: first those of ``evidence``; then draws at a temperature of the size of
+    probabilities, if these may be what it divides; then at the temperature that tells most, if they can decide; and
+    last greedy texts.
     """
     found = list(case.once(evidence))
     start = time.monotonic()
@@ -89,16 +90,17 @@ def low_temperature(case: Case, scores: Scores) -> float | None:
 
 
 def can_decide(case: Case) -> bool:
-    """Return True if some hundreds or thousands of draws would tell what is read."""
+    """Return True if ``evidence`` is too little to tell what is read, and ``MORE`` draws are enough."""
     if "temperature" not in accepted(case) or case.once(is_seeded):
         return False
     return 80 < 80 / max(case.once(sharp).nats, 0.01) < sum(MORE)
 
 
 def candidates(case: Case, found: Evidence) -> tuple[Scores, dict[Named, Evidence]]:
-    """Return the scores of what may be read and drawn from, the simple ones first, and the draws after each text.
+    """Return the scores of candidates, the simplest first, and the draws with their logits after each text.
 
-    All rules after the text, then the two best after all other texts, then all rules after the best of these.
+    All distributions are scored for the right text; for each other text the right one and the best so far; and all of
+    them for the best of the other texts.
     """
     scores: Scores = {}
     draws = {TEXT: found}
@@ -120,7 +122,7 @@ def candidates(case: Case, found: Evidence) -> tuple[Scores, dict[Named, Evidenc
 
 
 def bases(case: Case, with_temperature: bool) -> list[Base]:
-    """Return what may be drawn from, the right one first."""
+    """Return the distributions that may be drawn from, the right one first."""
     ways = ("divides", "ignored", "multiplies") if with_temperature else ("divides",)
     kinds = ("softmax", "twice", "outside") if with_temperature else ("softmax", "twice")
     found = [Base(kind, way) for way in ways for kind in kinds]
@@ -141,10 +143,10 @@ def codes_of(read: Named, base: Base) -> tuple[str, ...]:
 
 
 def greedy_scores(case: Case) -> dict[Named, float]:
-    """Return the log-likelihood of greedy texts after each window, where one of them explains the texts.
+    """Return the log-likelihood of greedy texts for each text that may be read, {} if none of them explains the draws.
 
-    After prompts at which the windows predict other ids. The temperature that is used in place of 0 is of the size of
-    rounding, so that an id which rounding may choose costs little.
+    The prompts are those after which the texts predict different ids. The likelihood is at a temperature of the size of
+    rounding in place of 0, so that an id which rounding may choose costs little.
     """
     if "temperature" not in accepted(case):
         return {}

@@ -1,4 +1,4 @@
-"""Choose among explanations of draws by likelihood, and the settings at which they differ most."""
+"""Choose among explanations of draws by their likelihood, and choose settings at which they differ most."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from mlx_gpt.check.doctor.sampling.fit import SURE, fits
 from mlx_gpt.check.doctor.sampling.rules import Rule
 
 Read = Callable[[list[Draws]], list[Draws]]
-LEAST = -50.0  # log-probability of an id that a rule never draws
-DECIDED = 10.0  # nats by which an explanation must be worse than the right rule to be excluded
-ENOUGH = 0.7  # nats a draw: 30 draws exclude a fault
-CHUNK = 30  # draws between two looks at the evidence
+LEAST = -50.0  # log-probability that is used for an id which a rule never draws
+DECIDED = 10.0  # nats by which an explanation must be worse than the best to be excluded
+ENOUGH = 0.7  # nats per draw, with which 30 draws exclude a fault
+CHUNK = 30  # draws after which the evidence is weighed again
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A rule that draws may follow, with its name and the codes of its faults: none for a right rule."""
+    """A rule that draws may follow, with its description and the codes of its faults, none for a right rule."""
 
     name: str
     rule: Rule
     codes: tuple[str, ...] = ()
-    shows: bool = True  # in the first id of a call, so that probes can be chosen for it
+    shows: bool = True  # has an effect on the first id of a call, by which probes are chosen
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Prompts and settings, and what draws with them may follow; other probes have the same order of explanations."""
+    """Prompts and settings for draws, and the explanations of these, which have the same order in all probes."""
 
     prompts: list[list[int]]
     settings: dict[str, Any]
@@ -41,9 +41,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Answer:
-    """The explanation that draws fit best, the codes that they do not exclude, and the number of draws.
+    """The best explanation, the codes of others that are not excluded, and the number of draws.
 
-    ``gain``: nats by which it is more probable than the best right rule. ``fits``: no test rejects it.
+    ``gain``: nats by which the draws are more probable than by the best right rule. ``fits``: no test rejects it.
     """
 
     best: Explanation
@@ -54,7 +54,7 @@ class Answer:
 
 
 def log_likelihood(found: Sequence[Draws], rule: Rule) -> float:
-    """Return the log-likelihood of all draws in nats, where no draw counts as less than e^-50."""
+    """Return the log-likelihood of all draws in nats; a draw has probability e^-50 at least."""
     return float(np.maximum(chosen(rule(found), ids_of(found)), LEAST).sum()) if found else 0.0
 
 
@@ -62,17 +62,17 @@ Predicted = Sequence[tuple[Sequence[Draws], Rule]]  # sets of draws, each with t
 
 
 def score(case: Case, predicted: Predicted, right: Predicted) -> float:
-    """Return the log-likelihood of draws in nats; that in favour over ``right`` where equal calls give equal texts."""
+    """Return the log-likelihood of draws in nats; beside ``right``, by ``favour``, if identical calls repeat."""
     if case.once(is_seeded):
         return favour(predicted, right)
     return sum(log_likelihood(found, rule) for found, rule in predicted)
 
 
 def favour(predicted: Predicted, right: Predicted) -> float:
-    """Return the log of an e-value in favour of a prediction, of calls whose random numbers may be the same.
+    """Return the log of an e-value in favour of a prediction over ``right``, if calls may share random numbers.
 
-    Of each step one draw counts: that after the text at which the two predictions differ most, which is known before
-    it is drawn. Each draw of an id that the prediction excludes counts against it.
+    Only one draw of each step counts: the one for whose text the two predictions differ most, which is known before it
+    is drawn. Each draw of an id that the prediction excludes counts against it.
     """
     calls = [one for found, _ in right for one in found]
     ids, step = ids_of(calls), np.concatenate([np.arange(len(one.new)) for one in calls])
@@ -84,11 +84,11 @@ def favour(predicted: Predicted, right: Predicted) -> float:
 
 
 def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tuple[int, float, set[str]]:
-    """Return the best explanation's place, its gain over the best right rule, and the codes that are not excluded.
+    """Return the best explanation's index, its gain over the best right rule, and the codes that are not excluded.
 
-    Each fault must make the draws e^20 times as probable: the right rule and the simpler explanation come first. The
-    probability that a given explanation gains x nats over a rule that is true is below e^-x (Ville 1939), at whatever
-    number of draws one stops.
+    Each fault of an explanation must make the draws e^20 times as probable, so that right and simple explanations are
+    preferred. If a rule is true, another explanation gains x nats over it with probability below e^-x, at whatever
+    number of draws one stops (Ville 1939).
     """
     best = max(range(len(scores)), key=lambda i: scores[i] - SURE * len(explanations[i].codes))
     right = max(score for score, one in zip(scores, explanations, strict=True) if not one.codes)
@@ -99,10 +99,10 @@ def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tupl
 def weigh(
     case: Case, probes: Sequence[Probe], read: Read, rivals: Sequence[Read] = (), n: int = 6, most: int = 240
 ) -> Answer:
-    """Draw with each probe in turn until no explanation but one is left, at most ``most`` times with each.
+    """Draw with each probe in turn until one explanation is left, at most ``most`` times with each.
 
-    ``n``: ids of a call. ``read`` puts the logits that the sampler uses into draws, ``rivals`` those that it may
-    use, by what is known: a fault must explain the draws better than the right rules do with those.
+    ``n``: ids of a call. ``read`` computes the logits of draws after the text that the sampler reads, and ``rivals``
+    those after texts that it may read as well: a fault must explain the draws better than right rules do with these.
     """
     explanations = probes[0].explanations
     found: list[list[Draws]] = [[] for _ in probes]
@@ -139,7 +139,7 @@ def weigh(
 def likelihoods(
     case: Case, probes: Sequence[Probe], drawn: Sequence[list[Draws]], right: Sequence[list[Draws]]
 ) -> np.ndarray:
-    """Return the score of each explanation; ``right``: the same draws as they should be read."""
+    """Return the score of each explanation; ``right``: the same draws, with the logits after the right text."""
     rules = [[one.rule for one in of_each] for of_each in zip(*(probe.explanations for probe in probes), strict=True)]
     first = next(i for i, one in enumerate(probes[0].explanations) if not one.codes)
     sound = [*zip(right, rules[first], strict=True)]
@@ -147,11 +147,11 @@ def likelihoods(
 
 
 def telling(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:
-    """Return few settings and prompts at which each fault differs from all right rules.
+    """Return few settings and prompts, at which each fault differs from all right rules.
 
-    For each fault the best of the options, unless one that was chosen tells ``ENOUGH`` of it. ``rows`` are draws of one
-    id after the prompts of each option. Measured by the Kullback-Leibler divergence in nats a draw, at the quarter of
-    the prompts where it is largest.
+    For each fault the best of the options is chosen, unless one that was chosen before has ``ENOUGH`` nats per draw for
+    it: the Kullback-Leibler divergence, at the quarter of the prompts where it is largest. ``rows`` are draws of one id
+    after the prompts, which all options share.
     """
     nats = np.stack([differences(probe, rows) for probe in options])  # option, fault, prompt
     most = np.argsort(-nats, axis=2)[:, :, : max(4, nats.shape[2] // 4)]
@@ -164,13 +164,13 @@ def telling(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:
 
 
 def telling_settings(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:
-    """Return for each fault the option that tells most of it, on the mean of draws of any number of ids."""
+    """Return for each fault the option at which it differs most from right rules, on average over draws."""
     nats = np.stack([differences(probe, rows).mean(axis=1) for probe in options])  # option, fault
     return [options[i] for i in sorted({*nats.argmax(axis=0).tolist()})]
 
 
 def differences(probe: Probe, rows: Sequence[Draws]) -> np.ndarray:
-    """Return how far each fault that shows at once is from the nearest right rule: (faults, rows)."""
+    """Return the divergence of each fault that shows in the first id from the nearest right rule: (faults, rows)."""
     logprobs = [one.rule(rows) for one in probe.explanations]
     pairs = [*zip(logprobs, probe.explanations, strict=True)]
     right = [p for p, one in pairs if not one.codes and one.shows]

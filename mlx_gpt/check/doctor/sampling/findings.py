@@ -1,4 +1,4 @@
-"""The wording of findings about draws and settings."""
+"""Findings about what is drawn from, and about settings: their fields and remedies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from mlx_gpt.check.doctor.sampling.draws import Draws, count
 
 REMEDIES = {
-    "setting-ignored": "hand {} on to where the next id is drawn, and use the changed logits there",
+    "setting-ignored": "pass {} on to where the next id is drawn, and use the changed logits there",
     "setting-inverted": "check the direction of {}: divide by the temperature, keep the most probable ids",
     "setting-wrong": "check where {} cuts: top-k keeps k ids, top-p the fewest whose sum reaches p, and temperature 1, "
     "top_k 0 and top_p 1 are off",
@@ -35,7 +35,10 @@ def setting_fault(code: str, setting: str, value: float, why: str, draws: int) -
 def drawing_fault(
     code: str, why: str, measured: float, found: Sequence[Draws], expected: Any = "above -20 nats", **evidence: Any
 ) -> dict[str, Any]:
-    """Return the fields of a fault in what is drawn from; ``measured`` is the log-probability of chance by default."""
+    """Return the fields of a fault in the distribution that is drawn from.
+
+    ``measured`` and ``expected`` are by default log-probabilities, of chance, in nats.
+    """
     return {
         "measured": measured,
         "expected": expected,

@@ -1,4 +1,4 @@
-"""Tests of draws against a rule by itself: where each falls in its distribution, and whether the next depends on it."""
+"""Test draws against one rule: their places in the distribution, and the independence of successive draws."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from mlx_gpt.check.doctor.sampling.rules import Rule
 SURE = 20.0  # nats by which an explanation must be the better one: false alarm below exp(-20) = 2e-9
 RARE = 1e-9  # p-value of a chi-square test that is a finding; least of 3000 healthy sets of draws: 5e-4
 NUMBERS = 2000  # random numbers that are tried for one that chooses all ids of a call
-ROUNDED = 1e-4  # how far sums of probabilities may be from the sampler's
+ROUNDED = 1e-4  # by which sums of probabilities may differ from the sampler's
 FEW = 40  # draws below which the chi-square approximation is not used
 
 
 def fits(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
-    """Return True if no test rejects that the draws follow the rule and are independent; of one text if seeded."""
+    """Return True if no test rejects that the draws follow the rule and are independent.
+
+    Only one text is tested where identical calls give the same text.
+    """
     found = found[:1] if case.once(is_seeded) else found
     return misfit(case, found, rule)[0] > RARE and repeats(found, rule) < SURE and one_number(found, rule) < SURE
 

@@ -21,8 +21,8 @@ CALLS = 4
 def padding_differs(case: Case) -> dict[str, Any] | None:
     """A prompt in a batch with longer ones gets another text than alone: padding is attended to or shifts positions.
 
-    Exact at temperature 0 or top-k 1: each new id must be the argmax of the model's logits after its own text, to
-    rounding, as it is for the same prompt alone. Prompts are chosen for two ids that are almost equally probable.
+    Exact, at temperature 0 or top-k 1: in a batch, as for a prompt alone, each new id must be the argmax of the model's
+    logits after its own text, within rounding. Prompts are chosen after which two ids are almost equally probable.
     """
     if case.has("sample"):
         understood(case)
@@ -48,7 +48,7 @@ def padding_differs(case: Case) -> dict[str, Any] | None:
 
 
 def greedy_settings(case: Case) -> tuple[dict[str, Any], list[int]]:
-    """Return settings at which the text of one prompt is the argmax, and lengths of prompts."""
+    """Return settings for greedy decoding, and lengths of prompts."""
     P = case.n_positions
     lengths = sorted({1, 2, max(1, min(8, P // 4)), max(1, min(16, P // 2))})
     for name, value in (("temperature", 0.0), ("top_k", 1)):
@@ -65,7 +65,7 @@ def greedy_settings(case: Case) -> tuple[dict[str, Any], list[int]]:
 
 
 def undecided_prompts(case: Case, length: int) -> Rows:
-    """Return the two of some prompts after which the two most probable ids are nearest, but beyond rounding."""
+    """Return the two prompts after which the two most probable ids are nearest, but further apart than rounding."""
     prompts = case.ids(int(np.clip(1_000_000 // (case.vocab_size * length), 4, 128)), length)
     logits = np.sort(logits_after(case, prompts), axis=1)
     if logits.shape[1] < 2:
@@ -75,7 +75,7 @@ def undecided_prompts(case: Case, length: int) -> Rows:
 
 
 def many(case: Case, prompts: Rows, n: int, settings: dict[str, Any]) -> Rows:
-    """Return the new ids of each prompt."""
+    """Return the new ids that ``sample_many`` gives for each prompt."""
     call: Callable[[], Rows] = lambda: [  # noqa: E731
         [int(i) for i in row] for row in case.given["sample_many"]([[*prompt] for prompt in prompts], n, **settings)
     ]
@@ -87,7 +87,7 @@ def many(case: Case, prompts: Rows, n: int, settings: dict[str, Any]) -> Rows:
 
 
 def below(case: Case, prompt: Sequence[int], new: Sequence[int]) -> float:
-    """Return how far the logit of a new id is below the largest, at most."""
+    """Return how far a new id's logit is below the largest, the most over the new ids; infinity for unknown ids."""
     if not new or min(new) < 0 or max(new) >= case.vocab_size:
         return 0.0 if not new else np.inf
     logits = logits_after(case, [[*prompt, *new[:t]] for t in range(len(new))])

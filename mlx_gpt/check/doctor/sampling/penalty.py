@@ -1,4 +1,4 @@
-"""The repetition penalty, against the rule as published and its known faults."""
+"""Compare the repetition penalty with the published rule and its known faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WHYS = {
 
 
 def penalty_prompts(case: Case) -> list[list[int]]:
-    """Return prompts whose ids the model would repeat: of one id, and of the user's text; and of improbable ids."""
+    """Return prompts of one repeated id that is likely to come again, of the user's text, and of improbable ids."""
     length = max(1, min(LONGEST, case.n_positions // 2))
     same = case.ids(16 * case.once(rows), length)
     same[:, -TIMES - 1 : -1] = repeated = case.ids(len(same), 1)
@@ -47,7 +47,7 @@ def penalty_prompts(case: Case) -> list[list[int]]:
 
 
 def explanations(base: Base, temperature: float, penalty: float, of_ids: Sequence[str]) -> list[Explanation]:
-    """Return the rule over the text or other ids, of logits or log-probabilities, and its known faults."""
+    """Return the right rules, for the ids of each text, on logits or log-probabilities, and their known faults."""
 
     def of(change: Change | None, *codes: str) -> Explanation:
         return Explanation(ids, base.rule(temperature, change=change), codes, shows=ids == of_ids[-1])
@@ -74,7 +74,7 @@ def penalty_probes(case: Case, base: Base) -> Iterable[Probe]:
 
 
 def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
-    """Return what is wrong with the repetition penalty, and the codes that the draws leave open."""
+    """Return the findings for the repetition penalty, and the codes that the draws leave undecided."""
     if "repetition_penalty" not in accepted(case):
         raise NotApplicable("sample_settings with repetition_penalty")
     base = understood(case).base

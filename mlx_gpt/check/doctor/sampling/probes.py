@@ -1,4 +1,4 @@
-"""Prompts and temperatures at which faults show."""
+"""Choose prompts and temperatures at which faults show."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mlx_gpt.check.doctor.sampling.explain import divergences
 from mlx_gpt.check.doctor.sampling.texts import logits_after, shapes
 
 GRID = 2.0 ** np.arange(-6, 8)  # temperatures to choose from; lower ones are greedy in some samplers
-TELLS = 0.1  # nats a draw with which some hundred draws decide
-USUAL = (0.5, 2.0)  # of a sampler that refuses others
+TELLS = 0.1  # nats per draw, with which a few hundred draws decide
+USUAL = (0.5, 2.0)  # temperatures between which to choose for a sampler that refuses others
 
 
 def temperatures(case: Case) -> np.ndarray:
@@ -32,7 +32,7 @@ def temperatures(case: Case) -> np.ndarray:
 
 
 def short_prompts(case: Case) -> list[list[int]]:
-    """Return random prompts, no longer than a quarter of the context, or than what is read of it and a few tokens."""
+    """Return 256 random prompts of up to a quarter of the context; longer if only the last tokens are read."""
     length, read = max(1, min(6, case.n_positions // 4)), case.once(tokens_read)
     if read:
         length = max(length, min(read + 4, case.n_positions - 3))
@@ -40,7 +40,7 @@ def short_prompts(case: Case) -> list[list[int]]:
 
 
 def rows(case: Case) -> int:
-    """Return a number of texts whose logits are quickly computed with."""
+    """Return a number of texts for which computing with the logits is fast."""
     return int(np.clip(100_000 // case.vocab_size, 4, 32))
 
 
@@ -63,12 +63,12 @@ def entropy(logprobs: np.ndarray) -> float:
 
 
 def entropies(case: Case) -> np.ndarray:
-    """Return the mean entropy of the draws after some prompts at each of the temperatures."""
+    """Return the mean entropy of the predictions after some prompts at each of the temperatures, in nats."""
     return np.array([entropy(log_softmax(case.once(probe_logits) / t)) for t in case.once(temperatures)])
 
 
 def telling_temperatures(case: Case) -> list[float]:
-    """Return up to three temperatures between certain and equally probable ids, at least one."""
+    """Return one to three temperatures at which the predictions are neither almost certain nor almost uniform."""
     grid, nats = case.once(temperatures), case.once(entropies)
     between = (nats > min(1.0, 0.3 * np.log(case.vocab_size))) & (nats < 0.98 * np.log(case.vocab_size))
     if not between.any():
@@ -78,7 +78,10 @@ def telling_temperatures(case: Case) -> list[float]:
 
 @dataclass(frozen=True)
 class Sharp:
-    """The temperature and prompts whose draws tell most of what is read, and what the hardest takes, nats a draw."""
+    """The temperature and prompts whose draws tell most about what is read.
+
+    ``nats``: per draw, for the text that is the hardest to tell apart.
+    """
 
     temperature: float
     prompts: list[list[int]]
@@ -86,10 +89,10 @@ class Sharp:
 
 
 def sharp(case: Case) -> Sharp:
-    """Return the temperature and the eighth of the prompts at which draws tell most; 1 where it cannot be set.
+    """Return the temperature and the eighth of the prompts at which draws tell most.
 
-    Largest mean divergence from temperature 1 and from other contexts, in nats a draw, of which ``TELLS`` counts: so
-    that all contexts differ somewhat rather than one of them much.
+    Measured is the mean divergence of the right prediction from those at other temperatures and after other texts, in
+    nats per draw. Each counts up to ``TELLS``, so that all differ somewhat rather than one of them much.
     """
     prompts = case.once(short_prompts)[: 4 * case.once(rows)]
     whole = logits_after(case, prompts)
@@ -114,6 +117,6 @@ def sharp_temperature(case: Case) -> float:
 
 
 def flat_temperature(case: Case) -> float:
-    """Return the temperature on the other side of 1, at which an inverted one is sharp."""
+    """Return the inverse of the sharp temperature: there a sampler that multiplies by the temperature is sharp."""
     sharp, grid = case.once(sharp_temperature), case.once(temperatures)
     return float(np.clip(1 / sharp, grid[0], grid[-1]))

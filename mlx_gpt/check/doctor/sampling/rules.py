@@ -25,7 +25,7 @@ def twice(logprobs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Base:
-    """What the sampler draws from with the settings off: the softmax, or what a fault makes of it.
+    """What the sampler draws from with the settings off: the softmax of the logits, or what a fault makes of it.
 
     ``kind``: "softmax"; "twice", softmax(softmax(logits / temperature)); "outside", softmax(softmax(logits) /
     temperature); "argmax"; "uniform". ``shift`` is added to each id. ``temperature``: "divides", "ignored",
@@ -51,12 +51,11 @@ class Base:
         cut: str = "after",
         dropped: float = -np.inf,
     ) -> Rule:
-        """Return the rule at a temperature, of the ids that ``keep`` keeps of the logits "before" or "after" it.
+        """Return the rule at a temperature, with a penalty ``change``, of the ids that a setting keeps by ``keep``.
 
-        The others get the logit ``dropped``.
-
-        ``cut`` where the softmax is applied twice: "first", before both, so that cut ids are drawn again; or "last", by
-        the probabilities after both.
+        The other ids get the logit ``dropped``. ``cut``: ``keep`` is applied "before" or "after" the division by the
+        temperature. Where the softmax is applied twice, also "first", before both, after which ids that were left out
+        have a probability again; or "last", after both.
         """
         powers = {"divides": 1, "ignored": 0, "multiplies": -1, "squared": 2}
         t = self.scale * temperature ** powers[self.temperature]
@@ -130,10 +129,11 @@ def complement(keep: Keep) -> Keep:
 
 
 def penalized(penalty: float, how: str = "lowers", of: str = "text", times: str = "once") -> Change:
-    """Return the logits after a repetition penalty: "lowers" is Keskar et al. 2019, section 4.1, the others are faults.
+    """Return a repetition penalty, which changes the logits of ids that occurred.
 
-    ``how``: "lowers"; "divides" all logits, "multiplies" all, "raises". ``of``: the ids of the "text", of the "new" ids
-    only, or of what is "read" in place of the text. ``times``: "once", or once for "each" occurrence.
+    ``how``: "lowers" is the published rule (Keskar et al. 2019, section 4.1), "raises" its inverse; "divides" and
+    "multiplies" do so with all logits, whatever their sign. ``of``: the ids of the "text", of the "new" ids only, or of
+    what is "read" in place of the text. ``times``: "once", or once for "each" occurrence.
     """
 
     def change(draws: Draws) -> np.ndarray:

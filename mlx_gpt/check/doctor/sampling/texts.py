@@ -1,4 +1,4 @@
-"""Logits of many texts in few calls: together where the model allows it, else one prefix or one row at a time."""
+"""Compute the logits after many texts in few calls, where the model allows it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.probes import first_call, silent_if_random
 
-NUMBERS = 2e7  # of logits in one call
+NUMBERS = 2e7  # logits of one call
 FORBIDDEN = -1e9  # logit of an id that a model masks
 ROUNDING = 0.05  # of the logits' standard deviation; bfloat16: below 0.03 between shapes
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What does not change a text's logits: the tokens after it, other rows; and how far rounding moves them."""
+    """``prefixes``, ``rows``: True if the tokens after a text, and other rows, do not change its logits.
+
+    ``rounding``: by how much calls of other shapes may change them. ``scale``: their standard deviation.
+    """
 
     prefixes: bool
     rows: bool
@@ -51,10 +54,10 @@ def shapes(case: Case) -> Shapes:
 
 
 def logits_after(case: Case, texts: Iterable[Sequence[int] | np.ndarray]) -> np.ndarray:
-    """Return the logits after each text, (N, V) float32, as a model reads them that grows the text.
+    """Return the logits after each text, (N, V) float32, as in generation, where the text is the whole input.
 
-    A text that begins another is read with it, unless the tokens after it change its logits, so that a fault of the
-    forward pass is not taken for one of the sampler.
+    A text that is the beginning of another is read with it, unless the tokens after it change its logits, since a fault
+    of the forward pass must not be taken for one of the sampler.
     """
     form = case.once(shapes)
     asked = [tuple(np.asarray(text).tolist()) for text in texts]

@@ -1,4 +1,4 @@
-"""What the sampler draws from with every setting off or only the temperature set: the model's softmax, or another."""
+"""Decide what the sampler reads and draws from, with every setting off or only the temperature set."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ from mlx_gpt.check.doctor.sampling.fit import RARE, ROUNDED, SURE, correlation, 
 from mlx_gpt.check.doctor.sampling.probes import entropy, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
 
-UNSURE = 1e-3  # p-value above which draws are taken for the model's, beside others that are not
+UNSURE = 1e-3  # p-value above which draws are taken to be the model's, in ``not_off`` and ``unexplained``
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Findings by code, the codes that the draws do not exclude, and how to predict further draws, where known."""
+    """Findings by code, codes that are not excluded, and the distribution and text of further draws, where known."""
 
     findings: dict[str, dict[str, Any]]
     open: set[str] = field(default_factory=set)
     base: Base | None = None
     window: Window | None = None
-    rivals: Sequence[Window] = ()  # what it may read instead, by the draws so far
+    rivals: Sequence[Window] = ()  # texts that it may read as well, by the draws so far
 
     @property
     def correlated(self) -> bool:
@@ -61,7 +61,7 @@ class Verdict:
 
 
 def verdict(case: Case) -> Verdict:
-    """Return the simplest explanation of the draws: what is read and what is drawn from, or a sampler without fault."""
+    """Return the simplest explanation of the draws: the text that is read, and the distribution drawn from."""
     seeded = case.once(is_seeded)
     if seeded and (findings := certain(case, case.once(evidence))):
         wrong = not_off(case)
@@ -72,7 +72,7 @@ def verdict(case: Case) -> Verdict:
         if not left - {*codes}:
             break
     if "sampler-too-narrow" in codes or base.other:
-        with suppress(BudgetSpent):  # a short time is enough to name it
+        with suppress(BudgetSpent):  # without more draws the fault is named as it seems
             if wrong := not_off(case):
                 return Verdict({"setting-wrong": wrong})
     findings = {code: explained(code, read, base, gain, seen, texts) for code in codes}
@@ -100,7 +100,10 @@ def best_of(scores: Scores) -> tuple[Candidate, float, set[str]]:
 
 
 def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, texts: Evidence) -> dict[str, Any]:
-    """Return the fields of a finding that the best explanation names; ``texts``: the draws, read as they should be."""
+    """Return the fields of a finding of the best explanation.
+
+    ``found``: draws with the logits after the text ``read``; ``texts``: after the right text.
+    """
     every = [one for _, draws in found for one in draws]
     n = count(every)
     if code in ("setting-ignored", "setting-inverted", "setting-wrong"):
@@ -115,7 +118,7 @@ def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, 
     }
     if code == read[0]:
         whys[code] = f"{n} draws follow the model's prediction after {read[1]}"
-    why = f"{whys[code]} (by how many nats a draw surprises the model, and how many its own draws would)"
+    why = f"{whys[code]} (measured: nats of -log p per draw under the model; expected: of draws from it)"
     right = predicted(texts, Base())
     surprise = -sum(log_likelihood(*one) for one in right) / n
     expected = sum(entropy(rule(draws)) * count(draws) for draws, rule in right) / n
@@ -131,9 +134,10 @@ def drawn_from(base: Base) -> str:
 
 
 def not_off(case: Case) -> Found:
-    """Leaving a setting out, top_k = V or top_p just below 1 makes the draws the model's: its value for off is not.
+    """Return the finding for a setting whose value for off is not off, None if there is none.
 
-    A cut must show in the draws: they lack the less probable ids.
+    The draws follow the model once the setting is left out, or with top_k = V or top_p just below 1. With top-k and
+    top-p the draws before must lack the less probable ids.
     """
     hot, drawn = min(case.once(evidence), key=lambda one: log_share(*one))  # where most is cut
     rule, lacks = Base().rule(hot), log_share(hot, drawn) < -SURE
@@ -153,9 +157,10 @@ def not_off(case: Case) -> Found:
 
 
 def log_share(temperature: float, found: Sequence[Draws]) -> float:
-    """Return the log-probability that no draw of the model is of a less probable id than these.
+    """Return the log-probability that draws from the model have no less probable ids than these.
 
-    By the number of more probable ids, or by their sum: as where top-k or top-p cuts.
+    The least probable id of these is found by its rank, as for top-k, and by the sum of more probable ones, as for
+    top-p; the lower of both.
     """
     p, ids = np.exp(Base().rule(temperature)(found)), ids_of(found)
     own = p[np.arange(len(ids)), ids][:, None]
@@ -167,9 +172,9 @@ def log_share(temperature: float, found: Sequence[Draws]) -> float:
 
 
 def correlated(case: Case, found: Evidence, base: Base, seeded: bool) -> Found:
-    """Successive draws are dependent, or favour what the same call drew before."""
+    """Return the finding for draws that depend on earlier draws of the same call."""
     tests = [(temperature, draws[:1] if seeded else draws, False) for temperature, draws in found]
-    if seeded:  # one text may have fallen into a loop, in which each id is certain
+    if seeded:  # the first text may be a loop, in which each id is certain
         tests += [(temperature, draws, True) for temperature, draws in found]
     for temperature, draws, dependent in tests:
         p, favour = correlation(case, draws, base.rule(temperature), dependent)
@@ -185,7 +190,7 @@ def correlated(case: Case, found: Evidence, base: Base, seeded: bool) -> Found:
 
 
 def first_fit(case: Case, found: Evidence, base: Base) -> bool:
-    """Return True if the first draws of all calls, which no others precede, follow what is drawn from."""
+    """Return True if the first draw of each call, which cannot depend on others, follows the distribution."""
     return all(misfit(case, list(map(first_of, one)), base.rule(temperature))[0] > RARE for temperature, one in found)
 
 
@@ -195,10 +200,11 @@ def first_of(one: Draws) -> Draws:
 
 
 def unexplained(case: Case, found: Evidence) -> dict[str, dict[str, Any]]:
+    """Return the finding for draws that fit no known explanation."""
     for temperature, draws in found:  # temperature 1 first
         if not fits(case, draws, Base().rule(temperature)):
             break
-    if temperature != 1:  # as surely at 1
+    if temperature != 1:  # draws at temperature 1 may show it too
         more = draw_many(case, case.once(short_prompts), DRAWS[False], **settings_off(case))
         if misfit(case, more, Base().rule())[0] < UNSURE:
             temperature, draws = 1.0, more
@@ -230,7 +236,7 @@ def seen(case: Case, found: list[Draws]) -> list[Draws]:
 
 
 def undecided(case: Case) -> NotApplicable:
-    """Return what would have to be given to decide what the draws leave open."""
+    """Return the exception that says what is needed to decide what the draws leave open."""
     if time.monotonic() > case.once(budget)[0]:
         return NotApplicable("minutes")
     if case.once(is_seeded):
