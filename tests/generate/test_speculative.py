@@ -180,7 +180,7 @@ def test_a_long_drawn_text_has_the_models_transitions(source: str) -> None:
         return model
 
     model, draft = chain(2), chain(3) if source == "another" else LOOKUP
-    settings = {"logit_bias": ONLY, "temperature": 1.0, "context": "slide", "max_tokens": 3000, "guesses": 2, "seed": 1}
+    settings = {"logit_bias": ONLY, "temperature": 1.0, "context": "slide", "max_tokens": 1000, "guesses": 2, "seed": 1}
     ids = [10, *generate_tokens(model, TOKENIZER, [10], draft=draft, **settings)]
     logits = np.array(model([[i] for i in IDS])[:, 0]).astype(np.float64)[:, IDS]
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
