@@ -45,6 +45,11 @@ def named_arrays(found: Any) -> dict[str, np.ndarray]:
     return {str(name): as_numpy(array) for name, array in found.items()}
 
 
+def rms(values: np.ndarray) -> float:
+    """Return the root mean square, 0 of nothing."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
+
+
 def back_to(array: Any) -> Callable[[np.ndarray], Any]:
     """Return a function from NumPy to the library, type and device of an array."""
     mx, torch = sys.modules.get("mlx.core"), sys.modules.get("torch")

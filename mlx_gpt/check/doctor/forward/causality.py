@@ -196,7 +196,7 @@ QUERY_OR_KEY = re.compile(r"(?:^|[._])(?:w?[qk]|w_[qk]|query|key|[qk]_?proj)(?:[
 
 def uniform_mean(case: Case) -> Found:
     """Return the finding for queries and keys without a gradient, in their own matrices or in one with the values."""
-    gradient = gradient_of(case, case.ids(1, probe_length(case)), case.ids(1, probe_length(case)))
+    gradient = available_gradient(case, case.ids(1, probe_length(case)), case.ids(1, probe_length(case)))
     moved = {name: bool(array.any()) for name, array in gradient.items()}
     names = [name for name, array in gradient.items() if values_alone(array)]
     for name in gradient:
@@ -216,7 +216,7 @@ def uniform_mean(case: Case) -> Found:
     }
 
 
-def gradient_of(case: Case, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+def available_gradient(case: Case, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     """Return the gradient that is given, else that of the module if its logits are forward's, else {}."""
     if case.has("gradient"):
         gradient = case.arrays("gradient", x, y)

@@ -158,10 +158,6 @@ def spacing(values: np.ndarray) -> float:
     return float(np.spacing(np.float32(size))) * (2**16 if coarse(values) else 1)
 
 
-def rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
-
-
 def untrained(case: Case) -> bool:
     """Return True if all norm weights, taken to be the vectors with a mean near 1, are still exactly 1."""
     near_one = [v for v in case.once(own_parameters).values() if v.ndim == 1 and v.size > 3 and 0.5 < v.mean() < 1.5]

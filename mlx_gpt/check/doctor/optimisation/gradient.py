@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from mlx_gpt.check.doctor.arrays import rms
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.targets import loss_shift
@@ -16,7 +17,6 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     floating,
     own_parameters,
     probe_rows,
-    rms,
 )
 from mlx_gpt.check.doctor.optimisation.step import frozen
 from mlx_gpt.check.doctor.probes import EQUAL, largest, others, probe_length, silent_if_random

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_gpt.check.doctor.arrays import rms
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import Batch
@@ -17,7 +18,6 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     cross_entropy,
     first_steps,
     own_parameters,
-    rms,
     train_batch,
     untrained,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mlx_gpt.check.doctor.arrays import rms
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.optimisation.evidence import (
@@ -11,7 +12,6 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     Parameters,
     first_steps,
     given_gradient,
-    rms,
     spacing,
     train_batch,
 )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.sampling.draws import accepted, budget, inside, new_ids, settings_off
-from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding
+from mlx_gpt.check.doctor.sampling.texts import below, rounding, undecided_prompts
 
 LONGEST = 64  # ids of a prompt
 PROMPTS, AMONG = 24, 96  # prompts, and how many they are chosen from at most
@@ -25,7 +24,9 @@ def tokens_read(case: Case) -> int | None:
     """
     if case.vocab_size < 2:
         return None
-    prompts = undecided_prompts(case)
+    length = max(1, min(LONGEST, case.n_positions - 1))
+    among = int(np.clip(NUMBERS // (length * case.vocab_size), PROMPTS, AMONG))
+    prompts = undecided_prompts(case, length, among, PROMPTS)
     drawn = greedy(case, prompts)
     if drawn is None or below(case, prompts, drawn).max() < DIFFERENT * rounding(case):
         return None
@@ -42,15 +43,6 @@ def tokens_read(case: Case) -> int | None:
     return None
 
 
-def undecided_prompts(case: Case) -> np.ndarray:
-    """Return the long prompts after which the two most probable ids are nearest, but further apart than rounding."""
-    length = max(1, min(LONGEST, case.n_positions - 1))
-    prompts = case.ids(int(np.clip(NUMBERS // (length * case.vocab_size), PROMPTS, AMONG)), length)
-    second, first = np.sort(logits_after(case, prompts), axis=1)[:, -2:].T
-    gaps = first - second
-    return prompts[np.argsort(np.where(gaps > 2 * rounding(case), gaps, np.inf))[:PROMPTS]]
-
-
 def greedy(case: Case, prompts: np.ndarray) -> np.ndarray | None:
     """Return the greedy id after each prompt, (N,); None where ``sample`` has no setting for it."""
     for name, value in (("temperature", 0.0), ("top_k", 1)):
@@ -63,9 +55,3 @@ def greedy(case: Case, prompts: np.ndarray) -> np.ndarray | None:
             continue
         return np.concatenate(drawn).astype(int) if all(drawn) else None
     return None
-
-
-def below(case: Case, texts: Sequence[np.ndarray] | np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return how far the logit of an id after each text is below the largest, (N,)."""
-    logits = logits_after(case, texts)
-    return logits.max(axis=1) - logits[np.arange(len(ids)), ids]

@@ -10,7 +10,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.sampling.draws import accepted, require_time, settings_off
-from mlx_gpt.check.doctor.sampling.texts import logits_after, rounding
+from mlx_gpt.check.doctor.sampling.texts import below, rounding, undecided_prompts
 from mlx_gpt.check.doctor.sampling.verdict import understood
 
 Rows = list[list[int]]
@@ -29,13 +29,13 @@ def padding_differs(case: Case) -> dict[str, Any] | None:
     n, (greedy, lengths) = max(1, min(6, case.n_positions // 2)), case.once(greedy_settings)
     for _ in range(CALLS):
         require_time(case)
-        prompts = [prompt for length in lengths for prompt in undecided_prompts(case, length)]
+        prompts = [prompt for length in lengths for prompt in close_prompts(case, length)]
         together = many(case, prompts, n, greedy)
         for prompt, new in zip(prompts, together, strict=True):
-            if below(case, prompt, new) <= rounding(case):
+            if most_below(case, prompt, new) <= rounding(case):
                 continue
             (alone,) = many(case, [prompt], n, greedy)
-            if below(case, prompt, alone) > rounding(case):
+            if most_below(case, prompt, alone) > rounding(case):
                 raise NotApplicable("a sample_many whose text of one prompt is the argmax at temperature 0")
             return {
                 "measured": new,
@@ -59,19 +59,15 @@ def greedy_settings(case: Case) -> tuple[dict[str, Any], list[int]]:
             (new,) = many(case, [prompt], max(1, min(4, P - len(prompt))), settings)
         except CallFailed:
             continue
-        if below(case, prompt, new) <= rounding(case):
+        if most_below(case, prompt, new) <= rounding(case):
             return settings, lengths
     raise NotApplicable("sample_settings with temperature or top_k, of which 0 and 1 are greedy")
 
 
-def undecided_prompts(case: Case, length: int) -> Rows:
-    """Return the two prompts after which the two most probable ids are nearest, but further apart than rounding."""
-    prompts = case.ids(int(np.clip(1_000_000 // (case.vocab_size * length), 4, 128)), length)
-    logits = np.sort(logits_after(case, prompts), axis=1)
-    if logits.shape[1] < 2:
-        return prompts[:2].tolist()
-    gaps = logits[:, -1] - logits[:, -2]
-    return prompts[np.argsort(np.where(gaps > 2 * rounding(case), gaps, np.inf))[:2]].tolist()
+def close_prompts(case: Case, length: int) -> Rows:
+    """Return two prompts after which two ids are almost equally probable."""
+    among = int(np.clip(1_000_000 // (case.vocab_size * length), 4, 128))
+    return undecided_prompts(case, length, among, 2).tolist()
 
 
 def many(case: Case, prompts: Rows, n: int, settings: dict[str, Any]) -> Rows:
@@ -86,9 +82,8 @@ def many(case: Case, prompts: Rows, n: int, settings: dict[str, Any]) -> Rows:
     return [row[len(prompt) :] if with_prompt else row for prompt, row in zip(prompts, rows, strict=True)]
 
 
-def below(case: Case, prompt: Sequence[int], new: Sequence[int]) -> float:
+def most_below(case: Case, prompt: Sequence[int], new: Sequence[int]) -> float:
     """Return how far a new id's logit is below the largest, the most over the new ids; infinity for unknown ids."""
     if not new or min(new) < 0 or max(new) >= case.vocab_size:
         return 0.0 if not new else np.inf
-    logits = logits_after(case, [[*prompt, *new[:t]] for t in range(len(new))])
-    return float((logits.max(axis=1) - logits[np.arange(len(new)), new]).max())
+    return float(below(case, [[*prompt, *new[:t]] for t in range(len(new))], np.array(new)).max())

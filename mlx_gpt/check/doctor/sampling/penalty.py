@@ -15,7 +15,7 @@ from mlx_gpt.check.doctor.sampling.cuts import Finding, ask
 from mlx_gpt.check.doctor.sampling.draws import accepted, draw_many, settings_off
 from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling, telling_settings
 from mlx_gpt.check.doctor.sampling.findings import setting_fault
-from mlx_gpt.check.doctor.sampling.probes import after_prompts, rows, telling_temperatures
+from mlx_gpt.check.doctor.sampling.probes import after_prompts, n_texts, telling_temperatures
 from mlx_gpt.check.doctor.sampling.rules import Base, Change, of_logprobs, penalized
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 from mlx_gpt.check.doctor.sampling.verdict import seen, understood
@@ -35,12 +35,12 @@ WHYS = {
 def penalty_prompts(case: Case) -> list[list[int]]:
     """Return prompts of one repeated id that is likely to come again, of the user's text, and of improbable ids."""
     length = max(1, min(LONGEST, case.n_positions // 2))
-    same = case.ids(16 * case.once(rows), length)
+    same = case.ids(16 * case.once(n_texts), length)
     same[:, -TIMES - 1 : -1] = repeated = case.ids(len(same), 1)
     same[::4, -1:] = repeated[::4]
     again = logits_after(case, same)
     likely = np.argsort(again.max(axis=1) - np.take_along_axis(again, repeated, axis=1)[:, 0])[:MOST]
-    starts = case.ids(min(MOST, case.once(rows)), length)
+    starts = case.ids(min(MOST, case.once(n_texts)), length)
     unlikely = np.argsort(logits_after(case, starts), axis=1)
     mixed = [[*np.resize(ids[:length], length - 1), row[-1]] for ids, row in zip(unlikely, starts, strict=True)]
     return [[int(i) for i in prompt] for prompt in [*same[likely], *own_text_or_random(case, MOST, length), *mixed]]

@@ -39,14 +39,14 @@ def short_prompts(case: Case) -> list[list[int]]:
     return case.ids(256, length).tolist()
 
 
-def rows(case: Case) -> int:
+def n_texts(case: Case) -> int:
     """Return a number of texts for which computing with the logits is fast."""
     return int(np.clip(100_000 // case.vocab_size, 4, 32))
 
 
 def probe_draws(case: Case) -> list[Draws]:
     """Return logits after some prompts, as draws of one id."""
-    return after_prompts(case, case.once(short_prompts)[: case.once(rows)])
+    return after_prompts(case, case.once(short_prompts)[: case.once(n_texts)])
 
 
 def after_prompts(case: Case, prompts: list[list[int]]) -> list[Draws]:
@@ -94,7 +94,7 @@ def sharp(case: Case) -> Sharp:
     Measured is the mean divergence of the right prediction from those at other temperatures and after other texts, in
     nats per draw. Each counts up to ``TELLS``, so that all differ somewhat rather than one of them much.
     """
-    prompts = case.once(short_prompts)[: 4 * case.once(rows)]
+    prompts = case.once(short_prompts)[: 4 * case.once(n_texts)]
     whole = logits_after(case, prompts)
     texts = [[read(prompt, []) for prompt in prompts] for read in windows(case).values()]
     contexts = [logits_after(case, text) for text in texts if all(text) and text != prompts]

@@ -51,7 +51,7 @@ def heads_mixed_up(case: Case) -> Found:
     """
     require_steady(case)
     ids = generic_ids(case)
-    if not can_load(case):
+    if not case.has("parameters", "load_parameters"):
         return described({"the model": match(case, ids, depth=8)})
     layers = list(layers_of([name for name, array in case.once(generic).items() if is_matrix(array)]).items())
     with loaded(case, case.once(generic)):
@@ -65,10 +65,6 @@ def heads_mixed_up(case: Case) -> Found:
         if case.seconds_left() < end:
             break
     return described(found)
-
-
-def can_load(case: Case) -> bool:
-    return case.has("parameters", "load_parameters")
 
 
 def described(found: dict[str, str | None]) -> Found:
@@ -179,7 +175,7 @@ def across_heads(case: Case, ids: np.ndarray, names: list[str]) -> str | None:
         return None
     values = current(case)
     matrices = [name for name in names if is_matrix(values[name])]
-    thirds = [(name, part) for name in matrices for part in parts_of(values[name])]
+    thirds = [(name, part) for name in matrices for part in thirds_of(values[name])]
     shapes = [values[name][part].shape for name, part in thirds]
     if sum(shape[-1] == shape[-2] for shape in shapes) < 4:  # queries, keys, values, output
         return None
@@ -193,7 +189,7 @@ def across_heads(case: Case, ids: np.ndarray, names: list[str]) -> str | None:
     return "attention over the heads of one token, for lack of a transpose"
 
 
-def parts_of(matrix: np.ndarray) -> list[tuple[slice, ...]]:
+def thirds_of(matrix: np.ndarray) -> list[tuple[slice, ...]]:
     """Return slices of a matrix: its thirds if it is three times as long as wide, as of fused queries, keys, values."""
     if matrix.ndim != 2:
         return [(slice(None),)]

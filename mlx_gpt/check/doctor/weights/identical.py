@@ -11,7 +11,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.parameters import Arrays, current, is_matrix, layers_of
-from mlx_gpt.check.doctor.weights.heads import HEADS, parts_of
+from mlx_gpt.check.doctor.weights.heads import HEADS, thirds_of
 
 
 @check("identical-heads", "parameters")
@@ -25,7 +25,7 @@ def identical_heads(case: Case) -> Found:
     found: dict[str, int] = {}
     for label, names in layers_of(list(case.once(current))).items():
         layer = {name: case.once(current)[name] for name in names if is_matrix(case.once(current)[name])}
-        counts = [next((len(heads) for heads in stacks if are_equal(heads)), 0) for stacks in head_stacks(layer)]
+        counts = [next((len(heads) for heads in stacks if heads_are_equal(heads)), 0) for stacks in head_stacks(layer)]
         if sum(count > 0 for count in counts) >= 2:
             found[label] = max(counts)
     if not found:
@@ -51,7 +51,7 @@ def head_stacks(layer: Arrays) -> Iterator[Iterator[np.ndarray]]:
         if array.ndim == 3:
             yield iter([array])
         else:
-            for part in parts_of(array):
+            for part in thirds_of(array):
                 yield divisions(array[part])
 
 
@@ -61,6 +61,6 @@ def divisions(matrix: np.ndarray) -> Iterator[np.ndarray]:
             yield rows.reshape(H, len(rows) // H, -1)
 
 
-def are_equal(heads: np.ndarray) -> bool:
+def heads_are_equal(heads: np.ndarray) -> bool:
     first = float(np.linalg.norm(heads[0].astype(np.float32)))
     return first > 0 and all(float(np.linalg.norm(head - heads[0])) < 0.05 * first for head in heads[1:])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_gpt.check.doctor.arrays import as_numpy
+from mlx_gpt.check.doctor.arrays import as_numpy, rms
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable, check
 from mlx_gpt.check.doctor.inside import arrays_of, module_of, named_modules, watched
@@ -199,10 +199,6 @@ def same(arguments: Any) -> Any:
         return copy.deepcopy(arguments)
     except Exception:
         return arguments
-
-
-def rms(array: np.ndarray) -> float:
-    return float(np.sqrt(np.square(array.astype(np.float64)).mean()))
 
 
 def varies(output: np.ndarray) -> bool:

@@ -58,7 +58,7 @@ def reload_differs(case: Case) -> Found:
     completely: 0; another order of float32 operations: 1e-6), unless rounded weights explain it: ``precision-loss``.
     """
     found = case.once(reloaded)
-    if found.difference <= ROUNDING or case.once(rounding) is not None:
+    if found.difference <= ROUNDING or case.once(rounded_to) is not None:
         return None
     again = case.logits(found.ids, "reload", found.forward)
     random = not np.allclose(again, found.again, rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -74,7 +74,7 @@ def reload_differs(case: Case) -> Found:
     }
 
 
-def rounding(case: Case) -> str | None:
+def rounded_to(case: Case) -> str | None:
     """Return the format whose rounding of the weights explains the reloaded model's difference, None if none does.
 
     The parameters are rounded and loaded: the change of the logits must have a cosine above 0.2 with the reloaded
@@ -118,7 +118,7 @@ def precision_loss(case: Case) -> Found:
     warning if the logits change by more than 0.05 of their standard deviation, root mean square (measured for 2 to 12
     layers and weights of standard deviation 0.02 to 0.3: bfloat16 0.004 to 0.024, float16 below 0.004).
     """
-    if case.has("reload") and (name := case.once(rounding)):
+    if case.has("reload") and (name := case.once(rounded_to)):
         size = case.once(reloaded).difference
         return {
             "measured": size,

@@ -10,7 +10,7 @@ from mlx_gpt.check.doctor.inside import module_of
 from mlx_gpt.check.doctor.modules import CONFIGS
 from mlx_gpt.check.doctor.parameters import Arrays, current, generic_ids, loaded, require_steady
 from mlx_gpt.check.doctor.probes import EQUAL, own_text_or_random
-from mlx_gpt.check.doctor.weights.saved import ROUNDING, reloaded, rounding
+from mlx_gpt.check.doctor.weights.saved import ROUNDING, reloaded, rounded_to
 
 FLAGS = ("tie_word_embeddings", "tie_weights", "tie_embeddings", "tied_embeddings", "weight_tying", "tied", "tie")
 ALIKE = 0.5  # cosine of two tables that were equal once
@@ -35,7 +35,7 @@ def head_not_tied(case: Case) -> Found:
     for head in heads:
         for other in groups:
             alike = other not in heads and rows(case, min(other)).shape == rows(case, min(head)).shape
-            if alike and (found := apart(case, min(head), min(other))) is not None:
+            if alike and (found := untied(case, min(head), min(other))) is not None:
                 return found
     if case.has("reload") and heads and not any(group not in heads for group in groups):
         return reloaded_apart(case, min(heads[0]))
@@ -78,12 +78,12 @@ def shared(case: Case) -> list[set[str]]:
     return groups
 
 
-def are_equal(case: Case, one: str, two: str) -> bool:
+def equal_tables(case: Case, one: str, two: str) -> bool:
     return np.array_equal(rows(case, one), rows(case, two))
 
 
 def is_same(case: Case, one: str, two: str) -> bool:
-    if not are_equal(case, one, two):
+    if not equal_tables(case, one, two):
         return False
     for name in (one, two):
         with loaded(case, with_row(case, {name}, 0)):
@@ -113,12 +113,12 @@ def means_to_tie(case: Case) -> str | None:
     return None
 
 
-def apart(case: Case, head: str, embedding: str) -> Found:
+def untied(case: Case, head: str, embedding: str) -> Found:
     """Return the finding for a head and an embedding of its shape in two arrays."""
     one, two = rows(case, head), rows(case, embedding)
     cosine = float(np.vdot(one, two) / max(float(np.linalg.norm(one) * np.linalg.norm(two)), 1e-30))
     flag = means_to_tie(case)
-    if are_equal(case, head, embedding):
+    if equal_tables(case, head, embedding):
         if not one.any() or not diverge(case, head, embedding):
             return None
         why = f"{head} and {embedding} are two arrays with equal values, which differ after one training step"
@@ -158,7 +158,7 @@ def diverge(case: Case, one: str, two: str) -> bool:
 def reloaded_apart(case: Case, head: str) -> Found:
     """Return the finding if the reloaded model has the same hidden states, but another table as its head."""
     found = case.once(reloaded)
-    if found.difference <= ROUNDING or case.once(rounding) is not None:
+    if found.difference <= ROUNDING or case.once(rounded_to) is not None:
         return None
     table = rows(case, head).astype(np.float64)
     V, C = table.shape
