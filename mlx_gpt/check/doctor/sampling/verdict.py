@@ -118,10 +118,12 @@ def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, 
     }
     if code == read[0]:
         whys[code] = f"{n} draws follow the model's prediction after {read[1]}"
-    why = f"{whys[code]} (measured: nats of -log p per draw under the model; expected: of draws from it)"
     right = predicted(texts, Base())
     surprise = -sum(log_likelihood(*one) for one in right) / n
     expected = sum(entropy(rule(draws)) * count(draws) for draws, rule in right) / n
+    why = (
+        f"{whys[code]}; under the model they have {surprise:.2f} nats of -log p each, its own would have {expected:.2f}"
+    )
     return drawing_fault(code, why, surprise, every, expected, nats_in_favour=gain, reads=read[1] or "the text")
 
 
