@@ -121,9 +121,7 @@ def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, 
     right = predicted(texts, Base())
     surprise = -sum(log_likelihood(*one) for one in right) / n
     expected = sum(entropy(rule(draws)) * count(draws) for draws, rule in right) / n
-    why = (
-        f"{whys[code]}; under the model they have {surprise:.2f} nats of -log p each, its own would have {expected:.2f}"
-    )
+    why = f"{whys[code]}; their -log p under the model is {surprise:.3g} nats, that of its own draws {expected:.3g}"
     return drawing_fault(code, why, surprise, every, expected, nats_in_favour=gain, reads=read[1] or "the text")
 
 
