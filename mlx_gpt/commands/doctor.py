@@ -1,4 +1,4 @@
-"""``mlx-gpt doctor``."""
+"""``mlx-gpt doctor``: examine a run, a model, or a function of the user's, and print the report."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ OF_TEXT = {"train_ids", "val_ids", "train_text", "batches"}
 class Doctor:
     """Find out why a model writes gibberish although its loss falls.
 
-    Examines the model, its sampling, its cache, its tokenizer, its data and its training, and prints what is wrong, the
-    first thing to repair first. The exit code is 1 if there is a fault, 2 if the examination cannot begin.
+    Examines the model, its sampling, its cache, its tokenizer, its data and its training, and prints what is wrong, in
+    the order in which to repair it. The exit code is 1 if there is a fault, 2 if the examination cannot begin.
     """
 
     subject: Annotated[Positional[str], arg(metavar="MODEL|FILE.py:FUNCTION")]
@@ -80,7 +80,7 @@ class Doctor:
         self._conclude(report, known)
 
     def _conclude(self, report: Report, text_known: bool) -> None:
-        """Print the report. Raises ``MLXGPTError`` where the exit code is not 0."""
+        """Print the report. Raises ``MLXGPTError`` if the exit code is not 0."""
         self._print(report)
         if not report.examined and report.ok:
             raise UsageError(f"{self.subject}: nothing could be examined; give more --minutes, or make forward faster")
@@ -92,7 +92,7 @@ class Doctor:
             raise VerificationError(f"{self.subject}: {count}, to repair first: {faults[0]}")
 
     def _give_up(self, report: Report, text_known: bool, out: TextIO, terminal: TextIO, bar: Bar) -> NoReturn:
-        """Print the report so far and end the process, in which a function of the user's does not return."""
+        """Print the report so far and end the process, since a function of the user's does not return."""
         bar.stop()
         sys.stdout, sys.stderr, code = out, terminal, 0
         try:
@@ -106,7 +106,7 @@ class Doctor:
             end_process(code)
 
     def _arguments(self, stack: ExitStack) -> dict[str, Any]:
-        """Return the arguments of the subject; the stack closes what they need. Raises ``MLXGPTError``."""
+        """Return the arguments of ``examine``; ``stack`` closes what they use. Raises ``MLXGPTError``."""
         from mlx_gpt.check.doctor.build import built_arguments
         from mlx_gpt.check.doctor.own import own_arguments
         from mlx_gpt.files import expand_user
@@ -132,13 +132,13 @@ class Doctor:
 
 
 def is_file(subject: str) -> bool:
-    """Return whether a Python file is named, with a function or without."""
+    """Return True if the subject is the name of a Python file, with or without a function."""
     return bool(re.search(r"\.py(:[^/]*)?$", subject)) and not os.path.isdir(os.path.expanduser(subject))
 
 
 @contextmanager
 def silent_descriptors() -> Iterator[tuple[TextIO, TextIO]]:
-    """Drop what threads and libraries of the user's print, also past Python; yield stdout and stderr of before."""
+    """Drop all that the process prints, also from C and from threads; yield the stdout and stderr of before."""
     with ExitStack() as stack, open(os.devnull, "wb") as nothing:
         kept = []
         for number in (1, 2):
@@ -153,7 +153,7 @@ def silent_descriptors() -> Iterator[tuple[TextIO, TextIO]]:
 
 @contextmanager
 def watched(examination: Examination, give_up: Callable[[Report], object]) -> Iterator[None]:
-    """Give up with the report so far where a call does not end, such as one that never returns from C."""
+    """Call ``give_up`` with the report so far if a call does not end, such as one that never returns from C."""
     over = threading.Event()
 
     def watch() -> None:
@@ -170,7 +170,7 @@ def watched(examination: Examination, give_up: Callable[[Report], object]) -> It
 
 @dataclass
 class Bar:
-    """The check in progress and the time left, on a terminal."""
+    """The line on a terminal that shows the check in progress and the time left."""
 
     update: Callable[[DoctorCheck], object]
     stop: Callable[[], object]
