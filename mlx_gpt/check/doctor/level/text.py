@@ -122,7 +122,7 @@ def as_good_as_its_loss(case: Case) -> Found:
     if found.too_high or at_end - within > max(NATS, 0.05 * within, STANDARD_ERRORS * error):
         return None
     if found.excess < -max(NATS, 0.05 * found.entropy, 2 * found.error):
-        raise NotApplicable("a sample that draws from all of the model's predictions unless told otherwise")
+        raise NotApplicable("a sample whose defaults are temperature 1 without top-k and top-p")
     loss, rungs = case.once(validation_loss).mean, case.once(ladder)
     rung = rungs.rung(loss)
     texts = example(case) | {"ngram_text": ngram_text(case, rungs, rung), "rung": rung}

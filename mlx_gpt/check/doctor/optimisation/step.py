@@ -45,7 +45,7 @@ def step_without_effect(case: Case) -> Found:
     still, before = found.still(), found.before
     same_logits = np.array_equal(*found.logits)
     if not before or (len(still) == len(before) and not same_logits):
-        raise NotApplicable("parameters that follow the model")
+        raise NotApplicable("a parameters function that returns the values after a step")
     moved = max(
         (rms(update[name]) / (rms(before[name]) or 1) for update in found.updates for name in update), default=0
     )

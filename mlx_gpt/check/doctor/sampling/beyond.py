@@ -64,7 +64,7 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
             drawn = new_ids(case, prompt, NEW if P <= LONGEST else FIRST + 1, **settings)
         except CallFailed as failure:
             if refuses(failure):
-                raise NotApplicable("a sampler that goes on where the context is full") from None
+                raise NotApplicable("a sampler that continues a text beyond n_positions") from None
             return beyond(f"a text of more than {P} tokens ends with {failure.message}", "an error")
         if len(case.once(changed_prompts)) > changes == 0:
             return beyond(f"a text of more than {P} tokens is returned without its first ones", "another text")

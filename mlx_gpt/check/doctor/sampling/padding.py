@@ -61,7 +61,7 @@ def greedy_settings(case: Case) -> tuple[dict[str, Any], list[int]]:
             continue
         if most_below(case, prompt, new) <= rounding(case):
             return settings, lengths
-    raise NotApplicable("sample_settings with temperature or top_k, of which 0 and 1 are greedy")
+    raise NotApplicable("sample_settings with temperature, at 0, or top_k, at 1, for greedy text")
 
 
 def close_prompts(case: Case, length: int) -> Rows:

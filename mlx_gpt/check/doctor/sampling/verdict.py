@@ -243,4 +243,4 @@ def undecided(case: Case) -> NotApplicable:
         return NotApplicable("a sample that draws another text at each call")
     if "temperature" not in accepted(case):
         return NotApplicable("sample_settings with temperature, as the predictions are too uniform or too certain")
-    return NotApplicable("a model whose predictions differ more")
+    return NotApplicable("a model whose predictions differ more between texts")
