@@ -114,7 +114,7 @@ def of_mean(case: Case, gradient: Gradient, rate: float, what: str) -> Found:
     weights = {row: row_weight(case, gradient, x, y, row, base) for row in {0, len(x) - 1}}
     low, high = (best(weights, key=lambda row: np.nan_to_num(weights[row], nan=1.0)) for best in (min, max))
     if weights[low] == 0 != weights[high]:
-        why = f"row {low} of {len(x)} has no effect on {what}: other ids in it leave it the same to the bit"
+        why = f"row {low} of {len(x)} has no effect on {what}: with other ids in this row it is the same bit for bit"
         remedy = "add up the gradients of all micro-batches, and clear them after the update only"
     elif weights[high] > 1.2 * weights[low]:
         why = f"row {high} of {len(x)} weighs {weights[high] / weights[low]:.3g} times as much in {what} as row {low}"

@@ -151,8 +151,8 @@ def misfit_without(case: Case, x: np.ndarray, y: np.ndarray, still: list[str]) -
     return {
         "measured": rest,
         "expected": 0,
-        "why": f"along {DIRECTIONS} random directions the gradient and the differences of the loss are {rest:.0%} apart"
-        + (f"; by themselves {', '.join(wrong[:4])}" if wrong else ""),
+        "why": f"along {DIRECTIONS} random directions the gradient and differences of the loss disagree by {rest:.0%}"
+        + (f"; also for {', '.join(wrong[:4])} alone" if wrong else ""),
         "remedy": "check custom gradients, and stop_gradient, detach or no_grad between these parameters and the loss",
         "evidence": {"differences": measured[best].tolist(), "derivatives": expected.tolist(), "parameters": wrong},
     }

@@ -140,7 +140,7 @@ def learning_rate_too_high(case: Case) -> Found:
         "measured": top,
         "expected": found.before,
         "why": f"{len(found.losses)} steps on a batch raise its loss from {found.before:.3g} to {top:.3g} nats; 1/100 "
-        f"of the first update lowers it, and the whole is {found.first:.2g} of the weights' size",
+        f"of the first update lowers it, and the whole update is {found.first:.2g} of the weights' size",
         "remedy": "divide the learning rate by 10 until the loss on one batch falls (Adam on small GPTs: 3e-4 to 3e-3)",
         "evidence": {"losses": found.losses.tolist(), "update_to_weight": found.first},
     }

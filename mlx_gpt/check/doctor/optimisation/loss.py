@@ -83,7 +83,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
         return "loss-not-the-mean", {
             "measured": float(share.max()),
             "expected": 1 / share.size,
-            "why": f"row {b}, position {t} of {share.shape} has {share.max():.0%} of all the weight",
+            "why": f"in a batch of {share.shape} row {b}, position {t} has {share.max():.0%} of the weight",
             "remedy": "average over all rows and positions whose targets count",
             "evidence": {"weights": weights.tolist()},
         }
@@ -95,7 +95,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
         + (
             f": it is in {unit}, so that the first loss is not ln V and gradients are that many times too large"
             if unit
-            else f", with {found[0].offset:.3g} that no target changes"
+            else f", beside {found[0].offset:.3g} that does not depend on the targets"
             if close
             else ", and is no function of it"
         ),
@@ -160,7 +160,7 @@ def mask_counted(case: Case) -> Found:
     return {
         "measured": ratio,
         "expected": 1.0,
-        "why": f"the loss of a batch with {1 - share:.0%} of its targets ignored is {ratio:.3g} of the others' mean",
+        "why": f"the loss of a batch with {1 - share:.0%} of its targets ignored is {ratio:.3g} times the others' mean",
         "remedy": "divide by the number of targets that are not ignored: (loss * mask).sum() / mask.sum()",
         "evidence": {"share_of_targets_that_count": share},
     }

@@ -88,7 +88,7 @@ def training_mode_without_dropout_effect(case: Case) -> Found:
     return {
         "measured": 0,
         "expected": "different logits at each call, if dropout is meant to be on",
-        "why": "the logits in both modes are equal to the bit"
+        "why": "the logits in both modes are equal bit for bit"
         + (f", though the dropout rate is {rate:g}" if rate else "; without dropout that is as it should be"),
         "remedy": "if dropout is wanted, call model.train() before training steps, and pass the mode on to functions",
         "evidence": {"dropout": rate},
