@@ -97,7 +97,7 @@ def draws_of_the_last_id(case: Case) -> int:
 def sampler_too_narrow(case: Case) -> Found:
     """Every token is the most probable one, though greedy decoding was not asked for.
 
-    Exact: all draws with the settings off are the argmax, which has probability below e^-20 = 2e-9.
+    Exact: with all settings off every draw is the argmax, which would have a probability below e^-20 = 2e-9.
     """
     return of_verdict(case, "sampler-too-narrow")
 
@@ -106,8 +106,8 @@ def sampler_too_narrow(case: Case) -> Found:
 def probabilities_as_logits(case: Case) -> Found:
     """The text is almost random, since the softmax is applied twice.
 
-    Threshold: the draws are e^20 times as probable under softmax(softmax(logits / temperature)), or with the
-    temperature outside.
+    A fault if the draws are e^20 times as probable under softmax(softmax(logits / temperature)), or under
+    softmax(softmax(logits) / temperature), as under the softmax of the logits.
     """
     return of_verdict(case, "probabilities-as-logits")
 
@@ -116,7 +116,8 @@ def probabilities_as_logits(case: Case) -> Found:
 def prompt_ignored(case: Case) -> Found:
     """The text does not depend on the prompt, or on more than its last token.
 
-    Threshold: the draws are e^20 times as probable after another text, and fit its predictions.
+    A fault if the draws are e^20 times as probable after another text, such as the last token alone, and no test
+    rejects that they follow the predictions after it.
     """
     return of_verdict(case, "prompt-ignored")
 
@@ -125,8 +126,9 @@ def prompt_ignored(case: Case) -> Found:
 def draws_correlated(case: Case) -> Found:
     """The tokens of a text are not drawn independently: the same random number is used again at each step.
 
-    Pearson's chi-square of pairs of successive draws, transformed to be uniform: p below 1e-9; or an e-value of e^20
-    in favour of one noise for the whole call. A sampler that gives the same text at each call is no fault.
+    A fault if Pearson's chi-square test of pairs of successive draws, each transformed to be uniform, gives p below
+    1e-9; or for an e-value of e^20 in favour of one random number, or one noise, for a whole call. A sampler that gives
+    the same text at each call is not faulty.
     """
     return of_verdict(case, "draws-correlated")
 
@@ -135,7 +137,7 @@ def draws_correlated(case: Case) -> Found:
 def sampler_not_the_model(case: Case) -> Found:
     """The drawn tokens do not follow the softmax of the model's logits, and no other code explains why.
 
-    Pearson's chi-square of the transformed draws and their pairs: p below 1e-9.
+    A fault if Pearson's chi-square tests of the draws, transformed to be uniform, and of their pairs give p below 1e-9.
     """
     return of_verdict(case, "sampler-not-the-model")
 
@@ -144,7 +146,7 @@ def sampler_not_the_model(case: Case) -> Found:
 def setting_ignored(case: Case) -> Found:
     """A setting such as the temperature or top-k changes nothing.
 
-    Threshold: the draws are e^20 times as probable without it, and fit that.
+    A fault if the draws are e^20 times as probable without the setting, and no test rejects that they follow this.
     """
     return of_settings(case, "setting-ignored")
 
@@ -153,7 +155,7 @@ def setting_ignored(case: Case) -> Found:
 def setting_inverted(case: Case) -> Found:
     """A setting works the wrong way: top-k keeps the least probable ids, or a low temperature makes text more random.
 
-    Threshold: e^20 times as probable under the inverted rule, which they fit.
+    A fault if the draws are e^20 times as probable under the inverted rule, and no test rejects that they follow it.
     """
     return of_settings(case, "setting-inverted")
 
@@ -162,8 +164,8 @@ def setting_inverted(case: Case) -> Found:
 def setting_wrong(case: Case) -> Found:
     """A setting does not do what its value says: top-k keeps one id more or less, or the value for off is not off.
 
-    Threshold: e^20 times as probable with one id more or less, where an id that is drawn though forbidden counts e^50;
-    or no known rule fits: p below 1e-9 in the tests of ``sampler-not-the-model``.
+    A fault if the draws are e^20 times as probable with one id more or less, where a draw that the right rule excludes
+    counts e^50; or if they fit no known rule: p below 1e-9 in the tests of ``sampler-not-the-model``.
     """
     return of_settings(case, "setting-wrong")
 
@@ -172,7 +174,8 @@ def setting_wrong(case: Case) -> Found:
 def penalty_rewards_repetition(case: Case) -> Found:
     """The repetition penalty makes repetition more probable, as dividing negative logits does.
 
-    Threshold: e^20 times as probable as under the rule of Keskar et al. 2019, section 4.1, of prompt or new ids.
+    A fault if the draws are e^20 times as probable under such a rule as under that of Keskar et al. 2019, section 4.1,
+    applied to the prompt and the new ids or to the new ids only.
     """
     return of_penalty(case, "penalty-rewards-repetition")
 
@@ -181,7 +184,7 @@ def penalty_rewards_repetition(case: Case) -> Found:
 def penalty_compounds(case: Case) -> Found:
     """The repetition penalty counts each occurrence, so that common words become impossible.
 
-    Threshold: as of ``penalty-rewards-repetition``.
+    The threshold is that of ``penalty-rewards-repetition``.
     """
     return of_penalty(case, "penalty-compounds")
 
