@@ -93,12 +93,12 @@ def chi_square(statistic: float, freedom: int) -> float:
 
 
 def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
-    """Return the log of an e-value for draws of a call that favour the ids which the call drew already.
+    """Return the log of an e-value that draws favour ids which the same call drew before.
 
-    As one noise for every step gives, with which argmax(logits + noise) chooses. Each draw's alternative is half the
-    rule, a quarter the rule with an id weighed by (times drawn + 1/2) / (times expected + 1/2), a quarter the id drawn
-    most. Above x with probability below e^-x if the draws follow the rule and are independent (Ville 1939). ``across``
-    counts over all calls.
+    They do if argmax(logits + noise) is drawn with the same noise at every step. The alternative to the rule is a
+    mixture for each draw: half the rule, a quarter the rule with ids weighed by (times drawn + 1/2) / (times expected +
+    1/2), a quarter the id that was drawn most. If the draws follow the rule and are independent, the log exceeds x with
+    probability below e^-x (Ville 1939). ``across`` counts over all calls.
     """
     total = 0.0
     times = expected = np.zeros(0)
@@ -118,8 +118,9 @@ def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
 def one_number(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
     """Return the log of an e-value for one uniform random number that chooses all ids of a call.
 
-    The alternative chooses, 99 times of 100, the id in whose share the number lies; it is a mixture of all numbers and
-    of the orders by probability and by id. Valid as ``repeats`` is. ``across`` has one number for all calls.
+    The alternative is a mixture over numbers, and over orders of the ids by probability and by id: the id in whose
+    share of the cumulative distribution the number lies is drawn 99 times of 100. Bounded as that of ``repeats``.
+    ``across``: one number for all calls.
     """
     numbers, orders = (np.arange(NUMBERS) + 0.5) / NUMBERS, []
     p = np.exp(rule(found))
@@ -135,9 +136,9 @@ def one_number(found: Sequence[Draws], rule: Rule, across: bool = False) -> floa
 
 
 def steps_alike(found: Sequence[Draws], rule: Rule) -> float:
-    """Return the log-likelihood ratio of one number for all steps to one for each step, the same ones in each call.
+    """Return the log-likelihood ratio of one random number for all steps to one for each step, the same in all calls.
 
-    For calls of which equal ones give equal texts. 0 where no number explains all draws, as with other ways of drawing.
+    For samplers of which identical calls give the same text. 0 where no number explains all draws.
     """
     best, p = 0.0, np.exp(rule(found))
     for ranked in (True, False):
