@@ -90,15 +90,14 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batch(here: Path, fl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_one_process_stops_both_after_the_same_step(signum: int, here: Path) -> None:
+def test_a_signal_in_one_process_stops_both_after_the_same_step(here: Path) -> None:
     pair = two(*RUN, "--steps", "300000", "--eval-every", "0", "--embd-pdrop", "0.1", "--out", "run", here=here)
     deadline = time.monotonic() + 60
     while not (here / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    pair[1].send_signal(signum)
+    pair[1].send_signal(signal.SIGTERM)
     (code, _, message), (other_code, _, other_message) = wait_for(pair)
-    assert (code, other_code) == (128 + signum, 128 + signum)
+    assert (code, other_code) == (128 + signal.SIGTERM, 128 + signal.SIGTERM)
     step = losses(here / "run")[-1][0]
     assert the_line(message.lstrip("\n")) == f"stopped after step {step}; resume with: mlx-gpt train --resume run"
     assert the_line(other_message.lstrip("\n")) == f"stopped after step {step}"
@@ -121,7 +120,7 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(
 
 @pytest.mark.slow
 def test_two_processes_choose_the_same_settings(here: Path) -> None:
-    pair = two("train", "--data", "text.txt", "--out", "run", "--minutes", "0.1", here=here)
+    pair = two("train", "--data", "text.txt", "--out", "run", "--minutes", "0.05", here=here)
     (code, output, _), (other_code, _, _) = wait_for(pair)  # with different shapes they would deadlock
     assert (code, other_code) == (0, 0)
     assert "--learning-rate" in output
@@ -138,7 +137,6 @@ def test_two_processes_choose_the_same_settings(here: Path) -> None:
     ("flags", "code", "message"),
     [
         ("--out model", 2, "--out model exists already"),
-        ("--out run --steps 0", 2, "--steps must be at least 1"),
         (
             "--out run --steps 9 --minutes 1",
             2,
