@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.probes import LENGTH, first_call, own_text_or_random, silent_if_random
+from mlx_gpt.check.doctor.probes import EQUAL, LENGTH, effect, first_call, own_text_or_random, silent_if_random
 
 Arrays = dict[str, np.ndarray]
 
@@ -66,6 +66,19 @@ def loaded(case: Case, values: Mapping[str, np.ndarray]) -> Iterator[None]:
     with case.parameters_restored():
         case.load({name: array.copy() for name, array in values.items()})
         yield
+
+
+def effect_at_last(case: Case, before: np.ndarray, after: np.ndarray) -> float:
+    """Return how far the last logits of two sets of texts differ, the most of all rows; see ``probes.effect``.
+
+    If not at all, then with generic parameters, where they can be loaded: weights that are zero at first, or saturate
+    the softmax after training, are no fault of the forward pass.
+    """
+    size = float(effect(case, before, after)[:, -1].max())
+    if size > EQUAL or not case.has("parameters", "load_parameters"):
+        return size
+    with loaded(case, case.once(generic)):
+        return float(effect(case, before, after)[:, -1].max())
 
 
 def layers_of(names: Sequence[str]) -> dict[str, list[str]]:

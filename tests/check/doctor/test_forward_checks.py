@@ -59,6 +59,15 @@ def test_a_planted_fault_is_named(fault: str, code: str, config: PlainConfig) ->
     assert codes(examine(PlainGPT(config, {fault}))) == [code]
 
 
+@pytest.mark.parametrize(("part", "factor"), [("out", 0), ("qkv", 300)])
+def test_weights_that_let_no_token_pass_are_no_fault_of_the_forward_pass(part: str, factor: float) -> None:
+    model = PlainGPT(PlainConfig(), ())
+    for block in model.blocks:  # outputs that are zero at first; a saturated softmax
+        layer = getattr(block.attention, part)
+        layer.weight = factor * layer.weight
+    assert codes(examine(model)) == []
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_dropout_left_on_is_named(seed: int) -> None:
     model = PlainGPT(PlainConfig(dropout=0.1), {"dropout-left-on"}, seed)

@@ -13,12 +13,11 @@ from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.inside import module_of
 from mlx_gpt.check.doctor.module_arguments import arguments_of
-from mlx_gpt.check.doctor.parameters import current, drawn, loaded
+from mlx_gpt.check.doctor.parameters import current, drawn, effect_at_last, generic, loaded
 from mlx_gpt.check.doctor.probes import (
     CLOSE,
     EQUAL,
     between,
-    effect,
     effects,
     equal_within,
     first_call,
@@ -168,10 +167,10 @@ def row_alone_differs(case: Case) -> Found:
 def past_ignored(case: Case) -> Found:
     """No earlier token has any effect on a prediction: attention passes nothing on.
 
-    All tokens before the last are replaced. Threshold: 1e-6 of the logits' standard deviation; the logits of untrained
-    healthy models move by 1e-3 and more. Also a fault is attention that takes a uniform mean of the past: the gradient
-    of queries and keys is exactly zero, while that of values is not. Where no gradient is given, that of the module
-    that forward calls is computed.
+    All tokens before the last are replaced, also with random parameters where these can be loaded. Threshold: 1e-6 of
+    the logits' standard deviation; the logits of untrained healthy models move by 1e-3 and more. Also a fault is
+    attention that takes a uniform mean of the past: the gradient of queries and keys is exactly zero, while that of
+    values is not. Where no gradient is given, that of the module that forward calls is computed.
     """
     silent_unless_seeded(case)
     T = probe_length(case)
@@ -179,9 +178,13 @@ def past_ignored(case: Case) -> Found:
         raise NotApplicable("n_positions of at least 2")
     before, after = case.ids(1, T), case.ids(1, T)
     after[:, -1] = before[:, -1]
-    size = float(effect(case, before, after)[0, -1])
+    size = effect_at_last(case, before, after)
     if size > EQUAL:
-        return uniform_mean(case)
+        found = uniform_mean(case)
+        if found and case.has("parameters", "load_parameters"):  # a saturated softmax has no gradient either
+            with loaded(case, case.once(generic)):
+                return uniform_mean(case)
+        return found
     return {
         "measured": size,
         "expected": "above 0",

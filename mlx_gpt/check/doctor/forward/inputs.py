@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.parameters import alone, loaded, matrices_by_layer
+from mlx_gpt.check.doctor.parameters import alone, effect_at_last, loaded, matrices_by_layer
 from mlx_gpt.check.doctor.probes import (
     CLOSE,
     EQUAL,
@@ -31,7 +31,7 @@ def token_blind(case: Case) -> Found:
     """The logits do not depend on the tokens at all."""
     silent_unless_seeded(case)
     T = probe_length(case)
-    size = float(effect(case, case.ids(1, T), case.ids(1, T)).max())
+    size = effect_at_last(case, case.ids(1, T), case.ids(1, T))
     if size > EQUAL:
         return None
     return {
@@ -47,9 +47,10 @@ def token_blind(case: Case) -> Found:
 def context_too_short(case: Case) -> Found:
     """Only the last few tokens have any effect on a prediction, though n_positions is larger.
 
-    In a text as long as the context, at most 256 tokens, the first token is replaced, then the first quarter, half,
-    three quarters, and all but two. Threshold: 1e-6 of the logits' standard deviation at the last position. If a few
-    tokens before the last have an effect, no other fault explains it; if none has, an inverted mask may.
+    In a text as long as the context, at most 256 tokens, the first token is replaced; if that has no effect, in eight
+    more texts, also with random parameters where these can be loaded. Then the first quarter, half, three quarters, and
+    all but two are. Threshold: 1e-6 of the logits' standard deviation at the last position. If a few tokens before the
+    last have an effect, no other fault explains it; if none has, an inverted mask may.
     """
     silent_unless_seeded(case)
     T = min(case.n_positions, 8 * probe_length(case))
@@ -58,7 +59,7 @@ def context_too_short(case: Case) -> Found:
     cuts = [cut for cut in (1, T // 4, T // 2, 3 * T // 4, T - 2) if cut]
     text = case.ids(1, T)
     changed = [np.concatenate([others(case, text[0, :cut]), text[0, cut:]])[None] for cut in cuts]
-    if effect(case, text, changed[0])[0, -1] > EQUAL:
+    if max(effect(case, text, changed[0])[0, -1], effect_at_last(case, *first_replaced(case, T))) > EQUAL:
         return None
     moved = [rows[0, -1] for rows in effects(case, text, changed)]
     reached = [cut for cut, size in zip(cuts, moved, strict=True) if size > EQUAL]
@@ -71,6 +72,12 @@ def context_too_short(case: Case) -> Found:
         "remedy": "check the mask for a window of the last tokens, the length of the cache, and how the text is cut",
         "evidence": {"unseen": unseen, "length": T},
     }
+
+
+def first_replaced(case: Case, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return texts, (8, T), and the same with another first token."""
+    texts = case.ids(8, T)
+    return texts, np.column_stack([others(case, texts[:, 0]), texts[:, 1:]])
 
 
 @check("position-blind", "forward")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.checks import NotApplicable, check
+from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.sampling.draws import accepted, require_time, settings_off
-from mlx_gpt.check.doctor.sampling.texts import below, rounding, undecided_prompts
+from mlx_gpt.check.doctor.sampling.texts import below, logits_after, rounding, undecided_prompts
 from mlx_gpt.check.doctor.sampling.verdict import understood
 
 Rows = list[list[int]]
@@ -18,7 +18,7 @@ CALLS = 4
 
 
 @check("padding-differs", "sample_many")
-def padding_differs(case: Case) -> dict[str, Any] | None:
+def padding_differs(case: Case) -> Found:
     """A prompt in a batch with longer ones gets another text than alone: padding is attended to or shifts positions.
 
     Exact, at temperature 0 or top-k 1: in a batch, as for a prompt alone, each new id must be the argmax of the model's
@@ -26,15 +26,14 @@ def padding_differs(case: Case) -> dict[str, Any] | None:
     """
     if case.has("sample"):
         understood(case)
-    n, (greedy, lengths) = max(1, min(6, case.n_positions // 2)), case.once(greedy_settings)
+    settings, lengths = case.once(greedy_settings)
     for _ in range(CALLS):
         require_time(case)
         prompts = [prompt for length in lengths for prompt in close_prompts(case, length)]
-        together = many(case, prompts, n, greedy)
-        for prompt, new in zip(prompts, together, strict=True):
+        for prompt, new in zip(prompts, many(case, prompts, number(case), settings), strict=True):
             if most_below(case, prompt, new) <= rounding(case):
                 continue
-            (alone,) = many(case, [prompt], n, greedy)
+            (alone,) = many(case, [prompt], number(case), settings)
             if most_below(case, prompt, alone) > rounding(case):
                 raise NotApplicable("a sample_many whose text of one prompt is the argmax at temperature 0")
             return {
@@ -44,7 +43,23 @@ def padding_differs(case: Case) -> dict[str, Any] | None:
                 "remedy": "pad on the left, mask the padding, and count positions from each prompt's start",
                 "evidence": {"prompt": prompt, "lengths": lengths},
             }
+    if not would_show(case, prompts):
+        raise NotApplicable("a model whose predictions differ more")
     return None
+
+
+def would_show(case: Case, prompts: Rows) -> bool:
+    """Return True if padding by id 0, on the left and on the right, changes the argmax after some of the prompts."""
+    longest = max(map(len, prompts))
+    pads = [[0] * (longest - len(prompt)) for prompt in prompts]
+    left, right = ([*map(list.__add__, *sides)] for sides in ((pads, prompts), (prompts, pads)))
+    own, *padded = (logits_after(case, texts).argmax(axis=1) for texts in (prompts, left, right))
+    return all((own != other).any() for other in padded)
+
+
+def number(case: Case) -> int:
+    """Return the number of new ids for each prompt."""
+    return max(1, min(6, case.n_positions // 2))
 
 
 def greedy_settings(case: Case) -> tuple[dict[str, Any], list[int]]:
