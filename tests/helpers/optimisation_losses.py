@@ -74,6 +74,28 @@ LOSSES: dict[str, tuple[str, Loss]] = {
 FAULTS: dict[str, Planted] = {
     name: Planted(code, lambda base, loss=loss: trained_with(base, loss)) for name, (code, loss) in LOSSES.items()
 }
+
+
+def transposed_without_context(base: Base) -> dict[str, Any]:
+    """Return the arguments for transposed targets where the predictions hardly depend on the context."""
+    V = base.config.vocab_size
+
+    def logits(ids: Any) -> mx.array:
+        return mx.array(base.forward(ids)) / 100 + 4 * mx.cos(mx.arange(V))
+
+    given = {
+        "forward": lambda ids: np.array(logits(ids)),
+        "loss": lambda x, y: LOSSES["targets transposed"][1](logits(x), mx.array(y)).item(),
+    }
+    return {
+        "vocab_size": V,
+        "n_positions": base.config.n_positions,
+        "parameters": base.arguments()["parameters"],
+        **given,
+    }
+
+
+FAULTS["targets transposed, hardly any context"] = Planted("loss-not-cross-entropy", transposed_without_context)
 FAULTS["mask counted"] = Planted(
     "loss-not-the-mean", lambda base: trained_with(base, masked_over_all, batches=padded_batches(base))
 )

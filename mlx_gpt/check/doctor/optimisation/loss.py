@@ -10,7 +10,16 @@ from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, check
 from mlx_gpt.check.doctor.data.targets import loss_shift
 from mlx_gpt.check.doctor.optimisation.evidence import at_targets, negative_logprobs, probe_rows, train_batch
-from mlx_gpt.check.doctor.optimisation.loss_probes import UNITS, Line, lines, loss_probes, normal, unit_of
+from mlx_gpt.check.doctor.optimisation.loss_probes import (
+    MOVED,
+    UNITS,
+    Line,
+    lines,
+    loss_probes,
+    moved_targets,
+    normal,
+    unit_of,
+)
 from mlx_gpt.check.doctor.probes import probe_length
 
 IN_TRAINING = ("learning-rate-too-high", "learning-rate-too-low", "cannot-memorise-a-batch")
@@ -56,6 +65,12 @@ def position_weights(case: Case) -> np.ndarray | None:
             if not slopes or np.ptp(slopes) > 0.02 * np.abs(slopes).max() + 1e-4:
                 return None
             weights[b, t] = slopes[-1]
+    pair = [targets.astype(np.int32) for targets in moved_targets(costs)]
+    first, second = (np.take_along_axis(costs, y[..., None], axis=-1)[..., 0] for y in pair)
+    before, after = (case.number("loss", x, np.roll(y, shift, axis=1)) for y in pair)
+    expected = float((weights * (second - first)).sum())
+    if abs(after - before - expected) > MOVED * abs(expected) + 1e-3 * abs(base):
+        return None
     unequal = weights[:, : T - shift].max() > 1.05 * weights[:, : T - shift].min()
     return weights if unequal and weights.sum() > 0 and weights.min() > -1e-3 else None
 
@@ -76,7 +91,8 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
             "remedy": "divide the sum of the cross-entropies by the number of targets that count",
             "evidence": {"factors": slopes, "shapes": [list(p.y.shape[1:]) for p in case.once(loss_probes)]},
         }
-    weights = None if close else position_weights(case)
+    misplaced = any(one.misplaced for one in found)
+    weights = None if close or misplaced else position_weights(case)
     if weights is not None:
         share = weights / weights.sum()
         b, t = np.unravel_index(share.argmax(), share.shape)
@@ -97,10 +113,12 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
             if unit
             else f", beside {found[0].offset:.3g} that does not depend on the targets"
             if close
+            else ", but does not follow it where targets change places: they are compared with other positions' logits"
+            if misplaced
             else ", and is no function of it"
         ),
         "remedy": "take the mean of -log_softmax(logits, axis=-1) at the targets: of logits, not probabilities, on the "
-        "vocabulary's axis, without smoothing",
+        "vocabulary's axis, without smoothing, with logits and targets flattened in the same order",
         "evidence": {"losses": probe.losses.tolist(), "slopes": slopes},
     }
 
@@ -121,10 +139,10 @@ def loss_not_cross_entropy(case: Case) -> Found:
 
     The loss is computed for targets from the most to the least probable tokens, and mixtures, at two shapes. As a
     function of the mean cross-entropy of forward's logits, a healthy loss is a line of slope 1 within 0.2 % of the
-    range, with any offset that does not depend on the targets (z-loss, other terms). Also healthy are another multiple
-    of the mean, the perplexity, and a mean that ignores one id, or up to a quarter of the positions at one end. A slope
-    that gives bits or decimal digits (within 0.3 %) is a fault. With dropout, means of 8 calls are compared within 10
-    %.
+    range, with any offset that does not depend on the targets (z-loss, other terms), and its change is right within a
+    quarter where the same targets change places (transposed ones: 0 instead). Also healthy are another multiple of the
+    mean, the perplexity, and a mean that ignores one id, or up to a quarter of the positions at one end. A slope that
+    gives bits or decimal digits (within 0.3 %) is a fault. With dropout, means of 8 calls are compared within 10 %.
     """
     return of_verdict(case, "loss-not-cross-entropy")
 

@@ -17,12 +17,14 @@ from mlx_gpt.check.doctor.probes import EQUAL, probe_length
 CALLS = 8  # of a loss with dropout, to average
 UNITS = {"nats": 1.0, "bits": 1 / np.log(2), "decimal digits": 1 / np.log(10)}  # slopes of a loss in these
 UNIT = 3e-3  # relative tolerance of such a slope
+MOVED = 0.25  # relative tolerance of the change of a loss when targets change places
 
 
 @dataclass(frozen=True)
 class LossProbe:
     """Losses (n,) of one input (B, T) for n sets of targets y (n, B, T), and the error of a loss.
 
+    The last two sets hold the same ids at other positions: where each costs least beside other positions, and reversed.
     ``costs``: the cross-entropy for each token, (B, T, V), in evaluation and, if it is given, in training mode.
     """
 
@@ -34,17 +36,21 @@ class LossProbe:
 
 @dataclass(frozen=True)
 class Line:
-    """Losses fitted by slope * mean cross-entropy + offset; ``close`` if they agree within the error."""
+    """Losses fitted by slope * mean cross-entropy + offset; ``close`` if they agree within the error.
+
+    ``misplaced`` if they nearly agree, but not for the same targets at other positions.
+    """
 
     slope: float
     offset: float
     close: bool
     through_zero: bool
     error: float  # of the slope
+    misplaced: bool
 
 
 def loss_probes(case: Case) -> list[LossProbe]:
-    """Compute losses at two shapes, for targets at five quantiles of probability and mixtures of the extremes."""
+    """Compute losses at two shapes, for targets at five quantiles of probability, mixtures, and at changed places."""
     T = probe_length(case)
     if T < 2:
         raise NotApplicable("n_positions of at least 2")
@@ -65,12 +71,13 @@ def loss_probe(case: Case, rows: int, T: int) -> LossProbe:
     order = np.argsort(costs[0], axis=-1)
     levels = [order[..., int(q * (case.vocab_size - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]
     mixed = [np.where(case.rng.random((rows, T)) < 0.5, levels[0], levels[-1]) for _ in range(6)]
-    y = np.roll(np.stack([*levels, *mixed]).astype(np.int32), shift, axis=2)
+    y = np.roll(np.stack([*levels, *mixed, *moved_targets(costs[0])]).astype(np.int32), shift, axis=2)
     values = np.array([[case.number("loss", x, one.copy()) for _ in range(calls)] for one in y])
     finite = np.isfinite(values).all(axis=1)  # else all targets may be an id that is ignored
-    if finite.sum() < 6:
+    if finite[:-2].sum() < 6:
         raise NotApplicable("a finite loss")
-    y, values = y[finite], values[finite]
+    chosen = [*np.flatnonzero(finite[:-2]), *((-2, -1) if finite[-2:].all() else (finite.argmax(),) * 2)]
+    y, values = y[chosen], values[chosen]
     losses, size = values.mean(axis=1), float(np.abs(values).max())
     error = (0.01 if coarse(runs[0][0]) or coarse(values) else 2e-5) * size
     if random:
@@ -78,14 +85,24 @@ def loss_probe(case: Case, rows: int, T: int) -> LossProbe:
     return LossProbe(y, losses, error, costs)
 
 
+def moved_targets(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the targets (B, T) that cost least beside other positions, and the same in reverse order."""
+    own = (costs.mean(axis=(0, 1)) - costs).argmax(axis=-1)
+    return own, own[::-1, ::-1]
+
+
 def line(losses: np.ndarray, means: np.ndarray, error: float) -> Line:
     """Fit losses by a straight line in the means."""
     slope, offset = np.polyfit(means, losses, 1)
     allowed = error + 2e-3 * abs(slope) * np.ptp(means)
-    close = np.abs(losses - slope * means - offset).max() <= allowed
+    distance = np.abs(losses - slope * means - offset).max()
     spread = float(np.ptp(means))
+    moved, expected = losses[-1] - losses[-2], slope * (means[-1] - means[-2])
+    misplaced = bool(distance <= 5 * allowed and abs(moved - expected) > 2 * error + MOVED * abs(expected))
     through_zero = bool(abs(offset) <= 3 * allowed * means.max() / spread)
-    return Line(float(slope), float(offset), bool(close), through_zero, 0.01 * abs(float(slope)) + 2 * error / spread)
+    close = bool(distance <= allowed) and not misplaced
+    of_slope = 0.01 * abs(float(slope)) + 2 * error / spread
+    return Line(float(slope), float(offset), close, through_zero, of_slope, misplaced)
 
 
 def kept(B: int, T: int) -> Iterator[np.ndarray]:
