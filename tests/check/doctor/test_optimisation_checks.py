@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.optimisation_losses import LOSSES
-from helpers.optimisation_training import trained_with
+from helpers.optimisation_training import cross_entropy, trained_with
 from helpers.planted import Base, Given
 from helpers.planted_optimisation import FAULTS, HEALTHY
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS
-from mlx_gpt.check.doctor.examine import run_checks
+from mlx_gpt.check.doctor.examine import make_case, run_checks
 from mlx_gpt.check.doctor.report import Report
 
 OURS = [check for check in CHECKS if check.find.__module__.startswith("mlx_gpt.check.doctor.optimisation")]
@@ -58,3 +59,15 @@ def test_batches_of_one_row_are_no_sum(seed: int) -> None:
     given = trained_with(base, batches=lambda: ((x[:1], y[:1]) for x, y in base.batches()))
     del given["gradient"]
     assert all(finding.severity == "note" for finding in examined(given).findings)
+
+
+def test_a_loss_that_shifts_is_no_fault_of_the_gradient_taken_from_the_module() -> None:
+    base = small_base()
+    model, sizes = base.model, {"vocab_size": base.config.vocab_size, "n_positions": base.config.n_positions}
+
+    def loss(x: Any, y: Any) -> float:
+        return float(cross_entropy(model(mx.array(x))[:, :-1], mx.array(y)[:, 1:]).item())
+
+    report = run_checks(make_case({"forward": model, "loss": loss, "minutes": 10, **sizes}), OURS)
+    assert "future-leak-in-gradient" in report.examined
+    assert report.ok

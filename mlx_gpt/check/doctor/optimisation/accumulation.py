@@ -19,6 +19,7 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     first_steps,
     floating,
     given_gradient,
+    gradient_is_taken,
     own_parameters,
     train_batch,
 )
@@ -53,7 +54,7 @@ def accumulation_differs(case: Case) -> Found:
 
 
 def of_gradient(case: Case) -> Found:
-    if not case.has("gradient"):
+    if not case.has("gradient") or gradient_is_taken(case):
         return None
 
     def gradient(x: np.ndarray, y: np.ndarray) -> Parameters:

@@ -10,6 +10,7 @@ from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.data.evidence import Batch, batches, has_ids, train_ids
 from mlx_gpt.check.doctor.data.targets import loss_shift
+from mlx_gpt.check.doctor.module_arguments import arguments_of
 from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
 from mlx_gpt.check.doctor.probes import first_call, probe_length
 
@@ -76,10 +77,16 @@ def at_targets(costs: np.ndarray, y: np.ndarray, shift: int) -> tuple[np.ndarray
     return picked, counts
 
 
-def cross_entropy(case: Case, x: np.ndarray, y: np.ndarray) -> float:
-    """Return the mean cross-entropy of forward's logits and the targets that count, in nats."""
-    picked, counts = at_targets(negative_logprobs(case.logits(x)), y, case.once(loss_shift))
+def cross_entropy(case: Case, x: np.ndarray, y: np.ndarray, shift: int | None = None) -> float:
+    """Return the mean cross-entropy of forward's logits and the targets that count, in nats, shifted as in the loss."""
+    shift = case.once(loss_shift) if shift is None else shift
+    picked, counts = at_targets(negative_logprobs(case.logits(x)), y, shift)
     return float(picked[counts].mean()) if counts.any() else float("nan")
+
+
+def gradient_is_taken(case: Case) -> bool:
+    """Return True if the gradient is one that was taken from the module, of forward's cross-entropy, not the user's."""
+    return getattr(case.given.get("gradient"), "__module__", "") == arguments_of.__module__
 
 
 def coarse(values: np.ndarray) -> bool:

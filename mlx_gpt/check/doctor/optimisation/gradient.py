@@ -15,6 +15,7 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     coarse,
     cross_entropy,
     floating,
+    gradient_is_taken,
     own_parameters,
     probe_rows,
 )
@@ -67,7 +68,7 @@ def require_repeated(case: Case, x: np.ndarray, y: np.ndarray, first: Parameters
 
 def later_rows(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
     """Return the finding if the targets at position 0 have an effect on the gradient of later positions or tokens."""
-    T, place = x.shape[1], case.once(loss_shift)
+    T, place = x.shape[1], 0 if gradient_is_taken(case) else case.once(loss_shift)
     if T < 2 or place >= T:
         return None
     gradient, other = gradient_of(case, x, y), y.copy()
@@ -183,7 +184,10 @@ def difference(case: Case, x: np.ndarray, y: np.ndarray, point: Parameters, part
     values = []
     for sign in (1, -1):
         case.load({**point, **{name: point[name] + np.float32(sign * h) * part[name] for name in part}})
-        values.append(case.number("loss", x, y) if case.once(steady_loss) else cross_entropy(case, x, y))
+        if gradient_is_taken(case):
+            values.append(cross_entropy(case, x, y, shift=0))
+        else:
+            values.append(case.number("loss", x, y) if case.once(steady_loss) else cross_entropy(case, x, y))
     return (values[0] - values[1]) / (2 * h)
 
 
