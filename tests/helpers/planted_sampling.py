@@ -47,6 +47,12 @@ def plant_padding(side: str, base: Base) -> Given:
     return base.arguments(sample_many=sample_many, cached=None)
 
 
+def in_training_mode(base: Base) -> Given:
+    """Return a sampler that does not switch the model to evaluation mode."""
+    given = base.arguments(cached=None, sample_many=None)
+    return {**given, "sample": sampler(base, forward=given["forward_training"])}
+
+
 def plant_cache(fault: str, base: Base) -> Given:
     """Return cached logits of a cache with a fault."""
     forward = base.forward
@@ -93,6 +99,7 @@ FAULTS: dict[str, Planted] = {
     "logits one position too early": planted("sampler-not-the-model", "previous position"),
     "half the temperature": planted("sampler-not-the-model", "half the temperature"),
     "new ids never fed back": planted("sampler-not-the-model", "prompt alone"),
+    "dropout left on": Planted("sampler-not-the-model", in_training_mode, states=(True,), sizes=(1,)),
     "last 8 tokens alone": planted("sampler-not-the-model", "last 8 tokens", sizes=(1, 2), states=(True,)),
     "prompt dropped": planted("prompt-ignored", "prompt-ignored"),
     "last token only": planted("prompt-ignored", "last token only"),

@@ -14,6 +14,7 @@ from mlx_gpt.check.doctor.sampling.rules import Rule
 
 SURE = 20.0  # nats by which an explanation must be the better one: false alarm below exp(-20) = 2e-9
 RARE = 1e-9  # p-value of a chi-square test that is a finding; least of 3000 healthy sets of draws: 5e-4
+UNSURE = 1e-3  # p-value above which draws are taken to follow a rule
 NUMBERS = 2000  # random numbers that are tried for one that chooses all ids of a call
 ROUNDED = 1e-4  # by which sums of probabilities may differ from the sampler's
 FEW = 40  # draws below which the chi-square approximation is not used
@@ -26,6 +27,11 @@ def fits(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
     """
     found = found[:1] if case.once(is_seeded) else found
     return misfit(case, found, rule)[0] > RARE and repeats(found, rule) < SURE and one_number(found, rule) < SURE
+
+
+def sound(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
+    """Return True if draws may be taken for those of a rule, beside others that are not."""
+    return fits(case, found, rule) and misfit(case, found, rule)[0] > UNSURE
 
 
 def misfit(case: Case, found: Sequence[Draws], rule: Rule) -> tuple[float, float]:

@@ -38,11 +38,10 @@ from mlx_gpt.check.doctor.sampling.evidence import (
 )
 from mlx_gpt.check.doctor.sampling.explain import DECIDED, Explanation, choose, log_likelihood
 from mlx_gpt.check.doctor.sampling.findings import drawing_fault, setting_fault
-from mlx_gpt.check.doctor.sampling.fit import RARE, ROUNDED, SURE, correlation, fits, misfit
+from mlx_gpt.check.doctor.sampling.fit import RARE, ROUNDED, SURE, UNSURE, correlation, fits, misfit, sound
 from mlx_gpt.check.doctor.sampling.probes import entropy, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
-
-UNSURE = 1e-3  # p-value above which draws are taken to be the model's, in ``not_off`` and ``unexplained``
+from mlx_gpt.check.doctor.sampling.training_mode import of_training_mode
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,16 @@ def verdict(case: Case) -> Verdict:
         codes, seen, texts = codes_of(read, base), draws[read], draws[TEXT]
         if not left - {*codes}:
             break
+    right = all(fits(case, one, base.rule(temperature)) for temperature, one in seen)
+    if (base.other or not right) and not seeded:
+        best = scores[read, base] - scores[TEXT, Base()]
+        if fields := of_training_mode(case, texts, best):
+            return Verdict({"sampler-not-the-model": fields})
     if "sampler-too-narrow" in codes or base.other:
         with suppress(BudgetSpent):  # without more draws the fault is named as it seems
             if wrong := not_off(case):
                 return Verdict({"setting-wrong": wrong})
     findings = {code: explained(code, read, base, gain, seen, texts) for code in codes}
-    right = all(fits(case, one, base.rule(temperature)) for temperature, one in seen)
     dependent = None if right and not seeded else correlated(case, seen, base, seeded)
     window = windows(case)[read] if read[1] else None
     if right and not dependent:
@@ -149,8 +152,7 @@ def not_off(case: Case) -> Found:
         rest = {name: value for name, value in off.items() if name != setting}
         for chosen in (rest, off | nearly.get(setting, {})) if setting in off else ():
             found = draw_many(case, case.once(short_prompts), max(DRAWS[True], count(drawn)), **chosen)
-            sound = fits(case, found, rule) and misfit(case, found, rule)[0] > UNSURE
-            if sound and log_share(hot, found) > -DECIDED:
+            if sound(case, found, rule) and log_share(hot, found) > -DECIDED:
                 why = f"{setting} = {off[setting]:g} is not off"
                 return setting_fault("setting-wrong", setting, off[setting], why, count(found))
     return None
@@ -208,7 +210,7 @@ def unexplained(case: Case, found: Evidence) -> dict[str, dict[str, Any]]:
         more = draw_many(case, case.once(short_prompts), DRAWS[False], **settings_off(case))
         if misfit(case, more, Base().rule())[0] < UNSURE:
             temperature, draws = 1.0, more
-    if temperature == 1 or not any(fits(case, draws, Base(scale=scale).rule(temperature)) for scale in SCALES):
+    if temperature == 1 or not any(sound(case, draws, Base(scale=scale).rule(temperature)) for scale in SCALES):
         p, n = misfit(case, draws, Base().rule(temperature))[0], count(draws)
         off = "every setting off" if temperature == 1 else f"every setting off but temperature {temperature:g}"
         why = f"{n} draws with {off} do not follow the softmax of the logits (p-value {p:.2g})"
