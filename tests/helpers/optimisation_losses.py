@@ -33,6 +33,10 @@ def with_z_loss(logits: mx.array, y: mx.array) -> mx.array:
     return cross_entropy(logits, y) + 1e-3 * mx.square(mx.logsumexp(logits, axis=-1)).mean()
 
 
+def ignoring(token: int) -> Loss:
+    return lambda logits, y: (costs(logits, y) * (y != token)).sum() / (y != token).sum()
+
+
 def padded_batches(base: Base) -> Callable[[], Any]:
     def batches() -> Any:
         for x, y in base.batches():
@@ -96,6 +100,9 @@ def transposed_without_context(base: Base) -> dict[str, Any]:
 
 
 FAULTS["targets transposed, hardly any context"] = Planted("loss-not-cross-entropy", transposed_without_context)
+FAULTS["the space ignored"] = Planted(
+    "loss-not-the-mean", lambda base: trained_with(base, ignoring(base.encode(" ")[0]))
+)
 FAULTS["mask counted"] = Planted(
     "loss-not-the-mean", lambda base: trained_with(base, masked_over_all, batches=padded_batches(base))
 )

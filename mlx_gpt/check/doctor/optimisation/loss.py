@@ -8,6 +8,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, check
+from mlx_gpt.check.doctor.data.evidence import decoded, has_ids, train_ids
 from mlx_gpt.check.doctor.data.targets import loss_shift
 from mlx_gpt.check.doctor.optimisation.evidence import at_targets, negative_logprobs, probe_rows, train_batch
 from mlx_gpt.check.doctor.optimisation.loss_probes import (
@@ -22,7 +23,9 @@ from mlx_gpt.check.doctor.optimisation.loss_probes import (
 )
 from mlx_gpt.check.doctor.probes import probe_length
 
+ORDINARY = 0.01  # of the training ids; an id that is more of them, beside others, is no padding
 IN_TRAINING = ("learning-rate-too-high", "learning-rate-too-low", "cannot-memorise-a-batch")
+BY_DENOMINATOR = ("initial-loss-off", "reported-loss-differs", "accumulation-differs", *IN_TRAINING)
 
 
 def normalisation(case: Case, found: list[Line]) -> str | None:
@@ -75,12 +78,50 @@ def position_weights(case: Case) -> np.ndarray | None:
     return weights if unequal and weights.sum() > 0 and weights.min() > -1e-3 else None
 
 
+def ignored_token(case: Case) -> tuple[int, float] | None:
+    """Return an id of the text whose targets the loss ignores, and its share of the training ids.
+
+    Padding stands in runs: only ids count that differ from both neighbours in more than 1 % of the places. With such an
+    id as all targets but one, the loss is the cross-entropy of that one.
+    """
+    B, T, shift = probe_rows(case, 4), probe_length(case), case.once(loss_shift)
+    if not has_ids(case, "train_ids") or B * (T - shift) < 4 or T - shift < 2:
+        return None
+    ids, found = case.once(train_ids), case.once(lines)[0]
+    apart = ids[1:-1][(ids[1:-1] != ids[:-2]) & (ids[1:-1] != ids[2:])]
+    slope, offset = (found.slope, found.offset) if found.close else (1.0, 0.0)
+    x = case.ids(B, T)
+    costs = negative_logprobs(case.logits(x))
+    pair = [int(token) for token in (costs[0, 1].argmin(), costs[0, 1].argmax())]
+    predicted = slope * costs[0, 1, pair] + offset
+    for token, n in zip(*np.unique(apart, return_counts=True), strict=True):
+        if n <= ORDINARY * len(ids) or not 0 <= token < case.vocab_size or token == case.given.get("end_of_text"):
+            continue
+        y = np.full((2, B, T), token, np.int32)
+        y[:, 0, 1] = pair
+        measured = [case.number("loss", x, np.roll(one, shift, axis=1)) for one in y]
+        if token not in pair and np.abs(measured - predicted).max() < 0.2 * abs(np.ptp(predicted)):
+            return int(token), n / len(ids)
+    return None
+
+
 def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
     """Return the code and the finding for a loss that is not the mean cross-entropy."""
     found = case.once(lines)
     close = all(one.close for one in found)
     slopes = [one.slope for one in found]
     name = normalisation(case, found) if close else None
+    if ignored := ignored_token(case):
+        token, share = ignored
+        text = f" ({decoded(case, [token])!r})" if case.has("decode") else ""
+        return "loss-not-the-mean", {
+            "measured": token,
+            "expected": "no id of the text",
+            "why": f"targets of id {token}{text} are ignored, which is {share:.0%} of the training ids and no padding",
+            "remedy": "let the loss ignore only an id that the text does not hold, such as -100 or that of padding",
+            "evidence": {"ignored": token, "share": share},
+            "explains": (*BY_DENOMINATOR, "future-leak-in-gradient"),  # other targets change how many count
+        }
     if close and normal(found) and not name:
         return None
     if name:
@@ -151,14 +192,15 @@ def loss_not_cross_entropy(case: Case) -> Found:
     "loss-not-the-mean",
     "loss",
     "forward",
-    explains=("initial-loss-off", "reported-loss-differs", "accumulation-differs", *IN_TRAINING),
+    explains=BY_DENOMINATOR,
 )
 def loss_not_the_mean(case: Case) -> Found:
     """The loss depends on the batch's size or on ignored targets: it is a sum, or a mean with the wrong denominator.
 
     Measured as in ``loss-not-cross-entropy``: a fault if the slope is B T, B, T or 1 / V within 1 % at both shapes, or
     if positions have different weights. Where at least 5 % of the targets of a batch are ignored, also if the loss is
-    the mean over the others times their share, within 1 %: a sum over the others divided by the number of all.
+    the mean over the others times their share, within 1 %: a sum over the others divided by the number of all. And if
+    an id is ignored that is more than 1 % of ``train_ids`` between other ids, and so no padding.
     """
     return of_verdict(case, "loss-not-the-mean") or mask_counted(case)
 
