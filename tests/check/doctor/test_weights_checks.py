@@ -146,6 +146,16 @@ def test_computation_that_half_precision_spoils_is_named() -> None:
     assert codes({"forward": in_bfloat16(Offset())}) == ["precision-loss"]
 
 
+def test_units_that_are_cut_off_from_the_gradient_are_not_dead() -> None:
+    base = Base(0)
+    given, hidden = base.arguments(), 4 * base.config.width
+
+    def gradient(x: Any, y: Any) -> dict[str, Any]:
+        return {name: array * (hidden not in array.shape) for name, array in base.arguments()["gradient"](x, y).items()}
+
+    assert codes({**given, "gradient": gradient}) == []
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("fault", ["heads-mixed-up", "attends-over-heads", "residual-after-norm", ""])
 def test_modules_of_torch_are_looked_into_and_stay_as_they_were(fault: str) -> None:

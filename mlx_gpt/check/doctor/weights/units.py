@@ -18,11 +18,12 @@ from mlx_gpt.check.doctor.parameters import (
     layers_of,
     loaded,
 )
-from mlx_gpt.check.doctor.probes import own_text
+from mlx_gpt.check.doctor.probes import own_text, own_text_or_random
 
 DEAD = 1e-5  # of the largest gradient of a layer's units: below it a unit is dead
 SHARE, OF_RANDOM = 0.02, 0.2  # of a layer's units that may be dead, on the user's text and on random tokens
 TOKENS = (128, 1024, 8192)  # of one call; of all calls while units seem dead, at least and at most
+GROWN, CLOSE = 1.1, 1e-5  # factor of an MLP's matrices, and the relative change of the logits without an effect
 TIME = 0.05  # of the time that is left, for these calls
 
 
@@ -33,9 +34,9 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     Measured is the gradient of the loss with respect to the weights into a unit and out of it. A unit is dead if both
     are below 1e-5 of the largest of its layer (inactive ReLU: exactly 0; GELU at −8: 1e-14). One alone may be zero
     behind a projection that is initialised to zero. Units behind a gate that is zero do not count: it is set to another
-    value to see. A warning above 2 % of a layer's units on 8,192 tokens of the user's text (1,024 and more if time is
-    short), or, without a text, above 20 % on random tokens, which are new to a trained model (a healthy one with ReLU:
-    11 %).
+    value to see. Nor do those of an MLP without any gradient whose matrices, times 1.1, change the logits. A warning
+    above 2 % of a layer's units on 8,192 tokens of the user's text (1,024 and more if time is short), or, without a
+    text, above 20 % on random tokens, which are new to a trained model (a healthy one with ReLU: 11 %).
     """
     widths = hidden_widths(case.once(current), case)
     if not widths:
@@ -57,7 +58,7 @@ def dead_units(case: Case) -> dict[str, Any] | None:
     if dead and seen < TOKENS[1]:
         raise NotApplicable("minutes")
     for key in [key for key, n in dead.items() if n == key[1]]:
-        if case.has("load_parameters") and behind_a_gate(case, widths[key], key[1]):
+        if case.has("load_parameters") and (behind_a_gate(case, widths[key], key[1]) or active(case, widths[key])):
             del dead[key]
     if not dead:
         return None
@@ -95,6 +96,14 @@ def behind_a_gate(case: Case, names: list[str], width: int) -> bool:
     with loaded(case, opened):
         grads = gradient(case, 2, 64)
     return count_dead(np.stack([unit_norms(grads[name], width) for name in names]).max(axis=0)) < width
+
+
+def active(case: Case, names: list[str]) -> bool:
+    """Return True if the logits change with an MLP's matrices: its units are active, and cut off from the gradient."""
+    ids = own_text_or_random(case, 1, min(case.n_positions, TOKENS[0]))
+    before = case.logits(ids)
+    with loaded(case, {name: array * (GROWN if name in names else 1) for name, array in case.once(current).items()}):
+        return float(np.abs(case.logits(ids) - before).max()) > CLOSE * float(before.std())
 
 
 def unit_norms(grad: np.ndarray, width: int) -> np.ndarray:
