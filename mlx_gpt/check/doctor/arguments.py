@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlx_gpt.files import expand_user, open_file, parse_json
 FUNCTIONS = ["forward", "forward_training", "loss", "gradient", "parameters", "load_parameters", "step", "new_step"]
 FUNCTIONS += ["sample", "sample_many", "cached", "reload", "encode", "decode", "encode_training", "batches"]
 NUMBERS = {"learning_rate": "the learning rate of step", "val_loss": "the loss that was reported"}
+SETTINGS = ("temperature", "top_k", "top_p", "repetition_penalty")  # that are examined, of those sample accepts
 MOST_METRICS = 1 << 30  # bytes of a file
 
 
@@ -25,6 +27,9 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in given.items() if value is not None}
     if "forward" not in found:
         raise TypeError("forward is missing; give a function from ids (B, T) to logits (B, T, V), or a module")
+    if isinstance(found["forward"], type):
+        name = found["forward"].__name__
+        raise TypeError(f"forward must be a function, or a module, not a class; give an instance of {name}")
     for name in FUNCTIONS:
         if not callable(found.get(name, callable)):
             more = ", or a module of MLX or torch" if name == "forward" else ""
@@ -106,6 +111,13 @@ def names(value: Any) -> frozenset[str]:
         raise TypeError(
             f'sample_settings must be a set of names, such as {{"temperature", "top_k"}}, not {kind(value)}'
         )
+    for name in value:
+        plain = re.sub(r"\W|_", "", name.lower())
+        meant = [known for known in SETTINGS if len(plain) > 3 and known.replace("_", "").startswith(plain)]
+        if meant and name not in SETTINGS:
+            raise UsageError(
+                f"sample_settings has {name!r}; expected {meant[0]!r}, and a sample that takes it so named"
+            )
     return frozenset(value)
 
 

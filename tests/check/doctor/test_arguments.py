@@ -20,6 +20,7 @@ def forward(ids: np.ndarray) -> np.ndarray:
 SOUND: dict[str, Any] = {"forward": forward, "vocab_size": 5, "n_positions": 8, "minutes": 0.01}
 TYPES = {
     "forward must be a function, or a module of MLX or torch, not str 'model'": {"forward": "model"},
+    "forward must be a function, or a module, not a class; give an instance of dict": {"forward": dict},
     "forward is missing": {"forward": None},
     "step must be a function, not str 'adam'": {"step": "adam"},
     "vocab_size must be a whole number, not float 5.0": {"vocab_size": 5.0},
@@ -42,6 +43,8 @@ VALUES = {
     "minutes must be a finite number": {"minutes": float("nan")},
     "val_ids is empty": {"val_ids": np.zeros(0, np.int32)},
     "train_ids is empty": {"train_ids": []},
+    "sample_settings has 'temp'; expected 'temperature'": {"sample_settings": {"temp", "top_k"}},
+    "sample_settings has 'topk'; expected 'top_k'": {"sample_settings": {"topk", "stop", "top_a"}},
     "metrics is empty": {"metrics": []},
     "metrics[1]: loss must be a number, not str '3'": {"metrics": [{"step": 1, "loss": 4}, {"step": 2, "loss": "3"}]},
     "metrics: no row has a step": {"metrics": [{"foo": 1}]},
