@@ -72,10 +72,13 @@ def test_the_file_on_the_page_is_examined_without_a_fault(
     library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(library)
-    _, file, torch_model = code_blocks()
+    _, file, torch_model, torch_step = code_blocks()
     if library == "torch":
         start, end = file.index("class GPT"), file.index("def batches")
-        file = file[:start] + torch_model + "\n\n" + file[end:]
+        file = file[:start] + torch_model + "\n\n" + torch_step + "\n\n" + file[end:]
+        own = '"loss": loss, "new_step": new_step, "learning_rate": 1e-3'  # as in the sentence before
+        assert own in PAGE.read_text(encoding="utf-8")
+        file = file.replace("    return {\n", f"    return {{\n        {own},\n")
     (tmp_path / "my.txt").write_text(some_text())
     (tmp_path / f"{library}_gpt.py").write_text(file)
     monkeypatch.chdir(tmp_path)
