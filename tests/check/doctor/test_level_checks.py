@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import planted_data, planted_optimisation
 from helpers.planted import Base
 from helpers.planted_level import FAULTS
 
@@ -65,6 +66,15 @@ def test_what_a_leak_does_to_the_samples_is_its_consequence() -> None:
     given = base.arguments(forward=forward, sample=base.sampler(forward=forward), val_loss=None, metrics=None)
     (leak,) = (one for one in examined(given, "future-leak").findings if one.severity == "fault")
     assert (leak.code, leak.evidence["consequences"]) == ("future-leak", ["samples-worse-than-loss"])
+
+
+@pytest.mark.parametrize("fault", ["seeded in each step", "rate of 0"])
+def test_a_high_loss_is_the_consequence_of_wrong_training(fault: str) -> None:
+    planted = {**planted_data.FAULTS, **planted_optimisation.FAULTS}[fault]
+    report = examined(planted.plant(Base(0, 0)), planted.code)
+    named = next(finding for finding in report.findings if finding.code == planted.code)
+    assert named.evidence["consequences"] == ["undertrained", "as-good-as-its-loss"]
+    assert not {"undertrained", "as-good-as-its-loss"} & {finding.code for finding in report.findings}
 
 
 def test_a_sampler_that_divides_by_a_temperature_of_0_and_raises_has_no_fault() -> None:

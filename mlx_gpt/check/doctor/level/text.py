@@ -21,6 +21,7 @@ from mlx_gpt.check.doctor.level.loss import (
     window_shape,
 )
 from mlx_gpt.check.doctor.level.samples import NATS, STANDARD_ERRORS, inside, prompts, samples, surprise
+from mlx_gpt.check.doctor.level.training import WRONG_TRAINING
 from mlx_gpt.check.doctor.sampling.draws import accepted, new_ids
 
 
@@ -108,7 +109,13 @@ def readable(case: Case, ids: Any) -> Any:
     return ids
 
 
-@check("as-good-as-its-loss", "sample", "val_ids", "train_ids", explained_by=("causality", "sampling"))
+@check(
+    "as-good-as-its-loss",
+    "sample",
+    "val_ids",
+    "train_ids",
+    explained_by=("causality", "sampling", *WRONG_TRAINING),
+)
 def as_good_as_its_loss(case: Case) -> Found:
     """The text is as good as the loss allows: sampling is right, and better text needs a lower loss.
 
