@@ -48,6 +48,11 @@ def test_a_planted_fault_is_named_alone(name: str) -> None:
     report.to_json()
 
 
+def test_the_remedy_for_steps_without_effect_names_the_learning_rate() -> None:
+    (finding,) = (one for one in examined(FAULTS["rate of 0"].plant(small_base())).findings if one.severity == "fault")
+    assert "learning rate" in finding.remedy
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_way_to_train_has_no_fault(name: str) -> None:
     assert all(finding.severity == "note" for finding in examined(HEALTHY[name](small_base())).findings)

@@ -58,7 +58,8 @@ def step_without_effect(case: Case) -> Found:
         "why": f"{n} steps leave all {len(before)} parameters as they are"
         if len(still) == len(before)
         else f"{n} steps move the parameters, by {moved:.2g} of their size, but no logit of forward",
-        "remedy": "pass the model's own parameters to the optimizer, apply its update to them, and evaluate that model",
+        "remedy": "pass the model's own parameters to the optimizer, apply its update to them, evaluate that model, "
+        "and check that no schedule keeps the learning rate at 0",
         "evidence": {"steps": n, "losses": found.losses},
     }
 

@@ -19,7 +19,9 @@ OF_DRAWS = {
     "sampler-too-narrow": "draw from the softmax of the logits instead of taking their argmax",
     "draws-correlated": "draw new random numbers for every token: split the key, and seed once, not at every step",
 }
-FEED = "feed the prompt and all ids drawn so far, or their cache, and draw an index of the last logits"
+FEED = (
+    "feed the prompt and all ids drawn so far, or their cache, with dropout off, and draw an index of the last logits"
+)
 
 
 def setting_fault(code: str, setting: str, value: float, why: str, draws: int) -> dict[str, Any]:
