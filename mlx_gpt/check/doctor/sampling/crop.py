@@ -7,8 +7,9 @@ import time
 import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
+from mlx_gpt.check.doctor.probes import own_text_or_random
 from mlx_gpt.check.doctor.sampling.draws import accepted, budget, inside, new_ids, settings_off
-from mlx_gpt.check.doctor.sampling.texts import below, rounding, undecided_prompts
+from mlx_gpt.check.doctor.sampling.texts import below, logits_after, rounding
 
 LONGEST = 64  # ids of a prompt
 PROMPTS, AMONG = 24, 96  # prompts, and how many they are chosen from at most
@@ -26,7 +27,7 @@ def tokens_read(case: Case) -> int | None:
         return None
     length = max(1, min(LONGEST, case.n_positions - 1))
     among = int(np.clip(NUMBERS // (length * case.vocab_size), PROMPTS, AMONG))
-    prompts = undecided_prompts(case, length, among, PROMPTS)
+    prompts = telling_prompts(case, length, among)
     drawn = greedy(case, prompts)
     if drawn is None or below(case, prompts, drawn).max() < DIFFERENT * rounding(case):
         return None
@@ -41,6 +42,21 @@ def tokens_read(case: Case) -> int | None:
         ):
             return n
     return None
+
+
+def telling_prompts(case: Case, length: int, among: int) -> np.ndarray:
+    """Return those of some prompts, random and of the user's text, of which the last tokens alone predict another id.
+
+    Then those after which two ids are almost equally probable.
+    """
+    prompts = np.concatenate([case.ids(among // 2, length), own_text_or_random(case, among - among // 2, length)])
+    logits = logits_after(case, prompts)
+    best, second = np.sort(logits, axis=1)[:, :-3:-1].T
+    others = np.zeros(among)
+    for n in sorted({max(1, length // part) for part in (2, 4, 8, 16)}):
+        ids = logits_after(case, prompts[:, -n:]).argmax(axis=1)
+        others += best - logits[np.arange(among), ids] > DIFFERENT * rounding(case)
+    return prompts[np.lexsort((best - second, -others))[:PROMPTS]]
 
 
 def greedy(case: Case, prompts: np.ndarray) -> np.ndarray | None:

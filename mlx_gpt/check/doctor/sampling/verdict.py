@@ -43,6 +43,8 @@ from mlx_gpt.check.doctor.sampling.probes import entropy, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
 from mlx_gpt.check.doctor.sampling.training_mode import of_training_mode
 
+WHOLE = 6.0  # nats of ``log_share``, about 1 of draws that lack no id: less with probability e^-6
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -152,7 +154,7 @@ def not_off(case: Case) -> Found:
         rest = {name: value for name, value in off.items() if name != setting}
         for chosen in (rest, off | nearly.get(setting, {})) if setting in off else ():
             found = draw_many(case, case.once(short_prompts), max(DRAWS[True], count(drawn)), **chosen)
-            if sound(case, found, rule) and log_share(hot, found) > -DECIDED:
+            if sound(case, found, rule) and log_share(hot, found) > -WHOLE:
                 why = f"{setting} = {off[setting]:g} is not off"
                 return setting_fault("setting-wrong", setting, off[setting], why, count(found))
     return None
