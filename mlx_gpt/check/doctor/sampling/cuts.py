@@ -56,7 +56,7 @@ def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
     return findings, undecided
 
 
-def ask(case: Case, probes: Sequence[Probe], n: int = 6, most: int = 240) -> Answer:
+def ask(case: Case, probes: Sequence[Probe], n: int = 6, most: int = 480) -> Answer:
     """Draw until one explanation is left; one id per call where the draws of a call are correlated."""
     found = understood(case)
     rivals = [partial(otherwise, case, window) for window in found.rivals]

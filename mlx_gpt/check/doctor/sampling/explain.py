@@ -97,7 +97,7 @@ def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tupl
 
 
 def weigh(
-    case: Case, probes: Sequence[Probe], read: Read, rivals: Sequence[Read] = (), n: int = 6, most: int = 240
+    case: Case, probes: Sequence[Probe], read: Read, rivals: Sequence[Read] = (), n: int = 6, most: int = 480
 ) -> Answer:
     """Draw with each probe in turn until one explanation is left, at most ``most`` times with each.
 
