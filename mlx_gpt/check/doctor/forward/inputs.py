@@ -59,7 +59,7 @@ def context_too_short(case: Case) -> Found:
     cuts = [cut for cut in (1, T // 4, T // 2, 3 * T // 4, T - 2) if cut]
     text = case.ids(1, T)
     changed = [np.concatenate([others(case, text[0, :cut]), text[0, cut:]])[None] for cut in cuts]
-    if max(effect(case, text, changed[0])[0, -1], effect_at_last(case, *first_replaced(case, T))) > EQUAL:
+    if effect(case, text, changed[0])[0, -1] > EQUAL or effect_at_last(case, *first_replaced(case, T)) > EQUAL:
         return None
     moved = [rows[0, -1] for rows in effects(case, text, changed)]
     reached = [cut for cut, size in zip(cuts, moved, strict=True) if size > EQUAL]
