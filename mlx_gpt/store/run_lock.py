@@ -58,8 +58,8 @@ def _lock(folder: Path, report: Callable[[str], None]) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and attempt < ATTEMPTS:
-                continue  # its process has ended, and removed the empty folder
+            if isinstance(error, (FileNotFoundError, FileExistsError)) and attempt < ATTEMPTS:
+                continue  # its process has ended, and removed the empty folder, also while mkdir looked for it
             raise MLXGPTError(
                 f"{folder}: cannot be written ({error.strerror}); a run needs a folder of its own that it can write to"
             ) from error
