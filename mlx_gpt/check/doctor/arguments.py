@@ -15,7 +15,8 @@ from mlx_gpt.files import expand_user, open_file, parse_json
 FUNCTIONS = ["forward", "forward_training", "loss", "gradient", "parameters", "load_parameters", "step", "new_step"]
 FUNCTIONS += ["sample", "sample_many", "cached", "reload", "encode", "decode", "encode_training", "batches"]
 NUMBERS = {"learning_rate": "the learning rate of step", "val_loss": "the loss that was reported"}
-SETTINGS = ("temperature", "top_k", "top_p", "repetition_penalty")  # that are examined, of those sample accepts
+# The settings that are examined, of those that sample accepts, and their values for off.
+OFF: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 MOST_METRICS = 1 << 30  # bytes of a file
 
 
@@ -113,8 +114,8 @@ def names(value: Any) -> frozenset[str]:
         )
     for name in value:
         plain = re.sub(r"\W|_", "", name.lower())
-        meant = [known for known in SETTINGS if len(plain) > 3 and known.replace("_", "").startswith(plain)]
-        if meant and name not in SETTINGS:
+        meant = [known for known in OFF if len(plain) > 3 and known.replace("_", "").startswith(plain)]
+        if meant and name not in OFF:
             raise UsageError(
                 f"sample_settings has {name!r}; expected {meant[0]!r}, and a sample that takes it so named"
             )

@@ -15,7 +15,6 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     STEP,
     Parameters,
     coarse,
-    cross_entropy,
     first_steps,
     floating,
     given_gradient,
@@ -24,7 +23,7 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     train_batch,
 )
 from mlx_gpt.check.doctor.optimisation.fresh import is_fresh
-from mlx_gpt.check.doctor.optimisation.gradient import steady_loss
+from mlx_gpt.check.doctor.optimisation.gradient import own_loss
 from mlx_gpt.check.doctor.optimisation.leftover import carried_over, left_over, wiped
 from mlx_gpt.check.doctor.optimisation.updates import along, are_equal, halves, minus, update_after
 from mlx_gpt.check.doctor.probes import others
@@ -158,7 +157,7 @@ def multiple_of_difference(case: Case, gradient: Parameters, x: np.ndarray, y: n
             values = []
             for h in (size / square, -size / square):
                 case.load({**start, **{name: start[name] + np.float32(h) * one for name, one in along.items()}})
-                values.append(case.number("loss", x, y) if case.once(steady_loss) else cross_entropy(case, x, y))
+                values.append(own_loss(case, x, y))
             ratios.append(2 * size / (values[0] - values[1] or np.nan))
     n = np.round(ratios[0])
     if not (2 <= n <= MOST_PARTS and np.abs(np.array(ratios) / n - 1).max() < 0.02):  # nor NaN

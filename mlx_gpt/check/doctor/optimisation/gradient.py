@@ -184,11 +184,13 @@ def difference(case: Case, x: np.ndarray, y: np.ndarray, point: Parameters, part
     values = []
     for sign in (1, -1):
         case.load({**point, **{name: point[name] + np.float32(sign * h) * part[name] for name in part}})
-        if gradient_is_taken(case):
-            values.append(cross_entropy(case, x, y, shift=0))
-        else:
-            values.append(case.number("loss", x, y) if case.once(steady_loss) else cross_entropy(case, x, y))
+        values.append(cross_entropy(case, x, y, shift=0) if gradient_is_taken(case) else own_loss(case, x, y))
     return (values[0] - values[1]) / (2 * h)
+
+
+def own_loss(case: Case, x: np.ndarray, y: np.ndarray) -> float:
+    """Return the user's loss, or the cross-entropy where it is not given or has too few digits for differences."""
+    return case.number("loss", x, y) if case.once(steady_loss) else cross_entropy(case, x, y)
 
 
 def steady_loss(case: Case) -> bool:

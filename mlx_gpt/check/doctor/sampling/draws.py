@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mlx_gpt.check.doctor.arguments import OFF
 from mlx_gpt.check.doctor.arrays import as_numpy
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 
-OFF: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 LENGTH = 10  # new ids of a call
 SEEDED = (30, 20)  # new ids of a call, and calls, where identical calls give the same text
 SHARE = 0.8  # of the time that is left at the first check of sampling, for all of them

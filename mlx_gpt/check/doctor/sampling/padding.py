@@ -10,7 +10,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.sampling.draws import accepted, require_time, settings_off
-from mlx_gpt.check.doctor.sampling.texts import below, logits_after, rounding, undecided_prompts
+from mlx_gpt.check.doctor.sampling.texts import below, logits_after, rounding
 from mlx_gpt.check.doctor.sampling.verdict import understood
 
 Rows = list[list[int]]
@@ -80,9 +80,13 @@ def greedy_settings(case: Case) -> tuple[dict[str, Any], list[int]]:
 
 
 def close_prompts(case: Case, length: int) -> Rows:
-    """Return two prompts after which two ids are almost equally probable."""
-    among = int(np.clip(1_000_000 // (case.vocab_size * length), 4, 128))
-    return undecided_prompts(case, length, among, 2).tolist()
+    """Return those two of some prompts after which the two most probable ids are nearest, but beyond rounding."""
+    prompts = case.ids(int(np.clip(1_000_000 // (case.vocab_size * length), 4, 128)), length)
+    logits = np.sort(logits_after(case, prompts), axis=1)
+    if case.vocab_size < 2:
+        return prompts[:2].tolist()
+    gaps = logits[:, -1] - logits[:, -2]
+    return prompts[np.argsort(np.where(gaps > 2 * rounding(case), gaps, np.inf))[:2]].tolist()
 
 
 def many(case: Case, prompts: Rows, n: int, settings: dict[str, Any]) -> Rows:

@@ -92,13 +92,3 @@ def below(case: Case, texts: Iterable[Sequence[int] | np.ndarray], ids: np.ndarr
     """Return how far the logit of an id after each text is below the largest, (N,)."""
     logits = logits_after(case, texts)
     return logits.max(axis=1) - logits[np.arange(len(ids)), ids]
-
-
-def undecided_prompts(case: Case, length: int, among: int, n: int) -> np.ndarray:
-    """Return the n of some random prompts after which the two most probable ids are nearest, but beyond rounding."""
-    prompts = case.ids(among, length)
-    logits = np.sort(logits_after(case, prompts), axis=1)
-    if case.vocab_size < 2:
-        return prompts[:n]
-    gaps = logits[:, -1] - logits[:, -2]
-    return prompts[np.argsort(np.where(gaps > 2 * rounding(case), gaps, np.inf))[:n]]
