@@ -1,8 +1,10 @@
 """Figures of the doctor: planted faults that it names, healthy models that it passes, and its time.
 
-    python tests/benchmarks/doctor.py [--quick | --full] [--group GROUP ...] [--fault NAME] [--minutes M] [--jobs 2]
+    python tests/benchmarks/doctor.py [--quick | --full] [--group GROUP ...] [--fault NAME] [--minutes M]
+        [--record FILE] [--jobs 2]
 
 Prints the table of tests/README.md, and each run in which something else was named than what was planted.
+With --record, a run that was broken off is continued by the same command.
 """
 
 from __future__ import annotations
@@ -15,7 +17,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import mlx_gpt  # noqa: F401  # isort: skip  # before MLX: it links OpenBLAS on Linux
-from helpers.doctor_figures import GROUPS, MORE, Run, foreign, misses, results, runs, seconds_of_ten_million, table
+from helpers.doctor_figures import (
+    GROUPS,
+    MORE,
+    Run,
+    foreign,
+    misses,
+    record,
+    recorded,
+    results,
+    runs,
+    seconds_of_ten_million,
+    table,
+)
 
 
 def main() -> None:
@@ -25,6 +39,7 @@ def main() -> None:
     parser.add_argument("--group", nargs="*", choices=[*GROUPS, *MORE])
     parser.add_argument("--fault", help="a part of the name of a fault or model")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; the runs are in random order")
+    parser.add_argument("--record", type=Path, help="JSON lines of results, which are not found again")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--time", action="store_true", help="only the time of a model of 10M parameters")
     parser.add_argument("--verbose", action="store_true", help="print the reports of wrong runs")
@@ -46,9 +61,12 @@ def main() -> None:
         planned += [Run("foreign", name, everything=True) for name in foreign()]
     planned = [run for run in planned if not chosen.fault or chosen.fault in run.name]
     start = time.perf_counter()
-    found = []
-    for one in results(planned, chosen.jobs, shuffle=chosen.minutes < float("inf")):
+    found = [one for one in recorded(chosen.record) if one.run in set(planned)] if chosen.record else []
+    remaining = set(planned) - {one.run for one in found}
+    for one in results([run for run in planned if run in remaining], chosen.jobs, chosen.minutes < float("inf")):
         found.append(one)
+        if chosen.record:
+            record(one, chosen.record)
         if len(found) % 50 == 0:
             print(f"{len(found)} of {len(planned)}, {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
         if not one.right:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -168,6 +169,22 @@ def tried(run: Run) -> Result:
         return result_of(run)
     except Exception as error:  # of the doctor or of the plant: a miss, which the table states
         return Result(run, ("?",), (f"{type(error).__name__}: {error}",), 0.0, "")
+
+
+def record(result: Result, path: Path) -> None:
+    """Append a result to a file of JSON lines."""
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(result)) + "\n")
+
+
+def recorded(path: Path) -> list[Result]:
+    """Return the results in a file, the latest of each run; none where there is no file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [
+        Result(Run(**one["run"]), tuple(one["expected"]), tuple(one["named"]), one["seconds"], one["text"])
+        for one in lines
+    ]
+    return list({one.run: one for one in found}.values())
 
 
 def share(results: Sequence[Result]) -> str:
