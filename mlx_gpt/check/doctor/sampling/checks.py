@@ -165,7 +165,7 @@ def setting_wrong(case: Case) -> Found:
     """A setting does not do what its value says: top-k keeps one id more or less, or the value for off is not off.
 
     A fault if the draws are e^20 times as probable with one id more or less, where a draw that the right rule excludes
-    counts e^50; or if they fit no known rule: p below 1e-9 in the tests of ``sampler-not-the-model``.
+    counts e^15 at most; or if they fit no known rule: p below 1e-9 in the tests of ``sampler-not-the-model``.
     """
     return of_settings(case, "setting-wrong")
 

@@ -14,7 +14,7 @@ from mlx_gpt.check.doctor.sampling.fit import SURE, fits
 from mlx_gpt.check.doctor.sampling.rules import Rule
 
 Read = Callable[[list[Draws]], list[Draws]]
-LEAST = -50.0  # log-probability that is used for an id which a rule never draws
+LEAST = -15.0  # log-probability of an id that a rule never draws: one may be an accident, two are not
 DECIDED = 10.0  # nats by which an explanation must be worse than the best to be excluded
 ENOUGH = 0.7  # nats per draw, with which 30 draws exclude a fault
 CHUNK = 30  # draws after which the evidence is weighed again
@@ -54,7 +54,7 @@ class Answer:
 
 
 def log_likelihood(found: Sequence[Draws], rule: Rule) -> float:
-    """Return the log-likelihood of all draws in nats; a draw has probability e^-50 at least."""
+    """Return the log-likelihood of all draws in nats; a draw has probability e^-15 at least."""
     return float(np.maximum(chosen(rule(found), ids_of(found)), LEAST).sum()) if found else 0.0
 
 
