@@ -42,10 +42,13 @@ class PlainAttention(nn.Module):
             q, k, v = (a.reshape(B, T, H, C // H).transpose(1, 2, 0, 3) for a in (q, k, v))
             z = self.pattern(q @ k.swapaxes(-1, -2), B) @ v
             return self.out(z.transpose(2, 0, 1, 3).reshape(B, T, C))
-        if self.faults & {"heads-mixed-up", "heads-split-wrongly"}:  # reshaped without a transpose
-            q, k, v = (a.reshape(B, H, T, C // H) for a in (q, k, v))
-        else:
-            q, k, v = (a.reshape(B, T, H, C // H).transpose(0, 2, 1, 3) for a in (q, k, v))
+        wrong = {"heads-mixed-up", "heads-split-wrongly"} & self.faults
+        q, k, v = (
+            a.reshape(B, H, T, C // H)  # without a transpose
+            if wrong or f"{name}-split-wrongly" in self.faults
+            else a.reshape(B, T, H, C // H).transpose(0, 2, 1, 3)
+            for name, a in zip(("queries", "keys", "values"), (q, k, v), strict=True)
+        )
         if self.config.rope:
             q, k = self.rope(q), self.rope(k)
         scores = q @ k.swapaxes(-1, -2) / (C // H) ** 0.5

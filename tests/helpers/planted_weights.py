@@ -126,6 +126,7 @@ TRAINED, BOTH = (True,), ("mlx", "torch")
 FAULTS = {
     "heads split and merged without a transpose": Planted("heads-mixed-up", of_model("heads-mixed-up"), libraries=BOTH),
     "heads split without a transpose": Planted("heads-mixed-up", of_model("heads-split-wrongly")),
+    "values split without a transpose": Planted("heads-mixed-up", of_model("values-split-wrongly")),
     "heads merged without a transpose": Planted("heads-mixed-up", of_model("heads-merged-wrongly")),
     "stream after norm": Planted("residual-after-norm", of_model("residual-after-norm"), libraries=BOTH),
     "stream replaced by the attention": Planted("residual-after-norm", of_model("stream-replaced-by-attention")),

@@ -55,6 +55,13 @@ def test_a_module_is_looked_into(fault: str) -> None:
     assert codes({"forward": PlainGPT(PlainConfig(layers=2), {fault})}) == [code]
 
 
+@pytest.mark.parametrize("tensor", ["queries", "keys", "values"])
+def test_one_tensor_reshaped_without_a_transpose_is_recognised(tensor: str) -> None:
+    report = examined({"forward": PlainGPT(PlainConfig(layers=2), {f"{tensor}-split-wrongly"})})
+    assert [one.code for one in report.findings] == ["heads-mixed-up"]
+    assert f"a reshape of {tensor}" in report.findings[0].why
+
+
 IN_NUMPY = {
     "": [],
     "split wrongly": ["heads-mixed-up"],

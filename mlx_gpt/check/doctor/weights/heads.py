@@ -137,10 +137,9 @@ MISTAKES: dict[str, tuple[tuple[int, int, int], bool]] = {
     "the output": ((0, 0, 0), True),
     "queries, keys and values as one": ((2, 3, 4), False),
     "queries, keys and values as one, and of the output": ((2, 3, 4), True),
-    "queries and keys": ((1, 1, 0), False),
-    "keys and values": ((0, 1, 1), False),
     "queries": ((1, 0, 0), False),
-    "keys or values": ((0, 1, 0), False),
+    "keys, perhaps of queries too,": ((0, 1, 0), False),  # both have one pattern
+    "values, perhaps of queries too,": ((0, 0, 1), False),
 }
 
 
