@@ -7,8 +7,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers.optimisation_accumulation import accumulated
 from helpers.optimisation_losses import LOSSES
-from helpers.optimisation_training import cross_entropy, trained_with
+from helpers.optimisation_training import cross_entropy, sgd, trained_with
 from helpers.planted import Base, Given
 from helpers.planted_optimisation import FAULTS, HEALTHY
 
@@ -76,3 +77,16 @@ def test_a_loss_that_shifts_is_no_fault_of_the_gradient_taken_from_the_module() 
     report = run_checks(make_case({"forward": model, "loss": loss, "minutes": 10, **sizes}), OURS)
     assert "future-leak-in-gradient" in report.examined
     assert report.ok
+
+
+def test_a_sum_of_two_parts_under_dropout_is_not_ruled_out() -> None:
+    base = small_base().with_faults(dropout=0.1)
+    report = examined(trained_with(base, optimizer=sgd(), gradients=accumulated(2, 1.0)))
+    assert report.skipped["accumulation-differs"] == "a step without dropout"
+
+
+def test_nesterov_momentum_under_dropout_is_not_a_sum_of_two_parts() -> None:
+    # the first update is 1.9 times the gradient
+    base = small_base().with_faults(dropout=0.1)
+    report = examined(trained_with(base, optimizer=sgd(momentum=0.9, dampening=0.0, nesterov=True)))
+    assert all(finding.severity == "note" for finding in report.findings)
