@@ -25,38 +25,38 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ``TypeError``, or ``UsageError``, which is a ``ValueError``, with one line.
     """
-    found = {name: value for name, value in given.items() if value is not None}
-    if "forward" not in found:
+    arguments = {name: value for name, value in given.items() if value is not None}
+    if "forward" not in arguments:
         raise TypeError("forward is missing; give a function from ids (B, T) to logits (B, T, V), or a module")
-    if isinstance(found["forward"], type):
-        name = found["forward"].__name__
+    if isinstance(arguments["forward"], type):
+        name = arguments["forward"].__name__
         raise TypeError(f"forward must be a function, or a module, not a class; give an instance of {name}")
     for name in FUNCTIONS:
-        if not callable(found.get(name, callable)):
+        if not callable(arguments.get(name, callable)):
             more = ", or a module of MLX or torch" if name == "forward" else ""
-            raise TypeError(f"{name} must be a function{more}, not {kind(found[name])}")
+            raise TypeError(f"{name} must be a function{more}, not {kind(arguments[name])}")
     for name in ("vocab_size", "n_positions"):
-        found[name] = whole_number(name, found.get(name), 1)
-    if "end_of_text" in found:
-        found["end_of_text"] = whole_number("end_of_text", found["end_of_text"], 0)
+        arguments[name] = whole_number(name, arguments.get(name), 1)
+    if "end_of_text" in arguments:
+        arguments["end_of_text"] = whole_number("end_of_text", arguments["end_of_text"], 0)
     for name, what in NUMBERS.items():
-        if name in found:
-            found[name] = number(name, found[name], what)
-    if not isfinite(found.get("val_loss", 0.0)):
-        del found["val_loss"]  # NaN or infinity; the checks find why
-    found["minutes"] = number("minutes", found.get("minutes", 1.0), "the time that the examination may take")
-    if found["minutes"] <= 0:
+        if name in arguments:
+            arguments[name] = number(name, arguments[name], what)
+    if not isfinite(arguments.get("val_loss", 0.0)):
+        del arguments["val_loss"]  # NaN or infinity; the checks find why
+    arguments["minutes"] = number("minutes", arguments.get("minutes", 1.0), "the time that the examination may take")
+    if arguments["minutes"] <= 0:
         raise UsageError(f"minutes must be above 0, not {given['minutes']!r}")
     for name in ("train_ids", "val_ids"):
-        if name in found:
-            check_ids(name, found[name])
-    if not isinstance(found.get("train_text", ""), str):
-        raise TypeError(f"train_text must be a str, the text itself, not {kind(found['train_text'])}")
-    if "sample_settings" in found:
-        found["sample_settings"] = names(found["sample_settings"])
-    if "metrics" in found:
-        found["metrics"] = rows_of(found["metrics"])
-    return found
+        if name in arguments:
+            check_ids(name, arguments[name])
+    if not isinstance(arguments.get("train_text", ""), str):
+        raise TypeError(f"train_text must be a str, the text itself, not {kind(arguments['train_text'])}")
+    if "sample_settings" in arguments:
+        arguments["sample_settings"] = names(arguments["sample_settings"])
+    if "metrics" in arguments:
+        arguments["metrics"] = rows_of(arguments["metrics"])
+    return arguments
 
 
 def kind(value: Any) -> str:
@@ -67,26 +67,26 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if value is None:
         raise TypeError(f"{name} is missing; give a whole number (a module's config may hold it as {name})")
     try:
-        found = as_numpy(value)
+        converted = as_numpy(value)
     except (TypeError, ValueError):
-        found = None
-    if found is None or found.shape != () or found.dtype.kind not in "iu":
+        converted = None
+    if converted is None or converted.shape != () or converted.dtype.kind not in "iu":
         raise TypeError(f"{name} must be a whole number, not {kind(value)}")
-    if found < least:
-        raise UsageError(f"{name} must be at least {least}, not {found}")
-    return int(found)
+    if converted < least:
+        raise UsageError(f"{name} must be at least {least}, not {converted}")
+    return int(converted)
 
 
 def number(name: str, value: Any, what: str) -> float:
     try:
-        found = as_numpy(value)
+        converted = as_numpy(value)
     except (TypeError, ValueError):
-        found = None
-    if found is None or found.size != 1 or found.dtype.kind == "b":
+        converted = None
+    if converted is None or converted.size != 1 or converted.dtype.kind == "b":
         raise TypeError(f"{name} must be a number, {what}, not {kind(value)}")
-    if name != "val_loss" and not isfinite(found.item()):
-        raise UsageError(f"{name} must be a finite number, {what}, not {found.item()}")
-    return float(found.item())
+    if name != "val_loss" and not isfinite(converted.item()):
+        raise UsageError(f"{name} must be a finite number, {what}, not {converted.item()}")
+    return float(converted.item())
 
 
 def check_ids(name: str, value: Any) -> None:

@@ -65,15 +65,15 @@ def function_of(module: ModuleType, name: str, file: Path) -> Any:
     raise UsageError(f"{file}: has no function {name}{closest(name, own)}; define it, without arguments")
 
 
-def checked_names(found: Any, name: str) -> dict[str, Any]:
+def checked_names(arguments: Any, name: str) -> dict[str, Any]:
     """Return the arguments if all have names that ``examine`` knows."""
-    if not isinstance(found, Mapping):
-        kind = type(found).__name__
+    if not isinstance(arguments, Mapping):
+        kind = type(arguments).__name__
         raise UsageError(f"{name}: must return a dict of the arguments of examine(), such as forward, not {kind}")
-    for key in found:
+    for key in arguments:
         if key not in KNOWN:
             raise UsageError(f"{name}: returned {key!r}, which examine() does not know{closest(str(key), KNOWN)}")
-    return dict(found)
+    return dict(arguments)
 
 
 def closest(name: str, names: list[str]) -> str:

@@ -54,13 +54,13 @@ def run_on(case: Case, batch: Batch) -> Run:
     case.once(first_steps)  # needs the first calls of a step without new_step
     x, y = batch
     with case.parameters_restored():
-        start = one = case.once(own_parameters)
+        start = then = case.once(own_parameters)
         before, step = cross_entropy(case, x, y), fresh_step(case)
         losses: list[float] = []
         end = time.monotonic() + SHARE * case.seconds_left()
         while len(losses) < STEPS - 1 and (len(losses) < 5 or time.monotonic() < end):
             losses.append(step(x, y))
-            one = case.arrays("parameters") if len(losses) == 1 else one
+            then = case.arrays("parameters") if len(losses) == 1 else then
             if len(losses) >= FEWEST and losses[-1] < 0.95 * losses[0]:
                 break  # it learns
         ahead = case.arrays("parameters")
@@ -68,15 +68,15 @@ def run_on(case: Case, batch: Batch) -> Run:
         final = case.arrays("parameters")
         after = cross_entropy(case, x, y)
     return Run(
-        np.array(losses), before, after, change(start, one), change(ahead, final, start), change(start, final)
+        np.array(losses), before, after, change(start, then), change(ahead, final, start), change(start, final)
     )  # fmt: skip
 
 
-def change(one: Parameters, two: Parameters, weights: Parameters | None = None) -> float:
+def change(before: Parameters, after: Parameters, weights: Parameters | None = None) -> float:
     """Return the size of a change relative to the weights, by default those before: the median over matrices."""
-    weights = weights or one
+    weights = weights or before
     sizes = [
-        rms(two[name] - one[name]) / rms(value) for name, value in weights.items() if value.ndim > 1 and rms(value)
+        rms(after[name] - before[name]) / rms(value) for name, value in weights.items() if value.ndim > 1 and rms(value)
     ]
     return float(np.median(sizes)) if sizes else 0.0
 
@@ -95,12 +95,12 @@ def random_run(case: Case) -> Run:
 def goes_down(case: Case) -> bool:
     """Return True if a hundredth, or less, of the first update that is not zero lowers the batch's cross-entropy."""
     x, y = case.once(train_batch)
-    found = case.once(first_steps)
-    update = next((one for one in found.updates if any(part.any() for part in one.values())), found.updates[0])
+    steps = case.once(first_steps)
+    update = next((each for each in steps.updates if any(part.any() for part in each.values())), steps.updates[0])
     with case.parameters_restored():
         before = cross_entropy(case, x, y)
         for part in (1e-2, 1e-3, 1e-4):
-            case.load({name: value + np.float32(part) * update.get(name, 0) for name, value in found.before.items()})
+            case.load({name: value + np.float32(part) * update.get(name, 0) for name, value in steps.before.items()})
             if cross_entropy(case, x, y) < before * (1 - ROUNDING):
                 return True
     return False
@@ -114,10 +114,10 @@ def decayed(case: Case) -> float:
     """
     update, before = case.once(first_steps).updates[0], case.once(first_steps).before
     pairs = [(update[name], value) for name, value in before.items() if value.ndim > 1 and name in update]
-    sizes = [(rms(one), rms(two), float(np.mean(one * two, dtype=np.float64))) for one, two in pairs]
+    sizes = [(rms(step), rms(weights), float(np.mean(step * weights, dtype=np.float64))) for step, weights in pairs]
     sizes = [size for size in sizes if size[0] and size[1]]
-    towards_zero = sizes and np.median([-product / (one * two) for one, two, product in sizes]) > TOWARDS_ZERO
-    return float(np.median([-product / two**2 for _, two, product in sizes])) if towards_zero else 0.0
+    towards_zero = sizes and np.median([-product / (step * weights) for step, weights, product in sizes]) > TOWARDS_ZERO
+    return float(np.median([-product / weights**2 for _, weights, product in sizes])) if towards_zero else 0.0
 
 
 @check("learning-rate-too-high", *STEP, explains=("cannot-memorise-a-batch",))
@@ -129,20 +129,20 @@ def learning_rate_too_high(case: Case) -> Found:
     Lion, gradient descent up to 0.1; three sizes, before and after training); Adam at 0.1 raises it by 0.6 nats and
     more, at 1 by 30.
     """
-    found = case.once(real_run)
-    scale = found.before / found.losses[0] if found.losses[0] > 0 else 1.0
-    top = float(np.nan_to_num([*found.losses * scale, found.after], nan=np.inf).max())
-    if not np.isfinite(found.before) or top < max(found.before + 0.3, 0.9 * np.log(case.vocab_size)):
+    run = case.once(real_run)
+    scale = run.before / run.losses[0] if run.losses[0] > 0 else 1.0
+    top = float(np.nan_to_num([*run.losses * scale, run.after], nan=np.inf).max())
+    if not np.isfinite(run.before) or top < max(run.before + 0.3, 0.9 * np.log(case.vocab_size)):
         return None
     if case.once(decayed) > DECAY or not case.once(goes_down):
         return None
     return {
         "measured": top,
-        "expected": found.before,
-        "why": f"{len(found.losses)} steps on a batch raise its loss from {found.before:.3g} to {top:.3g} nats; 1/100 "
-        f"of the first update lowers it, and the whole update is {found.first:.2g} of the weights' size",
+        "expected": run.before,
+        "why": f"{len(run.losses)} steps on a batch raise its loss from {run.before:.3g} to {top:.3g} nats; 1/100 "
+        f"of the first update lowers it, and the whole update is {run.first:.2g} of the weights' size",
         "remedy": "divide the learning rate by 10 until the loss on one batch falls (Adam on small GPTs: 3e-4 to 3e-3)",
-        "evidence": {"losses": found.losses.tolist(), "update_to_weight": found.first},
+        "evidence": {"losses": run.losses.tolist(), "update_to_weight": run.first},
     }
 
 
@@ -155,22 +155,22 @@ def learning_rate_too_low(case: Case) -> Found:
     below 1e-6. Healthy updates have 1e-3 to 1e-1 of the weights' size (Adam at 1e-4 and above), or 5e-4 (Adam at 1e-5).
     Updates that grow by half in these steps are a warmup, and no fault.
     """
-    found = case.once(real_run)
+    run = case.once(real_run)
     fresh = case.once(untrained)
     most_moved, most_progress = (5e-5, 0.005) if fresh else (1e-6, 0.001)
     rate = float(case.given.get("learning_rate", 0))
     peak = max((float(row.get("learning_rate") or 0) for row in case.given.get("metrics", ())), default=0)
-    if len(found.losses) < FEWEST or found.last > 1.5 * found.first or found.before < 0.3 or peak > 10 * rate:
+    if len(run.losses) < FEWEST or run.last > 1.5 * run.first or run.before < 0.3 or peak > 10 * rate:
         return None
-    if not 0 < found.last < most_moved or abs(found.progress) > most_progress or case.once(decayed) > DECAY:
+    if not 0 < run.last < most_moved or abs(run.progress) > most_progress or case.once(decayed) > DECAY:
         return None
     return {
-        "measured": found.last,
+        "measured": run.last,
         "expected": "1e-4 to 1e-1",
-        "why": f"an update is {found.last:.2g} of the weights' size; {len(found.losses)} of them take the loss on one "
-        f"batch from {found.before:.5g} to {found.after:.5g}",
+        "why": f"an update is {run.last:.2g} of the weights' size; {len(run.losses)} of them take the loss on one "
+        f"batch from {run.before:.5g} to {run.after:.5g}",
         "remedy": "raise the learning rate tenfold until the loss falls (Adam on small GPTs: 3e-4 to 3e-3)",
-        "evidence": {"losses": found.losses.tolist(), "moved": found.moved},
+        "evidence": {"losses": run.losses.tolist(), "moved": run.moved},
     }
 
 
@@ -184,14 +184,14 @@ def cannot_memorise_a_batch(case: Case) -> Found:
     % and more where the weights have moved by 0.3.
     """
     tried = [(name, case.once(make)) for name, make in (("a batch of the data", real_run), ("random ids", random_run))]
-    if all(len(found.losses) < FEWEST for _, found in tried):
+    if all(len(run.losses) < FEWEST for _, run in tried):
         raise NotApplicable("a faster step")
     least = 0.03 if case.once(decayed) > DECAY else 0.005
-    for name, found in tried:
-        stuck = (found.progress <= 0 and not found.moved <= 0.01) or (found.progress < least and found.moved > 0.3)
-        if len(found.losses) < FEWEST or found.before < 0.3 or not stuck:
+    for name, run in tried:
+        stuck = (run.progress <= 0 and not run.moved <= 0.01) or (run.progress < least and run.moved > 0.3)
+        if len(run.losses) < FEWEST or run.before < 0.3 or not stuck:
             continue
-        if not np.isfinite(found.after) and all(map(coarse, case.once(own_parameters).values())):
+        if not np.isfinite(run.after) and all(map(coarse, case.once(own_parameters).values())):
             raise NotApplicable("parameters in float32")
         down, share = case.once(goes_down), case.once(decayed)
         reason = ""
@@ -200,12 +200,12 @@ def cannot_memorise_a_batch(case: Case) -> Found:
         elif not down:
             reason = "; a hundredth of the first update raises it too: no learning rate helps"
         return {
-            "measured": found.after,
-            "expected": f"well below {found.before:.3g}",
-            "why": f"{len(found.losses)} steps on {name} move the weights by {found.moved:.2g} of their size, and its "
-            f"cross-entropy goes from {found.before:.4g} to {found.after:.4g}{reason}",
+            "measured": run.after,
+            "expected": f"well below {run.before:.3g}",
+            "why": f"{len(run.losses)} steps on {name} move the weights by {run.moved:.2g} of their size, and its "
+            f"cross-entropy goes from {run.before:.4g} to {run.after:.4g}{reason}",
             "remedy": "check that the step uses the batch it is given, subtracts the gradient, clears it after each "
             "step, and decays weights by learning rate times 0.1 or less",
-            "evidence": {"losses": found.losses.tolist(), "first_update_lowers_the_loss": down, "decay": share},
+            "evidence": {"losses": run.losses.tolist(), "first_update_lowers_the_loss": down, "decay": share},
         }
     return None

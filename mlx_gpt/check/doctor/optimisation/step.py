@@ -41,17 +41,17 @@ def step_without_effect(case: Case) -> Found:
     Exact: up to 16 steps of a fresh optimizer change no bit of any parameter; or they move parameters by 1e-4 of their
     size and more, and the logits of the batch not at all.
     """
-    found = case.once(first_steps)
-    still, before = found.still(), found.before
-    same_logits = np.array_equal(*found.logits)
+    steps = case.once(first_steps)
+    still, before = steps.still(), steps.before
+    same_logits = np.array_equal(*steps.logits)
     if not before or (len(still) == len(before) and not same_logits):
         raise NotApplicable("a parameters function that returns the values after a step")
     moved = max(
-        (rms(update[name]) / (rms(before[name]) or 1) for update in found.updates for name in update), default=0
+        (rms(update[name]) / (rms(before[name]) or 1) for update in steps.updates for name in update), default=0
     )
     if len(still) < len(before) and not (same_logits and moved > 1e-4):
         return None
-    n = len(found.updates)
+    n = len(steps.updates)
     return {
         "measured": 0,
         "expected": "all parameters move, and the logits with them",
@@ -60,7 +60,7 @@ def step_without_effect(case: Case) -> Found:
         else f"{n} steps move the parameters, by {moved:.2g} of their size, but no logit of forward",
         "remedy": "pass the model's own parameters to the optimizer, apply its update to them, evaluate that model, "
         "and check that no schedule keeps the learning rate at 0",
-        "evidence": {"steps": n, "losses": found.losses},
+        "evidence": {"steps": n, "losses": steps.losses},
     }
 
 
@@ -70,24 +70,24 @@ def frozen(case: Case) -> list[str]:
     Those that ``gradient`` leaves out are frozen on purpose; without it, those beside low-rank adapters, and the scales
     of quantized layers.
     """
-    found = case.once(first_steps)
-    still = found.still()
-    if len(still) == len(found.before):
+    steps = case.once(first_steps)
+    still = steps.still()
+    if len(still) == len(steps.before):
         return []
-    sizes = [largest(found.updates[-1][name]) for name in found.before if name not in still]
+    sizes = [largest(steps.updates[-1][name]) for name in steps.before if name not in still]
     usual = float(np.median(sizes))
     if case.has("gradient"):
         grads = case.once(given_gradient)
         still = [name for name in still if name in grads]
-        pairs = [(largest(found.updates[-1][name]), largest(grads[name])) for name in found.before if name in grads]
+        pairs = [(largest(steps.updates[-1][name]), largest(grads[name])) for name in steps.before if name in grads]
         rate = float(np.median([update / grad for update, grad in pairs if update > 0 and grad > 0] or [0]))
         expected = {name: min(usual, rate * largest(grads[name])) if grads[name].any() else usual for name in still}
     else:
-        adapters = any("lora" in name.lower() for name in found.before)
+        adapters = any("lora" in name.lower() for name in steps.before)
         still = [name for name in still if not adapters and not name.endswith((".scales", ".zeros"))]
         expected = dict.fromkeys(still, usual)
-    still = [name for name in still if expected[name] > 4 * spacing(found.before[name])]
-    return with_effect(case, found.before, still)
+    still = [name for name in still if expected[name] > 4 * spacing(steps.before[name])]
+    return with_effect(case, steps.before, still)
 
 
 def with_effect(case: Case, before: Parameters, names: list[str]) -> list[str]:
@@ -116,7 +116,7 @@ def parameters_frozen(case: Case) -> Found:
     Parameters that ``gradient`` leaves out are frozen on purpose. Single rows, as of tokens that do not occur, are not
     examined.
     """
-    found, names = case.once(first_steps), case.once(frozen)
+    steps, names = case.once(first_steps), case.once(frozen)
     if not names:
         return None
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -127,7 +127,7 @@ def parameters_frozen(case: Case) -> Found:
     return {
         "measured": names,
         "expected": [],
-        "why": f"{len(names)} of {len(found.before)} parameters do not move in {len(found.updates)} steps: {shown}",
+        "why": f"{len(names)} of {len(steps.before)} parameters do not move in {len(steps.updates)} steps: {shown}",
         "remedy": remedy,
         "evidence": {"gradient_is_zero": zero},
     }
@@ -143,18 +143,18 @@ def no_bias_correction(case: Case) -> Found:
     of the gradient give. A fault if their median is within 3 % of such a value for usual betas, and that is above 1.2
     or the second update is larger by 12 % (healthy: the first is 1.00, the second not larger).
     """
-    found, rate = case.once(first_steps), float(case.given["learning_rate"])
-    updates, sequences = found.updates, []
+    steps, rate = case.once(first_steps), float(case.given["learning_rate"])
+    updates, sequences = steps.updates, []
     if is_fresh(case):
         updates = list(updates_of(case, *[case.once(train_batch)] * 3))
     for name, first in updates[0].items():
         size = np.abs(first).ravel()
         top = size >= np.median(size[size > 0]) if size.any() else size > 0
         middle = float(np.median(size[top])) if top.any() else 0.0
-        if middle <= 50 * spacing(found.before[name]) or np.quantile(size[top], 0.95) > 1.05 * middle:
+        if middle <= 50 * spacing(steps.before[name]) or np.quantile(size[top], 0.95) > 1.05 * middle:
             continue
         sequences.append([float(np.median(np.abs(u[name]).ravel()[top])) / rate for u in updates[:3]])
-    if rate <= 0 or len(sequences) < max(1, len(found.before) / 4):
+    if rate <= 0 or len(sequences) < max(1, len(steps.before) / 4):
         return None
     measured = np.median(sequences, axis=0)
     k = np.arange(1, len(measured) + 1)

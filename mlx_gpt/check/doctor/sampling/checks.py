@@ -17,16 +17,16 @@ MOST = 3000  # draws of a sampler that is off by one
 
 
 def of_verdict(case: Case, code: str) -> Found:
-    found = case.once(verdict)
-    if code in found.open:
+    decided = case.once(verdict)
+    if code in decided.open:
         raise undecided(case)
-    return found.findings.get(code)
+    return decided.findings.get(code)
 
 
 def of_settings(case: Case, code: str) -> Found:
     """Return the finding of a code about a setting: of the temperature, of the cuts, or of the repetition penalty."""
-    if (found := case.once(verdict).findings.get(code)) is not None:
-        return found
+    if (known := case.once(verdict).findings.get(code)) is not None:
+        return known
     left = set(case.once(verdict).open)
     with_penalty = "repetition_penalty" in accepted(case)
     for find in (cut_faults, penalty_faults) if with_penalty else (cut_faults,):
@@ -66,7 +66,7 @@ def id_outside_vocabulary(case: Case) -> Found:
     """A drawn id is negative, or not below the size of the vocabulary."""
     draws = 0
     with suppress(NotApplicable):
-        draws = sum(count(one) for _, one in case.once(evidence))
+        draws = sum(count(calls) for _, calls in case.once(evidence))
         draws += draws_of_the_last_id(case)
     bad = case.once(outside)
     if not bad:

@@ -20,7 +20,7 @@ TEXT: Named = ("", "")  # the prompt and the new ids, as it should be
 def windows(case: Case) -> dict[Named, Window]:
     """Return the texts that may be read, by code and description."""
     last, V = case.vocab_size - 1, case.vocab_size
-    found: dict[Named, Window] = {
+    reads: dict[Named, Window] = {
         ("prompt-ignored", "the prompt's last token in place of the prompt"): lambda prompt, new: [prompt[-1], *new],
         ("prompt-ignored", "the last token alone"): lambda prompt, new: [*prompt, *new][-1:],
         ("prompt-ignored", "no prompt"): lambda prompt, new: new,
@@ -34,21 +34,23 @@ def windows(case: Case) -> dict[Named, Window]:
     }
     if (end := case.given.get("end_of_text")) is not None and end < V:
         name = "the end of text"
-        found["prompt-ignored", f"{name} in place of the prompt"] = lambda prompt, new: [end, *new]
-        found["", f"{name} before the text"] = lambda prompt, new: [end, *prompt, *new]
+        reads["prompt-ignored", f"{name} in place of the prompt"] = lambda prompt, new: [end, *new]
+        reads["", f"{name} before the text"] = lambda prompt, new: [end, *prompt, *new]
     if (n := case.once(tokens_read) or 1) > 1:
-        found["sampler-not-the-model", f"the last {n} tokens alone"] = lambda prompt, new: [*prompt, *new][-n:]
-    return found
+        reads["sampler-not-the-model", f"the last {n} tokens alone"] = lambda prompt, new: [*prompt, *new][-n:]
+    return reads
 
 
-def read_otherwise(case: Case, found: Sequence[Draws], window: Window) -> list[Draws]:
+def read_otherwise(case: Case, calls: Sequence[Draws], window: Window) -> list[Draws]:
     """Return draws with the logits after what a window reads; the true logits where it reads nothing."""
     texts = []
-    for one in found:
-        prompt, new = one.text[: one.n_prompt].tolist(), one.new.tolist()
+    for call in calls:
+        prompt, new = call.text[: call.n_prompt].tolist(), call.new.tolist()
         texts += [window(prompt, new[:t])[-case.n_positions :] for t in range(len(new))]
-    logits = np.concatenate([one.logits for one in found])
+    logits = np.concatenate([call.logits for call in calls])
     reads = [i for i, text in enumerate(texts) if text]
     logits[reads] = logits_after(case, [texts[i] for i in reads])
-    ends = np.cumsum([0, *(len(one.new) for one in found)]).tolist()
-    return [replace(one, logits=logits[i:j], read=texts[i:j]) for one, i, j in zip(found, ends, ends[1:], strict=False)]
+    ends = np.cumsum([0, *(len(call.new) for call in calls)]).tolist()
+    return [
+        replace(call, logits=logits[i:j], read=texts[i:j]) for call, i, j in zip(calls, ends, ends[1:], strict=False)
+    ]

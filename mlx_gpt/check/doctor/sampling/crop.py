@@ -58,8 +58,8 @@ def differing_prompts(case: Case, lengths: list[int], length: int, among: int) -
     prompts = case.ids(among, length)
     logits = [logits_after(case, prompts[:, -n:]) for n in lengths]
     ids, lost = logits[-1].argmax(axis=1), np.zeros(among)
-    for one in logits[:-1]:
-        lost = np.maximum(lost, one.max(axis=1) - one[np.arange(among), ids])
+    for shorter in logits[:-1]:
+        lost = np.maximum(lost, shorter.max(axis=1) - shorter[np.arange(among), ids])
     order = np.argsort(-lost)[: PROMPTS // 3]
     return prompts[order[lost[order] > DIFFERENT * rounding(case)]]
 

@@ -33,7 +33,7 @@ def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
         if setting not in accepted(case) or (setting == "temperature" and base.temperature != "divides"):
             continue
         try:
-            logits = np.concatenate([one.logits for one in seen(case, case.once(probe_draws))])
+            logits = np.concatenate([call.logits for call in seen(case, case.once(probe_draws))])
             chosen = telling([*probes(case, base)], [Draws(np.zeros(len(logits), int), 0, logits)])
             answer = ask(case, chosen)
         except BudgetSpent:
@@ -58,9 +58,9 @@ def cut_faults(case: Case) -> tuple[list[Finding], set[str]]:
 
 def ask(case: Case, probes: Sequence[Probe], n: int = 6, most: int = 480) -> Answer:
     """Draw until one explanation is left; one id per call where the draws of a call are correlated."""
-    found = understood(case)
-    rivals = [partial(otherwise, case, window) for window in found.rivals]
-    return weigh(case, probes, lambda draws: seen(case, draws), rivals, n=1 if found.correlated else n, most=most)
+    verdict = understood(case)
+    rivals = [partial(otherwise, case, window) for window in verdict.rivals]
+    return weigh(case, probes, lambda draws: seen(case, draws), rivals, n=1 if verdict.correlated else n, most=most)
 
 
 def otherwise(case: Case, window: Window, draws: list[Draws]) -> list[Draws]:
@@ -94,9 +94,9 @@ def greedy_probes(case: Case, base: Base) -> Iterable[Probe]:
     """Temperature 0 takes the argmax."""
     greedy = Base("argmax", margin=rounding(case)).rule()
     rules = [Explanation("of the most probable id", greedy)]
-    for one in alike(base):
-        rules.append(Explanation("of a temperature near 0", one.rule(1e-4)))
-        rules.append(Explanation("of temperature 1", one.rule(), ("setting-ignored",)))
+    for like in alike(base):
+        rules.append(Explanation("of a temperature near 0", like.rule(1e-4)))
+        rules.append(Explanation("of temperature 1", like.rule(), ("setting-ignored",)))
     yield Probe(case.once(short_prompts), settings_off(case, temperature=0.0), rules)
 
 
@@ -123,11 +123,11 @@ def keeps_none(case: Case, base: Base) -> bool:
     t = case.once(telling_temperatures)[0]
     chosen = {"temperature": t} if "temperature" in accepted(case) else {}
     raised = []
-    for one in seen(case, case.once(probe_draws)[:6]):
-        largest = float(np.exp(base.rule(t)([one])).max())
+    for call in seen(case, case.once(probe_draws)[:6]):
+        largest = float(np.exp(base.rule(t)([call])).max())
         for p in (0.9 * largest, 0.5 + 0.5 * largest):
             try:
-                new_ids(case, one.text[:-1].tolist(), 1, **settings_off(case, **chosen, top_p=p))
+                new_ids(case, call.text[:-1].tolist(), 1, **settings_off(case, **chosen, top_p=p))
                 raised.append(False)
             except CallFailed:
                 raised.append(True)
@@ -145,12 +145,12 @@ def cut_probes(
     faults += [("setting-inverted", name, keep) for name, keep in inverted]
     for t in case.once(telling_temperatures):
         explanations = []
-        for one in alike(base):
-            explanations.append(Explanation("without it", one.rule(t), ("setting-ignored",)))
+        for like in alike(base):
+            explanations.append(Explanation("without it", like.rule(t), ("setting-ignored",)))
             for cut, (code, name, keep) in product(orders, faults):
-                explanations.append(Explanation(name, one.rule(t, keep, cut=cut), (code,) if code else ()))
+                explanations.append(Explanation(name, like.rule(t, keep, cut=cut), (code,) if code else ()))
             for cut in orders:
-                zeroed = one.rule(t, cuts[""], cut=cut, dropped=0.0)
+                zeroed = like.rule(t, cuts[""], cut=cut, dropped=0.0)
                 explanations.append(Explanation("of 0, not -inf, as the other logits", zeroed, ("setting-wrong",)))
         chosen = {"temperature": t} if "temperature" in accepted(case) else {}
         yield Probe(case.once(short_prompts), settings_off(case, **setting, **chosen), explanations)

@@ -50,9 +50,11 @@ def settings_off(case: Case, **changed: Any) -> dict[str, Any]:
 
 def values_off(case: Case) -> dict[str, float]:
     """Return the values for off, without those for which ``sample`` raises, as nanoGPT's does for top_k = 0."""
-    found = {name: value for name, value in OFF.items() if name in accepted(case)}
-    taken = found if takes(case, found) else {name: one for name, one in found.items() if takes(case, {name: one})}
-    return taken if takes(case, taken) else found
+    off = {name: value for name, value in OFF.items() if name in accepted(case)}
+    if takes(case, off):
+        return off
+    taken = {name: value for name, value in off.items() if takes(case, {name: value})}
+    return taken if takes(case, taken) else off
 
 
 def takes(case: Case, settings: dict[str, float]) -> bool:
@@ -63,18 +65,18 @@ def takes(case: Case, settings: dict[str, float]) -> bool:
     return True
 
 
-def count(found: Sequence[Draws]) -> int:
-    return sum(len(one.new) for one in found)
+def count(calls: Sequence[Draws]) -> int:
+    return sum(len(call.new) for call in calls)
 
 
-def ids_of(found: Sequence[Draws]) -> np.ndarray:
+def ids_of(calls: Sequence[Draws]) -> np.ndarray:
     """Return the new ids of all calls, (N,)."""
-    return np.concatenate([one.new for one in found])
+    return np.concatenate([call.new for call in calls])
 
 
-def split(rows: np.ndarray, found: Sequence[Draws]) -> list[np.ndarray]:
+def split(rows: np.ndarray, calls: Sequence[Draws]) -> list[np.ndarray]:
     """Split rows (N, ...) into those of each call."""
-    return np.split(rows, np.cumsum([len(one.new) for one in found])[:-1])
+    return np.split(rows, np.cumsum([len(call.new) for call in calls])[:-1])
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -217,11 +219,11 @@ def is_seeded(case: Case) -> bool:
     settings = settings_off(case, **({"temperature": 2.0} if "temperature" in accepted(case) else {}))
     same = 0
     for prompt in case.ids(8, max(1, min(6, case.n_positions // 4))).tolist():
-        one, two = (draw_text(case, prompt, 16, **settings) for _ in range(2))
-        if not np.array_equal(one, two):
+        first, second = (draw_text(case, prompt, 16, **settings) for _ in range(2))
+        if not np.array_equal(first, second):
             return False
-        if len(one) > len(prompt):
-            (draws,) = with_logits(case, [one], len(prompt))
+        if len(first) > len(prompt):
+            (draws,) = with_logits(case, [first], len(prompt))
             p = np.exp(draws.logits / settings.get("temperature", 1.0) - draws.logits.max())
             same += int((p.max(axis=1) < 0.9 * p.sum(axis=1)).sum())
     return same > 0

@@ -30,14 +30,14 @@ def evidence(case: Case) -> Evidence:
     """Draw with every setting off: at temperature 1, at the one that tells most, and at its inverse."""
     prompts, has_temperature = case.once(short_prompts), "temperature" in accepted(case)
     first = DRAWS[has_temperature] if has_temperature or not case.once(is_seeded) else 4 * DRAWS[False]
-    found = [(1.0, draw_many(case, prompts, first, **settings_off(case)))]
+    drawn = [(1.0, draw_many(case, prompts, first, **settings_off(case)))]
     if has_temperature:
         best, flat = case.once(sharp), case.once(flat_temperature)
         total = int(np.clip(80 / max(best.nats, 0.01), 80, 400))
-        found.append((best.temperature, sharp_draws(case, total)))
+        drawn.append((best.temperature, sharp_draws(case, total)))
         if flat != 1:
-            found.append((flat, draw_many(case, prompts, 80, **settings_off(case, temperature=flat))))
-    return found
+            drawn.append((flat, draw_many(case, prompts, 80, **settings_off(case, temperature=flat))))
+    return drawn
 
 
 def sharp_draws(case: Case, total: int) -> list[Draws]:
@@ -52,26 +52,26 @@ def in_turn(case: Case) -> Iterator[tuple[Scores, dict[Named, Evidence]]]:
     probabilities, if these may be what it divides; then at the temperature that tells most, if they can decide; and
     last greedy texts.
     """
-    found = list(case.once(evidence))
+    drawn = list(case.once(evidence))
     start = time.monotonic()
-    scores, draws = candidates(case, found)
+    scores, draws = candidates(case, drawn)
     yield scores, draws
-    seconds = (time.monotonic() - start) / sum(count(one) for _, one in found)  # of a draw
+    seconds = (time.monotonic() - start) / sum(count(calls) for _, calls in drawn)  # of a draw
     if low := low_temperature(case, scores):
-        found.append(
+        drawn.append(
             (low, draw_many(case, case.once(short_prompts), DRAWS[True], **settings_off(case, temperature=low)))
         )
-        scores, draws = candidates(case, found)
+        scores, draws = candidates(case, drawn)
         yield scores, draws
     for more in MORE if can_decide(case) else ():
         left = case.once(budget)[0] - time.monotonic()
         if case.vocab_size * more > NUMBERS or seconds * more > left / 4:
             break
         try:
-            found[1] = (found[1][0], [*found[1][1], *sharp_draws(case, more)])
+            drawn[1] = (drawn[1][0], [*drawn[1][1], *sharp_draws(case, more)])
         except BudgetSpent:
             break
-        scores, draws = candidates(case, found)
+        scores, draws = candidates(case, drawn)
         yield scores, draws
     exact = greedy_scores(case)
     yield {(read, base): score + exact.get(read, 0.0) for (read, base), score in scores.items()}, draws
@@ -96,28 +96,28 @@ def can_decide(case: Case) -> bool:
     return 80 < 80 / max(case.once(sharp).nats, 0.01) < sum(MORE)
 
 
-def candidates(case: Case, found: Evidence) -> tuple[Scores, dict[Named, Evidence]]:
+def candidates(case: Case, drawn: Evidence) -> tuple[Scores, dict[Named, Evidence]]:
     """Return the scores of candidates, the simplest first, and the draws with their logits after each text.
 
     All distributions are scored for the right text; for each other text the right one and the best so far; and all of
     them for the best of the other texts.
     """
     scores: Scores = {}
-    draws = {TEXT: found}
+    draws = {TEXT: drawn}
 
-    def add(read: Named, some: list[Base]) -> None:
-        for base in some:
+    def add(read: Named, distributions: list[Base]) -> None:
+        for base in distributions:
             if (read, base) not in scores:
-                scores[read, base] = score(case, predicted(draws[read], base), predicted(found, Base()))
+                scores[read, base] = score(case, predicted(draws[read], base), predicted(drawn, Base()))
 
-    rules = bases(case, len(found) > 1)
-    add(TEXT, rules)
-    likely = max(rules, key=lambda base: scores[TEXT, base])
+    every = bases(case, len(drawn) > 1)
+    add(TEXT, every)
+    likely = max(every, key=lambda base: scores[TEXT, base])
     for name, window in windows(case).items():
-        draws[name] = [(temperature, read_otherwise(case, one, window)) for temperature, one in found]
+        draws[name] = [(temperature, read_otherwise(case, calls, window)) for temperature, calls in drawn]
         add(name, [Base(), likely])
-    best = max((one for one in scores if one[0] != TEXT), key=scores.__getitem__)
-    add(best[0], rules)
+    best, _ = max((candidate for candidate in scores if candidate[0] != TEXT), key=scores.__getitem__)
+    add(best, every)
     return scores, draws
 
 
@@ -125,14 +125,14 @@ def bases(case: Case, with_temperature: bool) -> list[Base]:
     """Return the distributions that may be drawn from, the right one first."""
     ways = ("divides", "ignored", "multiplies") if with_temperature else ("divides",)
     kinds = ("softmax", "twice", "outside") if with_temperature else ("softmax", "twice")
-    found = [Base(kind, way) for way in ways for kind in kinds]
-    found += [Base("argmax", margin=rounding(case)), Base(shift=1), Base(shift=-1)]
-    found += [Base("uniform"), *(Base(scale=scale) for scale in SCALES)]
-    return found + ([Base(temperature="squared")] if with_temperature else [])
+    distributions = [Base(kind, way) for way in ways for kind in kinds]
+    distributions += [Base("argmax", margin=rounding(case)), Base(shift=1), Base(shift=-1)]
+    distributions += [Base("uniform"), *(Base(scale=scale) for scale in SCALES)]
+    return distributions + ([Base(temperature="squared")] if with_temperature else [])
 
 
-def predicted(found: Evidence, base: Base) -> Predicted:
-    return [(one, base.rule(temperature)) for temperature, one in found]
+def predicted(drawn: Evidence, base: Base) -> Predicted:
+    return [(calls, base.rule(temperature)) for temperature, calls in drawn]
 
 
 def codes_of(read: Named, base: Base) -> tuple[str, ...]:
@@ -161,9 +161,9 @@ def greedy_scores(case: Case) -> dict[Named, float]:
             differ += true.max(axis=1) - true[np.arange(len(prompts)), other] > 8 * rounding(case)
     chosen = [prompts[i] for i in np.argsort(-differ)[:24]]
     try:
-        found = draw_many(case, chosen, 60, 3, **settings_off(case, temperature=0.0))
+        calls = draw_many(case, chosen, 60, 3, **settings_off(case, temperature=0.0))
     except (CallFailed, BudgetSpent):  # refuses 0
         return {}
     rule = Base().rule(2 * rounding(case))
-    exact = {name: log_likelihood(read_otherwise(case, found, read), rule) for name, read in reads.items()}
-    return exact if max(exact.values()) > -0.5 * count(found) else {}
+    exact = {name: log_likelihood(read_otherwise(case, calls, read), rule) for name, read in reads.items()}
+    return exact if max(exact.values()) > -0.5 * count(calls) else {}

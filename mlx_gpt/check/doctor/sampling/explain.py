@@ -53,9 +53,9 @@ class Answer:
     draws: int
 
 
-def log_likelihood(found: Sequence[Draws], rule: Rule) -> float:
+def log_likelihood(calls: Sequence[Draws], rule: Rule) -> float:
     """Return the log-likelihood of all draws in nats; a draw has probability e^-15 at least."""
-    return float(np.maximum(chosen(rule(found), ids_of(found)), LEAST).sum()) if found else 0.0
+    return float(np.maximum(chosen(rule(calls), ids_of(calls)), LEAST).sum()) if calls else 0.0
 
 
 Predicted = Sequence[tuple[Sequence[Draws], Rule]]  # sets of draws, each with the rule that it may follow
@@ -65,7 +65,7 @@ def score(case: Case, predicted: Predicted, right: Predicted) -> float:
     """Return the log-likelihood of draws in nats; beside ``right``, by ``favour``, if identical calls repeat."""
     if case.once(is_seeded):
         return favour(predicted, right)
-    return sum(log_likelihood(found, rule) for found, rule in predicted)
+    return sum(log_likelihood(calls, rule) for calls, rule in predicted)
 
 
 def favour(predicted: Predicted, right: Predicted) -> float:
@@ -74,9 +74,9 @@ def favour(predicted: Predicted, right: Predicted) -> float:
     Only one draw of each step counts: the one for whose text the two predictions differ most, which is known before it
     is drawn. Each draw of an id that the prediction excludes counts against it.
     """
-    calls = [one for found, _ in right for one in found]
-    ids, step = ids_of(calls), np.concatenate([np.arange(len(one.new)) for one in calls])
-    p, q = (np.concatenate([rule(found) for found, rule in some if found]) for some in (right, predicted))
+    every = [call for calls, _ in right for call in calls]
+    ids, step = ids_of(every), np.concatenate([np.arange(len(call.new)) for call in every])
+    p, q = (np.concatenate([rule(calls) for calls, rule in group if calls]) for group in (right, predicted))
     own_p, own_q = (np.maximum(chosen(logprobs, ids), LEAST) for logprobs in (p, q))
     order = np.lexsort((-divergences(q, p), step))
     first = order[np.unique(step[order], return_index=True)[1]]
@@ -91,9 +91,10 @@ def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tupl
     number of draws one stops (Ville 1939).
     """
     best = max(range(len(scores)), key=lambda i: scores[i] - SURE * len(explanations[i].codes))
-    right = max(score for score, one in zip(scores, explanations, strict=True) if not one.codes)
-    near = [one for score, one in zip(scores, explanations, strict=True) if score > scores[best] - DECIDED]
-    return best, scores[best] - right, {one.codes[0] for one in near if len(one.codes) == 1 and one.shows}
+    pairs = [*zip(scores, explanations, strict=True)]
+    right = max(score for score, explanation in pairs if not explanation.codes)
+    near = [explanation for score, explanation in pairs if score > scores[best] - DECIDED and explanation.shows]
+    return best, scores[best] - right, {other.codes[0] for other in near if len(other.codes) == 1}
 
 
 def weigh(
@@ -105,31 +106,31 @@ def weigh(
     those after texts that it may read as well: a fault must explain the draws better than right rules do with these.
     """
     explanations = probes[0].explanations
-    found: list[list[Draws]] = [[] for _ in probes]
+    drawn: list[list[Draws]] = [[] for _ in probes]
     scores = np.zeros(len(explanations))
     while True:
         latest: list[list[Draws]] = []
-        for probe, mine in zip(probes, found, strict=True):
-            calls = len(mine) % len(probe.prompts)
-            prompts = [*probe.prompts[calls:], *probe.prompts[:calls]]
+        for probe, mine in zip(probes, drawn, strict=True):
+            start = len(mine) % len(probe.prompts)
+            prompts = [*probe.prompts[start:], *probe.prompts[:start]]
             try:
                 latest.append(read(draw_many(case, prompts, CHUNK, n, **probe.settings)))
             except BudgetSpent:
-                if not all(found):
+                if not all(drawn):
                     raise
                 latest.append([])
             mine += latest[-1]
         scores += likelihoods(case, probes, latest, latest)
         best, gain, left = choose(scores.tolist(), explanations)
         left -= {*explanations[best].codes}
-        if not left or count(latest[-1]) < CHUNK or count(found[0]) >= most or case.once(is_seeded):
+        if not left or count(latest[-1]) < CHUNK or count(drawn[0]) >= most or case.once(is_seeded):
             break
-    fit = all(fits(case, draws, probe.explanations[best].rule) for probe, draws in zip(probes, found, strict=True))
-    answer = Answer(explanations[best], gain, fit, left, sum(map(count, found)))
+    fit = all(fits(case, draws, probe.explanations[best].rule) for probe, draws in zip(probes, drawn, strict=True))
+    answer = Answer(explanations[best], gain, fit, left, sum(map(count, drawn)))
     if explanations[best].codes or not fit:
         for rival in rivals:
-            other = likelihoods(case, probes, [rival(draws) for draws in found], found)
-            other[[bool(one.codes) for one in explanations]] = -np.inf
+            other = likelihoods(case, probes, [rival(draws) for draws in drawn], drawn)
+            other[[bool(explanation.codes) for explanation in explanations]] = -np.inf
             if not fit or scores[best] - other.max() < SURE:
                 codes = {*explanations[best].codes} or {"setting-wrong"}
                 return replace(answer, best=explanations[int(other.argmax())], gain=0.0, fits=True, open=left | codes)
@@ -140,10 +141,11 @@ def likelihoods(
     case: Case, probes: Sequence[Probe], drawn: Sequence[list[Draws]], right: Sequence[list[Draws]]
 ) -> np.ndarray:
     """Return the score of each explanation; ``right``: the same draws, with the logits after the right text."""
-    rules = [[one.rule for one in of_each] for of_each in zip(*(probe.explanations for probe in probes), strict=True)]
-    first = next(i for i, one in enumerate(probes[0].explanations) if not one.codes)
+    same = zip(*(probe.explanations for probe in probes), strict=True)  # each explanation, at all probes
+    rules = [[explanation.rule for explanation in at_probes] for at_probes in same]
+    first = next(i for i, explanation in enumerate(probes[0].explanations) if not explanation.codes)
     sound = [*zip(right, rules[first], strict=True)]
-    return np.array([score(case, [*zip(drawn, some, strict=True)], sound) for some in rules])
+    return np.array([score(case, [*zip(drawn, at_probes, strict=True)], sound) for at_probes in rules])
 
 
 def telling(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:
@@ -171,10 +173,10 @@ def telling_settings(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Pr
 
 def differences(probe: Probe, rows: Sequence[Draws]) -> np.ndarray:
     """Return the divergence of each fault that shows in the first id from the nearest right rule: (faults, rows)."""
-    logprobs = [one.rule(rows) for one in probe.explanations]
-    pairs = [*zip(logprobs, probe.explanations, strict=True)]
-    right = [p for p, one in pairs if not one.codes and one.shows]
-    return np.stack([np.min([divergences(p, q) for q in right], axis=0) for p, one in pairs if one.codes and one.shows])
+    shown = [explanation for explanation in probe.explanations if explanation.shows]
+    right = [explanation.rule(rows) for explanation in shown if not explanation.codes]
+    faulty = [explanation.rule(rows) for explanation in shown if explanation.codes]
+    return np.stack([np.min([divergences(p, q) for q in right], axis=0) for p in faulty])
 
 
 def divergences(p: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def setting_fault(code: str, setting: str, value: float, why: str, draws: int) -
 
 
 def drawing_fault(
-    code: str, why: str, measured: float, found: Sequence[Draws], expected: Any = "above -20 nats", **evidence: Any
+    code: str, why: str, measured: float, calls: Sequence[Draws], expected: Any = "above -20 nats", **evidence: Any
 ) -> dict[str, Any]:
     """Return the fields of a fault in the distribution that is drawn from.
 
@@ -46,5 +46,5 @@ def drawing_fault(
         "expected": expected,
         "why": why,
         "remedy": OF_DRAWS.get(code, FEED),
-        "evidence": {"draws": count(found), **evidence},
+        "evidence": {"draws": count(calls), **evidence},
     }

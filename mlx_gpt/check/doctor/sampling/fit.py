@@ -20,27 +20,27 @@ ROUNDED = 1e-4  # by which sums of probabilities may differ from the sampler's
 FEW = 40  # draws below which the chi-square approximation is not used
 
 
-def fits(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
+def fits(case: Case, calls: Sequence[Draws], rule: Rule) -> bool:
     """Return True if no test rejects that the draws follow the rule and are independent.
 
     Only one text is tested where identical calls give the same text.
     """
-    found = found[:1] if case.once(is_seeded) else found
-    return misfit(case, found, rule)[0] > RARE and repeats(found, rule) < SURE and one_number(found, rule) < SURE
+    calls = calls[:1] if case.once(is_seeded) else calls
+    return misfit(case, calls, rule)[0] > RARE and repeats(calls, rule) < SURE and one_number(calls, rule) < SURE
 
 
-def sound(case: Case, found: Sequence[Draws], rule: Rule) -> bool:
+def sound(case: Case, calls: Sequence[Draws], rule: Rule) -> bool:
     """Return True if draws may be taken for those of a rule, beside others that are not."""
-    return fits(case, found, rule) and misfit(case, found, rule)[0] > UNSURE
+    return fits(case, calls, rule) and misfit(case, calls, rule)[0] > UNSURE
 
 
-def misfit(case: Case, found: Sequence[Draws], rule: Rule) -> tuple[float, float]:
+def misfit(case: Case, calls: Sequence[Draws], rule: Rule) -> tuple[float, float]:
     """Return p-values of the draws under a rule: of all tests, and of the independence of successive draws alone.
 
     The ids are ordered by probability and by number; each order gives two tests.
     """
-    tests = [p_values(places(case, found, rule, ranked)) for ranked in (True, False)]
-    return min(1.0, 4 * min(min(one) for one in tests)), min(1.0, 2 * min(pair for _, pair in tests))
+    tests = [p_values(places(case, calls, rule, ranked)) for ranked in (True, False)]
+    return min(1.0, 4 * min(min(both) for both in tests)), min(1.0, 2 * min(pair for _, pair in tests))
 
 
 def shares(p: np.ndarray, ids: np.ndarray, ranked: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -55,13 +55,13 @@ def shares(p: np.ndarray, ids: np.ndarray, ranked: bool) -> tuple[np.ndarray, np
     return (p * before).sum(axis=1), own
 
 
-def places(case: Case, found: Sequence[Draws], rule: Rule, ranked: bool) -> list[np.ndarray]:
+def places(case: Case, calls: Sequence[Draws], rule: Rule, ranked: bool) -> list[np.ndarray]:
     """Return each draw's place in its cumulative distribution, at random within its own share: uniform if it is true.
 
     Randomized probability integral transform.
     """
-    before, own = shares(np.exp(rule(found)), ids_of(found), ranked)
-    return split(before + own * case.rng.random(len(own)), found)
+    before, own = shares(np.exp(rule(calls)), ids_of(calls), ranked)
+    return split(before + own * case.rng.random(len(own)), calls)
 
 
 def p_values(places: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def chi_square(statistic: float, freedom: int) -> float:
     return exp(max(-700.0, log(total) - statistic / 2))
 
 
-def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
+def repeats(calls: Sequence[Draws], rule: Rule, across: bool = False) -> float:
     """Return the log of an e-value that draws favour ids which the same call drew before.
 
     They do if argmax(logits + noise) is drawn with the same noise at every step. The alternative to the rule is a
@@ -108,10 +108,10 @@ def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
     """
     total = 0.0
     times = expected = np.zeros(0)
-    for one, p in zip(found, split(np.exp(rule(found)), found), strict=True):
+    for call, p in zip(calls, split(np.exp(rule(calls)), calls), strict=True):
         if not (across and len(times)):
             times, expected = np.full(p.shape[1], 0.5), np.full(p.shape[1], 0.5)
-        for row, i in zip(p, one.new, strict=True):
+        for row, i in zip(p, call.new, strict=True):
             if times.max() > 0.5:
                 weighed = row * times / expected
                 other = (weighed[i] / max(weighed.sum(), 1e-300) + (i == times.argmax())) / max(row[i], 1e-300)
@@ -121,7 +121,7 @@ def repeats(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
     return total
 
 
-def one_number(found: Sequence[Draws], rule: Rule, across: bool = False) -> float:
+def one_number(calls: Sequence[Draws], rule: Rule, across: bool = False) -> float:
     """Return the log of an e-value for one uniform random number that chooses all ids of a call.
 
     The alternative is a mixture over numbers, and over orders of the ids by probability and by id: the id in whose
@@ -129,27 +129,27 @@ def one_number(found: Sequence[Draws], rule: Rule, across: bool = False) -> floa
     ``across``: one number for all calls.
     """
     numbers, orders = (np.arange(NUMBERS) + 0.5) / NUMBERS, []
-    p = np.exp(rule(found))
+    p = np.exp(rule(calls))
     for ranked in (True, False):
-        before, own = (part[:, None] for part in shares(p, ids_of(found), ranked))
+        before, own = (part[:, None] for part in shares(p, ids_of(calls), ranked))
         inside = (before <= numbers) & (numbers < before + own)
         ratios = np.where(inside, np.log(0.01 + 0.99 / np.maximum(own, 1e-9)), log(0.01))
         if across:
             orders.append(log_mean(ratios.sum(axis=0)))
         else:
-            orders.append(sum(log_mean(part.sum(axis=0)) for part in split(ratios, found)))
+            orders.append(sum(log_mean(part.sum(axis=0)) for part in split(ratios, calls)))
     return log_mean(orders)
 
 
-def steps_alike(found: Sequence[Draws], rule: Rule) -> float:
+def steps_alike(calls: Sequence[Draws], rule: Rule) -> float:
     """Return the log-likelihood ratio of one random number for all steps to one for each step, the same in all calls.
 
     For samplers of which identical calls give the same text. 0 where no number explains all draws.
     """
-    best, p = 0.0, np.exp(rule(found))
+    best, p = 0.0, np.exp(rule(calls))
     for ranked in (True, False):
-        low, high = np.zeros(max(len(one.new) for one in found)), np.ones(max(len(one.new) for one in found))
-        for before, own in zip(*(split(part, found) for part in shares(p, ids_of(found), ranked)), strict=True):
+        low, high = np.zeros(max(len(call.new) for call in calls)), np.ones(max(len(call.new) for call in calls))
+        for before, own in zip(*(split(part, calls) for part in shares(p, ids_of(calls), ranked)), strict=True):
             low[: len(own)] = np.maximum(low[: len(own)], before)
             high[: len(own)] = np.minimum(high[: len(own)], before + own)
         widths = np.maximum(high - low, ROUNDED)
@@ -163,15 +163,15 @@ def log_mean(logs: ArrayLike) -> float:
     return float(np.logaddexp.reduce(logs) - log(np.size(logs)))
 
 
-def correlation(case: Case, found: Sequence[Draws], rule: Rule, dependent: bool = False) -> tuple[float, float]:
+def correlation(case: Case, calls: Sequence[Draws], rule: Rule, dependent: bool = False) -> tuple[float, float]:
     """Return the p-value of independent successive draws, and the log e-value of one noise or number in a call.
 
     ``dependent``: equal calls give equal texts, so that the mean of e-values is one, not their product.
     """
     if dependent:
-        return 1.0, max(log_mean([repeats([one], rule) for one in found]), steps_alike(found, rule))
-    favours = [repeats(found, rule), one_number(found, rule)]
-    if len(found) > 1:  # what favours the same ids in every call is no correlation within one
-        favours[0] -= max(0.0, repeats(found, rule, across=True))
-        favours[1] -= max(0.0, one_number(found, rule, across=True))
-    return misfit(case, found, rule)[1], max(favours)
+        return 1.0, max(log_mean([repeats([call], rule) for call in calls]), steps_alike(calls, rule))
+    favours = [repeats(calls, rule), one_number(calls, rule)]
+    if len(calls) > 1:  # what favours the same ids in every call is no correlation within one
+        favours[0] -= max(0.0, repeats(calls, rule, across=True))
+        favours[1] -= max(0.0, one_number(calls, rule, across=True))
+    return misfit(case, calls, rule)[1], max(favours)

@@ -52,15 +52,15 @@ def explanations(base: Base, temperature: float, penalty: float, of_ids: Sequenc
     def of(change: Change | None, *codes: str) -> Explanation:
         return Explanation(ids, base.rule(temperature, change=change), codes, shows=ids == of_ids[-1])
 
-    found = []
+    several = []
     for ids in of_ids:
         right = penalized(penalty, "lowers", ids)
-        found += [of(right), of(of_logprobs(right))]
-        found.append(of(penalized(penalty, "lowers", ids, "each"), "penalty-compounds"))
+        several += [of(right), of(of_logprobs(right))]
+        several.append(of(penalized(penalty, "lowers", ids, "each"), "penalty-compounds"))
         for how in ("divides", "multiplies", "raises"):
-            found.append(of(penalized(penalty, how, ids), "penalty-rewards-repetition"))
-        found.append(of(of_logprobs(penalized(penalty, "divides", ids)), "penalty-rewards-repetition"))
-    return [*found, of(None, "setting-ignored")]
+            several.append(of(penalized(penalty, how, ids), "penalty-rewards-repetition"))
+        several.append(of(of_logprobs(penalized(penalty, "divides", ids)), "penalty-rewards-repetition"))
+    return [*several, of(None, "setting-ignored")]
 
 
 def penalty_probes(case: Case, base: Base) -> Iterable[Probe]:
@@ -88,7 +88,9 @@ def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
         else:  # the prompt may not be read, so that only new ids are repeated
             n, prompts = min(LONG, case.n_positions - 1), case.ids(32, 1).tolist()
             rows = seen(case, draw_many(case, prompts, 4 * n, n, **settings_off(case)))
-            probes = [replace(one, prompts=prompts) for one in telling_settings([*penalty_probes(case, base)], rows)]
+            probes = [
+                replace(probe, prompts=prompts) for probe in telling_settings([*penalty_probes(case, base)], rows)
+            ]
             answer = ask(case, probes, n, most=1500)
     except BudgetSpent:
         return [], {*WHYS}

@@ -54,7 +54,7 @@ def after_prompts(case: Case, prompts: list[list[int]]) -> list[Draws]:
 
 
 def probe_logits(case: Case) -> np.ndarray:
-    return np.concatenate([one.logits for one in case.once(probe_draws)])
+    return np.concatenate([call.logits for call in case.once(probe_draws)])
 
 
 def entropy(logprobs: np.ndarray) -> float:

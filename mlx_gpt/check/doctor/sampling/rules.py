@@ -60,8 +60,8 @@ class Base:
         powers = {"divides": 1, "ignored": 0, "multiplies": -1, "squared": 2}
         t = self.scale * temperature ** powers[self.temperature]
 
-        def of(found: Sequence[Draws]) -> np.ndarray:
-            logits = np.concatenate([one.logits if change is None else change(one) for one in found])
+        def of(calls: Sequence[Draws]) -> np.ndarray:
+            logits = np.concatenate([call.logits if change is None else change(call) for call in calls])
             if self.kind == "argmax":
                 return log_softmax(np.where(logits >= logits.max(axis=1, keepdims=True) - self.margin, 0.0, -np.inf))
             if self.kind == "uniform":

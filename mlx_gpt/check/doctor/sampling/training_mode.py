@@ -20,7 +20,7 @@ from mlx_gpt.check.doctor.sampling.rules import Base
 PASSES = 32  # of the model with other dropout, whose probabilities are averaged
 
 
-def of_training_mode(case: Case, found: Evidence, best: float) -> Found:
+def of_training_mode(case: Case, drawn: Evidence, best: float) -> Found:
     """Return the finding if draws follow the mean probabilities of the model with dropout.
 
     They must be e^20 times as probable as in evaluation mode, not less probable than by the ``best`` other explanation,
@@ -30,14 +30,14 @@ def of_training_mode(case: Case, found: Evidence, best: float) -> Found:
     if not case.has("forward_training") or case.once(training_noise).relative <= EQUAL:
         return None
     gain = 0.0
-    for temperature, draws in found:
+    for temperature, draws in drawn:
         rule, others = Base().rule(temperature), with_dropout(case, temperature, draws)
         gain += log_likelihood(others, rule) - log_likelihood(draws, rule)
         if misfit(case, others, rule)[0] < UNSURE:
             return None
     if gain < max(SURE, best - DECIDED):
         return None
-    every = [one for _, draws in found for one in draws]
+    every = [call for _, draws in drawn for call in draws]
     why = f"{count(every)} draws are predicted by the model in training mode, {gain:.3g} nats better than in evaluation"
     remedy = (
         "generate in evaluation mode, without dropout: model.eval(); if it is, compare the logits that the sampler "
@@ -46,16 +46,16 @@ def of_training_mode(case: Case, found: Evidence, best: float) -> Found:
     return fields | {"remedy": remedy + "draws from with forward's"}
 
 
-def with_dropout(case: Case, temperature: float, found: list[Draws]) -> list[Draws]:
+def with_dropout(case: Case, temperature: float, calls: list[Draws]) -> list[Draws]:
     """Return draws with logits of which the softmax at a temperature is the mean of many passes with dropout."""
     alike: dict[tuple[int, int], list[Draws]] = defaultdict(list)
-    for one in found:
-        alike[one.n_prompt, len(one.text)].append(one)
+    for call in calls:
+        alike[call.n_prompt, len(call.text)].append(call)
     changed = []
-    for some in alike.values():
-        texts, start = np.stack([one.text for one in some])[:, :-1], some[0].n_prompt - 1
+    for group in alike.values():
+        texts, start = np.stack([call.text for call in group])[:, :-1], group[0].n_prompt - 1
         passes = (case.logits(texts, "forward_training")[:, start:] / temperature for _ in range(PASSES))
         mean = np.mean([np.exp(log_softmax(logits)) for logits in passes], axis=0)
         logits = temperature * np.log(np.maximum(mean, 1e-30))
-        changed += [replace(one, logits=rows) for one, rows in zip(some, logits, strict=True)]
+        changed += [replace(call, logits=rows) for call, rows in zip(group, logits, strict=True)]
     return changed

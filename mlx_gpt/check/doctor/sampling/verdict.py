@@ -72,7 +72,7 @@ def verdict(case: Case) -> Verdict:
         codes, seen, texts = codes_of(read, base), draws[read], draws[TEXT]
         if not left - {*codes}:
             break
-    right = all(fits(case, one, base.rule(temperature)) for temperature, one in seen)
+    right = all(fits(case, calls, base.rule(temperature)) for temperature, calls in seen)
     if (base.other or not right) and not seeded:
         best = scores[read, base] - scores[TEXT, Base()]
         if fields := of_training_mode(case, texts, best):
@@ -104,18 +104,18 @@ def best_of(scores: Scores) -> tuple[Candidate, float, set[str]]:
     return [*scores][best], gain, left
 
 
-def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, texts: Evidence) -> dict[str, Any]:
+def explained(code: str, read: Named, base: Base, gain: float, drawn: Evidence, texts: Evidence) -> dict[str, Any]:
     """Return the fields of a finding of the best explanation.
 
-    ``found``: draws with the logits after the text ``read``; ``texts``: after the right text.
+    ``drawn``: with the logits after the text ``read``; ``texts``: after the right text.
     """
-    every = [one for _, draws in found for one in draws]
+    every = [call for _, calls in drawn for call in calls]
     n = count(every)
     if code in ("setting-ignored", "setting-inverted", "setting-wrong"):
-        temperature = found[1][0]
+        temperature, calls = drawn[1]
         said = temperature ** {"setting-ignored": 0, "setting-inverted": -1, "setting-wrong": 2}[code]
         why = f"draws at temperature {temperature:g} are those of {said:g}"
-        return setting_fault(code, "temperature", temperature, why, count(found[1][1]))
+        return setting_fault(code, "temperature", temperature, why, count(calls))
     whys = {
         "probabilities-as-logits": f"{n} draws follow the softmax of the probabilities, not of the logits",
         "sampler-too-narrow": f"all of {n} draws are the most probable id",
@@ -124,8 +124,8 @@ def explained(code: str, read: Named, base: Base, gain: float, found: Evidence, 
     if code == read[0]:
         whys[code] = f"{n} draws follow the model's prediction after {read[1]}"
     right = predicted(texts, Base())
-    surprise = -sum(log_likelihood(*one) for one in right) / n
-    expected = sum(entropy(rule(draws)) * count(draws) for draws, rule in right) / n
+    surprise = -sum(log_likelihood(calls, rule) for calls, rule in right) / n
+    expected = sum(entropy(rule(calls)) * count(calls) for calls, rule in right) / n
     why = f"{whys[code]}; their -log p under the model is {surprise:.3g} nats, that of its own draws {expected:.3g}"
     return drawing_fault(code, why, surprise, every, expected, nats_in_favour=gain, reads=read[1] or "the text")
 
@@ -144,7 +144,7 @@ def not_off(case: Case) -> Found:
     The draws follow the model once the setting is left out, or with top_k = V or top_p just below 1. With top-k and
     top-p the draws before must lack the less probable ids.
     """
-    hot, drawn = min(case.once(evidence), key=lambda one: log_share(*one))  # where most is cut
+    hot, drawn = min(case.once(evidence), key=lambda pair: log_share(*pair))  # where most is cut
     rule, lacks = Base().rule(hot), log_share(hot, drawn) < -SURE
     if not lacks and fits(case, drawn, rule):
         return None
@@ -153,20 +153,20 @@ def not_off(case: Case) -> Found:
     for setting in ("top_k", "top_p") if lacks else ("repetition_penalty",):
         rest = {name: value for name, value in off.items() if name != setting}
         for chosen in (rest, off | nearly.get(setting, {})) if setting in off else ():
-            found = draw_many(case, case.once(short_prompts), max(DRAWS[True], count(drawn)), **chosen)
-            if sound(case, found, rule) and log_share(hot, found) > -WHOLE:
+            calls = draw_many(case, case.once(short_prompts), max(DRAWS[True], count(drawn)), **chosen)
+            if sound(case, calls, rule) and log_share(hot, calls) > -WHOLE:
                 why = f"{setting} = {off[setting]:g} is not off"
-                return setting_fault("setting-wrong", setting, off[setting], why, count(found))
+                return setting_fault("setting-wrong", setting, off[setting], why, count(calls))
     return None
 
 
-def log_share(temperature: float, found: Sequence[Draws]) -> float:
+def log_share(temperature: float, calls: Sequence[Draws]) -> float:
     """Return the log-probability that draws from the model have no less probable ids than these.
 
     The least probable id of these is found by its rank, as for top-k, and by the sum of more probable ones, as for
     top-p; the lower of both.
     """
-    p, ids = np.exp(Base().rule(temperature)(found)), ids_of(found)
+    p, ids = np.exp(Base().rule(temperature)(calls)), ids_of(calls)
     own = p[np.arange(len(ids)), ids][:, None]
     ordered = -np.sort(-p, axis=1)
     before = ordered.cumsum(axis=1) - ordered
@@ -175,11 +175,11 @@ def log_share(temperature: float, found: Sequence[Draws]) -> float:
     return float(min(np.log((ordered * kept).sum(axis=1)).sum() for kept in (by_number, by_sum)))
 
 
-def correlated(case: Case, found: Evidence, base: Base, seeded: bool) -> Found:
+def correlated(case: Case, drawn: Evidence, base: Base, seeded: bool) -> Found:
     """Return the finding for draws that depend on earlier draws of the same call."""
-    tests = [(temperature, draws[:1] if seeded else draws, False) for temperature, draws in found]
+    tests = [(temperature, draws[:1] if seeded else draws, False) for temperature, draws in drawn]
     if seeded:  # the first text may be a loop, in which each id is certain
-        tests += [(temperature, draws, True) for temperature, draws in found]
+        tests += [(temperature, draws, True) for temperature, draws in drawn]
     for temperature, draws, dependent in tests:
         p, favour = correlation(case, draws, base.rule(temperature), dependent)
         why = f"{count(draws)} draws depend on the draws before them in the same text, beyond what the logits say"
@@ -193,19 +193,21 @@ def correlated(case: Case, found: Evidence, base: Base, seeded: bool) -> Found:
     return None
 
 
-def first_fit(case: Case, found: Evidence, base: Base) -> bool:
+def first_fit(case: Case, drawn: Evidence, base: Base) -> bool:
     """Return True if the first draw of each call, which cannot depend on others, follows the distribution."""
-    return all(misfit(case, list(map(first_of, one)), base.rule(temperature))[0] > RARE for temperature, one in found)
+    return all(
+        misfit(case, list(map(first_of, calls)), base.rule(temperature))[0] > RARE for temperature, calls in drawn
+    )
 
 
-def first_of(one: Draws) -> Draws:
-    read = None if one.read is None else one.read[:1]
-    return Draws(one.text[: one.n_prompt + 1], one.n_prompt, one.logits[:1], read)
+def first_of(call: Draws) -> Draws:
+    read = None if call.read is None else call.read[:1]
+    return Draws(call.text[: call.n_prompt + 1], call.n_prompt, call.logits[:1], read)
 
 
-def unexplained(case: Case, found: Evidence) -> dict[str, dict[str, Any]]:
+def unexplained(case: Case, drawn: Evidence) -> dict[str, dict[str, Any]]:
     """Return the finding for draws that fit no known explanation."""
-    for temperature, draws in found:  # temperature 1 first
+    for temperature, draws in drawn:  # temperature 1 first
         if not fits(case, draws, Base().rule(temperature)):
             break
     if temperature != 1:  # draws at temperature 1 may show it too
@@ -225,18 +227,18 @@ def unexplained(case: Case, found: Evidence) -> dict[str, dict[str, Any]]:
 
 def understood(case: Case) -> Verdict:
     """Return the verdict, or raise ``NotApplicable`` if further draws could not be predicted."""
-    found = case.once(verdict)
-    if found.base is None or found.base.other or (found.correlated and case.once(is_seeded)):
+    decided = case.once(verdict)
+    if decided.base is None or decided.base.other or (decided.correlated and case.once(is_seeded)):
         raise NotApplicable("a sampler that draws from the model")
     if case.once(outside):
         raise NotApplicable("a sampler that draws ids of the vocabulary alone")
-    return found
+    return decided
 
 
-def seen(case: Case, found: list[Draws]) -> list[Draws]:
+def seen(case: Case, calls: list[Draws]) -> list[Draws]:
     """Return draws with the logits after what the sampler reads, by the verdict."""
     window = understood(case).window
-    return found if window is None else read_otherwise(case, found, window)
+    return calls if window is None else read_otherwise(case, calls, window)
 
 
 def undecided(case: Case) -> NotApplicable:
