@@ -63,8 +63,8 @@ def back_to(array: Any) -> Callable[[np.ndarray], Any]:
     return lambda values: values.astype(numpy_type)
 
 
-def same(one: np.ndarray, two: np.ndarray) -> bool:
-    return np.array_equal(one, two, equal_nan=True)
+def same(first: np.ndarray, second: np.ndarray) -> bool:
+    return np.array_equal(first, second, equal_nan=True)
 
 
 def misnamed(gradient: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> str:

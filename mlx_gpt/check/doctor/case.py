@@ -165,13 +165,13 @@ class Case:
 
     def arrays(self, name: str, *arguments: Any) -> dict[str, np.ndarray]:
         """Return the arrays that ``parameters`` or ``gradient`` returns, by name."""
-        found: dict[str, np.ndarray] = self.call_function(
+        arrays_by_name: dict[str, np.ndarray] = self.call_function(
             name, lambda *given: named_arrays(self.given[name](*given)), *arguments
         )
         of_parameters = name == "gradient" and self.has("parameters")
-        if of_parameters and (message := misnamed(found, self.once(parameter_shapes))):
+        if of_parameters and (message := misnamed(arrays_by_name, self.once(parameter_shapes))):
             raise CallFailed(name, "wrong-shape", message)
-        return found
+        return arrays_by_name
 
     def number(self, name: str, *arguments: Any, function: Callable[..., Any] | None = None) -> float:
         """Return the number that ``loss`` or ``step`` returns."""

@@ -166,12 +166,12 @@ class Examination:
             if found is not None:
                 self.add(check, found)
 
-    def add(self, check: DoctorCheck, found: dict[str, Any]) -> None:
-        if found.pop("separate", False):
+    def add(self, check: DoctorCheck, fields: dict[str, Any]) -> None:
+        if fields.pop("separate", False):
             self.separate[check.code] = {*self.case.found}
-        self.case.found[check.code] = found
-        self.explains[check.code] = {*found.pop("explains", check.explains)}
-        self.findings[check.code] = Finding(code=check.code, severity=check.severity, **found)
+        self.case.found[check.code] = fields
+        self.explains[check.code] = {*fields.pop("explains", check.explains)}
+        self.findings[check.code] = Finding(code=check.code, severity=check.severity, **fields)
 
     def fail(self, check: DoctorCheck, failure: CallFailed) -> None:
         self.findings.setdefault(failure.code, failed_call(failure))

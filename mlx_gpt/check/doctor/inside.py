@@ -18,8 +18,10 @@ def module_of(case: Case) -> Any:
     """Return the module under examination: the one given, else the largest that ``forward`` refers to, or None."""
     if case.has("module"):
         return getattr(case.given["module"], "_orig_mod", case.given["module"])
-    found = [getattr(one, "_orig_mod", one) for one in referred(case.given.get("forward")) if is_module(one)]
-    return max(found, key=lambda one: len(list(named_modules(one))), default=None)
+    modules = [
+        getattr(module, "_orig_mod", module) for module in referred(case.given.get("forward")) if is_module(module)
+    ]
+    return max(modules, key=lambda module: len(list(named_modules(module))), default=None)
 
 
 def referred(function: Any, depth: int = 3) -> Iterator[Any]:

@@ -42,14 +42,14 @@ def is_torch(model: Any) -> bool:
 def sizes_of(model: Any) -> dict[str, int]:
     """Return vocab_size and n_positions where the module or its config has them under a known name."""
     places = [getattr(model, name, None) for name in CONFIGS] + [model]
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for size, names in SIZES.items():
         for place in places:
             for name in names:
                 value = place.get(name) if isinstance(place, dict) else getattr(place, name, None)
                 if isinstance(value, int) and not isinstance(value, bool):
-                    found.setdefault(size, value)
-    return found
+                    sizes.setdefault(size, value)
+    return sizes
 
 
 def logits_of(output: Any) -> Any:
@@ -64,20 +64,20 @@ def logits_of(output: Any) -> Any:
 @contextmanager
 def kept(objects: Iterable[Any], *names: str) -> Iterator[None]:
     """Put the values of attributes back at the end."""
-    before = [(one, name, getattr(one, name)) for one in objects for name in names]
+    before = [(owner, name, getattr(owner, name)) for owner in objects for name in names]
     try:
         yield
     finally:
-        for one, name, value in before:
-            setattr(one, name, value)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 @contextmanager
 def replaced(objects: Sequence[Any], name: str, value: Any) -> Iterator[None]:
     """Set an attribute of all objects, and put the earlier values back at the end."""
     with kept(objects, name):
-        for one in objects:
-            setattr(one, name, value)
+        for owner in objects:
+            setattr(owner, name, value)
         yield
 
 
@@ -102,11 +102,14 @@ def running_means_kept(model: Any) -> Iterator[None]:
             yield
         return
     buffers = [
-        (one, one.clone()) for part in model.modules() if hasattr(part, "running_mean") for one in part.buffers()
+        (buffer, buffer.clone())
+        for part in model.modules()
+        if hasattr(part, "running_mean")
+        for buffer in part.buffers()
     ]
     yield
-    for one, before in buffers:
-        one.data.copy_(before)
+    for buffer, before in buffers:
+        buffer.data.copy_(before)
 
 
 @contextmanager

@@ -127,15 +127,15 @@ def of_model(model: GPT, tokenizer: Tokenizer) -> Arguments:
         chosen = GenerationSettings(**{"max_tokens": n, "ignore_eos": True, "temperature": 1.0, **settings})
         first, batch = next(seeds), Batch(model, tokenizer)
         rows = [Row(tokenizer, model.config.n_positions, ids, chosen, first, i) for i, ids in enumerate(prompts)]
-        found: list[list[int]] = [[] for _ in rows]
+        texts: list[list[int]] = [[] for _ in rows]
         batch.add(rows)
         while batch.rows:
             for row, token in batch.turn():
                 if not row.reason:
-                    found[row.index].append(token.id)
+                    texts[row.index].append(token.id)
                     row.push(token)
             batch.keep([row for row in rows if not row.reason])
-        return found
+        return texts
 
     def cached(ids: list[int], n_prompt: int) -> np.ndarray:
         decoder = Decoder(model)
@@ -169,8 +169,8 @@ def of_weights(model: GPT, tokenizer: Tokenizer, folder: str) -> Arguments:
 
     def gradient(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         model.eval()
-        _, found = loss_and_gradient(mx.array(x), mx.array(y))
-        return {name: as_numpy(part) for name, part in dict(tree_flatten(found)).items()}
+        _, gradients = loss_and_gradient(mx.array(x), mx.array(y))
+        return {name: as_numpy(part) for name, part in dict(tree_flatten(gradients)).items()}
 
     def reload() -> GPT:
         saved = mkdtemp(dir=folder)
@@ -207,6 +207,6 @@ def of_metrics(run: Path, path: Path) -> Arguments:
     file = run / METRICS
     if not file.exists() or not file.stat().st_size:
         return {}
-    found: Arguments = {"metrics": rows_of(file)}
-    losses = [row["val_loss"] for row in found["metrics"] if row.get("val_loss") is not None]
-    return found | ({"val_loss": min(losses)} if losses and path == run else {})
+    arguments: Arguments = {"metrics": rows_of(file)}
+    losses = [row["val_loss"] for row in arguments["metrics"] if row.get("val_loss") is not None]
+    return arguments | ({"val_loss": min(losses)} if losses and path == run else {})

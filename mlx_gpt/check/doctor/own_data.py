@@ -72,11 +72,11 @@ def text_settings(settings: RunSettings, data: str | None) -> tuple[str | None, 
 def of_data(dataset: Dataset, model: GPT, settings: RunSettings) -> Arguments:
     """Return the ids of a text, batches as in training, and ``best_loss``, which is known of a generated corpus."""
     config, T = TrainConfig.of(settings), model.config.n_positions
-    found: Arguments = {"train_ids": dataset.train.ids, "val_ids": dataset.val.ids}
-    found["best_loss"] = dataset.baselines.get(BEST)
+    arguments: Arguments = {"train_ids": dataset.train.ids, "val_ids": dataset.val.ids}
+    arguments["best_loss"] = dataset.baselines.get(BEST)
     if dataset.train.n_tokens >= T:
-        found["batches"] = lambda: endless_batches(dataset.train, T, config.batch_size, config.seed)
-    return found
+        arguments["batches"] = lambda: endless_batches(dataset.train, T, config.batch_size, config.seed)
+    return arguments
 
 
 def beginning(name: str, val_data: str | None, field: str) -> Arguments:

@@ -88,9 +88,9 @@ def layers_of(names: Sequence[str]) -> dict[str, list[str]]:
     """
     families: dict[str, dict[str, list[str]]] = {}
     for name in names:
-        found = re.match(r"(.*?(?:^|[._/]))(\d+)(?=[._/]|$)", name) or re.match(r"(.*?)(\d+)", name)
-        if found:
-            families.setdefault(found[1], {}).setdefault(found[2], []).append(name)
+        numbered = re.match(r"(.*?(?:^|[._/]))(\d+)(?=[._/]|$)", name) or re.match(r"(.*?)(\d+)", name)
+        if numbered:
+            families.setdefault(numbered[1], {}).setdefault(numbered[2], []).append(name)
     if not families:
         return {}
     prefix, largest = max(families.items(), key=lambda item: sum(map(len, item[1].values())))

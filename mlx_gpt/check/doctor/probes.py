@@ -59,8 +59,8 @@ def first_call(case: Case) -> np.ndarray:
 
 def own_text_or_random(case: Case, rows: int, length: int) -> np.ndarray:
     """Return ids (rows, length) of the user's text; random ids where there is no text, or it holds other values."""
-    found = own_text(case, rows, length)
-    return case.ids(rows, length) if found is None else found
+    text = own_text(case, rows, length)
+    return case.ids(rows, length) if text is None else text
 
 
 def own_text(case: Case, rows: int, length: int) -> np.ndarray | None:
@@ -69,9 +69,9 @@ def own_text(case: Case, rows: int, length: int) -> np.ndarray | None:
         ids = np.asarray(case.given[name] if case.has(name) else []).reshape(-1)
         if len(ids) > length and ids.dtype.kind in "iu":
             starts = case.rng.integers(0, len(ids) - length, rows)
-            found = np.stack([ids[start : start + length] for start in starts]).astype(np.int64)
-            if found.min() >= 0 and found.max() < case.vocab_size:
-                return found.astype(np.int32)
+            text = np.stack([ids[start : start + length] for start in starts]).astype(np.int64)
+            if text.min() >= 0 and text.max() < case.vocab_size:
+                return text.astype(np.int32)
     return None
 
 
@@ -85,13 +85,13 @@ def steady_noise(case: Case) -> Noise:
 
     Where forward is random only by the dropout layers of a module, these are turned off for all further checks.
     """
-    found = case.once(noise)
-    if found.relative > EQUAL and case.has("forward_without_dropout"):
+    usual = case.once(noise)
+    if usual.relative > EQUAL and case.has("forward_without_dropout"):
         quiet = noise_of(case, "forward_without_dropout")
         if quiet.relative <= EQUAL:
             case.given["forward"] = case.given["forward_without_dropout"]
             return quiet
-    return found
+    return usual
 
 
 def training_noise(case: Case) -> Noise:
@@ -125,10 +125,10 @@ def largest(difference: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(difference), nan=np.inf).max(initial=0))
 
 
-def between(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+def between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the difference of two arrays, 0 where both have NaN or the same infinity."""
-    same = (one == two) | (np.isnan(one) & np.isnan(two))
-    return np.where(same, 0, np.subtract(one, two, where=~same, out=np.zeros_like(one)))
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    return np.where(same, 0, np.subtract(first, second, where=~same, out=np.zeros_like(first)))
 
 
 def repeats_with_seed(case: Case) -> bool:

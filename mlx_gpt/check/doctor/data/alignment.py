@@ -38,12 +38,12 @@ def encoded_pieces(case: Case) -> list[tuple[str, np.ndarray]]:
     """Return the pieces of the text with their ids, by ``encode_training`` where it is given, else ``encode``."""
     name = "encode_training" if case.has("encode_training") else "encode"
     end = case.seconds_left() - SECONDS
-    found = []
+    chosen = []
     for piece in sorted(case.once(pieces), key=len):
-        found.append((piece, np.array(encoded(case, piece, name), np.int64)))
+        chosen.append((piece, np.array(encoded(case, piece, name), np.int64)))
         if case.seconds_left() < end:
             break
-    return found
+    return chosen
 
 
 def aligned_as_encoded(case: Case) -> Aligned:
@@ -125,11 +125,11 @@ def align(ids: np.ndarray, train: np.ndarray, end_of_text: int | None) -> Aligne
     return result
 
 
-def resync(one: np.ndarray, two: np.ndarray) -> tuple[int, int] | None:
+def resync(first: np.ndarray, second: np.ndarray) -> tuple[int, int] | None:
     """Return the fewest ids of each to skip so that the next ``RESYNC`` agree, or None if none do."""
-    if min(len(one), len(two)) < RESYNC:
+    if min(len(first), len(second)) < RESYNC:
         return None
-    windows = [np.lib.stride_tricks.sliding_window_view(ids, RESYNC) for ids in (one, two)]
+    windows = [np.lib.stride_tricks.sliding_window_view(ids, RESYNC) for ids in (first, second)]
     places = np.argwhere((windows[0][:, None] == windows[1][None]).all(axis=-1))
     if not len(places):
         return None

@@ -115,12 +115,12 @@ def grams(ids: np.ndarray, n: int) -> np.ndarray:
 
 def occurs(wanted: np.ndarray, ids: np.ndarray, n: int) -> np.ndarray:
     """Return which hashes of n-grams occur in ids, bool of the shape of ``wanted``; reads in parts, to bound memory."""
-    found = np.zeros(len(wanted), bool)
+    present = np.zeros(len(wanted), bool)
     for start in range(0, len(ids), 1 << 20):
         hashes = np.sort(grams(ids[start : start + (1 << 20) + n - 1], n))  # np.isin takes ten times as long
         if len(hashes):
-            found |= hashes[np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)] == wanted
-    return found
+            present |= hashes[np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)] == wanted
+    return present
 
 
 def power_below(value: float) -> int:
@@ -130,10 +130,10 @@ def power_below(value: float) -> int:
 
 def encoded(case: Case, text: str, name: str = "encode") -> list[int]:
     """Return the ids of a text by ``encode`` or ``encode_training``."""
-    found = case.call_function(name, lambda: as_numpy(case.given[name](text)))
-    if not isinstance(found, np.ndarray) or (found.size and found.dtype.kind not in "iu"):
+    ids = case.call_function(name, lambda: as_numpy(case.given[name](text)))
+    if not isinstance(ids, np.ndarray) or (ids.size and ids.dtype.kind not in "iu"):
         raise CallFailed(name, "wrong-shape", f"{name} returned something else than a list of ids")
-    return [int(value) for value in found.reshape(-1)]
+    return [int(value) for value in ids.reshape(-1)]
 
 
 def decoded(case: Case, ids: Any) -> str:
@@ -162,12 +162,12 @@ def pieces(case: Case) -> list[str]:
     """
     text = case.once(text_of)
     starts = np.linspace(0, max(len(text) - 1000, 0), 24).astype(int)
-    found = [
+    chosen = [
         piece for start in sorted(set(starts.tolist())) if (piece := piece_at(text, start, 1000 if start else 50_000))
     ]
-    if not found:
+    if not chosen:
         raise NotApplicable("train_text of some length")
-    return found
+    return chosen
 
 
 def piece_at(text: str, start: int, length: int) -> str:

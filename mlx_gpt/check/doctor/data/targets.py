@@ -62,13 +62,13 @@ def shift_by_a_text(case: Case) -> int:
     logits = case.logits(x).astype(np.float64)
     preferred = (logits - logits.mean(axis=1, keepdims=True)).argmax(axis=-1).astype(np.int32)
     targets = {s: np.roll(preferred, s, axis=1) for s in (0, 1, 2)}
-    found = {s: case.number("loss", x, y) for s, y in targets.items()}
-    lowest, second = sorted(found, key=lambda s: found[s])[:2]
+    losses = {s: case.number("loss", x, y) for s, y in targets.items()}
+    lowest, second = sorted(losses, key=lambda s: losses[s])[:2]
     normaliser = np.log(np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)) + logits.max(axis=-1)
     right, other = (
         float((normaliser - np.take_along_axis(logits, targets[s][..., None], axis=-1)[..., 0]).mean()) for s in (0, 1)
     )
-    leads = found[second] - found[lowest] > 0.5 * abs(found[lowest]) * (other - right) / max(right, 1e-3)
+    leads = losses[second] - losses[lowest] > 0.5 * abs(losses[lowest]) * (other - right) / max(right, 1e-3)
     return lowest if other > right and leads else 0
 
 

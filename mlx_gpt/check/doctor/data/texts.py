@@ -70,8 +70,8 @@ def wrapped_text(case: Case) -> tuple[str | None, dict[str, Any]]:
     for kind, wrap in WRAPS.items():
         if most <= np.iinfo(kind).max:
             continue
-        found = align_pieces(case, wrap)
-        if found.same > plain.same and found.replaced < max(plain.replaced, 1) and found.located >= plain.located:
+        wrapped = align_pieces(case, wrap)
+        if wrapped.same > plain.same and wrapped.replaced < max(plain.replaced, 1) and wrapped.located >= plain.located:
             example = [*plain.example] if plain.example[0] else []
             why = f"the training ids are those of the text stored as {kind}: the text has ids up to {most}"
             return why, {"stored_as": kind, "encoded_and_stored": example}
@@ -180,10 +180,10 @@ def sum_of_utf8(runs: list[np.ndarray], encoding: str) -> tuple[int, int, tuple[
     example = None
     for run in runs:
         if run[0]:
-            found = run.tobytes().decode("utf-8", "ignore")
-            sizes = [len(character.encode()) for character in found]
+            read = run.tobytes().decode("utf-8", "ignore")
+            sizes = [len(character.encode()) for character in read]
             n += sum(sizes)
-            typical += sum(size for size, c in zip(sizes, found, strict=True) if size > 2 or ord(c) < 256)
+            typical += sum(size for size, c in zip(sizes, read, strict=True) if size > 2 or ord(c) < 256)
             if sum(sizes) == len(run) and example is None:
-                example = (run.tobytes().decode(encoding, "replace")[:12], found[:12])
+                example = (run.tobytes().decode(encoding, "replace")[:12], read[:12])
     return n, typical, example

@@ -80,33 +80,35 @@ def tokenizers_differ(case: Case) -> Found:
     """
     if case.has("encode_training"):
         return encoders_differ(case)
-    found = case.once(aligned_as_encoded)
-    if not found.pieces:
+    alignment = case.once(aligned_as_encoded)
+    if not alignment.pieces:
         raise NotApplicable("a longer train_text")
-    if found.located and (found.share_replaced < 0.01 or found.spots < 3):
+    if alignment.located and (alignment.share_replaced < 0.01 or alignment.spots < 3):
         return None
-    if found.located:
-        share = f"{found.share_replaced:.1%} of the ids"
-        why = f"{share} of the training text are others in train_ids, in {found.spots} places"
+    if alignment.located:
+        share = f"{alignment.share_replaced:.1%} of the ids"
+        why = f"{share} of the training text are others in train_ids, in {alignment.spots} places"
     else:
-        why = f"none of {found.pieces} pieces of the training text, encoded, is in train_ids"
-    return different(case, why, found.share_replaced if found.located else 1.0, found.example)
+        why = f"none of {alignment.pieces} pieces of the training text, encoded, is in train_ids"
+    return different(case, why, alignment.share_replaced if alignment.located else 1.0, alignment.example)
 
 
 def encoders_differ(case: Case) -> Found:
     """Compare ``encode`` and ``encode_training`` on pieces of the text, without the ids that they add to any text."""
     differing, total, example = 0, 0, None
     for text in [*sorted(case.once(pieces), key=len)[:12], *rare_pieces(case)]:
-        one, two = (bare(case, encoded(case, text, name), name) for name in ("encode", "encode_training"))
+        generated, trained = (bare(case, encoded(case, text, name), name) for name in ("encode", "encode_training"))
         total += 1
-        if one != two:
+        if generated != trained:
             differing += 1
-            example = example or (text[:40], one[:8], two[:8])
+            example = example or (text[:40], generated[:8], trained[:8])
     if not differing or example is None:
         return None
     why = f"{differing} of {total} pieces of the training text have other ids by encode than by encode_training"
-    found = different(case, f"{why}, such as {example[0]!r}", differing / total, example)
-    return found if found["separate"] else {**found, "separate": True, "explains": ("tokenizer-not-invertible",)}
+    difference = different(case, f"{why}, such as {example[0]!r}", differing / total, example)
+    if difference["separate"]:
+        return difference
+    return {**difference, "separate": True, "explains": ("tokenizer-not-invertible",)}
 
 
 def different(case: Case, why: str, share: float, example: Any) -> dict[str, Any]:
@@ -179,11 +181,11 @@ def characters_of_ids(case: Case) -> set[str]:
     if has_ids(case, "train_ids"):
         ids = case.once(train_ids)[:20_000]
         return {*decoded(case, ids[(ids >= 0) & (ids < case.vocab_size)])}
-    found: set[str] = set()
+    characters: set[str] = set()
     for i in range(min(case.vocab_size, 5000)):
         with suppress(CallFailed):
-            found |= {*decoded(case, [i])}
-    return set() if "\x01" in found else found
+            characters |= {*decoded(case, [i])}
+    return set() if "\x01" in characters else characters
 
 
 def same_again(case: Case, text: str, ids: list[int]) -> bool:
@@ -197,13 +199,13 @@ def same_again(case: Case, text: str, ids: list[int]) -> bool:
 def unknown_tokens(case: Case) -> set[int]:
     """Return the ids of unknown text: those of two characters of private use, if they are the same."""
     try:
-        one, two = (bare(case, encoded(case, character)) for character in ("\ue000", "\uf123"))
+        first, second = (bare(case, encoded(case, character)) for character in ("\ue000", "\uf123"))
     except CallFailed:
         return set()
-    return set(one) if one == two else set()
+    return set(first) if first == second else set()
 
 
-def alike(one: str, two: str) -> bool:
+def alike(first: str, second: str) -> bool:
     """Return True if two texts have most letters in common, in order, apart from case and white space."""
-    one, two = ("".join(text[:300].casefold().split()) for text in (one, two))
-    return one == two or SequenceMatcher(None, one, two, autojunk=False).ratio() > 0.5
+    first, second = ("".join(text[:300].casefold().split()) for text in (first, second))
+    return first == second or SequenceMatcher(None, first, second, autojunk=False).ratio() > 0.5

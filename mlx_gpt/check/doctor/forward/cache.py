@@ -59,7 +59,7 @@ def cache_mismatch(case: Case) -> dict[str, Any] | None:
         return None
     limit = float(np.clip(10 * case.once(shape_difference), LIMIT, HALF))
     sizes = {n: (int((moved > limit).argmax()), largest(moved)) for n, moved in differences.items()}
-    wrong = {n: found for n, found in sizes.items() if found[1] > limit}
+    wrong = {n: place for n, place in sizes.items() if place[1] > limit}
     if not wrong:
         return None
     separate = bool(case.found) and disagrees_with_itself(case)

@@ -51,10 +51,10 @@ def future_leak(case: Case) -> Found:
     logits' standard deviation (healthy models: 0, since equal shapes are computed alike; a mask of −10 instead of −inf:
     1e-5 and more). Beside ``row-alone-differs`` it is a fault of its own if a batch of two rows leaks too.
     """
-    found = leak(case, "forward")
-    if found is None or "row-alone-differs" not in case.found:
-        return found
-    return {**found, "separate": leak(case, "forward", rows=2) is not None}
+    finding = leak(case, "forward")
+    if finding is None or "row-alone-differs" not in case.found:
+        return finding
+    return {**finding, "separate": leak(case, "forward", rows=2) is not None}
 
 
 @check("future-leak-in-training", "forward_training", explains=("future-leak-in-gradient",))
@@ -66,13 +66,13 @@ def future_leak_in_training(case: Case) -> Found:
     times (by chance, as the mean of four calls: up to 14 times; a mask of −8 in evaluation and none in training: 100
     and more).
     """
-    found = leak(case, "forward_training")
+    finding = leak(case, "forward_training")
     by_state = "depends-on-earlier-calls" in case.found and case.primer is None  # in both modes
-    if found is None or "future-leak" not in case.found or by_state:
-        return found
-    pairs = zip(found["evidence"]["leaks"], case.found["future-leak"]["evidence"]["leaks"], strict=True)
+    if finding is None or "future-leak" not in case.found or by_state:
+        return finding
+    pairs = zip(finding["evidence"]["leaks"], case.found["future-leak"]["evidence"]["leaks"], strict=True)
     most = OTHER if case.once(training_noise).relative <= EQUAL else RANDOM
-    return {**found, "separate": any(one > most * two for one, two in pairs)}
+    return {**finding, "separate": any(leaked > most * before for leaked, before in pairs)}
 
 
 def leak(case: Case, name: str, rows: int = 1) -> Found:
@@ -150,9 +150,9 @@ def row_alone_differs(case: Case) -> Found:
     if case.one_row:
         raise NotApplicable("a forward that takes several rows")
     ids = case.ids(3, probe_length(case))
-    found = case.once(steady_noise)
-    size = largest(between(case.logits(ids)[:1], case.logits(ids[:1]))) / found.scale
-    if size <= max(CLOSE, 20 * found.relative):
+    noise = case.once(steady_noise)
+    size = largest(between(case.logits(ids)[:1], case.logits(ids[:1]))) / noise.scale
+    if size <= max(CLOSE, 20 * noise.relative):
         return None
     return {
         "measured": size,

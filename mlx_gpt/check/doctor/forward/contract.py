@@ -71,10 +71,10 @@ def of_training(case: Case) -> Found:
         if not case.has(name) or (name == "gradient" and case.longest["forward"] > QUICK):
             continue
         try:
-            found = read(name, ids[:, :-1].copy(), ids[:, 1:].copy())
+            returned = read(name, ids[:, :-1].copy(), ids[:, 1:].copy())
         except CallFailed:  # what other checks report
             continue
-        arrays = found if isinstance(found, dict) else {name: np.array(found)}
+        arrays = returned if isinstance(returned, dict) else {name: np.array(returned)}
         wrong = [which for which, array in arrays.items() if not np.isfinite(array).all()]
         if wrong:
             what = f"{name} is" if wrong == [name] else f"{len(wrong)} of {len(arrays)} arrays of {name} are"

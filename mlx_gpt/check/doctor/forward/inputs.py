@@ -102,15 +102,15 @@ def position_blind(case: Case) -> Found:
     T = min(case.n_positions, 2 * probe_length(case))
     if T < 2:
         raise NotApplicable("n_positions of at least 2")
-    found = case.once(steady_noise)
+    noise = case.once(steady_noise)
     rows = 2 if "row-alone-differs" in case.found else 1  # a row alone may have no positions
     constant = case.logits(np.full((rows, T), case.ids(1, 1)[0, 0], np.int32))
     constant = constant[:, np.isfinite(constant).any(axis=(0, 2))]
-    if largest(between(constant, constant[:, :1])) / found.scale > max(1e-4, 20 * found.relative):
+    if largest(between(constant, constant[:, :1])) / noise.scale > max(1e-4, 20 * noise.relative):
         return None
     if table := unused_table(case):
         return blind(0, "above 0", f"; {table} has no gradient") | {"separate": "token-blind" not in case.found}
-    if found.relative > EQUAL or case.vocab_size < 3:
+    if noise.relative > EQUAL or case.vocab_size < 3:
         raise NotApplicable("a forward pass without dropout")
     if T > 2 and case.has("parameters", "load_parameters"):
         size, limit = exchange(case, T), case.once(rounding)
@@ -206,7 +206,7 @@ def oscillation(case: Case, T: int, pairs: int = 6) -> float:
         texts = np.full((len(counts), T), repeated, np.int32)
         texts[np.arange(len(counts)), counts] = last
         parts = [(texts[i : i + rows], counts[i : i + rows]) for i in range(0, len(counts), rows)]
-        logits = np.concatenate([case.logits(some)[np.arange(len(some)), at] for some, at in parts])
+        logits = np.concatenate([case.logits(part)[np.arange(len(part)), at] for part, at in parts])
         differences = np.diff(logits.astype(np.float64), n=6, axis=0)  # (n, V)
         window = np.hanning(len(differences) + 2)[1:-1, None]
         waves = np.exp(-1j * frequencies[:, None] * np.arange(len(differences)))
@@ -226,13 +226,13 @@ def length_dependent(case: Case) -> Found:
     if T < 4:
         raise NotApplicable("n_positions of at least 4")
     ids = case.ids(1, T)
-    found = case.once(steady_noise)
+    noise = case.once(steady_noise)
     whole = case.logits(ids)
     sizes = {
-        n: largest(between(whole[:, :n], case.logits(ids[:, :n]))) / found.scale for n in sorted({2, T // 2, T - 1})
+        n: largest(between(whole[:, :n], case.logits(ids[:, :n]))) / noise.scale for n in sorted({2, T // 2, T - 1})
     }
     n, size = max(sizes.items(), key=lambda item: item[1])
-    if size <= max(case.once(rounding), 20 * found.relative):
+    if size <= max(case.once(rounding), 20 * noise.relative):
         return None
     return {
         "measured": size,

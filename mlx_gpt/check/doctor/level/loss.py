@@ -116,10 +116,10 @@ def loss_on(
     losses: list[np.ndarray] = []
     for i in range(0, len(starts), rows):
         windows = np.stack([ids[start : start + T + 1] for start in starts[i : i + rows]]).astype(np.int64)
-        found = losses_of(case.logits(windows[:, :-1], name), windows[:, 1:])
+        window_losses = losses_of(case.logits(windows[:, :-1], name), windows[:, 1:])
         if end is not None:
-            found[(windows[:, :-1] == end).cumsum(axis=1) > 1] = np.nan
-        losses.append(found)
+            window_losses[(windows[:, :-1] == end).cumsum(axis=1) > 1] = np.nan
+        losses.append(window_losses)
         if time.monotonic() > deadline:
             break
     return Loss(np.concatenate(losses), sum(map(len, losses)) == len(every))
@@ -192,6 +192,6 @@ def ladder_on(train: np.ndarray, val: np.ndarray, V: int) -> Ladder:
     models = {name: NGrams(counted, V, n) for n, name in enumerate(ORDERS, 1) if V**n < 2**62}
     losses, kin_losses = ({"chance": log(V)} for _ in range(2))
     for name, model in models.items():
-        for ids, found in ((val, losses), (kin, kin_losses)):
-            found[name] = min(float(model.losses(ids).mean()), *found.values())
+        for ids, by_order in ((val, losses), (kin, kin_losses)):
+            by_order[name] = min(float(model.losses(ids).mean()), *by_order.values())
     return Ladder(models, losses, kin_losses)

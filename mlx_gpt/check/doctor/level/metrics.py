@@ -20,20 +20,20 @@ def metrics(case: Case) -> Rows:
 
 def numbers(rows: Iterable[Any]) -> Rows:
     """Return the rows that have a step, without values that are not finite numbers."""
-    found = [finite(row) for row in rows if isinstance(row, Mapping)]
-    return [row for row in found if "step" in row]
+    kept = [finite(row) for row in rows if isinstance(row, Mapping)]
+    return [row for row in kept if "step" in row]
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
+    kept = {}
     for name, value in row.items():
         try:
             number = float(value)
         except (TypeError, ValueError):
             continue
         if isfinite(number):
-            found[str(name)] = number
-    return found
+            kept[str(name)] = number
+    return kept
 
 
 def curve(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:

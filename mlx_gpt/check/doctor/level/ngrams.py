@@ -28,9 +28,9 @@ class Order:
 
     def context(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the total and the number of different ids after each context, and its index; 0 where it is unseen."""
-        i, found = lookup(self.contexts, wanted)
+        i, known = lookup(self.contexts, wanted)
         types = np.diff(self.starts, append=len(self.keys))
-        return np.where(found, self.totals[i], 0), np.where(found, types[i], 0), i
+        return np.where(known, self.totals[i], 0), np.where(known, types[i], 0), i
 
 
 def lookup(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +61,8 @@ class NGrams:
         for k, order in enumerate(self.orders, 1):
             key = keys % self.V**k
             total, types, _ = order.context(key // self.V)
-            i, found = lookup(order.keys, key)
-            kept = np.where(found, np.maximum(order.counts[i] - order.discount, 0), 0)
+            i, known = lookup(order.keys, key)
+            kept = np.where(known, np.maximum(order.counts[i] - order.discount, 0), 0)
             p = np.where(total > 0, (kept + order.discount * types * p) / np.maximum(total, 1), p)
         return -np.log(p)
 

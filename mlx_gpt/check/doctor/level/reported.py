@@ -46,10 +46,10 @@ def reported_loss_differs(case: Case) -> Found:
     difference of its last two values; by more than 10 % if none of the known causes gives the reported value.
     """
     loss = case.once(validation_loss)
-    found = [differs(case, loss, *one) for one in reported(case)]
-    if not found:
+    differences = [differs(case, loss, *report) for report in reported(case)]
+    if not differences:
         raise NotApplicable("val_loss, or metrics with a val_loss")
-    return next(filter(None, found), None)
+    return next(filter(None, differences), None)
 
 
 def differs(case: Case, loss: Loss, values: list[float], change: float) -> Found:

@@ -37,29 +37,29 @@ def inside(case: Case, ids: np.ndarray) -> bool:
 
 def samples(case: Case) -> list[Draws]:
     """Return texts of ``sample`` with its default settings; four times as many if the first do not decide."""
-    found = drawn(case, DRAWS)
-    first = surprise_of(found)
+    texts = drawn(case, DRAWS)
+    first = surprise_of(texts)
     if not first.too_high and first.excess > max(NATS / 2, 2 * first.error):
-        found += drawn(case, 3 * DRAWS)
-    return found
+        texts += drawn(case, 3 * DRAWS)
+    return texts
 
 
 def drawn(case: Case, wanted: int) -> list[Draws]:
     """Call ``sample`` with its default settings until ``wanted`` ids are drawn or time is over, short texts first."""
-    found: list[Draws] = []
+    texts: list[Draws] = []
     end, n, total = time.monotonic() + SHARE * case.seconds_left(), 8, 0
     for prompt in case.once(prompts):
         started = time.monotonic()
-        one = draw(case, prompt, n)
-        found += [one] if len(one.new) else []  # a text may end at once
-        total += len(one.new)
+        text = draw(case, prompt, n)
+        texts += [text] if len(text.new) else []  # a text may end at once
+        total += len(text.new)
         now = time.monotonic()
         if total >= wanted or now > end:
             break
-        n = min(LONGEST, 4 * n, max(1, int(len(one.new) * (end - now) / max(now - started, 1e-6))))
-    if not found:
+        n = min(LONGEST, 4 * n, max(1, int(len(text.new) * (end - now) / max(now - started, 1e-6))))
+    if not texts:
         raise NotApplicable("a sampler that returns ids")
-    return found
+    return texts
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,16 @@ def surprise(case: Case) -> Surprise:
     return surprise_of(case.once(samples))
 
 
-def surprise_of(found: list[Draws]) -> Surprise:
+def surprise_of(calls: list[Draws]) -> Surprise:
     """Return the mean -log p of sampled tokens, and its expectation: the model's mean entropy at the same places.
 
     The difference of both is a martingale, so its standard error holds however the texts depend on earlier draws.
     """
-    found = [one for one in found if np.isfinite(one.logits).all()]
-    if not found:
+    calls = [call for call in calls if np.isfinite(call.logits).all()]
+    if not calls:
         raise NotApplicable("logits that are finite")
-    logprobs = log_softmax(np.concatenate([one.logits for one in found]))
-    ids = np.concatenate([one.new for one in found])
+    logprobs = log_softmax(np.concatenate([call.logits for call in calls]))
+    ids = np.concatenate([call.new for call in calls])
     p, own = np.exp(logprobs), -np.maximum(chosen(logprobs, ids), -50)
     surprises = -np.maximum(logprobs, -50)
     entropy = (p * surprises).sum(axis=1)

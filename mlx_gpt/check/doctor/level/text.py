@@ -56,16 +56,17 @@ def samples_worse_than_loss(case: Case) -> Found:
     margins: on validation text, a higher loss at the last position of a text, from which generation goes on, than at
     the same position inside a longer text.
     """
-    found = case.once(surprise)
-    if found.too_high:
+    measured = case.once(surprise)
+    if measured.too_high:
         return {
-            "measured": found.mean,
-            "expected": found.entropy,
-            "why": f"{found.n} tokens that sample draws with its default settings have {found.mean:.2f} nats of -log p "
-            f"each under the model; draws from its predictions would have {found.entropy:.2f}{ruled_out(case)}",
+            "measured": measured.mean,
+            "expected": measured.entropy,
+            "why": f"{measured.n} tokens that sample draws with its default settings have {measured.mean:.2f} nats of "
+            f"-log p each under the model; draws from its predictions would have {measured.entropy:.2f}"
+            f"{ruled_out(case)}",
             "remedy": "call sample with every setting off (temperature 1, no top-k, no top-p, no penalty); if its text "
             "is good, lower the default temperature and penalty, else compare its logits with forward's",
-            "evidence": {"draws": found.n, "standard_error": found.error, **example(case)},
+            "evidence": {"draws": measured.n, "standard_error": measured.error, **example(case)},
         }
     if not has_ids(case, "val_ids"):
         return None
@@ -97,8 +98,8 @@ def ruled_out(case: Case) -> str:
 
 def example(case: Case) -> dict[str, Any]:
     """Return the longest sample and its prompt, decoded where that is possible."""
-    one = max(case.once(samples), key=lambda one: len(one.new))
-    return {"prompt": readable(case, one.text[: one.n_prompt]), "text": readable(case, one.new)}
+    longest = max(case.once(samples), key=lambda call: len(call.new))
+    return {"prompt": readable(case, longest.text[: longest.n_prompt]), "text": readable(case, longest.new)}
 
 
 def readable(case: Case, ids: Any) -> Any:
@@ -124,11 +125,11 @@ def as_good_as_its_loss(case: Case) -> Found:
     lacked time. The loss is placed among those of n-gram models (interpolated Kneser-Ney, Chen and Goodman 1999), and
     text of the nearest n-gram model is shown beside the model's.
     """
-    found = case.once(surprise)
+    measured = case.once(surprise)
     within, at_end, error = case.once(decoding_gap)
-    if found.too_high or at_end - within > max(NATS, 0.05 * within, STANDARD_ERRORS * error):
+    if measured.too_high or at_end - within > max(NATS, 0.05 * within, STANDARD_ERRORS * error):
         return None
-    if found.excess < -max(NATS, 0.05 * found.entropy, 2 * found.error):
+    if measured.excess < -max(NATS, 0.05 * measured.entropy, 2 * measured.error):
         raise NotApplicable("a sample whose defaults are temperature 1 without top-k and top-p")
     loss, rungs = case.once(validation_loss).mean, case.once(ladder)
     rung = rungs.rung(loss)
@@ -138,14 +139,15 @@ def as_good_as_its_loss(case: Case) -> Found:
         "measured": loss,
         "expected": rungs.with_best,
         "why": f"the validation loss of {loss:.2f} is {better} that of {named(rung)} ({rungs}), which writes "
-        f"{quoted(texts['ngram_text'])}; the model writes {quoted(texts['text'])}; its samples have {found.mean:.2f} "
-        f"nats of -log p per token, and draws from its predictions would have {found.entropy:.2f}",
+        f"{quoted(texts['ngram_text'])}; the model writes {quoted(texts['text'])}; its samples have "
+        f"{measured.mean:.2f} nats of -log p per token, and draws from its predictions would have "
+        f"{measured.entropy:.2f}",
         "remedy": "for better text lower the validation loss: more text, more steps, a larger model",
         "evidence": {
             "loss": loss,
             "ladder": rungs.with_best,
-            "surprise": found.mean,
-            "entropy": found.entropy,
+            "surprise": measured.mean,
+            "entropy": measured.entropy,
             **texts,
         },
     }
@@ -163,8 +165,8 @@ def ngram_text(case: Case, rungs: Ladder, rung: str) -> Any:
     """Return text of an n-gram model after the prompt of the example; random ids for chance."""
     if rung not in rungs.models:
         return readable(case, case.ids(1, 80)[0])
-    one = max(case.once(samples), key=lambda one: len(one.new))
-    return readable(case, rungs.models[rung].sample(one.text[: one.n_prompt], 80, case.rng))
+    longest = max(case.once(samples), key=lambda call: len(call.new))
+    return readable(case, rungs.models[rung].sample(longest.text[: longest.n_prompt], 80, case.rng))
 
 
 @check("repetition-loop", "sample", "forward", explained_by=("causality", "sampling"))
@@ -176,7 +178,7 @@ def repetition_loop(case: Case) -> Found:
     """
     greedy = greedy_text(case, case.once(prompts)[0], 96)
     period = loop(greedy)
-    loops = [loop(one.new.tolist()) > 0 for one in case.once(samples)]
+    loops = [loop(text.new.tolist()) > 0 for text in case.once(samples)]
     if not period or sum(loops) > len(loops) / 10:
         return None
     return {

@@ -79,8 +79,8 @@ def still_falling(rows: Rows, chance: float, n_parameters: int = 0, per_step: fl
 
 def curve_of(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Return steps and validation losses; training losses where there are few of them."""
-    found = curve(rows, "val_loss")
-    return found if len(found[0]) >= 4 else curve(rows, "loss")
+    rows_of_val = curve(rows, "val_loss")
+    return rows_of_val if len(rows_of_val[0]) >= 4 else curve(rows, "loss")
 
 
 def finding(measured: float, expected: float, why: str, more: float, fall: float) -> dict[str, Any]:
@@ -197,10 +197,10 @@ def last_line(rows: Rows, train: np.ndarray, val: np.ndarray, V: int, loss: floa
     """Return one line on a run that ended too early or went on for too long, or "". ``train``, ``val``: ids."""
     rungs = ladder_on(train[:COUNTED], val[:MEASURED], V) if len(train) >= 64 and len(val) >= 64 else None
     too_early = rungs and above_counting(rows, rungs, loss, 0.0, n_parameters)
-    for code, found in (
+    for code, finding in (
         ("overfitted", risen(rows)),
         ("undertrained", too_early or still_falling(rows, log(V), n_parameters)),
     ):
-        if found:
-            return f"{code}: {found['why']}"
+        if finding:
+            return f"{code}: {finding['why']}"
     return ""

@@ -147,8 +147,8 @@ def row_weight(case: Case, gradient: Gradient, x: np.ndarray, y: np.ndarray, row
 def multiple_of_difference(case: Case, gradient: Parameters, x: np.ndarray, y: np.ndarray, what: str) -> Found:
     """Return the finding if the gradient is a multiple of differences of the loss along it, without token tables."""
     start = case.once(own_parameters) if case.has("parameters", "load_parameters") else {}
-    along = {name: one for name, one in gradient.items() if name in start and case.vocab_size not in one.shape}
-    square = sum(float(np.square(one, dtype=np.float64).sum()) for one in along.values())
+    along = {name: part for name, part in gradient.items() if name in start and case.vocab_size not in part.shape}
+    square = sum(float(np.square(part, dtype=np.float64).sum()) for part in along.values())
     if not square or not np.isfinite(square) or all(map(coarse, start.values())):
         return None
     ratios = []
@@ -156,7 +156,7 @@ def multiple_of_difference(case: Case, gradient: Parameters, x: np.ndarray, y: n
         for size in (0.01, 0.02):  # nats
             values = []
             for h in (size / square, -size / square):
-                case.load({**start, **{name: start[name] + np.float32(h) * one for name, one in along.items()}})
+                case.load({**start, **{name: start[name] + np.float32(h) * part for name, part in along.items()}})
                 values.append(own_loss(case, x, y))
             ratios.append(2 * size / (values[0] - values[1] or np.nan))
     n = np.round(ratios[0])

@@ -39,14 +39,14 @@ def is_fresh(case: Case) -> bool:
 
 def rewinds(case: Case) -> list[Callable[[], None]]:
     """Return functions that put the optimizers, schedulers and scalers of ``step`` back to their state now."""
-    found: dict[int, Callable[[], None]] = {}
+    functions: dict[int, Callable[[], None]] = {}
     mlx, torch = sys.modules.get("mlx.optimizers"), sys.modules.get("torch")
-    for one in items(referred(case.given["step"])):
-        if mlx is not None and isinstance(one, mlx.Optimizer):
-            found[id(one)] = rewind_of_mlx(one)
-        elif torch is not None and hasattr(one, "load_state_dict") and not (is_torch(one) or isinstance(one, type)):
-            found[id(one)] = rewind_of_torch(one)
-    return list(found.values())
+    for keeper in items(referred(case.given["step"])):
+        if mlx is not None and isinstance(keeper, mlx.Optimizer):
+            functions[id(keeper)] = rewind_of_mlx(keeper)
+        elif torch and hasattr(keeper, "load_state_dict") and not (is_torch(keeper) or isinstance(keeper, type)):
+            functions[id(keeper)] = rewind_of_torch(keeper)
+    return list(functions.values())
 
 
 def items(values: Iterator[Any]) -> Iterator[Any]:
@@ -55,9 +55,9 @@ def items(values: Iterator[Any]) -> Iterator[Any]:
         yield from (value if isinstance(value, (list, tuple)) else [value])
 
 
-def rewind_of_torch(one: Any) -> Callable[[], None]:
-    before = copy.deepcopy(one.state_dict())
-    return lambda: one.load_state_dict(copy.deepcopy(before))  # it may keep the tensors that it is given
+def rewind_of_torch(keeper: Any) -> Callable[[], None]:
+    before = copy.deepcopy(keeper.state_dict())
+    return lambda: keeper.load_state_dict(copy.deepcopy(before))  # it may keep the tensors that it is given
 
 
 def rewind_of_mlx(optimizer: Any) -> Callable[[], None]:

@@ -104,10 +104,10 @@ def other_than_differences(case: Case, x: np.ndarray, y: np.ndarray) -> Found:
     start = case.once(own_parameters)
     if all(coarse(value) for value in start.values()):
         raise NotApplicable("parameters in float32")
-    found = misfit_without(case, x, y, [])
-    if found and (still := still_parameters(case)):
+    misfit = misfit_without(case, x, y, [])
+    if misfit and (still := still_parameters(case)):
         return misfit_without(case, x, y, still)
-    return found
+    return misfit
 
 
 def still_parameters(case: Case) -> list[str]:
@@ -169,14 +169,14 @@ def direction(case: Case, gradient: np.ndarray, weights: np.ndarray) -> np.ndarr
 
     It is zero for tokens without a gradient: those that are not read, and torch's ``padding_idx``.
     """
-    found = case.rng.standard_normal(gradient.shape, np.float32)
+    noise = case.rng.standard_normal(gradient.shape, np.float32)
     size = rms(gradient)
     if gradient.ndim == 2 and len(gradient) == case.vocab_size:
-        found *= gradient.any(axis=1, keepdims=True)
+        noise *= gradient.any(axis=1, keepdims=True)
     if gradient.ndim == 2 and size:
         for axis in (0, 1):
-            found /= np.sqrt(np.mean(np.square(gradient), axis=axis, keepdims=True)) / size + 0.03
-    return found * np.float32((rms(weights) or 0.1) / (rms(found) or 1))
+            noise /= np.sqrt(np.mean(np.square(gradient), axis=axis, keepdims=True)) / size + 0.03
+    return noise * np.float32((rms(weights) or 0.1) / (rms(noise) or 1))
 
 
 def difference(case: Case, x: np.ndarray, y: np.ndarray, point: Parameters, part: Parameters, h: float) -> float:

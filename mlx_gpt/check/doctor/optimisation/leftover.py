@@ -14,7 +14,7 @@ from mlx_gpt.check.doctor.optimisation.updates import apart, are_equal, as_vecto
 SHARE = 1.02, 1.1  # of signs that follow the earlier batch, in ``carried_over``: where updates repeat, and elsewhere
 
 
-def left_over(case: Case, one: Batch, two: Batch) -> Found:
+def left_over(case: Case, first: Batch, second: Batch) -> Found:
     """Return the finding if the first update of a fresh optimizer depends on the batches of steps before it.
 
     In a healthy step it does not, exactly. Where dropout does not repeat with a seed, updates after steps on other rows
@@ -24,10 +24,10 @@ def left_over(case: Case, one: Batch, two: Batch) -> Found:
     """
     if not case.has("new_step"):
         return None
-    after_other = update_after(case, one, one, one, two, fresh=True)
-    if are_equal(after_other, update_after(case, two, fresh=True)):
+    after_other = update_after(case, first, first, first, second, fresh=True)
+    if are_equal(after_other, update_after(case, second, fresh=True)):
         return None
-    after_same, again = (update_after(case, *[two] * n, two, fresh=True) for n in (12, 0))
+    after_same, again = (update_after(case, *[second] * n, second, fresh=True) for n in (12, 0))
     measured, noise = apart(after_other, after_same), apart(after_same, again)
     if not (measured >= 0.2 and measured >= 3 * noise):  # nor NaN
         return None
@@ -35,7 +35,7 @@ def left_over(case: Case, one: Batch, two: Batch) -> Found:
     return added_up(measured, noise, what)
 
 
-def carried_over(case: Case, one: Batch, two: Batch, repeats: bool) -> Found:
+def carried_over(case: Case, first: Batch, second: Batch, repeats: bool) -> Found:
     """Return the finding if an optimizer's second update contains the gradient of the first batch beyond momentum.
 
     Momentum gives an earlier gradient at most the weight of the present one. So where the updates of two batches have
@@ -44,8 +44,8 @@ def carried_over(case: Case, one: Batch, two: Batch, repeats: bool) -> Found:
     up they sum to more (Lion 1.04, Adam 1.18 and more). Without momentum the second update is then the sum of the
     updates of both batches, with equal weights within 0.2 %.
     """
-    own = np.stack([as_vector(update_after(case, batch)) for batch in (one, two)])
-    later = np.stack([as_vector(update_after(case, *pair)) for pair in ((one, two), (two, one))])
+    own = np.stack([as_vector(update_after(case, batch)) for batch in (first, second)])
+    later = np.stack([as_vector(update_after(case, *pair)) for pair in ((first, second), (second, first))])
     opposite = own[0] * own[1] < 0
     if not (opposite.any() and np.isfinite(own).all() and np.isfinite(later).all()):
         return None
@@ -70,19 +70,20 @@ def added_up(measured: float, expected: float, what: str) -> Found:
     }
 
 
-def wiped(case: Case, one: Batch, two: Batch) -> Found:
+def wiped(case: Case, first: Batch, second: Batch) -> Found:
     """Return the finding if a step that moves the parameters at every n-th call uses the last batch only.
 
     Its update is then exactly the same with other batches before the last: each call clears the gradients before it.
     """
     with case.parameters_restored():
         step = fresh_step(case)
-        calls = [calls_to_move(case, step, one) for _ in range(3)]
+        calls = [calls_to_move(case, step, first) for _ in range(3)]
     n = calls[1]
     if n < 2 or n != calls[2]:  # a learning rate of 0 at first
         return None
     same, other, last = (
-        update_after(case, *[earlier] * (n - 1), batch) for earlier, batch in ((one, one), (two, one), (one, two))
+        update_after(case, *[earlier] * (n - 1), batch)
+        for earlier, batch in ((first, first), (second, first), (first, second))
     )
     if not are_equal(same, other) or are_equal(same, last):
         return None

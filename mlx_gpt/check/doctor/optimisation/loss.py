@@ -28,7 +28,7 @@ IN_TRAINING = ("learning-rate-too-high", "learning-rate-too-low", "cannot-memori
 BY_DENOMINATOR = ("initial-loss-off", "reported-loss-differs", "accumulation-differs", *IN_TRAINING)
 
 
-def normalisation(case: Case, found: list[Line]) -> str | None:
+def normalisation(case: Case, by_shape: list[Line]) -> str | None:
     """Return what the loss is in place of the mean, if its slopes at both shapes tell; else None."""
     V = case.vocab_size
     for name, factor in {
@@ -39,9 +39,9 @@ def normalisation(case: Case, found: list[Line]) -> str | None:
     }.items():
         shift = case.once(loss_shift)
         sizes = np.array([factor(p.y.shape[1], p.y.shape[2] - shift) for p in case.once(loss_probes)])
-        slopes = np.array([one.slope for one in found])
+        slopes = np.array([line.slope for line in by_shape])
         fits = any(np.allclose(slopes, unit * sizes, rtol=0.01) for unit in UNITS.values())
-        if fits and not np.allclose(sizes, 1) and all(one.through_zero for one in found):
+        if fits and not np.allclose(sizes, 1) and all(line.through_zero for line in by_shape):
             return name
     return None
 
@@ -87,9 +87,9 @@ def ignored_token(case: Case) -> tuple[int, float] | None:
     B, T, shift = probe_rows(case, 4), probe_length(case), case.once(loss_shift)
     if not has_ids(case, "train_ids") or B * (T - shift) < 4 or T - shift < 2:
         return None
-    ids, found = case.once(train_ids), case.once(lines)[0]
+    ids, line = case.once(train_ids), case.once(lines)[0]
     apart = ids[1:-1][(ids[1:-1] != ids[:-2]) & (ids[1:-1] != ids[2:])]
-    slope, offset = (found.slope, found.offset) if found.close else (1.0, 0.0)
+    slope, offset = (line.slope, line.offset) if line.close else (1.0, 0.0)
     x = case.ids(B, T)
     costs = negative_logprobs(case.logits(x))
     pair = [int(token) for token in (costs[0, 1].argmin(), costs[0, 1].argmax())]
@@ -99,7 +99,7 @@ def ignored_token(case: Case) -> tuple[int, float] | None:
             continue
         y = np.full((2, B, T), token, np.int32)
         y[:, 0, 1] = pair
-        measured = [case.number("loss", x, np.roll(one, shift, axis=1)) for one in y]
+        measured = [case.number("loss", x, np.roll(targets, shift, axis=1)) for targets in y]
         if token not in pair and np.abs(measured - predicted).max() < 0.2 * abs(np.ptp(predicted)):
             return int(token), n / len(ids)
     return None
@@ -107,10 +107,10 @@ def ignored_token(case: Case) -> tuple[int, float] | None:
 
 def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
     """Return the code and the finding for a loss that is not the mean cross-entropy."""
-    found = case.once(lines)
-    close = all(one.close for one in found)
-    slopes = [one.slope for one in found]
-    name = normalisation(case, found) if close else None
+    by_shape = case.once(lines)
+    close = all(line.close for line in by_shape)
+    slopes = [line.slope for line in by_shape]
+    name = normalisation(case, by_shape) if close else None
     if ignored := ignored_token(case):
         token, share = ignored
         text = f" ({decoded(case, [token])!r})" if case.has("decode") else ""
@@ -122,7 +122,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
             "evidence": {"ignored": token, "share": share},
             "explains": (*BY_DENOMINATOR, "future-leak-in-gradient"),  # other targets change how many count
         }
-    if close and normal(found) and not name:
+    if close and normal(by_shape) and not name:
         return None
     if name:
         return "loss-not-the-mean", {
@@ -132,7 +132,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
             "remedy": "divide the sum of the cross-entropies by the number of targets that count",
             "evidence": {"factors": slopes, "shapes": [list(p.y.shape[1:]) for p in case.once(loss_probes)]},
         }
-    misplaced = any(one.misplaced for one in found)
+    misplaced = any(line.misplaced for line in by_shape)
     weights = None if close or misplaced else position_weights(case)
     if weights is not None:
         share = weights / weights.sum()
@@ -144,7 +144,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
             "remedy": "average over all rows and positions whose targets count",
             "evidence": {"weights": weights.tolist()},
         }
-    probe, unit = case.once(loss_probes)[0], unit_of(found)
+    probe, unit = case.once(loss_probes)[0], unit_of(by_shape)
     return "loss-not-cross-entropy", {
         "measured": slopes[0],
         "expected": 1.0,
@@ -152,7 +152,7 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
         + (
             f": it is in {unit}, so that the first loss is not ln V and gradients are that many times too large"
             if unit
-            else f", beside {found[0].offset:.3g} that does not depend on the targets"
+            else f", beside {by_shape[0].offset:.3g} that does not depend on the targets"
             if close
             else ", but does not follow it where targets change places: they are compared with other positions' logits"
             if misplaced
@@ -165,8 +165,8 @@ def loss_verdict(case: Case) -> tuple[str, dict[str, Any]] | None:
 
 
 def of_verdict(case: Case, code: str) -> Found:
-    found = case.once(loss_verdict)
-    return found[1] if found is not None and found[0] == code else None
+    verdict = case.once(loss_verdict)
+    return verdict[1] if verdict is not None and verdict[0] == code else None
 
 
 @check(

@@ -137,37 +137,37 @@ def readings(case: Case, probe: LossProbe) -> Iterator[tuple[np.ndarray, np.ndar
 
 def lines(case: Case) -> list[Line]:
     """Return the line for each probe, by the first definition of the loss that fits, else the closest."""
-    found: list[list[Line]] = []
+    by_reading: list[list[Line]] = []
     for readings_of_probes in zip(*(readings(case, probe) for probe in case.once(loss_probes)), strict=False):
         if any(np.isnan(means).any() or np.ptp(means) < 1e-3 for _, means in readings_of_probes):
             continue
         errors = [probe.error for probe in case.once(loss_probes)]
         pairs = zip(readings_of_probes, errors, strict=True)
-        found.append([line(losses, means, error) for (losses, means), error in pairs])
-        if all(one.close for one in found[-1]) and normal(found[-1]):
-            return found[-1]
-    if not found:
+        by_reading.append([line(losses, means, error) for (losses, means), error in pairs])
+        if all(fit.close for fit in by_reading[-1]) and normal(by_reading[-1]):
+            return by_reading[-1]
+    if not by_reading:
         raise NotApplicable("a model whose logits differ between tokens")
-    return next((one for one in found if all(each.close for each in one)), found[0])
+    return next((fits for fits in by_reading if all(fit.close for fit in fits)), by_reading[0])
 
 
-def unit_of(found: list[Line]) -> str | None:
+def unit_of(fits: list[Line]) -> str | None:
     """Return the unit of a loss that is a mean cross-entropy in another unit than nats."""
-    if not all(one.close and one.through_zero for one in found):
+    if not all(fit.close and fit.through_zero for fit in fits):
         return None
-    fits = (unit for unit, size in UNITS.items() if all(abs(one.slope / size - 1) <= UNIT for one in found))
-    return next((unit for unit in fits if unit != "nats"), None)
+    units = (unit for unit, size in UNITS.items() if all(abs(fit.slope / size - 1) <= UNIT for fit in fits))
+    return next((unit for unit in units if unit != "nats"), None)
 
 
-def normal(found: list[Line]) -> bool:
+def normal(fits: list[Line]) -> bool:
     """Return True if the slopes are those of a mean: 1, or the same multiple of it at each shape.
 
     Other terms of a loss may add a positive offset; a negative one is a softmax without its denominator. A multiple
     that gives bits or decimal digits is a logarithm to another base, and a fault.
     """
-    slopes = np.array([one.slope for one in found])
-    if all(abs(one.slope - 1) <= one.error for one in found):
-        return all(one.offset > 0 or one.through_zero for one in found)
-    if unit_of(found):
+    slopes = np.array([fit.slope for fit in fits])
+    if all(abs(fit.slope - 1) <= fit.error for fit in fits):
+        return all(fit.offset > 0 or fit.through_zero for fit in fits)
+    if unit_of(fits):
         return False
-    return len(found) > 1 and np.allclose(slopes, slopes[0], rtol=0.01) and all(one.through_zero for one in found)
+    return len(fits) > 1 and np.allclose(slopes, slopes[0], rtol=0.01) and all(fit.through_zero for fit in fits)

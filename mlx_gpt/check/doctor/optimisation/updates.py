@@ -43,12 +43,12 @@ def halves(x: np.ndarray, y: np.ndarray) -> tuple[Batch, Batch]:
     return (x[rows], y[rows]), (x[rows + n], y[rows + n])
 
 
-def are_equal(one: Parameters, two: Parameters) -> bool:
-    return all(np.array_equal(one[name], two[name]) for name in one)
+def are_equal(first: Parameters, second: Parameters) -> bool:
+    return all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def minus(one: Parameters, two: Parameters) -> Parameters:
-    return {name: one[name] - two[name] for name in one}
+def minus(first: Parameters, second: Parameters) -> Parameters:
+    return {name: first[name] - second[name] for name in first}
 
 
 def as_vector(update: Parameters) -> np.ndarray:
@@ -59,15 +59,15 @@ def as_vector(update: Parameters) -> np.ndarray:
 
 def along(update: Parameters, base: Parameters) -> tuple[float, float]:
     """Return the factor by which ``base`` is nearest to ``update``, and the size of the rest relative to ``base``."""
-    one, two = as_vector({name: update[name] for name in base}), as_vector(base)
-    square = float(two @ two)
+    first, second = as_vector({name: update[name] for name in base}), as_vector(base)
+    square = float(second @ second)
     if not square:
         return 0.0, np.inf
-    ratio = float(one @ two) / square
-    return ratio, float(np.linalg.norm(one - ratio * two)) / square**0.5
+    ratio = float(first @ second) / square
+    return ratio, float(np.linalg.norm(first - ratio * second)) / square**0.5
 
 
-def apart(one: Parameters, two: Parameters) -> float:
+def apart(first: Parameters, second: Parameters) -> float:
     """Return the distance of two updates relative to the longer one."""
-    a, b = as_vector(one), as_vector(two)
+    a, b = as_vector(first), as_vector(second)
     return float(np.linalg.norm(a - b) / (max(np.linalg.norm(a), np.linalg.norm(b)) or 1))

@@ -87,7 +87,7 @@ def without_effect(case: Case) -> list[str]:
     ids, values = generic_ids(case), with_units_on(case)
     parts = parts_of(values, case)
     end = (1 - SHARE) * case.seconds_left()
-    found: list[str] = []
+    idle: list[str] = []
     with loaded(case, values):
         before = case.logits(ids)
         if not np.isfinite(before).all():
@@ -99,13 +99,13 @@ def without_effect(case: Case) -> list[str]:
         for part, names in parts.items():
             if case.seconds_left() < end:
                 break
-            if any(part.startswith((outer + ".", outer + "/")) for outer in found):
+            if any(part.startswith((outer + ".", outer + "/")) for outer in idle):
                 continue
             case.load({**values, **{name: drawn(case, values[name]) for name in names}})
             effect = np.abs(case.logits(ids) - before).max() / before.std()
             if effect <= EQUAL and all(not np.array_equal(kept[name], current(case)[name]) for name in names):
-                found.append(part)
-    return without_queries_and_keys(found, values)
+                idle.append(part)
+    return without_queries_and_keys(idle, values)
 
 
 def with_units_on(case: Case) -> Arrays:

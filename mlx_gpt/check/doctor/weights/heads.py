@@ -67,8 +67,8 @@ def heads_mixed_up(case: Case) -> Found:
     return described(found)
 
 
-def described(found: dict[str, str | None]) -> Found:
-    mixed = {label: mistake for label, mistake in found.items() if mistake}
+def described(mistakes: dict[str, str | None]) -> Found:
+    mixed = {label: mistake for label, mistake in mistakes.items() if mistake}
     if not mixed:
         return None
     return {

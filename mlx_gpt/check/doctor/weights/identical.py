@@ -22,20 +22,20 @@ def identical_heads(case: Case) -> Found:
     where each head has its own matrix, these are equal. Equal is a distance from the first head's part below 0.05 of
     its norm; in healthy layers, initialised or trained, the distance is 1.2 and more.
     """
-    found: dict[str, int] = {}
+    copies: dict[str, int] = {}
     for label, names in layers_of(list(case.once(current))).items():
         layer = {name: case.once(current)[name] for name in names if is_matrix(case.once(current)[name])}
         counts = [next((len(heads) for heads in stacks if heads_are_equal(heads)), 0) for stacks in head_stacks(layer)]
         if sum(count > 0 for count in counts) >= 2:
-            found[label] = max(counts)
-    if not found:
+            copies[label] = max(counts)
+    if not copies:
         return None
     return {
-        "measured": list(found),
+        "measured": list(copies),
         "expected": "different weights for each head",
-        "why": f"in {', '.join(found)} all heads have the same weights, so that they compute the same",
+        "why": f"in {', '.join(copies)} all heads have the same weights, so that they compute the same",
         "remedy": "draw the initial weights of all heads at once, never one head's repeated or broadcast",
-        "evidence": {"heads": found},
+        "evidence": {"heads": copies},
     }
 
 

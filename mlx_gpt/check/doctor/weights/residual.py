@@ -86,8 +86,8 @@ def stream_lost(case: Case) -> dict[str, Any] | None:
 
     def is_lost(names: list[str]) -> bool:
         with loaded(case, {**values, **{name: np.zeros_like(values[name]) for name in names}}):
-            one, two = case.logits(ids), case.logits(others(case, ids[0])[None])
-        return largest(between(one, two)) <= EQUAL * max(float(one.std()), 1.0)
+            first, second = case.logits(ids), case.logits(others(case, ids[0])[None])
+        return largest(between(first, second)) <= EQUAL * max(float(first.std()), 1.0)
 
     if not layers or is_lost([]) or not is_lost([name for names in layers.values() for name in names]):
         return None

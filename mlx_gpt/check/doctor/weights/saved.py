@@ -57,15 +57,15 @@ def reload_differs(case: Case) -> Found:
     Measured is the root mean square of the difference over the logits' standard deviation. A fault above 1e-4 (saved
     completely: 0; another order of float32 operations: 1e-6), unless rounded weights explain it: ``precision-loss``.
     """
-    found = case.once(reloaded)
-    if found.difference <= ROUNDING or case.once(rounded_to) is not None:
+    other = case.once(reloaded)
+    if other.difference <= ROUNDING or case.once(rounded_to) is not None:
         return None
-    again = case.logits(found.ids, "reload", found.forward)
-    random = not np.allclose(again, found.again, rtol=1e-4, atol=1e-5, equal_nan=True)
+    again = case.logits(other.ids, "reload", other.forward)
+    random = not np.allclose(again, other.again, rtol=1e-4, atol=1e-5, equal_nan=True)
     return {
-        "measured": found.difference,
+        "measured": other.difference,
         "expected": 0,
-        "why": f"the reloaded model's logits differ by {found.difference:.2g} of their standard deviation"
+        "why": f"the reloaded model's logits differ by {other.difference:.2g} of their standard deviation"
         + (", and from call to call" if random else ""),
         "remedy": "call eval() on the reloaded model"
         if random
@@ -81,16 +81,16 @@ def rounded_to(case: Case) -> str | None:
     model's, and at least a quarter of its size. Where parameters cannot be loaded, a difference below 2e-2 is taken for
     rounding.
     """
-    found = case.once(reloaded)
-    if found.difference <= ROUNDING or not np.isfinite(found.difference):
+    other = case.once(reloaded)
+    if other.difference <= ROUNDING or not np.isfinite(other.difference):
         return None
     if not case.has("parameters", "load_parameters"):
-        return "half precision" if found.difference < 2e-2 else None
-    difference = (found.again - found.logits).ravel()
+        return "half precision" if other.difference < 2e-2 else None
+    difference = (other.again - other.logits).ravel()
     total = float(np.linalg.norm(difference))
     for name, rounded in (("float16", to_float16), ("bfloat16", to_bfloat16)):
         with loaded(case, {key: rounded(array) for key, array in case.once(current).items()}):
-            effect = (case.logits(found.ids) - found.logits).ravel()
+            effect = (case.logits(other.ids) - other.logits).ravel()
         size = float(np.linalg.norm(effect))
         if 4 * size > total and float(effect @ difference) > 0.2 * size * total:
             return name

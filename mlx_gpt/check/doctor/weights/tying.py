@@ -78,17 +78,17 @@ def shared(case: Case) -> list[set[str]]:
     return groups
 
 
-def equal_tables(case: Case, one: str, two: str) -> bool:
-    return np.array_equal(rows(case, one), rows(case, two))
+def equal_tables(case: Case, first: str, second: str) -> bool:
+    return np.array_equal(rows(case, first), rows(case, second))
 
 
-def is_same(case: Case, one: str, two: str) -> bool:
-    if not equal_tables(case, one, two):
+def is_same(case: Case, first: str, second: str) -> bool:
+    if not equal_tables(case, first, second):
         return False
-    for name in (one, two):
+    for name in (first, second):
         with loaded(case, with_row(case, {name}, 0)):
             after = current(case)
-        if not np.array_equal(after[one], after[two]):
+        if not np.array_equal(after[first], after[second]):
             return False
     return True
 
@@ -138,7 +138,7 @@ def untied(case: Case, head: str, embedding: str) -> Found:
     }
 
 
-def diverge(case: Case, one: str, two: str) -> bool:
+def diverge(case: Case, first: str, second: str) -> bool:
     """Return True if a step, or else the gradient, differs between two equal tables; or if neither is given."""
     ids = own_text_or_random(case, 1 if case.one_row else 2, min(case.n_positions, 32) + 1)
     x, y = ids[:, :-1].copy(), ids[:, 1:].copy()
@@ -147,18 +147,18 @@ def diverge(case: Case, one: str, two: str) -> bool:
             step = case.call("new_step") if case.has("new_step") else case.given["step"]
             case.number("step", x, y, function=step)
             after = current(case)
-        if not np.array_equal(after[one], case.once(current)[one]):
-            return not np.array_equal(after[one], after[two])
+        if not np.array_equal(after[first], case.once(current)[first]):
+            return not np.array_equal(after[first], after[second])
     if case.has("gradient"):
         grads = case.arrays("gradient", x, y)
-        return one in grads and two in grads and not np.array_equal(grads[one], grads[two])
+        return first in grads and second in grads and not np.array_equal(grads[first], grads[second])
     return True
 
 
 def reloaded_apart(case: Case, head: str) -> Found:
     """Return the finding if the reloaded model has the same hidden states, but another table as its head."""
-    found = case.once(reloaded)
-    if found.difference <= ROUNDING or case.once(rounded_to) is not None:
+    saved = case.once(reloaded)
+    if saved.difference <= ROUNDING or case.once(rounded_to) is not None:
         return None
     table = rows(case, head).astype(np.float64)
     V, C = table.shape
@@ -166,7 +166,7 @@ def reloaded_apart(case: Case, head: str) -> Found:
     ids = case.ids(min(2 * C, LOGITS // V) // T + 1, T)
     if V < C or ids.size < 1.2 * C:
         return None
-    logits, again = (case.logits(ids, *which).reshape(-1, V) for which in (("forward",), ("reload", found.forward)))
+    logits, again = (case.logits(ids, *which).reshape(-1, V) for which in (("forward",), ("reload", saved.forward)))
     hidden = np.c_[np.linalg.lstsq(table, logits.T.astype(np.float64), rcond=None)[0].T, np.ones(len(logits))]
     if unexplained(hidden[:, :C] @ table.T, logits) > 1e-3:
         return None  # the head is more than this table

@@ -81,13 +81,13 @@ def hidden_widths(parameters: Arrays, case: Case) -> dict[tuple[str, int], list[
     """
     tables = {size for name, array in parameters.items() if is_table(name, array, case) for size in array.shape}
     tables |= {case.vocab_size, case.n_positions}
-    found: dict[tuple[str, int], list[str]] = {}
+    hidden: dict[tuple[str, int], list[str]] = {}
     for label, names in layers_of(list(parameters)).items():
         for name in names:
             array = parameters[name]
             if is_matrix(array) and array.shape[-1] != array.shape[-2] and max(array.shape[-2:]) not in tables:
-                found.setdefault((label, max(array.shape[-2:])), []).append(name)
-    return {key: names for key, names in found.items() if len(names) > 1}
+                hidden.setdefault((label, max(array.shape[-2:])), []).append(name)
+    return {key: names for key, names in hidden.items() if len(names) > 1}
 
 
 def behind_a_gate(case: Case, names: list[str], width: int) -> bool:
