@@ -38,11 +38,11 @@ def as_numpy(array: Any) -> np.ndarray:
     return converted
 
 
-def named_arrays(found: Any) -> dict[str, np.ndarray]:
+def named_arrays(arrays: Any) -> dict[str, np.ndarray]:
     """Return a dict of arrays as NumPy. Raises ``NotNumbers`` for anything else."""
-    if not isinstance(found, Mapping):
-        raise NotNumbers(f"{type(found).__name__}; expected a dict of arrays")
-    return {str(name): as_numpy(array) for name, array in found.items()}
+    if not isinstance(arrays, Mapping):
+        raise NotNumbers(f"{type(arrays).__name__}; expected a dict of arrays")
+    return {str(name): as_numpy(array) for name, array in arrays.items()}
 
 
 def rms(values: np.ndarray) -> float:

@@ -78,8 +78,8 @@ def checked_names(arguments: Any, name: str) -> dict[str, Any]:
 
 def closest(name: str, names: list[str]) -> str:
     """Return the end of an error's message: the closest of the known names, else all of them."""
-    found = get_close_matches(name, names, n=1) or get_close_matches(name.lower(), names, n=1, cutoff=0.4)
-    return f"; did you mean {found[0]}?" if found else f"; it knows {', '.join(names)}" if names else ""
+    close = get_close_matches(name, names, n=1) or get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else f"; it knows {', '.join(names)}" if names else ""
 
 
 @contextmanager

@@ -134,7 +134,7 @@ class Report:
 
     def verdict(self) -> str:
         """Return the result in a sentence or two."""
-        numbers = {severity: sum(one.severity == severity for one in self.findings) for severity in SEVERITIES}
+        numbers = {severity: sum(finding.severity == severity for finding in self.findings) for severity in SEVERITIES}
         counts = [counted(n, severity) for severity, n in numbers.items() if n]
         late = sum(reason == TIME for reason in self.skipped.values())
         more = f" There was no time for {counted(late, 'check')}: give more minutes." if late else ""

@@ -180,11 +180,11 @@ def past_ignored(case: Case) -> Found:
     after[:, -1] = before[:, -1]
     size = effect_at_last(case, before, after)
     if size > EQUAL:
-        found = uniform_mean(case)
-        if found and case.has("parameters", "load_parameters"):  # a saturated softmax has no gradient either
+        finding = uniform_mean(case)
+        if finding and case.has("parameters", "load_parameters"):  # a saturated softmax has no gradient either
             with loaded(case, case.once(generic)):
                 return uniform_mean(case)
-        return found
+        return finding
     return {
         "measured": size,
         "expected": "above 0",

@@ -133,10 +133,10 @@ def exchange(case: Case, T: int) -> float:
     ids[2, -2] = ids[0, 0]
     for _, names in layers or [("", [])]:
         with loaded(case, alone(case, names, layers)):
-            one, exchanged, other = (case.logits(row[None])[0, -1] for row in ids)
-        scale = max(float(one.std()), 1e-30)
-        if largest(between(one, other)) / scale > CLOSE:
-            sizes.append(largest(between(one, exchanged)) / scale)
+            plain, exchanged, other = (case.logits(row[None])[0, -1] for row in ids)
+        scale = max(float(plain.std()), 1e-30)
+        if largest(between(plain, other)) / scale > CLOSE:
+            sizes.append(largest(between(plain, exchanged)) / scale)
             if sizes[-1] > CLOSE:
                 break
     if not sizes:
@@ -159,7 +159,7 @@ def rounding(case: Case) -> float:
     if case.one_row:
         return CLOSE
     ids, scale = case.ids(32, 1), case.once(steady_noise).scale
-    batch, alone = case.logits(ids), np.concatenate([case.logits(one[None]) for one in ids[:4]])
+    batch, alone = case.logits(ids), np.concatenate([case.logits(row[None]) for row in ids[:4]])
     return float(np.clip(20 * largest(between(batch[:4], alone)) / scale, 2e-5, CLOSE))
 
 

@@ -38,15 +38,15 @@ def not_deterministic(case: Case) -> Found:
 
     Threshold: 1e-6 of the logits' standard deviation; healthy models repeat bit for bit (float32, bfloat16, quantized).
     """
-    found = case.once(noise)
-    if found.relative <= equal_within(case) or not np.isfinite(found.relative):
+    calls = case.once(noise)
+    if calls.relative <= equal_within(case) or not np.isfinite(calls.relative):
         return None
     return {
-        "measured": found.relative,
+        "measured": calls.relative,
         "expected": 0,
-        "why": f"two calls with the same ids differ by {found.relative:.2g} of the logits' standard deviation",
+        "why": f"two calls with the same ids differ by {calls.relative:.2g} of the logits' standard deviation",
         "remedy": "switch to evaluation mode before generating and evaluating: model.eval() turns dropout off",
-        "evidence": {"difference": found.difference, "scale": found.scale},
+        "evidence": {"difference": calls.difference, "scale": calls.scale},
     }
 
 
@@ -81,7 +81,7 @@ def depends_on_earlier_calls(case: Case) -> Found:
     name = "forward_without_dropout" if case.has("forward_without_dropout") else "forward"
     texts = {"A": case.ids(1, T), "B": case.ids(1, T)}
     rounds = [[case.logits(texts[text], name) for text in "ABBA"] for _ in range(6)][2:]
-    after_a, after_b = [one[0] for one in rounds], [one[3] for one in rounds]  # the logits of A
+    after_a, after_b = [logits[0] for logits in rounds], [logits[3] for logits in rounds]  # the logits of A
     scale = case.once(steady_noise).scale
     if case.once(noise).relative > EQUAL and case.once(repeats_with_seed):
         return None  # random, without state
@@ -112,4 +112,4 @@ def recurs(case: Case, ids: np.ndarray, name: str, tolerance: float) -> bool:
 
 
 def mean_square(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    return float(np.mean([np.square(between(one, two)).mean() for one, two in pairs]))
+    return float(np.mean([np.square(between(first, second)).mean() for first, second in pairs]))

@@ -54,7 +54,7 @@ def reported_loss_differs(case: Case) -> Found:
 
 def differs(case: Case, loss: Loss, values: list[float], change: float) -> Found:
     margin = (2 if loss.whole else 6) * loss.error + 0.05 + 0.02 * loss.mean + change
-    plain, means = case.once(anywhere), [one.mean for one in case.once(at_documents)]
+    plain, means = case.once(anywhere), [at_document.mean for at_document in case.once(at_documents)]
     low, high = min([plain.late, plain.mean, *means]) - margin, max([plain.mean, *means]) + margin
     if any(low <= value <= high for value in values):
         return None

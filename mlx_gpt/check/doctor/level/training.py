@@ -41,8 +41,8 @@ def undertrained(case: Case) -> Found:
     loss = case.once(validation_loss) if rungs else None
     n_parameters = sum(array.size for array in case.arrays("parameters").values()) if case.has("parameters") else 0
     per_step = tokens_per_step(case)
-    if rungs and loss and (found := above_counting(rows, rungs, loss.mean, loss.error, n_parameters, per_step)):
-        return found
+    if rungs and loss and (finding := above_counting(rows, rungs, loss.mean, loss.error, n_parameters, per_step)):
+        return finding
     return still_falling(rows, log(case.vocab_size), n_parameters, per_step)
 
 
@@ -144,8 +144,8 @@ def overfitted(case: Case) -> Found:
     after subtracting the difference of both texts for a bigram model; the published character model of tiny Shakespeare
     has 25 % at its best step.
     """
-    if found := risen(case.once(metrics)):
-        return found
+    if finding := risen(case.once(metrics)):
+        return finding
     if not (has_ids(case, "val_ids") and has_ids(case, "train_ids")):
         if case.given.get("metrics"):
             return None

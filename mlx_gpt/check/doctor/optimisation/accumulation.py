@@ -60,8 +60,8 @@ def of_gradient(case: Case) -> Found:
         with seeded(0):
             return floating(case.arrays("gradient", x.copy(), y.copy()))
 
-    found = of_mean(case, gradient, 1.0, "the gradient")
-    return found and {**found, "explains": (*IN_TRAINING, "future-leak-in-gradient")}
+    finding = of_mean(case, gradient, 1.0, "the gradient")
+    return finding and {**finding, "explains": (*IN_TRAINING, "future-leak-in-gradient")}
 
 
 def of_step(case: Case) -> Found:
@@ -73,8 +73,8 @@ def of_step(case: Case) -> Found:
     pair = halves(x, y) if len(x) > 1 else None
     if not all(any(part.any() for part in update.values()) for update in case.once(first_steps).updates):
         return pair and wiped(case, *pair)
-    if pair and (found := left_over(case, *pair)):
-        return found
+    if pair and (finding := left_over(case, *pair)):
+        return finding
     base = update_after(case, (x, y))
     repeats = are_equal(base, update_after(case, (x, y)))
     steady = repeats and are_equal(base, update_after(case, (x, y), seed=1))
@@ -84,12 +84,12 @@ def of_step(case: Case) -> Found:
         updates = [update_after(case, (x, y), seed=seed) for seed in seeds]
         return {name: np.mean([update[name] for update in updates], axis=0) for name in updates[0]}
 
-    found, rate = None, case.given.get("learning_rate", 0)
+    finding, rate = None, case.given.get("learning_rate", 0)
     with suppress(CallFailed):  # a step for fewer rows
-        found = of_mean(case, update, -rate, "the update over the learning rate") if repeats else None
+        finding = of_mean(case, update, -rate, "the update over the learning rate") if repeats else None
     base = base if steady else update(x, y)
-    found = found or longer_for_twice(update, x, y, base, steady) or (pair and carried_over(case, *pair, repeats))
-    return found or multiple_of_gradient(case, base, steady)
+    finding = finding or longer_for_twice(update, x, y, base, steady) or (pair and carried_over(case, *pair, repeats))
+    return finding or multiple_of_gradient(case, base, steady)
 
 
 def probe_batch(case: Case) -> Batch:

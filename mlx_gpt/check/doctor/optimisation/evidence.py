@@ -133,7 +133,7 @@ def first_steps(case: Case) -> FirstSteps:
         updates: list[Parameters] = []
         losses: list[float] = []
         while len(updates) < 3 or (
-            len(updates) < MOST_CALLS and not any(u.any() for one in updates for u in one.values())
+            len(updates) < MOST_CALLS and not any(u.any() for update in updates for u in update.values())
         ):
             losses.append(step(x, y))
             if not np.isfinite(losses[0]) and not np.isnan(logits).any():

@@ -72,7 +72,7 @@ def loss_probe(case: Case, rows: int, T: int) -> LossProbe:
     levels = [order[..., int(q * (case.vocab_size - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]
     mixed = [np.where(case.rng.random((rows, T)) < 0.5, levels[0], levels[-1]) for _ in range(6)]
     y = np.roll(np.stack([*levels, *mixed, *moved_targets(costs[0])]).astype(np.int32), shift, axis=2)
-    values = np.array([[case.number("loss", x, one.copy()) for _ in range(calls)] for one in y])
+    values = np.array([[case.number("loss", x, targets.copy()) for _ in range(calls)] for targets in y])
     finite = np.isfinite(values).all(axis=1)  # else all targets may be an id that is ignored
     if finite[:-2].sum() < 6:
         raise NotApplicable("a finite loss")

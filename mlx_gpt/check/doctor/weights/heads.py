@@ -58,13 +58,13 @@ def heads_mixed_up(case: Case) -> Found:
         if looks_causal(case, ids[:, :12]):
             return None
     end = (1 - SHARE) * case.seconds_left()
-    found = {}
+    mistakes = {}
     for label, names in layers or [("the model", list(case.once(generic)))]:
         with loaded(case, alone(case, names, layers)):
-            found[label] = match(case, ids, depth=1) or across_heads(case, ids, names)
+            mistakes[label] = match(case, ids, depth=1) or across_heads(case, ids, names)
         if case.seconds_left() < end:
             break
-    return described(found)
+    return described(mistakes)
 
 
 def described(mistakes: dict[str, str | None]) -> Found:

@@ -52,13 +52,14 @@ def residual_after_norm(case: Case) -> dict[str, Any] | None:
     head. Larger embeddings outweigh what the blocks add, which changes the logits, unless the stream is normalised.
     """
     require_steady(case)
-    if found := stream_lost(case):
-        return found
+    if finding := stream_lost(case):
+        return finding
     module = module_of(case)
     if module is None:
         return scale_forgotten(case)
-    blocks = {name: one for name, one in named_modules(module) if sum(map(is_weight, arrays_of(one))) >= 2 and name}
-    listed = {name: one for name, one in blocks.items() if re.search(r"\d$", name)}
+    parts = {name: part for name, part in named_modules(module) if name}
+    blocks = {name: part for name, part in parts.items() if sum(map(is_weight, arrays_of(part))) >= 2}
+    listed = {name: block for name, block in blocks.items() if re.search(r"\d$", name)}
     growth = growths(case, module, listed or blocks)
     if not growth:
         return scale_forgotten(case)
@@ -112,20 +113,21 @@ def scale_forgotten(case: Case) -> dict[str, Any] | None:
     values = case.once(generic)
     inner = {name for names in layers_of([*values]).values() for name in names}
     sizes = {case.vocab_size, case.n_positions}
-    tables = [name for name, one in values.items() if name not in inner and one.ndim == 2 and sizes & {*one.shape}]
+    outside = {name: value for name, value in values.items() if name not in inner}
+    tables = [name for name, value in outside.items() if value.ndim == 2 and sizes & {*value.shape}]
     width = {size for name in tables for size in values[name].shape} - {case.vocab_size}
-    norms = [name for name, one in values.items() if name not in inner and one.ndim == 1 and {*one.shape} <= width]
+    norms = [name for name, value in outside.items() if value.ndim == 1 and {*value.shape} <= width]
     if not (inner and tables and norms):
         raise NotApplicable("a module, or names of parameters that tell embeddings, blocks and the last norm apart")
-    ids, found = generic_ids(case), []
-    heads = {name: np.zeros_like(one) for name, one in values.items() if one.shape == (case.vocab_size,)}
+    ids, outputs = generic_ids(case), []
+    heads = {name: np.zeros_like(value) for name, value in values.items() if value.shape == (case.vocab_size,)}
     for scale, outer, blocks in ((10, 1, 1), (SCALE, 1, 1), (SCALE, 2, 1), (SCALE, 1, -2)):
         scaled = {name: scale * values[name] / rms(values[name]) for name in tables}
         changed = {name: blocks * values[name] for name in inner} | {name: outer * values[name] for name in norms}
         with loaded(case, {**values, **heads, **scaled, **changed}):
             logits = case.logits(ids)
-        found.append((logits - logits.mean(axis=-1, keepdims=True)) / logits.std(axis=-1, keepdims=True))
-    *moved, by_blocks = [rms(one - found[0]) for one in found[1:]]
+        outputs.append((logits - logits.mean(axis=-1, keepdims=True)) / logits.std(axis=-1, keepdims=True))
+    *moved, by_blocks = [rms(output - outputs[0]) for output in outputs[1:]]
     if not max(moved) < FORGOTTEN < by_blocks:
         return None
     return {
@@ -158,10 +160,10 @@ def growths(case: Case, module: Any, blocks: dict[str, Any]) -> dict[str, float]
     outputs = probe(full)
     hollow = probe({name: np.zeros_like(array) if is_matrix(array) else array for name, array in full.items()})
     growth = {}
-    for name, (one, scaled) in outputs.items():
+    for name, (output, scaled) in outputs.items():
         if name in hollow and varies(hollow[name][0]):
             with loaded(case, full):
-                vectors = [as_numpy(array) for array in arrays_of(blocks[name]) if array.shape == one.shape[-1:]]
+                vectors = [as_numpy(array) for array in arrays_of(blocks[name]) if array.shape == output.shape[-1:]]
             growth[name] = 1.0 if is_normalised(scaled, vectors) else rms(scaled) / SCALE
     return growth
 
@@ -181,9 +183,9 @@ def watcher(streams: dict[str, Any], outputs: dict[str, list[np.ndarray]]) -> Ca
         try:
             unit = x / max(rms(as_numpy(x)), 1e-30)
             tries = [call(unit * scale, *same(arguments[1:]), **same(settings)) for scale in (1.0, SCALE)]
-            found = [as_numpy(one[0] if isinstance(one, (tuple, list)) else one) for one in tries]
-            if all(one.shape == tuple(x.shape) and np.isfinite(one).all() for one in found):
-                outputs[name] = found
+            arrays = [as_numpy(output[0] if isinstance(output, (tuple, list)) else output) for output in tries]
+            if all(array.shape == tuple(x.shape) and np.isfinite(array).all() for array in arrays):
+                outputs[name] = arrays
         except Exception:  # a block that cannot be called by itself is not measured
             outputs.pop(name, None)
         finally:

@@ -35,8 +35,8 @@ def head_not_tied(case: Case) -> Found:
     for head in heads:
         for other in groups:
             alike = other not in heads and rows(case, min(other)).shape == rows(case, min(head)).shape
-            if alike and (found := untied(case, min(head), min(other))) is not None:
-                return found
+            if alike and (finding := untied(case, min(head), min(other))) is not None:
+                return finding
     if case.has("reload") and heads and not any(group not in heads for group in groups):
         return reloaded_apart(case, min(heads[0]))
     return None
@@ -115,11 +115,11 @@ def means_to_tie(case: Case) -> str | None:
 
 def untied(case: Case, head: str, embedding: str) -> Found:
     """Return the finding for a head and an embedding of its shape in two arrays."""
-    one, two = rows(case, head), rows(case, embedding)
-    cosine = float(np.vdot(one, two) / max(float(np.linalg.norm(one) * np.linalg.norm(two)), 1e-30))
+    first, second = rows(case, head), rows(case, embedding)
+    cosine = float(np.vdot(first, second) / max(float(np.linalg.norm(first) * np.linalg.norm(second)), 1e-30))
     flag = means_to_tie(case)
     if equal_tables(case, head, embedding):
-        if not one.any() or not diverge(case, head, embedding):
+        if not first.any() or not diverge(case, head, embedding):
             return None
         why = f"{head} and {embedding} are two arrays with equal values, which differ after one training step"
     elif flag:
