@@ -32,11 +32,15 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Probe:
-    """Prompts and settings for draws, and the explanations of these, which have the same order in all probes."""
+    """Prompts and settings for draws, and the explanations of these, which have the same order in all probes.
+
+    ``tells``: places of the explanations that the draws tell apart from others; empty for all of them.
+    """
 
     prompts: list[list[int]]
     settings: dict[str, Any]
     explanations: Sequence[Explanation]
+    tells: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -100,17 +104,21 @@ def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tupl
 def weigh(
     case: Case, probes: Sequence[Probe], read: Read, rivals: Sequence[Read] = (), n: int = 6, most: int = 480
 ) -> Answer:
-    """Draw with each probe in turn until one explanation is left, at most ``most`` times with each.
+    """Draw with each probe that tells in turn until one explanation is left, at most ``most`` times with each.
 
     ``n``: ids of a call. ``read`` computes the logits of draws after the text that the sampler reads, and ``rivals``
     those after texts that it may read as well: a fault must explain the draws better than right rules do with these.
     """
     explanations = probes[0].explanations
     drawn: list[list[Draws]] = [[] for _ in probes]
-    scores = np.zeros(len(explanations))
+    scores, short = np.zeros(len(explanations)), False
+    near = {*range(len(explanations))}  # places of the explanations that are not excluded
     while True:
         latest: list[list[Draws]] = []
         for probe, mine in zip(probes, drawn, strict=True):
+            if probe.tells and not probe.tells & near:
+                latest.append([])
+                continue
             start = len(mine) % len(probe.prompts)
             prompts = [*probe.prompts[start:], *probe.prompts[:start]]
             try:
@@ -120,10 +128,12 @@ def weigh(
                     raise
                 latest.append([])
             mine += latest[-1]
+            short = short or count(latest[-1]) < CHUNK
         scores += likelihoods(case, probes, latest, latest)
         best, gain, left = choose(scores.tolist(), explanations)
         left -= {*explanations[best].codes}
-        if not left or count(latest[-1]) < CHUNK or count(drawn[0]) >= most or case.once(is_seeded):
+        near = {*np.flatnonzero(scores > scores[best] - SURE).tolist()}
+        if not left or short or max(map(count, drawn)) >= most or case.once(is_seeded):
             break
     fit = all(fits(case, draws, probe.explanations[best].rule) for probe, draws in zip(probes, drawn, strict=True))
     answer = Answer(explanations[best], gain, fit, left, sum(map(count, drawn)))
@@ -168,7 +178,11 @@ def telling(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:
 def telling_settings(options: Sequence[Probe], rows: Sequence[Draws]) -> list[Probe]:
     """Return for each fault the option at which it differs most from right rules, on average over draws."""
     nats = np.stack([differences(probe, rows).mean(axis=1) for probe in options])  # option, fault
-    return [options[i] for i in sorted({*nats.argmax(axis=0).tolist()})]
+    faults = [i for i, explanation in enumerate(options[0].explanations) if explanation.codes and explanation.shows]
+    tells: dict[int, set[int]] = {}
+    for fault, option in zip(faults, nats.argmax(axis=0).tolist(), strict=True):
+        tells.setdefault(option, set()).add(fault)
+    return [replace(options[i], tells=frozenset(tells[i])) for i in sorted(tells)]
 
 
 def differences(probe: Probe, rows: Sequence[Draws]) -> np.ndarray:

@@ -91,7 +91,7 @@ def penalty_faults(case: Case) -> tuple[list[Finding], set[str]]:
             probes = [
                 replace(probe, prompts=prompts) for probe in telling_settings([*penalty_probes(case, base)], rows)
             ]
-            answer = ask(case, probes, n, most=1500)
+            answer = ask(case, probes, n, most=3000)
     except BudgetSpent:
         return [], {*WHYS}
     if not answer.fits:  # another rule
