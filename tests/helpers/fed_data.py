@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gpt.check.doctor import Report
+from mlx_gpt.check.doctor.arguments import ids_of
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import CHECKS
 from mlx_gpt.check.doctor.examine import run_checks
@@ -25,6 +26,7 @@ Given = dict[str, Any]
 
 def examined(given: Given) -> Report:
     given = {"n_positions": 32, **given}
+    given |= {name: ids_of(name, given[name]) for name in ("train_ids", "val_ids") if given.get(name) is not None}
     vocab_size, n_positions = given.pop("vocab_size"), given.pop("n_positions")
     return run_checks(Case(given, vocab_size, n_positions, minutes=1.0), DATA_CHECKS)
 

@@ -8,7 +8,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.check.doctor.arrays import as_numpy
+import numpy as np
+
+from mlx_gpt.check.doctor.arrays import NotNumbers, as_numpy
 from mlx_gpt.errors import UsageError
 from mlx_gpt.files import expand_user, open_file, parse_json
 
@@ -21,7 +23,7 @@ MOST_METRICS = 1 << 30  # bytes of a file
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that are not None, with numbers as Python's and ``metrics`` as a list of dicts.
+    """Return the arguments that are not None, numbers as Python's, ids as one array (N,), ``metrics`` as dicts.
 
     Raises ``TypeError``, or ``UsageError``, which is a ``ValueError``, with one line.
     """
@@ -49,7 +51,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"minutes must be above 0, not {given['minutes']!r}")
     for name in ("train_ids", "val_ids"):
         if name in arguments:
-            check_ids(name, arguments[name])
+            arguments[name] = ids_of(name, arguments[name])
     if not isinstance(arguments.get("train_text", ""), str):
         raise TypeError(f"train_text must be a str, the text itself, not {kind(arguments['train_text'])}")
     if "sample_settings" in arguments:
@@ -89,22 +91,39 @@ def number(name: str, value: Any, what: str) -> float:
     return float(converted.item())
 
 
-def check_ids(name: str, value: Any) -> None:
-    """Raise ``TypeError`` or ``UsageError`` unless ``value`` holds at least one id, or one document of ids."""
+def ids_of(name: str, value: Any) -> np.ndarray:
+    """Return the ids of a text, or of a list of documents, as one array (N,). A memory-mapped text is not read.
+
+    Raises ``TypeError`` or ``UsageError`` for anything else, or without an id.
+    """
     try:
         n = len(value)
     except TypeError:
         n = None
     if n is None or isinstance(value, (str, bytes, Mapping)):
         raise TypeError(f"{name} must be an array or list of ids, not {kind(value)}; encode the text first")
-    if not n:
-        raise UsageError(f"{name} is empty; give at least one id, or leave {name} out")
     try:
-        first = as_numpy(value[:1])
+        ids = joined(value) if n else np.zeros(0, int)
     except (TypeError, ValueError):
-        return  # documents, or what the checks of the data refuse
-    if first.dtype.kind not in "iu":
-        raise TypeError(f"{name} must hold ids, whole numbers, not {first.dtype}")
+        raise TypeError(
+            f"{name} must hold ids, whole numbers, or documents of ids, not {kind(next(iter(value)))}"
+        ) from None
+    if not ids.size:
+        raise UsageError(f"{name} is empty; give at least one id, or leave {name} out")
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold ids, whole numbers, not {ids.dtype}")
+    return ids
+
+
+def joined(value: Any) -> np.ndarray:
+    """Return an array of any shape, or documents of any lengths, as one array (N,)."""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.reshape(-1)
+    try:
+        return as_numpy(value).reshape(-1)
+    except NotNumbers:  # documents of different lengths; an empty list would be one of float64
+        documents = [as_numpy(document).reshape(-1) for document in value if len(document)]
+        return np.concatenate(documents) if documents else np.zeros(0, int)
 
 
 def names(value: Any) -> frozenset[str]:

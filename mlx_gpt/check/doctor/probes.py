@@ -66,8 +66,8 @@ def own_text_or_random(case: Case, rows: int, length: int) -> np.ndarray:
 def own_text(case: Case, rows: int, length: int) -> np.ndarray | None:
     """Return ids (rows, length) from random places of the training or validation ids; None without a usable text."""
     for name in ("train_ids", "val_ids"):
-        ids = np.asarray(case.given[name] if case.has(name) else []).reshape(-1)
-        if len(ids) > length and ids.dtype.kind in "iu":
+        ids = case.given.get(name, np.zeros(0, int))
+        if len(ids) > length:
             starts = case.rng.integers(0, len(ids) - length, rows)
             text = np.stack([ids[start : start + length] for start in starts]).astype(np.int64)
             if text.min() >= 0 and text.max() < case.vocab_size:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_gpt.check.doctor import examine
 from mlx_gpt.check.doctor.examine import make_case
+from mlx_gpt.check.doctor.probes import own_text
 
 
 def forward(ids: np.ndarray) -> np.ndarray:
@@ -31,6 +34,8 @@ TYPES = {
     "val_ids must be an array or list of ids, not str": {"val_ids": "a text"},
     "train_ids must be an array or list of ids, not generator": {"train_ids": (i for i in range(3))},
     "train_ids must hold ids, whole numbers, not float64": {"train_ids": np.array([0.5, 1.0])},
+    "val_ids must hold ids, whole numbers, not float64": {"val_ids": [[0.5, 1], [2]]},
+    "val_ids must hold ids, whole numbers, or documents of ids, not str 'one'": {"val_ids": ["one", "two"]},
     "train_text must be a str": {"train_text": ["a", "b"]},
     "sample_settings must be a set of names": {"sample_settings": "temperature"},
     "metrics must be the path": {"metrics": 5},
@@ -43,6 +48,7 @@ VALUES = {
     "minutes must be a finite number": {"minutes": float("nan")},
     "val_ids is empty": {"val_ids": np.zeros(0, np.int32)},
     "train_ids is empty": {"train_ids": []},
+    "val_ids is empty; give": {"val_ids": [[], []]},
     "sample_settings has 'temp'; expected 'temperature'": {"sample_settings": {"temp", "top_k"}},
     "sample_settings has 'topk'; expected 'top_k'": {"sample_settings": {"topk", "stop", "top_a"}},
     "metrics is empty": {"metrics": []},
@@ -90,3 +96,22 @@ def test_numbers_of_any_library_and_metrics_of_a_file_become_plain(tmp_path: Pat
     assert type(case.vocab_size) is int
     assert case.given["val_loss"] == 1.5
     assert case.given["metrics"] == [{"step": 1, "loss": 5.5}]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, mx.array])
+def test_documents_of_any_lengths_become_one_array_of_ids(kind: Callable[[list[int]], Any]) -> None:
+    documents = [[1, 2, 3], [4], [], [5, 6]]
+    case = make_case(
+        {**SOUND, "vocab_size": 9, "train_ids": [kind(part) for part in documents if part or kind is list]}
+    )
+    assert case.given["train_ids"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert (text := own_text(case, rows=4, length=2)) is not None
+    assert text.shape == (4, 2)
+
+
+def test_a_memory_mapped_text_is_not_read(tmp_path: Path) -> None:
+    np.arange(6, dtype=np.uint16).reshape(2, 3).tofile(tmp_path / "ids")
+    ids = np.memmap(tmp_path / "ids", np.uint16, "r", shape=(2, 3))
+    given = make_case({**SOUND, "val_ids": ids}).given["val_ids"]
+    assert given.shape == (6,)
+    assert np.shares_memory(given, ids)

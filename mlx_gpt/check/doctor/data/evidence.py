@@ -29,26 +29,11 @@ def val_ids(case: Case) -> np.ndarray:
     return flat_ids(case, "val_ids")
 
 
-def has_ids(case: Case, name: str) -> bool:
-    """Return True if ids were given, and at least one."""
-    return case.has(name) and len(case.given[name]) > 0
-
-
 def flat_ids(case: Case, name: str) -> np.ndarray:
-    """Return ids of any shape, or a list of documents, as one array. Raises ``NotApplicable`` for anything else."""
-    given = case.given.get(name)
-    if given is None:
+    """Return the ids of a text, the first ``MOST_IDS`` of them. Raises ``NotApplicable`` if they were not given."""
+    if not case.has(name):
         raise NotApplicable(name)
-    if isinstance(given, (list, tuple)) and given and np.ndim(given[0]) == 1:
-        given = np.concatenate([as_numpy(document) for document in given])
-    try:
-        # A memory-mapped corpus is not read whole.
-        ids = np.asarray(given[:MOST_IDS]) if isinstance(given, np.ndarray) else as_numpy(given)
-    except (TypeError, ValueError):
-        raise NotApplicable(f"{name} of integers") from None
-    ids = ids.reshape(-1)[:MOST_IDS]
-    if ids.dtype.kind not in "iu" or not ids.size:
-        raise NotApplicable(f"{name} of integers")
+    ids: np.ndarray = case.given[name][:MOST_IDS]
     return ids
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.data.evidence import batches, counted, has_ids, train_ids, val_ids
+from mlx_gpt.check.doctor.data.evidence import batches, counted, train_ids, val_ids
 from mlx_gpt.check.doctor.probes import probe_length
 
 SHIFTS = (1, 0, 2, -1, 3, -2)
@@ -140,7 +140,7 @@ def same_batch_again(case: Case) -> Found:
     rows = np.concatenate([x for x, _ in taken])
     different = len(np.unique(rows, axis=0))
     B, T = taken[0][0].shape
-    if not has_ids(case, "train_ids"):
+    if not case.has("train_ids"):
         one_batch = len(taken) >= 4 and all(np.array_equal(x, taken[0][0]) for x, _ in taken)
         one_row = B >= 4 and all((x == x[0]).all() for x, _ in taken)
         windows = len(rows) if one_batch or one_row else 0
@@ -170,10 +170,10 @@ def end_of_text_never_learned(case: Case) -> Found:
     """
     end = int(case.given["end_of_text"])
     why = None
-    if has_ids(case, "train_ids"):
+    if case.has("train_ids"):
         ids = case.once(train_ids)
         n = int((ids == end).sum())
-        if n == 0 and not (has_ids(case, "val_ids") and end in case.once(val_ids)):  # of one text, val_ids is the end
+        if n == 0 and not (case.has("val_ids") and end in case.once(val_ids)):  # of one text, val_ids is the end
             why = f"id {end} is not among {len(ids):,} training ids"
             text = case.given.get("train_text")
             if isinstance(text, str) and "<|endoftext|>" in text:
@@ -183,7 +183,7 @@ def end_of_text_never_learned(case: Case) -> Found:
         targets = sum(int((y == end).sum()) for _, y in taken)
         following = sum(int((x[:, 1:] == end).sum()) for x, _ in taken)
         size = sum(y.size for _, y in taken)
-        expected = n * size / len(ids) if has_ids(case, "train_ids") and len(ids) else 0
+        expected = n * size / len(ids) if case.has("train_ids") and len(ids) else 0
         if targets == 0 and (following >= 5 or expected >= 20):
             why = f"id {end} is none of {size:,} targets, though " + (
                 f"it is the next input {following} times: it is ignored, as padding is"

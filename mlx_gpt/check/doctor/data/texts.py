@@ -10,7 +10,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.alignment import align_pieces, aligned_as_encoded, encoded_pieces
-from mlx_gpt.check.doctor.data.evidence import batches, grams, has_ids, occurs, power_below, text_of, train_ids
+from mlx_gpt.check.doctor.data.evidence import batches, grams, occurs, power_below, text_of, train_ids
 
 WRAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     kind: (lambda ids, kind=kind: ids.astype(kind).astype(np.int64))  # type: ignore[misc]
@@ -118,7 +118,7 @@ def mis_decoded_text(case: Case) -> Found:
     of those above ASCII, or of any characters for half of them. Also if 1 % are control characters, or 20 % have codes
     that are multiples of 256, as when UTF-16 is read otherwise.
     """
-    if has_ids(case, "train_ids") and not case.has("train_text") and ids_wrapped(case):  # the text of other ids
+    if case.has("train_ids") and not case.has("train_text") and ids_wrapped(case):  # the text of other ids
         raise NotApplicable("train_text")
     text = case.once(text_of)[:2_000_000]
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

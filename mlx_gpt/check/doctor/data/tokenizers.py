@@ -11,7 +11,7 @@ import numpy as np
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.alignment import aligned_as_encoded
-from mlx_gpt.check.doctor.data.evidence import decoded, encoded, has_ids, pieces, rare_pieces, text_of, train_ids
+from mlx_gpt.check.doctor.data.evidence import decoded, encoded, pieces, rare_pieces, text_of, train_ids
 
 
 @check(
@@ -178,7 +178,7 @@ def tokenizer_not_invertible(case: Case) -> Found:
 
 def characters_of_ids(case: Case) -> set[str]:
     """Return the characters that ``decode`` gives for training ids, else for the vocabulary; none for byte tokens."""
-    if has_ids(case, "train_ids"):
+    if case.has("train_ids"):
         ids = case.once(train_ids)[:20_000]
         return {*decoded(case, ids[(ids >= 0) & (ids < case.vocab_size)])}
     characters: set[str] = set()

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.data.evidence import SPECIAL, decoded, flat_ids, has_ids
+from mlx_gpt.check.doctor.data.evidence import SPECIAL, decoded, flat_ids
 from mlx_gpt.check.doctor.level.ngrams import NGrams
 
 COUNTED = 4_000_000  # training ids that the n-gram models count; 3 s on two cores
@@ -179,7 +179,7 @@ class Ladder:
 def ladder(case: Case) -> Ladder:
     """Return the ladder on ``val_ids``, by counts of ``train_ids``; without them, by counts of half of ``val_ids``."""
     val = checked_ids(case, "val_ids", 64)
-    given = has_ids(case, "train_ids")
+    given = case.has("train_ids")
     train = checked_ids(case, "train_ids", 64)[:COUNTED] if given else val[: len(val) // 2]
     val = val[:MEASURED] if given else val[len(val) // 2 :][:MEASURED]
     return replace(ladder_on(train, val, case.vocab_size), best=case.given.get("best_loss"))

@@ -7,7 +7,7 @@ from math import exp, log
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.data.evidence import batches, decoded, has_ids
+from mlx_gpt.check.doctor.data.evidence import batches, decoded
 from mlx_gpt.check.doctor.level.loss import (
     Loss,
     anywhere,
@@ -99,7 +99,7 @@ def causes(case: Case, loss: Loss) -> Iterator[tuple[str, float]]:
         yield "the sum over a batch", mean * x.size
         yield "the sum over the rows of a batch", mean * len(x)
         yield "the mean divided by the number of rows", mean / len(x)
-    if has_ids(case, "train_ids"):
+    if case.has("train_ids"):
         yield "the loss on train_ids", case.once(training_loss).mean
     if case.has("forward_training"):
         ids = checked_ids(case, "val_ids")

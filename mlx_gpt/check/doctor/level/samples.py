@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.data.evidence import flat_ids, has_ids
+from mlx_gpt.check.doctor.data.evidence import flat_ids
 from mlx_gpt.check.doctor.level.loss import SHARE, end_of_text
 from mlx_gpt.check.doctor.sampling.draws import Draws, chosen, draw, log_softmax
 
@@ -24,7 +24,7 @@ def prompts(case: Case) -> list[list[int]]:
     """Return 64 short pieces of the validation ids, else of the training ids, else random ids."""
     length = max(1, min(16, case.n_positions // 4))
     for name in ("val_ids", "train_ids"):
-        if has_ids(case, name) and len(ids := flat_ids(case, name)) > length and inside(case, ids):
+        if case.has(name) and len(ids := flat_ids(case, name)) > length and inside(case, ids):
             starts = np.flatnonzero(ids[:-length] == case.once(end_of_text)) if name == "val_ids" else np.zeros(0)
             starts = case.rng.choice(starts if len(starts) else len(ids) - length, 64)
             return [[int(i) for i in ids[start : start + length]] for start in starts]

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.data.evidence import decoded, has_ids
+from mlx_gpt.check.doctor.data.evidence import decoded
 from mlx_gpt.check.doctor.level.loss import (
     SHARE,
     Ladder,
@@ -68,7 +68,7 @@ def samples_worse_than_loss(case: Case) -> Found:
             "is good, lower the default temperature and penalty, else compare its logits with forward's",
             "evidence": {"draws": measured.n, "standard_error": measured.error, **example(case)},
         }
-    if not has_ids(case, "val_ids"):
+    if not case.has("val_ids"):
         return None
     within, at_end, error = case.once(decoding_gap)
     if at_end - within <= max(NATS, 0.05 * within, STANDARD_ERRORS * error):
@@ -85,7 +85,7 @@ def samples_worse_than_loss(case: Case) -> Found:
 
 def ruled_out(case: Case) -> str:
     """Return the end of a sentence on what is not the reason: a higher loss at the end of a text."""
-    if not has_ids(case, "val_ids"):
+    if not case.has("val_ids"):
         return ""
     within, at_end, error = case.once(decoding_gap)
     if at_end - within > max(NATS, 0.05 * within, STANDARD_ERRORS * error):

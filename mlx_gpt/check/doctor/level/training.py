@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.data.evidence import batches, has_ids
+from mlx_gpt.check.doctor.data.evidence import batches
 from mlx_gpt.check.doctor.level.loss import COUNTED, MEASURED, Ladder, ladder, ladder_on, training_loss, validation_loss
 from mlx_gpt.check.doctor.level.metrics import Rows, curve, metrics
 
@@ -37,7 +37,7 @@ def undertrained(case: Case) -> Found:
     How many more tokens are needed is estimated from that fall, or by 20 tokens per parameter.
     """
     rows = case.once(metrics)
-    rungs = case.once(ladder) if has_ids(case, "val_ids") else None
+    rungs = case.once(ladder) if case.has("val_ids") else None
     loss = case.once(validation_loss) if rungs else None
     n_parameters = sum(array.size for array in case.arrays("parameters").values()) if case.has("parameters") else 0
     per_step = tokens_per_step(case)
@@ -146,7 +146,7 @@ def overfitted(case: Case) -> Found:
     """
     if finding := risen(case.once(metrics)):
         return finding
-    if not (has_ids(case, "val_ids") and has_ids(case, "train_ids")):
+    if not case.has("val_ids", "train_ids"):
         if case.given.get("metrics"):
             return None
         raise NotApplicable("train_ids and val_ids, or metrics")

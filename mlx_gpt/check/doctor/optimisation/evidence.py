@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
-from mlx_gpt.check.doctor.data.evidence import Batch, batches, has_ids, train_ids
+from mlx_gpt.check.doctor.data.evidence import Batch, batches, train_ids
 from mlx_gpt.check.doctor.data.targets import loss_shift
 from mlx_gpt.check.doctor.module_arguments import arguments_of
 from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
@@ -38,7 +38,7 @@ def train_batch(case: Case) -> Batch:
             first = x[:rows].astype(np.int32), y[:rows].astype(np.int32)
             return first if accepts(case, *first) else (x.astype(np.int32), y.astype(np.int32))
     T = probe_length(case)
-    if has_ids(case, "train_ids"):
+    if case.has("train_ids"):
         ids = case.once(train_ids)
         inside = len(ids) > T + 1 and ids.min() >= 0 and int(ids.max()) < case.vocab_size
         if inside:

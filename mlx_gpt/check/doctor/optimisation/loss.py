@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, check
-from mlx_gpt.check.doctor.data.evidence import decoded, has_ids, train_ids
+from mlx_gpt.check.doctor.data.evidence import decoded, train_ids
 from mlx_gpt.check.doctor.data.targets import loss_shift
 from mlx_gpt.check.doctor.optimisation.evidence import at_targets, negative_logprobs, probe_rows, train_batch
 from mlx_gpt.check.doctor.optimisation.loss_probes import (
@@ -85,7 +85,7 @@ def ignored_token(case: Case) -> tuple[int, float] | None:
     id as all targets but one, the loss is the cross-entropy of that one.
     """
     B, T, shift = probe_rows(case, 4), probe_length(case), case.once(loss_shift)
-    if not has_ids(case, "train_ids") or B * (T - shift) < 4 or T - shift < 2:
+    if not case.has("train_ids") or B * (T - shift) < 4 or T - shift < 2:
         return None
     ids, line = case.once(train_ids), case.once(lines)[0]
     apart = ids[1:-1][(ids[1:-1] != ids[:-2]) & (ids[1:-1] != ids[2:])]

@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.data.evidence import has_ids, train_ids
+from mlx_gpt.check.doctor.data.evidence import train_ids
 from mlx_gpt.check.doctor.optimisation.evidence import at_targets, negative_logprobs, probe_rows, untrained
 from mlx_gpt.check.doctor.probes import EQUAL, probe_length, silent_if_random, training_noise
 
@@ -49,7 +49,7 @@ def initial_loss(case: Case) -> float | None:
         if not case.once(untrained):
             return None
         x, y = case.ids(rows, T), case.ids(rows, T)
-    elif has_ids(case, "train_ids"):
+    elif case.has("train_ids"):
         ids = case.once(train_ids)
         if len(ids) <= rows * T + 1 or ids.min() < 0 or int(ids.max()) >= case.vocab_size:
             raise NotApplicable("train_ids inside the vocabulary")
