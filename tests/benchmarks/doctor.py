@@ -4,7 +4,7 @@
         [--record FILE] [--jobs 2]
 
 Prints the table of tests/README.md, and each run in which something else was named than what was planted.
-With --record, a run that was broken off is continued by the same command.
+With --record, a run that was broken off is continued by the same command; begin a new file once the code has changed.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ def main() -> None:
         planned += [Run("foreign", name, everything=True) for name in foreign()]
     planned = [run for run in planned if not chosen.fault or chosen.fault in run.name]
     start = time.perf_counter()
-    found = [one for one in recorded(chosen.record) if one.run in set(planned)] if chosen.record else []
-    remaining = set(planned) - {one.run for one in found}
-    for one in results([run for run in planned if run in remaining], chosen.jobs, chosen.minutes < float("inf")):
+    wanted = set(planned)
+    found = [one for one in recorded(chosen.record) if one.run in wanted] if chosen.record else []
+    wanted -= {one.run for one in found}
+    for one in results([run for run in planned if run in wanted], chosen.jobs, chosen.minutes < float("inf")):
         found.append(one)
         if chosen.record:
             record(one, chosen.record)

@@ -183,7 +183,7 @@ def end_of_text_never_learned(case: Case) -> Found:
         targets = sum(int((y == end).sum()) for _, y in taken)
         following = sum(int((x[:, 1:] == end).sum()) for x, _ in taken)
         size = sum(y.size for _, y in taken)
-        expected = n * size / len(ids) if case.has("train_ids") and len(ids) else 0
+        expected = n * size / len(ids) if case.has("train_ids") else 0
         if targets == 0 and (following >= 5 or expected >= 20):
             why = f"id {end} is none of {size:,} targets, though " + (
                 f"it is the next input {following} times: it is ignored, as padding is"

@@ -52,15 +52,15 @@ def explanations(base: Base, temperature: float, penalty: float, of_ids: Sequenc
     def of(change: Change | None, *codes: str) -> Explanation:
         return Explanation(ids, base.rule(temperature, change=change), codes, shows=ids == of_ids[-1])
 
-    several = []
+    rules = []
     for ids in of_ids:
         right = penalized(penalty, "lowers", ids)
-        several += [of(right), of(of_logprobs(right))]
-        several.append(of(penalized(penalty, "lowers", ids, "each"), "penalty-compounds"))
+        rules += [of(right), of(of_logprobs(right))]
+        rules.append(of(penalized(penalty, "lowers", ids, "each"), "penalty-compounds"))
         for how in ("divides", "multiplies", "raises"):
-            several.append(of(penalized(penalty, how, ids), "penalty-rewards-repetition"))
-        several.append(of(of_logprobs(penalized(penalty, "divides", ids)), "penalty-rewards-repetition"))
-    return [*several, of(None, "setting-ignored")]
+            rules.append(of(penalized(penalty, how, ids), "penalty-rewards-repetition"))
+        rules.append(of(of_logprobs(penalized(penalty, "divides", ids)), "penalty-rewards-repetition"))
+    return [*rules, of(None, "setting-ignored")]
 
 
 def penalty_probes(case: Case, base: Base) -> Iterable[Probe]:
