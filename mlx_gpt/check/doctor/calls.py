@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -10,6 +11,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from inspect import CO_GENERATOR
+from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -59,10 +62,13 @@ def time_limit(seconds: float, interrupts: list[int] | None = None) -> Iterator[
         yield
         return
     active, alarms, tracing = True, 0, sys.gettrace()
+    owner = next(frame for frame in stack_of(sys._getframe(1)) if not in_a_context(frame))
 
     def stop(signum: int, frame: Any) -> None:
         nonlocal alarms
-        if active:
+        if active and all(caller is not owner for caller in stack_of(frame)):
+            end()  # the alarm before came when the call was over, and was raised in place of this context's end
+        elif active:
             alarms += 1
             if alarms > CAUGHT:
                 raise_at_next_line(frame)
@@ -77,10 +83,11 @@ def time_limit(seconds: float, interrupts: list[int] | None = None) -> Iterator[
     handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop)
     if callable(handlers[signal.SIGINT]):
         signal.signal(signal.SIGINT, interrupt)
-    timer = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
-    try:
-        yield
-    finally:
+
+    def end() -> None:
+        nonlocal active
+        if not active:
+            return
         active = False
         if alarms > CAUGHT:
             sys.settrace(tracing)
@@ -88,6 +95,24 @@ def time_limit(seconds: float, interrupts: list[int] | None = None) -> Iterator[
         for number, handler in handlers.items():
             if handler is not None:  # else it was not set from Python
                 signal.signal(number, handler)
+
+    timer = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
+    try:
+        yield
+    finally:
+        end()
+
+
+def stack_of(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and its callers."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def in_a_context(frame: FrameType) -> bool:
+    """Return True for the frames of a context manager, which are not on the stack while its body runs."""
+    return bool(frame.f_code.co_flags & CO_GENERATOR) or frame.f_code.co_filename == contextlib.__file__
 
 
 def raise_at_next_line(frame: Any) -> None:
@@ -97,9 +122,10 @@ def raise_at_next_line(frame: Any) -> None:
         if event == "line":
             raise TimeIsUp
 
-    while frame is not None and not frame.f_code.co_filename.startswith(HERE):
-        frame.f_trace = trace
-        frame = frame.f_back
+    for caller in stack_of(frame):
+        if caller.f_code.co_filename.startswith(HERE):
+            break
+        caller.f_trace = trace
     sys.settrace(trace)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from helpers.plain_gpt import PlainConfig, PlainGPT
 from helpers.plain_sampler import small_forward
 
 from mlx_gpt.check.doctor import Report, examine
+from mlx_gpt.check.doctor.calls import time_limit
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed
 from mlx_gpt.check.doctor.checks import DoctorCheck
 from mlx_gpt.check.doctor.examine import make_case, run_checks
@@ -145,6 +147,21 @@ def suppresses_everything(ids: np.ndarray) -> None:
     while True:
         with suppress(BaseException):
             time.sleep(60)
+
+
+def test_a_time_limit_whose_end_an_alarm_prevents_does_not_stop_later_code() -> None:
+    def call() -> Any:
+        context = time_limit(0.05)
+        context.__enter__()
+        return context
+
+    before = signal.getsignal(signal.SIGALRM)
+    context = call()
+    time.sleep(0.1)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
+    context.__exit__(None, None, None)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 BLOCKS = [lambda ids: time.sleep(60), swallows_the_first_alarm, catches_everything, suppresses_everything]
