@@ -64,17 +64,15 @@ def faults_of(group: str) -> dict[str, Planted]:
 def runs(groups: Sequence[str], quick: bool = False, full: bool = False) -> Iterator[Run]:
     """Yield runs of each fault: at size 0 untrained and trained, at sizes 1 and 2 in one of the two states.
 
-    Sampling and optimisation, which take long: untrained and trained at two of the sizes. In PyTorch one size. Seed,
-    sizes and states change from fault to fault. Every eighth fault is examined by all checks too. Full: all three
-    seeds, sizes and states. Quick: size 0 and seed 0, not by all checks.
+    Each size with another seed. In PyTorch one size. Seeds, sizes and states change from fault to fault. Every eighth
+    fault is examined by all checks too. Full: all three seeds, sizes and states. Quick: size 0 and seed 0, not by all
+    checks.
     """
     for group in groups:
         for i, (name, planted) in enumerate(faults_of(group).items()):
             for library, trained, size in product(planted.libraries, planted.states, planted.sizes):
                 place = size if len(planted.states) == 1 else 2 * size + trained
                 few: tuple[int, ...] = (0, 1, 2 + i % 2, 4 + (i + 1) % 2)
-                if group in ("sampling", "optimisation"):
-                    few = (2 * (i % 3), 2 * ((i + 1) % 3) + 1)
                 if library != planted.libraries[0]:
                     few = (i % 4,)
                 chosen = size == planted.sizes[0] if quick else full or len(planted.states) == 1 or place in few
