@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -29,8 +30,8 @@ from mlx_gpt.commands.talk import Talk
 from mlx_gpt.commands.train import Train, command_line
 from mlx_gpt.commands.verify import Verify
 from mlx_gpt.device import choose_device
-from mlx_gpt.errors import MLXGPTError, UsageError, explained, one_line
-from mlx_gpt.terminal import COMPILING, escaped
+from mlx_gpt.errors import MAX_LENGTH, MLXGPTError, UsageError, explained, one_line
+from mlx_gpt.terminal import COMPILING
 from mlx_gpt.text.pipes import with_names_of_pipes
 
 Command = (
@@ -39,7 +40,10 @@ Command = (
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """Parse a command line into a command with its settings. Raises ``SystemExit`` for --help and for wrong flags."""
+    """Parse a command line into a command with its settings.
+
+    Raises ``SystemExit`` for --help, and ``UsageError`` for wrong flags.
+    """
     default: Any = tyro.MISSING
     if argv[:1] == ["train"]:
         flags, default = command_line(argv[1:])
@@ -53,16 +57,36 @@ def parse(argv: Sequence[str]) -> Command:
     description = "GPT-2 in MLX: train, load, generate, verify, look inside. --version prints the version."
     flat: Any = Annotated[Command, OmitArgPrefixes, OmitSubcommandPrefixes]  # --top-k instead of --chance.top-k
     options: Any = {"prog": "mlx-gpt", "default": default, "description": description}
-    visible = [escaped(argument) for argument in argv]
-    if visible != list(argv):  # tyro prints what it refuses as it is
-        try:
-            with redirect_stderr(io.StringIO()):
-                return tyro.cli(flat, args=argv, **options)
-        except SystemExit as end:
-            if not end.code:
-                raise
-            argv = visible
-    return tyro.cli(flat, args=argv, **options)
+    stderr = io.StringIO()
+    try:
+        with redirect_stderr(stderr), _wide_unless("--help" in argv or "-h" in argv):
+            return tyro.cli(flat, args=argv, **options)
+    except SystemExit as end:
+        if end.code:
+            raise UsageError(_without_box(stderr.getvalue())) from None
+        raise
+
+
+@contextmanager
+def _wide_unless(help_is_shown: bool) -> Iterator[None]:
+    """Let tyro print lines of any length, which it takes from COLUMNS, so that no word of an error is broken."""
+    before = os.environ.get("COLUMNS")
+    if not help_is_shown:
+        os.environ["COLUMNS"] = str(2 * MAX_LENGTH)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        os.environ.update({} if before is None else {"COLUMNS": before})
+
+
+def _without_box(error: str) -> str:
+    """Return the error that tyro has printed in a box as one line: the first paragraph of each part, without help."""
+    rows = [row[1:-1].rstrip() for row in error.splitlines()[1:-1]]  # between the sides of the box
+    parts = [part.lstrip().partition("\n\n")[0].splitlines() for part in re.split(r"\n [─-]+\n", "\n".join(rows))]
+    *shown, help_text = [" ".join(row.strip() for row in part if not row.startswith(" " * 9)) for part in parts]
+    shown = [part.rstrip(".") for part in shown if not part.startswith("Argument helptext")]
+    return "; ".join([*shown, f"see {help_text[help_text.find('mlx-gpt') :]}"]) if shown else error
 
 
 def _version() -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from mlx_gpt.cli import parse
 from mlx_gpt.config import GPTConfig
+from mlx_gpt.errors import UsageError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.store.folder import save
 from mlx_gpt.text.tokenizer import Tokenizer
@@ -67,7 +68,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @a_page
 @pytest.mark.usefixtures("runs")
-def test_every_command_parses(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_parses(page: Path) -> None:
     commands = [command for line in code(page) for command in re.findall(r"(?:^|\s)mlx-gpt (\w[^|&]*)", line)]
     for command in commands:
         arguments = shlex.split(command)
@@ -75,8 +76,8 @@ def test_every_command_parses(page: Path, capsys: pytest.CaptureFixture[str]) ->
             continue
         try:
             parse(arguments)
-        except SystemExit:
-            pytest.fail(f"mlx-gpt {command}\n{capsys.readouterr().err}")
+        except (SystemExit, UsageError) as error:
+            pytest.fail(f"mlx-gpt {command}: {error}")
 
 
 @a_page
