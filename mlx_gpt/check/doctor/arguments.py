@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, what in NUMBERS.items():
         if name in arguments:
             arguments[name] = number(name, arguments[name], what)
+    if arguments.get("learning_rate", 0) < 0:
+        raise UsageError(f"learning_rate must be at least 0, not {arguments['learning_rate']:g}")
     if not isfinite(arguments.get("val_loss", 0.0)):
         del arguments["val_loss"]  # NaN or infinity; the checks find why
     arguments["minutes"] = number("minutes", arguments.get("minutes", 1.0), "the time that the examination may take")
@@ -134,6 +137,7 @@ def names(value: Any) -> frozenset[str]:
     for name in value:
         plain = re.sub(r"\W|_", "", name.lower())
         meant = [known for known in OFF if len(plain) > 3 and known.replace("_", "").startswith(plain)]
+        meant = meant or get_close_matches(name, [known for known in OFF if len(known) > 5], 1, 0.8)
         if meant and name not in OFF:
             raise UsageError(
                 f"sample_settings has {name!r}; expected {meant[0]!r}, and a sample that takes it so named"

@@ -49,6 +49,8 @@ VALUES = {
     "val_ids is empty": {"val_ids": np.zeros(0, np.int32)},
     "train_ids is empty": {"train_ids": []},
     "val_ids is empty; give": {"val_ids": [[], []]},
+    "learning_rate must be at least 0, not -1": {"learning_rate": -1},
+    "sample_settings has 'temprature'; expected 'temperature'": {"sample_settings": {"temprature"}},
     "sample_settings has 'temp'; expected 'temperature'": {"sample_settings": {"temp", "top_k"}},
     "sample_settings has 'topk'; expected 'top_k'": {"sample_settings": {"topk", "stop", "top_a"}},
     "metrics is empty": {"metrics": []},

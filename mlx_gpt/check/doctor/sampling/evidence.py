@@ -9,7 +9,16 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import BudgetSpent, CallFailed, Case
 from mlx_gpt.check.doctor.sampling.contexts import TEXT, Named, read_otherwise, windows
-from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, budget, count, draw_many, is_seeded, settings_off
+from mlx_gpt.check.doctor.sampling.draws import (
+    Draws,
+    accepted,
+    budget,
+    count,
+    draw_many,
+    is_seeded,
+    outside,
+    settings_off,
+)
 from mlx_gpt.check.doctor.sampling.explain import Predicted, log_likelihood, score
 from mlx_gpt.check.doctor.sampling.fit import SURE
 from mlx_gpt.check.doctor.sampling.probes import GRID, flat_temperature, sharp, short_prompts, temperatures
@@ -126,7 +135,8 @@ def bases(case: Case, with_temperature: bool) -> list[Base]:
     ways = ("divides", "ignored", "multiplies") if with_temperature else ("divides",)
     kinds = ("softmax", "twice", "outside") if with_temperature else ("softmax", "twice")
     distributions = [Base(kind, way) for way in ways for kind in kinds]
-    distributions += [Base("argmax", margin=rounding(case)), Base(shift=1), Base(shift=-1)]
+    distributions += [Base("argmax", margin=rounding(case))]
+    distributions += [Base(shift=shift, wraps=not case.once(outside)) for shift in (1, -1)]
     distributions += [Base("uniform"), *(Base(scale=scale) for scale in SCALES)]
     return distributions + ([Base(temperature="squared")] if with_temperature else [])
 

@@ -23,13 +23,23 @@ def twice(logprobs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return log_softmax(np.exp(logprobs) / temperature)
 
 
+def shifted(logprobs: np.ndarray, shift: int, wraps: bool) -> np.ndarray:
+    """Return the log-probabilities of ids plus -1, 0 or 1; without those outside the vocabulary unless they wrap."""
+    rolled = np.roll(logprobs, shift, axis=1)
+    if shift == 0 or wraps:
+        return rolled
+    rolled[:, 0 if shift > 0 else -1] = -np.inf
+    return log_softmax(rolled)
+
+
 @dataclass(frozen=True)
 class Base:
     """What the sampler draws from with the settings off: the softmax of the logits, or what a fault makes of it.
 
     ``kind``: "softmax"; "twice", softmax(softmax(logits / temperature)); "outside", softmax(softmax(logits) /
-    temperature); "argmax"; "uniform". ``shift`` is added to each id. ``temperature``: "divides", "ignored",
-    "multiplies" or "squared"; ``scale`` multiplies it.
+    temperature); "argmax"; "uniform". ``shift`` is added to each id; at the end of the vocabulary it wraps, or
+    (``wraps`` false) that draw is not among those judged. ``temperature``: "divides", "ignored", "multiplies" or
+    "squared"; ``scale`` multiplies it.
     """
 
     kind: str = "softmax"
@@ -37,6 +47,7 @@ class Base:
     shift: int = 0
     scale: float = 1.0
     margin: float = 0.0  # rounding of logits
+    wraps: bool = True
 
     @property
     def other(self) -> bool:
@@ -74,7 +85,7 @@ class Base:
                 kept = keep(logits if cut == "before" else logits / t)
             if self.kind == "softmax":
                 logprobs = log_softmax(np.where(kept, inner, dropped))
-                return np.roll(logprobs, self.shift, axis=1) if self.shift else logprobs
+                return shifted(logprobs, self.shift, self.wraps)
             if cut == "first":
                 return twice(log_softmax(np.where(kept, inner, dropped)), outer)
             final = twice(log_softmax(inner), outer)
