@@ -167,6 +167,8 @@ class PlainGPT(nn.Module):
         logits = self.head(x) if "head" in self else self.wte.as_linear(x)
         if "nan" in self.faults:
             logits = mx.where(mx.arange(ids.shape[1])[:, None] == 3, mx.nan, logits)
+        if "last-row-scaled" in self.faults and len(logits) > 1:
+            logits = mx.concatenate([logits[:-1], 1.1 * logits[-1:]])
         return mx.softmax(logits, axis=-1) if "returns-probabilities" in self.faults else logits
 
     def positions(self, B: int, T: int) -> mx.array:

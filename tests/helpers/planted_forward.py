@@ -33,6 +33,8 @@ IN_THE_MODEL = {  # PlainGPT's faults
     "softmax-over-batch": "batch-leak",
     "batch-norm": "batch-leak",
     "row-alone": "row-alone-differs",
+    "last-row-scaled": "row-alone-differs",
+    "returns-probabilities": "probabilities-as-logits",
     "cut": "context-too-short",
     "chunked": "context-too-short",
     "position-blind": "position-blind",

@@ -136,6 +136,8 @@ class TorchGPT(nn.Module):
         logits = x @ self.wte.weight.T if self.config.tied else self.head(x)
         if "nan" in self.faults:
             logits = torch.where(torch.arange(ids.shape[1])[:, None] == 3, torch.nan, logits)
+        if "last-row-scaled" in self.faults and len(logits) > 1:
+            logits = torch.cat([logits[:-1], 1.1 * logits[-1:]])
         return torch.softmax(logits, dim=-1) if "returns-probabilities" in self.faults else logits
 
     def positions(self, B: int, T: int) -> torch.Tensor:

@@ -50,6 +50,13 @@ def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
 
 
+def coarse(values: np.ndarray) -> bool:
+    """Return True if all values have no more digits than bfloat16 or float16 can hold."""
+    values = np.asarray(values, np.float32)
+    low_bits = values.view(np.uint32) & np.uint32(0x1FFF)  # float16 has 10 bits of mantissa, bfloat16 7
+    return bool(values.size) and not low_bits.any()
+
+
 def back_to(array: Any) -> Callable[[np.ndarray], Any]:
     """Return a function from NumPy to the library, type and device of an array."""
     mx, torch = sys.modules.get("mlx.core"), sys.modules.get("torch")

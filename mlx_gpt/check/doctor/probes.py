@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_gpt.check.doctor.arrays import coarse
 from mlx_gpt.check.doctor.calls import seeded
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
+from mlx_gpt.check.doctor.inside import has_half, module_of
 
 LENGTH, SHORT = 32, 8  # tokens of a probe, where the context has as many; SHORT for a slow model
 SLOW = 0.2  # seconds that a call with a short text takes in a slow model; with a longer text twice that
@@ -17,6 +19,7 @@ SLOW = 0.2  # seconds that a call with a short text takes in a slow model; with 
 EQUAL = 1e-6  # in calls of the same shape; healthy models: 0 (float32, bfloat16, 4 bits)
 STEADY = 1e-5  # in identical calls that begin in the same state, of a forward pass that keeps state
 CLOSE = 2e-3  # in calls of different shapes, which round differently; healthy: below 4e-6 in float32
+CLOSE_IN_HALF = 0.05  # the same in half precision; healthy: up to 0.016 (bfloat16 and float16 in PyTorch)
 CALLS = 12  # of a random forward pass, to average
 SEEDS = 4  # with which a random forward pass is called, where it repeats with a seed
 
@@ -36,6 +39,21 @@ class Noise:
 def equal_within(case: Case) -> float:
     """Return the relative difference up to which calls of equal shapes count as equal."""
     return EQUAL if case.primer is None else STEADY
+
+
+def close_within(case: Case) -> float:
+    """Return the relative difference up to which calls of different shapes count as equal."""
+    return CLOSE_IN_HALF if case.once(in_half_precision) else CLOSE
+
+
+def in_half_precision(case: Case) -> bool:
+    """Return True if logits or all matrices have the digits of half precision, or a part of the module its type."""
+    arrays = case.arrays("parameters") if case.has("parameters") else {}
+    matrices = [array for array in arrays.values() if array.ndim > 1 and array.dtype.kind == "f"]
+    if coarse(case.once(first_call)) or (matrices and all(map(coarse, matrices))):
+        return True
+    module = module_of(case)
+    return module is not None and has_half(module)
 
 
 def probe_length(case: Case) -> int:

@@ -6,13 +6,12 @@ from contextlib import suppress
 
 import numpy as np
 
-from mlx_gpt.check.doctor.arrays import rms
+from mlx_gpt.check.doctor.arrays import coarse, rms
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.targets import loss_shift
 from mlx_gpt.check.doctor.optimisation.evidence import (
     Parameters,
-    coarse,
     cross_entropy,
     floating,
     gradient_is_taken,

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_gpt.check.doctor.arrays import rms
+from mlx_gpt.check.doctor.arrays import coarse, rms
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import Batch
 from mlx_gpt.check.doctor.optimisation.evidence import (
     STEP,
     Parameters,
-    coarse,
     cross_entropy,
     first_steps,
     own_parameters,

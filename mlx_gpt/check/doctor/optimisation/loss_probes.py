@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_gpt.check.doctor.arrays import coarse
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import NotApplicable
 from mlx_gpt.check.doctor.data.targets import loss_shift
-from mlx_gpt.check.doctor.optimisation.evidence import at_targets, coarse, negative_logprobs, probe_rows
+from mlx_gpt.check.doctor.optimisation.evidence import at_targets, negative_logprobs, probe_rows
 from mlx_gpt.check.doctor.probes import EQUAL, probe_length
 
 CALLS = 8  # of a loss with dropout, to average

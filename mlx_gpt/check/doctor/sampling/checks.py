@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
+from mlx_gpt.check.doctor.probes import first_call, in_half_precision, largest
 from mlx_gpt.check.doctor.sampling.cuts import cut_faults
 from mlx_gpt.check.doctor.sampling.draws import accepted, changed_prompts, count, draw_many, outside, settings_off
 from mlx_gpt.check.doctor.sampling.evidence import evidence
@@ -13,6 +14,19 @@ from mlx_gpt.check.doctor.sampling.penalty import penalty_faults
 from mlx_gpt.check.doctor.sampling.probes import short_prompts, temperatures
 from mlx_gpt.check.doctor.sampling.verdict import undecided, verdict
 
+AFTER_SOFTMAX = (  # what a model that returns probabilities may also show
+    "loss-not-cross-entropy",
+    "cannot-memorise-a-batch",
+    "learning-rate-too-low",
+    "sampler-not-the-model",
+    "prompt-ignored",
+    "setting-ignored",
+    "setting-wrong",
+    "reported-loss-differs",
+    "samples-worse-than-loss",
+    "undertrained",
+    "as-good-as-its-loss",
+)
 MOST = 3000  # draws of a sampler that is off by one
 
 
@@ -102,13 +116,28 @@ def sampler_too_narrow(case: Case) -> Found:
     return of_verdict(case, "sampler-too-narrow")
 
 
-@check("probabilities-as-logits", "sample")
+@check("probabilities-as-logits", "forward")
 def probabilities_as_logits(case: Case) -> Found:
     """The text is almost random, since the softmax is applied twice.
 
+    Forward must not return probabilities: values of which none is negative and each row sums to 1, within 1e-3 (0.05 in
+    half precision). Else the draws are examined.
     A fault if the draws are e^20 times as probable under softmax(softmax(logits / temperature)), or under
     softmax(softmax(logits) / temperature), as under the softmax of the logits.
     """
+    logits = case.once(first_call)
+    off = largest(logits.sum(axis=-1) - 1)
+    if case.vocab_size > 1 and logits.min() >= 0 and off <= (0.05 if case.once(in_half_precision) else 1e-3):
+        return {
+            "measured": float(logits.sum(axis=-1).mean()),
+            "expected": "logits, of any sign and sum",
+            "why": "forward returns probabilities: none is negative, and those of each position sum to 1",
+            "remedy": "return the logits; cross-entropy and sampling take their softmax",
+            "evidence": {"least": float(logits.min())},
+            "explains": AFTER_SOFTMAX,
+        }
+    if not case.has("sample"):
+        raise NotApplicable("sample")
     return of_verdict(case, "probabilities-as-logits")
 
 
