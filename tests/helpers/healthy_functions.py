@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_map
 
 from .plain_cache import PlainCache
 from .plain_sampler import small_forward
@@ -63,6 +66,43 @@ def as_type(kind: Any) -> Given:
     return {"forward": lambda ids: mx.array(forward(ids)).astype(kind), "vocab_size": 31, "n_positions": 24}
 
 
+def in_half(dtype: str, as_function: bool) -> Given:
+    """Return a trained model of PyTorch in half precision, whose logits differ with the shape of a batch."""
+    import torch
+
+    base = Base(1, 7, True, "torch")
+    model = base.model.to(getattr(torch, dtype)).eval()
+    given = base.arguments(val_loss=None)
+    forward = (lambda ids: model(torch.tensor(ids, dtype=torch.long))) if as_function else model
+    sizes = {name: given[name] for name in ("vocab_size", "n_positions", "train_ids", "val_ids")}
+    return {"forward": forward, **sizes}
+
+
+def copy_of_the_parameters() -> Given:
+    """Return steps that train a copy of the parameters and put it into the model."""
+    base = Base(1, 3, True)
+    model = base.model
+
+    def new_step() -> Callable[[Any, Any], float]:
+        parameters, optimizer = tree_map(lambda a: a + 0, model.parameters()), optim.AdamW(1e-3, bias_correction=True)
+
+        def mean_loss(parameters: Any, x: mx.array, y: mx.array) -> mx.array:
+            model.update(parameters)
+            return nn.losses.cross_entropy(model(x), y, reduction="mean")
+
+        def step(x: Any, y: Any) -> float:
+            nonlocal parameters
+            loss, grads = mx.value_and_grad(mean_loss)(parameters, mx.array(x), mx.array(y))
+            parameters = optimizer.apply_gradients(grads, parameters)
+            model.update(parameters)
+            mx.eval(parameters)
+            return float(loss.item())
+
+        return step
+
+    return {**base.arguments(), "new_step": new_step, "step": new_step(), "learning_rate": 1e-3}
+
+
 def tinyworld() -> Given:
     from mlx_gpt.store.folder import load
 
@@ -86,6 +126,10 @@ FUNCTIONS = {
     "with everything: ids in uint16": partial(with_ids_as, lambda ids: ids.astype(np.uint16)),
     "with everything: ids in a list": partial(with_ids_as, lambda ids: ids.tolist()),
     "with everything: ids in a tensor": partial(with_ids_as, as_tensor),
+    "with everything: steps on a copy of the parameters": copy_of_the_parameters,
+    "PyTorch, bfloat16, trained": partial(in_half, "bfloat16", False),
+    "PyTorch, bfloat16, trained, a function": partial(in_half, "bfloat16", True),
+    "PyTorch, float16, trained, a function": partial(in_half, "float16", True),
     "in NumPy, with a cache": in_numpy,
     "PyTorch's own layers": lambda: tutorial(1),
     "PyTorch's own layers, post-norm": lambda: tutorial(0),

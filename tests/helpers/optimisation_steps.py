@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -24,8 +25,21 @@ def copy_trained(base: Base) -> Given:
     return {**given, "new_step": lambda: given["loss"], "step": given["loss"]}
 
 
+def deep_copy_trained(base: Base) -> Given:
+    """Return steps that train another model with the same initial weights."""
+    steps = trained_with(replace(base))
+    return {**trained_with(base), "new_step": steps["new_step"], "step": steps["step"]}
+
+
+def blocks_in_a_tuple(base: Base) -> Given:
+    base.model.blocks = tuple(base.model.blocks)
+    return trained_with(base, reload=None, cached=None)  # which would need the same tuple
+
+
 UPDATES: dict[str, Planted] = {
     "update not applied": Planted("step-without-effect", copy_trained),
+    "another model is trained": Planted("step-without-effect", deep_copy_trained),
+    "blocks in a tuple": Planted("parameters-frozen", blocks_in_a_tuple),
     "rate of 0": Planted("step-without-effect", lambda base: trained_with(base, optimizer=adam(0.0))),
     "optimizer without the embeddings": Planted(
         "parameters-frozen", lambda base: trained_with(base, change=only("wte"))

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from mlx_gpt.check.doctor.arrays import coarse
 from mlx_gpt.check.doctor.calls import seeded
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
@@ -14,7 +15,6 @@ from mlx_gpt.check.doctor.data.evidence import Batch, batches
 from mlx_gpt.check.doctor.optimisation.evidence import (
     STEP,
     Parameters,
-    coarse,
     first_steps,
     floating,
     given_gradient,
@@ -25,7 +25,7 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
 from mlx_gpt.check.doctor.optimisation.fresh import is_fresh
 from mlx_gpt.check.doctor.optimisation.gradient import own_loss
 from mlx_gpt.check.doctor.optimisation.leftover import carried_over, left_over, wiped
-from mlx_gpt.check.doctor.optimisation.updates import along, are_equal, halves, minus, update_after
+from mlx_gpt.check.doctor.optimisation.updates import along, are_equal, begins_as_loaded, halves, minus, update_after
 from mlx_gpt.check.doctor.probes import others
 
 MOST_ROWS, MOST_PARTS = 64, 64  # rows of a probe; micro-batches of a sum that is recognised
@@ -69,6 +69,8 @@ def of_step(case: Case) -> Found:
         raise NotApplicable(missing)
     if not is_fresh(case):
         raise NotApplicable("new_step")
+    if not case.once(begins_as_loaded):
+        raise NotApplicable("a step that begins at the loaded parameters")
     x, y = case.once(train_batch)
     pair = halves(x, y) if len(x) > 1 else None
     if not all(any(part.any() for part in update.values()) for update in case.once(first_steps).updates):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from mlx_gpt.check.doctor.arrays import rms
@@ -16,7 +18,8 @@ from mlx_gpt.check.doctor.optimisation.evidence import (
     train_batch,
 )
 from mlx_gpt.check.doctor.optimisation.fresh import is_fresh
-from mlx_gpt.check.doctor.optimisation.updates import updates_of
+from mlx_gpt.check.doctor.optimisation.hidden import of_hidden
+from mlx_gpt.check.doctor.optimisation.updates import begins_as_loaded, updates_of
 from mlx_gpt.check.doctor.probes import largest, steady_noise
 
 MOST_TRIED = 24  # parameters whose effect on the logits is tried
@@ -55,13 +58,22 @@ def step_without_effect(case: Case) -> Found:
     return {
         "measured": 0,
         "expected": "all parameters move, and the logits with them",
-        "why": f"{n} steps leave all {len(before)} parameters as they are"
-        if len(still) == len(before)
-        else f"{n} steps move the parameters, by {moved:.2g} of their size, but no logit of forward",
+        "why": (
+            f"{n} steps leave all {len(before)} parameters as they are"
+            if len(still) == len(before)
+            else f"{n} steps move the parameters, by {moved:.2g} of their size, but no logit of forward"
+        )
+        + another_trained(steps.losses),
         "remedy": "pass the model's own parameters to the optimizer, apply its update to them, evaluate that model, "
         "and check that no schedule keeps the learning rate at 0",
         "evidence": {"steps": n, "losses": steps.losses},
     }
+
+
+def another_trained(losses: list[float]) -> str:
+    """Return a remark if the losses of steps on one batch fall all the same."""
+    falls = len(losses) > 3 and all(later < earlier for earlier, later in pairwise(losses))
+    return f"; yet the losses fall, from {losses[0]:.4g} to {losses[-1]:.4g}: a copy is trained" if falls else ""
 
 
 def frozen(case: Case) -> list[str]:
@@ -114,8 +126,10 @@ def parameters_frozen(case: Case) -> Found:
     Exact: three steps of a fresh optimizer do not change one bit of a parameter, although it has an effect on the
     logits and its expected update, by its gradient or by the updates of others, is above 4 units in the last place.
     Parameters that ``gradient`` leaves out are frozen on purpose. Single rows, as of tokens that do not occur, are not
-    examined.
+    examined. Also parameters that forward uses and the module does not list, as those of blocks in a tuple.
     """
+    if finding := of_hidden(case):
+        return finding
     steps, names = case.once(first_steps), case.once(frozen)
     if not names:
         return None
@@ -146,6 +160,8 @@ def no_bias_correction(case: Case) -> Found:
     steps, rate = case.once(first_steps), float(case.given["learning_rate"])
     updates, sequences = steps.updates, []
     if is_fresh(case):
+        if not case.once(begins_as_loaded):
+            raise NotApplicable("a step that begins at the loaded parameters")
         updates = list(updates_of(case, *[case.once(train_batch)] * 3))
     for name, first in updates[0].items():
         size = np.abs(first).ravel()

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mlx_gpt.check.doctor.arrays import rms
 from mlx_gpt.check.doctor.calls import seeded
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.data.evidence import Batch
-from mlx_gpt.check.doctor.optimisation.evidence import Parameters, floating, own_parameters
+from mlx_gpt.check.doctor.optimisation.evidence import Parameters, floating, own_parameters, train_batch
 from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
 
 MOST_NUMBERS = 2**22  # of an update that are compared
@@ -25,6 +26,21 @@ def updates_of(case: Case, *batches: Batch, seed: int = 0) -> Iterator[Parameter
             now = floating(case.arrays("parameters"))
             case.load(before)
             yield {name: now[name] - before[name] for name in before if name in now}
+
+
+def begins_as_loaded(case: Case) -> bool:
+    """Return False if a step begins at a copy of the parameters that it keeps, as in float32, not at those loaded."""
+    rng = np.random.default_rng(0)
+    with case.parameters_restored():
+        before, step = case.once(own_parameters), fresh_step(case)
+        moved = {
+            name: (value + (rms(value) or 0.1) * rng.standard_normal(value.shape)).astype(value.dtype)
+            for name, value in before.items()
+        }
+        case.load(moved)
+        step(*case.once(train_batch))
+        now = floating(case.arrays("parameters"))
+    return not apart(now, before) < 0.5 * apart(now, moved)
 
 
 def update_after(case: Case, *batches: Batch, fresh: bool = False, seed: int = 0) -> Parameters:
