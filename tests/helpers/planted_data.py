@@ -208,6 +208,20 @@ def backwards(base: Base, ids: Any) -> list[int]:
     return [len(base.vocabulary) - 1 - int(i) for i in ids]
 
 
+def validation_in_another_order(base: Base) -> Given:
+    """The vocabulary was a set, which has another order in the process that encoded the validation text."""
+    order = np.random.default_rng(base.seed).permutation(len(base.vocabulary))
+    return base.arguments(val_ids=order[base.val_ids], val_loss=None)
+
+
+def ids_shuffled(base: Base) -> Given:
+    """The ids were shuffled in place of the rows of the batches."""
+    text = base.decode(base.train_ids)
+    return replace(base, change_ids=np.random.default_rng(base.seed).permutation).arguments(
+        train_text=text, end_of_text=None, val_loss=None
+    )
+
+
 def trained_on_lower_case(base: Base) -> Given:
     return replace(base, change_ids=lowered(base)).arguments(train_text=base.decode(base.train_ids))
 
@@ -255,6 +269,8 @@ FAULTS = {
             end_of_text=lambda base: None,
         ),
     ),
+    "validation in another vocabulary": Planted("tokenizers-differ", validation_in_another_order),
+    "ids shuffled": Planted("tokenizers-differ", ids_shuffled),
     "trained on lower case": Planted("tokenizers-differ", trained_on_lower_case, sizes=(1, 2)),
     "generates in lower case": Planted(
         "tokenizers-differ",

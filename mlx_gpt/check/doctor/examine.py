@@ -68,10 +68,10 @@ def examine(
             the key-value cache.
         reload: () -> the forward function of the model saved and loaded again.
     Training:
-        loss: (x, y) -> the loss, a number.
+        loss: (x, y) -> the loss that training minimises, a number.
         gradient: (x, y) -> the gradient of the mean loss in evaluation mode, a dict of arrays. Frozen parameters may be
             absent.
-        step: (x, y) -> the loss, a number. Makes one optimizer step, at ``learning_rate``.
+        step: (x, y) -> the loss, a number. Makes one optimizer step, at ``learning_rate``, from the present parameters.
         new_step: () -> a step with a fresh optimizer.
         batches: () -> an iterator of the (x, y) that training is fed.
         metrics: A metrics.jsonl, or a list of dicts with step, loss, val_loss, learning_rate, grad_norm.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from mlx_gpt.check.doctor.level import samples
 from mlx_gpt.check.doctor.level.loss import ladder, validation_loss
 from mlx_gpt.check.doctor.level.metrics import numbers
 from mlx_gpt.check.doctor.level.ngrams import NGrams
-from mlx_gpt.check.doctor.level.training import last_line, rounded, still_falling
+from mlx_gpt.check.doctor.level.training import last_line, rounded, still_falling, untrained_positions
 from mlx_gpt.check.doctor.report import TIME, Report
 
 
@@ -75,6 +76,26 @@ def test_a_high_loss_is_the_consequence_of_wrong_training(fault: str) -> None:
     named = next(finding for finding in report.findings if finding.code == planted.code)
     assert named.evidence["consequences"] == ["undertrained", "as-good-as-its-loss"]
     assert not {"undertrained", "as-good-as-its-loss"} & {finding.code for finding in report.findings}
+
+
+def test_positions_that_no_row_of_the_batches_reaches_are_named() -> None:
+    base = Base(1, 1, True)
+    given = base.arguments()
+
+    def forward(ids: np.ndarray) -> np.ndarray:
+        logits = base.forward(ids)
+        logits[:, 16:] *= 0.3
+        return logits
+
+    def short_rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return ((x[:, :16], y[:, :16]) for x, y in base.batches())
+
+    assert untrained_positions(case_of(given)) is None
+    assert untrained_positions(case_of({**given, "forward": forward})) is None  # trained, but badly
+    found = untrained_positions(case_of({**given, "forward": forward, "batches": short_rows}))
+    assert found is not None
+    assert found["evidence"] == {"trained_positions": 16}
+    assert found["measured"] > found["expected"] + 0.1
 
 
 def test_a_sampler_that_divides_by_a_temperature_of_0_and_raises_has_no_fault() -> None:

@@ -10,8 +10,10 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
-from mlx_gpt.check.doctor.data.alignment import aligned_as_encoded
-from mlx_gpt.check.doctor.data.evidence import decoded, encoded, pieces, rare_pieces, text_of, train_ids
+from mlx_gpt.check.doctor.data.alignment import aligned_as_encoded, same_frequencies
+from mlx_gpt.check.doctor.data.evidence import decoded, encoded, pieces, rare_pieces, text_of, train_ids, val_ids
+
+FEWEST = 500  # validation ids whose frequencies are compared
 
 
 @check(
@@ -66,9 +68,7 @@ def unknown_ids(case: Case) -> int:
     return 0 if unknown == len(sample) else round(unknown / len(sample) * case.vocab_size)
 
 
-@check(
-    "tokenizers-differ", "train_text", "encode", "train_ids|encode_training", explained_by=("tokenizer-not-invertible",)
-)
+@check("tokenizers-differ", "train_ids|encode_training", explained_by=("tokenizer-not-invertible",))
 def tokenizers_differ(case: Case) -> Found:
     """Prompts are encoded in another way than the training text was, so the model reads what it has never seen.
 
@@ -77,7 +77,14 @@ def tokenizers_differ(case: Case) -> Found:
     ids that only one side has, such as separators of documents, are passed over (healthy: 0). If ``decode`` gives back
     what training encoded, ``encode`` alone is wrong: this explains ``tokenizer-not-invertible`` beside it where
     ``encode_training`` is given, and else is its consequence.
+
+    The validation ids may have another vocabulary too: see ``of_validation``.
     """
+    if case.has("train_ids", "val_ids") and (finding := of_validation(case)):
+        return finding
+    for name in ("train_text", "encode"):
+        if not case.has(name):
+            raise NotApplicable(name)
     if case.has("encode_training"):
         return encoders_differ(case)
     alignment = case.once(aligned_as_encoded)
@@ -90,7 +97,42 @@ def tokenizers_differ(case: Case) -> Found:
         why = f"{share} of the training text are others in train_ids, in {alignment.spots} places"
     else:
         why = f"none of {alignment.pieces} pieces of the training text, encoded, is in train_ids"
+        if case.once(same_frequencies):
+            why += ", though each id is as frequent there as in the text: the ids stand in another order"
+            return different(case, why, 1.0, alignment.example) | {"remedy": "shuffle rows of batches, not ids"}
     return different(case, why, alignment.share_replaced if alignment.located else 1.0, alignment.example)
+
+
+def of_validation(case: Case) -> Found:
+    """Return the finding if the validation ids are those of another vocabulary than the training ids.
+
+    A fault if a unigram model of the training ids is worse on the validation ids than one that gives all ids the same
+    probability, by 0.2 nats (other texts of the same vocabulary, in bytes or characters: better by 0.48 and more;
+    permuted ids: worse by 0.5 and more). Half of the validation ids must occur in training, which needs ten of each.
+    """
+    train, val = case.once(train_ids), case.once(val_ids)
+    if min(train.min(), val.min()) < 0 or max(train.max(), val.max()) >= case.vocab_size:
+        return None
+    counts, its = (np.bincount(ids, minlength=case.vocab_size) for ids in (train, val))
+    used = int(((counts + its) > 0).sum())
+    if len(val) < FEWEST or len(train) < 10 * used or its[counts > 0].sum() < len(val) / 2:
+        return None
+    surprise = float((its * -np.log((counts + 1) / (len(train) + used))).sum() / len(val))
+    if surprise <= np.log(used) + 0.2:
+        return None
+    uniform, common, rare = float(np.log(used)), int(counts.argmax()), int(its.argmax())
+    why = (
+        f"by the frequencies of the training ids, val_ids have {surprise:.3g} nats, more than if all ids were alike, "
+        f"{uniform:.3g}: another vocabulary; the most frequent id is {rare} in val_ids and {common} in train_ids"
+    )
+    return {
+        "measured": surprise,
+        "expected": f"below {uniform:.3g}",
+        "why": why,
+        "remedy": "build the vocabulary once, of the whole text, and encode both parts with it",
+        "evidence": {"most_frequent_in_train": common, "most_frequent_in_val": rare},
+        "explains": ("undertrained", "overfitted", "as-good-as-its-loss", "reported-loss-differs"),
+    }
 
 
 def encoders_differ(case: Case) -> Found:

@@ -10,7 +10,16 @@ import numpy as np
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable, check
 from mlx_gpt.check.doctor.data.evidence import batches
-from mlx_gpt.check.doctor.level.loss import COUNTED, MEASURED, Ladder, ladder, ladder_on, training_loss, validation_loss
+from mlx_gpt.check.doctor.level.loss import (
+    COUNTED,
+    MEASURED,
+    Ladder,
+    anywhere,
+    ladder,
+    ladder_on,
+    training_loss,
+    validation_loss,
+)
 from mlx_gpt.check.doctor.level.metrics import Rows, curve, metrics
 
 PER_PARAMETER = 20  # tokens (Hoffmann et al. 2022)
@@ -35,7 +44,12 @@ def undertrained(case: Case) -> Found:
     three standard errors. Or if the loss in ``metrics`` fell in the last doubling of the steps by more than a twentieth
     of its distance from ln V, as it does with less than two tokens per parameter (Hoffmann et al. 2022, equation 10).
     How many more tokens are needed is estimated from that fall, or by 20 tokens per parameter.
+
+    Also if the rows of ``batches`` are shorter than the context, and the loss at the positions that they do not reach
+    is above that at the others by a tenth of a nat and four standard errors.
     """
+    if case.has("val_ids", "batches") and (found := untrained_positions(case)):
+        return found
     rows = case.once(metrics)
     rungs = case.once(ladder) if case.has("val_ids") else None
     loss = case.once(validation_loss) if rungs else None
@@ -44,6 +58,26 @@ def undertrained(case: Case) -> Found:
     if rungs and loss and (finding := above_counting(rows, rungs, loss.mean, loss.error, n_parameters, per_step)):
         return finding
     return still_falling(rows, log(case.vocab_size), n_parameters, per_step)
+
+
+def untrained_positions(case: Case) -> Found:
+    """Return the finding if no row of the batches reaches the later positions, and the loss is higher there."""
+    losses = case.once(anywhere).losses
+    T = max(x.shape[1] for x, _ in case.once(batches))
+    if losses.shape[1] <= T or len(losses) < 4:
+        return None
+    rises = np.nanmean(losses[:, T:], axis=1) - np.nanmean(losses[:, :T], axis=1)
+    if rises.mean() <= max(0.1, 4 * rises.std(ddof=1) / len(rises) ** 0.5):
+        return None
+    early, late = float(np.nanmean(losses[:, :T])), float(np.nanmean(losses[:, T:]))
+    return {
+        "measured": late,
+        "expected": early,
+        "why": f"positions from {T} on were never trained, since batches have rows of {T} tokens: the loss there is "
+        f"{late:.2f}, before them {early:.2f}",
+        "remedy": f"train on rows of n_positions = {case.n_positions} tokens, or generate with a context of {T}",
+        "evidence": {"trained_positions": T},
+    }
 
 
 def tokens_per_step(case: Case) -> float:
