@@ -58,9 +58,10 @@ class Finding:
         yield ReportLine(f"{place}{self.severity.capitalize()}: {self.code}", STYLES[self.severity])
         for text in filter(None, (symptom_of(self.code), self.why)):
             yield ReportLine(sentence(text), indent=3)
-        if str(self.measured) != self.why:
+        measured, expected = shortened(self.measured), shortened(self.expected)
+        if str(self.measured) != self.why and measured != expected:
             other = "Expected" if self.severity == "fault" else "Compared with"
-            yield ReportLine(f"Measured: {shortened(self.measured)}. {other}: {shortened(self.expected)}.", "dim", 3)
+            yield ReportLine(f"Measured: {measured}. {other}: {expected}.", "dim", 3)
         remedy = "Repair" if self.severity == "fault" else "Advice"
         yield ReportLine(f"{remedy}: {sentence(self.remedy, False)}", "bold", 3)
         if consequences := self.evidence.get("consequences"):

@@ -66,10 +66,12 @@ def prompt_changed(case: Case) -> Found:
     if not changes:
         return None
     what, given, became = changes[0]
+    common = min(len(given), len(became))
+    place = next((i for i in range(common) if given[i] != became[i]), common)
     return {
-        "measured": became[:16],
-        "expected": given,
-        "why": f"sample changed {what}",
+        "measured": became[place : place + 16],
+        "expected": given[place : place + 16],
+        "why": f"sample changed {what}, from token {place} on",
         "remedy": "copy the prompt before appending to it, and return it whole",
         "evidence": {"times": len(changes)},
     }
