@@ -61,8 +61,9 @@ def samples_worse_than_loss(case: Case) -> Found:
         return {
             "measured": measured.mean,
             "expected": measured.entropy,
-            "why": f"{measured.n} tokens that sample draws with its default settings have {measured.mean:.2f} nats of "
-            f"-log p each under the model; draws from its predictions would have {measured.entropy:.2f}"
+            "why": f"{measured.n} tokens that sample draws with its default settings have a negative log-likelihood of "
+            f"{measured.mean:.2f} nats each under the model; draws from its predictions would have "
+            f"{measured.entropy:.2f}"
             f"{ruled_out(case)}",
             "remedy": "call sample with every setting off (temperature 1, no top-k, no top-p, no penalty); if its text "
             "is good, lower the default temperature and penalty, else compare its logits with forward's",
@@ -139,8 +140,8 @@ def as_good_as_its_loss(case: Case) -> Found:
         "measured": loss,
         "expected": rungs.with_best,
         "why": f"the validation loss of {loss:.2f} is {better} that of {named(rung)} ({rungs}), which writes "
-        f"{quoted(texts['ngram_text'])}; the model writes {quoted(texts['text'])}; its samples have "
-        f"{measured.mean:.2f} nats of -log p per token, and draws from its predictions would have "
+        f"{quoted(texts['ngram_text'])}; the model writes {quoted(texts['text'])}; the negative "
+        f"log-likelihood of its samples is {measured.mean:.2f} nats per token, that of draws from its predictions "
         f"{measured.entropy:.2f}",
         "remedy": "for better text lower the validation loss: more text, more steps, a larger model",
         "evidence": {

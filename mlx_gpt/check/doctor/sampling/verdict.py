@@ -126,7 +126,8 @@ def explained(code: str, read: Named, base: Base, gain: float, drawn: Evidence, 
     right = predicted(texts, Base())
     surprise = -sum(log_likelihood(calls, rule) for calls, rule in right) / n
     expected = sum(entropy(rule(calls)) * count(calls) for calls, rule in right) / n
-    why = f"{whys[code]}; their -log p under the model is {surprise:.3g} nats, that of its own draws {expected:.3g}"
+    likelihoods = f"is {surprise:.3g} nats per token, that of its own draws {expected:.3g}"
+    why = f"{whys[code]}; their negative log-likelihood under the model {likelihoods}"
     return drawing_fault(code, why, surprise, every, expected, nats_in_favour=gain, reads=read[1] or "the text")
 
 
