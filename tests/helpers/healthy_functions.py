@@ -103,6 +103,24 @@ def copy_of_the_parameters() -> Given:
     return {**base.arguments(), "new_step": new_step, "step": new_step(), "learning_rate": 1e-3}
 
 
+def average_of_the_weights() -> Given:
+    """Return a model whose parameters are the running average of those that the steps train."""
+    base, trained = Base(1, 4, True), Base(1, 4, True)
+
+    def new_step() -> Callable[[Any, Any], float]:
+        its = trained.arguments()["new_step"]()
+
+        def step(x: Any, y: Any) -> float:
+            loss = float(its(x, y))
+            pairs = base.model.parameters(), trained.model.parameters()
+            base.model.update(tree_map(lambda a, b: 0.9 * a + 0.1 * b, *pairs))
+            return loss
+
+        return step
+
+    return {**base.arguments(), "new_step": new_step, "step": new_step()}
+
+
 def tinyworld() -> Given:
     from mlx_gpt.store.folder import load
 
@@ -127,6 +145,7 @@ FUNCTIONS = {
     "with everything: ids in a list": partial(with_ids_as, lambda ids: ids.tolist()),
     "with everything: ids in a tensor": partial(with_ids_as, as_tensor),
     "with everything: steps on a copy of the parameters": copy_of_the_parameters,
+    "with everything: an average of the weights": average_of_the_weights,
     "PyTorch, bfloat16, trained": partial(in_half, "bfloat16", False),
     "PyTorch, bfloat16, trained, a function": partial(in_half, "bfloat16", True),
     "PyTorch, float16, trained, a function": partial(in_half, "float16", True),

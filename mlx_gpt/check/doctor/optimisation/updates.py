@@ -10,7 +10,13 @@ from mlx_gpt.check.doctor.arrays import rms
 from mlx_gpt.check.doctor.calls import seeded
 from mlx_gpt.check.doctor.case import Case
 from mlx_gpt.check.doctor.data.evidence import Batch
-from mlx_gpt.check.doctor.optimisation.evidence import Parameters, floating, own_parameters, train_batch
+from mlx_gpt.check.doctor.optimisation.evidence import (
+    Parameters,
+    cross_entropy,
+    floating,
+    own_parameters,
+    train_batch,
+)
 from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
 
 MOST_NUMBERS = 2**22  # of an update that are compared
@@ -29,18 +35,26 @@ def updates_of(case: Case, *batches: Batch, seed: int = 0) -> Iterator[Parameter
 
 
 def begins_as_loaded(case: Case) -> bool:
-    """Return False if a step begins at a copy of the parameters that it keeps, as in float32, not at those loaded."""
-    rng = np.random.default_rng(0)
+    """Return True if a step begins at the parameters that were loaded, with the loss that they have.
+
+    A step does not if it keeps a copy of the parameters, as in float32, or trains a model whose average is examined.
+    """
+    (x, y), rng = case.once(train_batch), np.random.default_rng(0)
     with case.parameters_restored():
         before, step = case.once(own_parameters), fresh_step(case)
         moved = {
             name: (value + (rms(value) or 0.1) * rng.standard_normal(value.shape)).astype(value.dtype)
             for name, value in before.items()
         }
-        case.load(moved)
-        step(*case.once(train_batch))
+        losses, costs = [], []
+        for values in (before, moved):
+            case.load(values)
+            costs.append(cross_entropy(case, x, y))
+            losses.append(step(x, y))
         now = floating(case.arrays("parameters"))
-    return not apart(now, before) < 0.5 * apart(now, moved)
+    loss_changes, cost_changes = (abs(pair[1] / (pair[0] or np.nan) - 1) for pair in (losses, costs))
+    same_loss = cost_changes > 0.05 and loss_changes < 0.1 * cost_changes
+    return not (same_loss or apart(now, before) < 0.5 * apart(now, moved))
 
 
 def update_after(case: Case, *batches: Batch, fresh: bool = False, seed: int = 0) -> Parameters:
