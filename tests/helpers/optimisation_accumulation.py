@@ -13,6 +13,20 @@ from .optimisation_training import RATE, Tree, adam, sgd, step_alone, trained_wi
 from .planted import Base, Given, Planted
 
 
+def summed(count: int) -> Any:
+    """Return losses and gradients of a batch in ``count`` parts, added up."""
+
+    def gradients(value_and_grad: Any, x: mx.array, y: mx.array) -> tuple[mx.array, Tree]:
+        n = max(len(x) // count, 1)
+        parts = [value_and_grad(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)]
+        loss, grads = parts[0]
+        for more, others in parts[1:]:
+            loss, grads = loss + more, tree_map(lambda a, b: a + b, grads, others)
+        return loss, grads
+
+    return gradients
+
+
 def accumulated(count: int, scale: float, kept: int | None = None, rows: int = 0) -> Any:
     """Return gradients of a batch in ``count`` parts or some rows, added up and multiplied; or of one part alone."""
 
@@ -91,6 +105,9 @@ FAULTS: dict[str, Planted] = {
     ),
     "parts of two rows not divided": Planted(
         "accumulation-differs", lambda base: trained_with(base, optimizer=sgd(), gradients=accumulated(1, 1.0, rows=2))
+    ),
+    "parts not divided, Adam": Planted(
+        "accumulation-differs", lambda base: trained_with(base, gradients=summed(2), dropout=False)
     ),
     "gradients never cleared": Planted("accumulation-differs", never_cleared(adam(), each=True)),
     "gradients never cleared, momentum": Planted("accumulation-differs", never_cleared(sgd(momentum=0.9), each=True)),

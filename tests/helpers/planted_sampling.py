@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .plain_cache import PlainCache
 from .plain_sampler import PlainSampler
 from .planted import Base, Given, Planted
 
@@ -88,7 +89,31 @@ def plant_padded_vocabulary(base: Base) -> Given:
     return base.arguments(sample=draws, sample_many=None, cached=None)
 
 
+class CachedSampler(PlainSampler):
+    """A sampler that reads by a key-value cache: the prompt at once, then one token at a time."""
+
+    cached: Callable[[list[int], int], np.ndarray]
+
+    def logits(self, text: list[int], new: list[int], n_prompt: int) -> np.ndarray:
+        n = n_prompt if len(text) <= self.P else self.P
+        return self.cached([int(i) for i in text[-self.P :]], n)[-1]
+
+
+def generates_by_a_cache(fault: str) -> Callable[[Base], Given]:
+    """Return a sampler that reads by a cache with a fault."""
+
+    def plant(base: Base) -> Given:
+        given = base.arguments(sample_many=None)
+        cached = PlainCache(given["parameters"](), base.config, fault)
+        reads = CachedSampler(base.forward, base.config.vocab_size, base.config.n_positions, seed=base.seed)
+        reads.cached = cached
+        return {**given, "cached": cached, "sample": reads}
+
+    return plant
+
+
 FAULTS: dict[str, Planted] = {
+    "generates by a faulty cache": Planted("cache-mismatch", generates_by_a_cache("position one behind"), sizes=(0, 1)),
     "argmax always": planted("sampler-too-narrow", "sampler-too-narrow"),
     "softmax twice": planted("probabilities-as-logits", "probabilities-as-logits"),
     "softmax twice, temperature inside": planted("probabilities-as-logits", "softmax twice"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.arguments import FUNCTIONS
 from mlx_gpt.check.doctor.checks import symptom_of
-from mlx_gpt.check.doctor.codes import GROUPS
+from mlx_gpt.check.doctor.codes import GROUPS, severity_of
 from mlx_gpt.errors import one_line
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Finding:
             yield ReportLine(f"Measured: {measured}. {other}: {expected}.", "dim", 3)
         remedy = "Repair" if self.severity == "fault" else "Advice"
         yield ReportLine(f"{remedy}: {sentence(self.remedy, False)}", "bold", 3)
-        if consequences := self.evidence.get("consequences"):
+        found = self.evidence.get("consequences", ())
+        if consequences := [code for code in found if severity_of(code) != "note"]:
             yield ReportLine(f"This also explains: {', '.join(consequences)}.", "", 3)
 
 
@@ -148,9 +149,10 @@ class Report:
 
 
 def sentence(text: str, capital: bool = True) -> str:
-    """Return a text as a sentence; the name of an argument of ``examine`` at its beginning stays in lower case."""
+    """Return a text as a sentence; a name or code at its beginning stays in lower case."""
     text = text.rstrip(".")
-    capital = capital and text.partition(" ")[0] not in FUNCTIONS
+    first = text.partition(" ")[0].rstrip(",:;")
+    capital = capital and first.replace("-", "").isalpha() and first not in FUNCTIONS
     return f"{text[:1].upper() if capital else text[:1]}{text[1:]}."
 
 

@@ -62,6 +62,8 @@ def cache_mismatch(case: Case) -> dict[str, Any] | None:
     wrong = {n: place for n, place in sizes.items() if place[1] > limit}
     if not wrong:
         return None
+    if size := random_by(case):
+        return random_cache(size)
     separate = bool(case.found) and disagrees_with_itself(case)
     n_prompt, (position, size) = min(wrong.items(), key=lambda item: (item[1][0], item[0]))
     where = "in the prompt" if position < n_prompt else f"{position - n_prompt + 1} tokens after it"
@@ -79,6 +81,29 @@ def cache_mismatch(case: Case) -> dict[str, Any] | None:
             "first_wrong_position": {str(n): first for n, (first, _) in wrong.items()},
             "right_at": [n for n in differences if n not in wrong],
         },
+    }
+
+
+def random_by(case: Case) -> float:
+    """Return by how much cached logits differ in a second call, relative, where those of forward do not; else 0."""
+    if case.once(steady_noise).relative > EQUAL:
+        return 0.0
+    T = probe_length(case)
+    (ids,) = case.ids(1, T)
+    first, second = (cached_logits(case, ids, T // 2) for _ in range(2))
+    size = largest(between(first, second)) / case.once(steady_noise).scale
+    return size if size > LIMIT else 0.0
+
+
+def random_cache(size: float) -> dict[str, Any]:
+    return {
+        "measured": size,
+        "expected": 0,
+        "why": f"cached returns other logits at each call, by up to {size:.2g} of their standard deviation, as with "
+        "dropout left on or a cache that is never emptied; those of forward stay the same",
+        "remedy": "generate in evaluation mode, model.eval(), and begin each text with an empty cache",
+        "evidence": {},
+        "explains": ("sampler-not-the-model", "beyond-context"),
     }
 
 

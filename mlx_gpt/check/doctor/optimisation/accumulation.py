@@ -45,6 +45,7 @@ def accumulation_differs(case: Case) -> Found:
     - The update is twice as long if every row is given twice (within 0.2; healthy: 1.00 times as long).
     - The update is a whole multiple, 2 or more, of learning rate times gradient (within 1 %, residual below 2 %), where
       gradient descent without momentum has 1.
+    - The loss that the first step returns is 2 or more times what ``loss`` gives (within 3 %).
     - The update depends on earlier batches: see ``left_over``, ``carried_over`` and ``wiped``.
 
     All calls have the same seed. Where dropout changes updates even so, means of six are compared, with wider limits.
@@ -91,7 +92,7 @@ def of_step(case: Case) -> Found:
         finding = of_mean(case, update, -rate, "the update over the learning rate") if repeats else None
     base = base if steady else update(x, y)
     finding = finding or longer_for_twice(update, x, y, base, steady) or (pair and carried_over(case, *pair, repeats))
-    return finding or multiple_of_gradient(case, base, steady)
+    return finding or multiple_of_gradient(case, base, steady) or multiple_of_loss(case)
 
 
 def probe_batch(case: Case) -> Batch:
@@ -195,6 +196,21 @@ def multiple_of_gradient(case: Case, base: Parameters, steady: bool) -> Found:
     if not steady and n == 2:  # or Nesterov momentum, whose first update is 1.9 times the gradient
         raise NotApplicable("a step without dropout")
     return sum_of_parts(ratio, "the update is {:.4g} times learning rate times gradient")
+
+
+def multiple_of_loss(case: Case) -> Found:
+    """Return the finding if the first loss that a step returns is 2 or more times the user's loss, within 3 %.
+
+    An optimizer that divides by the size of the gradient, as Adam, hides such a sum from its updates.
+    """
+    if not case.has("loss"):  # a step may add terms of its own
+        return None
+    x, y = case.once(train_batch)
+    ratio = case.once(first_steps).losses[0] / (case.number("loss", x.copy(), y.copy()) or np.nan)
+    n = np.round(ratio)
+    if not (2 <= n <= MOST_PARTS and n <= x.size and abs(ratio / n - 1) < 0.03):  # nor NaN
+        return None
+    return sum_of_parts(ratio, "the loss that step returns is {:.4g} times that of its batch")
 
 
 def sum_of_parts(ratio: float, what: str) -> Found:

@@ -15,7 +15,7 @@ from mlx_gpt.check.doctor.inside import arrays_of, module_of, named_modules
 from mlx_gpt.check.doctor.modules import is_mlx, is_module
 from mlx_gpt.check.doctor.optimisation.evidence import train_batch
 from mlx_gpt.check.doctor.optimisation.fresh import fresh_step
-from mlx_gpt.check.doctor.probes import between, largest, steady_noise
+from mlx_gpt.check.doctor.probes import between, largest, seeded_logits, steady_noise
 
 DEPTH = 3  # of lists in lists
 
@@ -35,6 +35,7 @@ def of_hidden(case: Case) -> Found:
         + (f" and {len(names) - 4} more" if len(names) > 4 else ""),
         "remedy": f"hold these modules in {holder}, so that optimizer, saving and device know them",
         "evidence": {"modules": names},
+        "explains": ("cannot-memorise-a-batch", "reload-differs", "not-deterministic"),  # eval() misses their dropout
     }
 
 
@@ -68,13 +69,13 @@ def is_trainable(part: Any) -> bool:
 def has_effect(case: Case, parts: list[Any]) -> bool:
     """Return True if other values of the parts' parameters change the logits."""
     ids = case.once(train_batch)[0][:1]
-    before = case.logits(ids)
+    before, again = (seeded_logits(case, ids, "forward", seed=0) for _ in range(2))
     with values_kept(parts):
         for part in parts:
             halve(part)
-        after = case.logits(ids)
-    noise = case.once(steady_noise)
-    return largest(between(after, before)) > max(1e-4, 20 * noise.relative) * noise.scale
+        after = seeded_logits(case, ids, "forward", seed=0)
+    noise = largest(between(again, before))
+    return largest(between(after, before)) > max(1e-4 * case.once(steady_noise).scale, 2 * noise)
 
 
 def moves(case: Case, parts: list[Any]) -> bool:

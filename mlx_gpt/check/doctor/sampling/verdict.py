@@ -12,6 +12,7 @@ import numpy as np
 
 from mlx_gpt.check.doctor.case import BudgetSpent, Case
 from mlx_gpt.check.doctor.checks import Found, NotApplicable
+from mlx_gpt.check.doctor.sampling.by_cache import follows_cache
 from mlx_gpt.check.doctor.sampling.certain import certain
 from mlx_gpt.check.doctor.sampling.contexts import TEXT, Named, Window, read_otherwise, windows
 from mlx_gpt.check.doctor.sampling.draws import (
@@ -73,6 +74,8 @@ def verdict(case: Case) -> Verdict:
         if not left - {*codes}:
             break
     right = all(fits(case, calls, base.rule(temperature)) for temperature, calls in seen)
+    if follows_cache(case, texts):
+        return Verdict({})
     if (base.other or not right) and not seeded:
         best = scores[read, base] - scores[TEXT, Base()]
         if fields := of_training_mode(case, texts, best):
@@ -211,11 +214,11 @@ def unexplained(case: Case, drawn: Evidence) -> dict[str, dict[str, Any]]:
     for temperature, draws in drawn:  # temperature 1 first
         if not fits(case, draws, Base().rule(temperature)):
             break
-    if temperature != 1:  # draws at temperature 1 may show it too
+    at_one = temperature == 1
+    if not at_one:  # draws at temperature 1 may show it too
         more = draw_many(case, case.once(short_prompts), DRAWS[False], **settings_off(case))
-        if misfit(case, more, Base().rule())[0] < UNSURE:
-            temperature, draws = 1.0, more
-    if temperature == 1 or not any(sound(case, draws, Base(scale=scale).rule(temperature)) for scale in SCALES):
+        at_one = misfit(case, more, Base().rule())[0] < UNSURE
+    if at_one or not any(sound(case, draws, Base(scale=scale).rule(temperature)) for scale in SCALES):
         p, n = misfit(case, draws, Base().rule(temperature))[0], count(draws)
         off = "every setting off" if temperature == 1 else f"every setting off but temperature {temperature:g}"
         why = f"{n} draws with {off} do not follow the softmax of the logits (p-value {p:.2g})"
