@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -80,6 +81,16 @@ FAULTS: dict[str, Planted] = {
 }
 
 
+def space_ignored_in_training(base: Base) -> dict[str, Any]:
+    """Return a loss that ignores the space, of a model that was trained so and finds it improbable."""
+    space = base.encode(" ")[0]
+
+    def draw(base: Base, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return ((x, np.where(y == space, -1, y)) for x, y in replace(base, draw=None).batches(seed))
+
+    return trained_with(replace(base, draw=draw), ignoring(space), batches=base.batches, val_loss=None)
+
+
 def transposed_without_context(base: Base) -> dict[str, Any]:
     """Return the arguments for transposed targets where the predictions hardly depend on the context."""
     V = base.config.vocab_size
@@ -106,6 +117,7 @@ FAULTS["targets transposed, hardly any context"] = Planted(
 FAULTS["the space ignored"] = Planted(
     "loss-not-the-mean", lambda base: trained_with(base, ignoring(base.encode(" ")[0]))
 )
+FAULTS["the space ignored, and improbable"] = Planted("loss-not-the-mean", space_ignored_in_training, states=(True,))
 FAULTS["mask counted"] = Planted(
     "loss-not-the-mean", lambda base: trained_with(base, masked_over_all, batches=padded_batches(base))
 )

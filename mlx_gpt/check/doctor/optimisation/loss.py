@@ -92,15 +92,17 @@ def ignored_token(case: Case) -> tuple[int, float] | None:
     slope, offset = (line.slope, line.offset) if line.close else (1.0, 0.0)
     x = case.ids(B, T)
     costs = negative_logprobs(case.logits(x))
-    pair = [int(token) for token in (costs[0, 1].argmin(), costs[0, 1].argmax())]
-    predicted = slope * costs[0, 1, pair] + offset
+    by_cost = costs[0, 1].argsort()
     for token, n in zip(*np.unique(apart, return_counts=True), strict=True):
         if n <= ORDINARY * len(ids) or not 0 <= token < case.vocab_size or token == case.given.get("end_of_text"):
             continue
+        others = by_cost[by_cost != token]  # training that ignores an id makes it improbable
+        pair = others[[0, -1]]
+        predicted = slope * costs[0, 1, pair] + offset
         y = np.full((2, B, T), token, np.int32)
         y[:, 0, 1] = pair
         measured = [case.number("loss", x, np.roll(targets, shift, axis=1)) for targets in y]
-        if token not in pair and np.abs(measured - predicted).max() < 0.2 * abs(np.ptp(predicted)):
+        if np.abs(measured - predicted).max() < 0.2 * abs(np.ptp(predicted)):
             return int(token), n / len(ids)
     return None
 
