@@ -141,8 +141,16 @@ def trained_on_everything(base: Base) -> Given:
     return base.arguments(train_ids=ids, train_text=base.decode(ids))
 
 
-def small(ids: np.ndarray) -> np.ndarray:
-    return ids[:100]
+@cache
+def small(end: int) -> Change:
+    """Return a function that keeps 100 ids, with an end of a text where there is one."""
+
+    def cut(ids: np.ndarray) -> np.ndarray:
+        ends = np.flatnonzero(ids == end)
+        start = max(int(ends[0]) - 50, 0) if len(ends) else 0
+        return ids[start : start + 100]
+
+    return cut
 
 
 # Ids and tokenizers -------------------------------------------------------------------------------------------------
@@ -288,5 +296,7 @@ FAULTS = {
     ),
     "read twice": Planted("corpus-repeats", read_twice),
     "the text three times": Planted("corpus-repeats", of_text(three_times)),
-    "a small corpus": Planted("corpus-too-small", lambda base: replace(base, change_ids=small).arguments()),
+    "a small corpus": Planted(
+        "corpus-too-small", lambda base: replace(base, change_ids=small(end_of(base))).arguments()
+    ),
 }

@@ -13,7 +13,7 @@ from mlx_gpt.check.doctor.sampling.texts import below, logits_after, rounding
 
 LONGEST = 64  # ids of a prompt
 PROMPTS, AMONG = 24, 96  # prompts, and how many they are chosen from at a time
-BATCHES, SECONDS = 8, 2.0  # the most that are looked through for prompts that tell
+BATCHES = 8  # the most that are looked through for prompts that tell
 NUMBERS = 2e6  # logits of those, at most
 DIFFERENT = 8  # times the rounding, by which a draw's logit must be below the largest to be another id
 
@@ -54,14 +54,26 @@ def is_argmax_after(case: Case, prompts: np.ndarray, drawn: np.ndarray, n: int) 
 
 
 def differing_prompts(case: Case, lengths: list[int], length: int, among: int) -> np.ndarray:
-    """Return a few random prompts after which the longest of some lengths predicts another id than a shorter one."""
-    prompts = case.ids(among, length)
-    logits = [logits_after(case, prompts[:, -n:]) for n in lengths]
-    ids, lost = logits[-1].argmax(axis=1), np.zeros(among)
-    for shorter in logits[:-1]:
-        lost = np.maximum(lost, shorter.max(axis=1) - shorter[np.arange(among), ids])
-    order = np.argsort(-lost)[: PROMPTS // 3]
-    return prompts[order[lost[order] > DIFFERENT * rounding(case)]]
+    """Return a few prompts after which the longest of some lengths predicts another id than a shorter one.
+
+    Up to ``BATCHES`` times ``among`` prompts are tried; none is returned if no such prompt is among them.
+    """
+    for _ in range(BATCHES):
+        prompts = mixed_prompts(case, length, among)
+        logits = [logits_after(case, prompts[:, -n:]) for n in lengths]
+        ids, lost = logits[-1].argmax(axis=1), np.zeros(among)
+        for shorter in logits[:-1]:
+            lost = np.maximum(lost, shorter.max(axis=1) - shorter[np.arange(among), ids])
+        order = np.argsort(-lost)[: PROMPTS // 3]
+        order = order[lost[order] > DIFFERENT * rounding(case)]
+        if len(order):
+            break
+    return prompts[order]
+
+
+def mixed_prompts(case: Case, length: int, n: int) -> np.ndarray:
+    """Return n prompts, half of them random ids and half of the user's text where there is one."""
+    return np.concatenate([case.ids(n // 2, length), own_text_or_random(case, n - n // 2, length)])
 
 
 def telling_prompts(case: Case, length: int, among: int) -> np.ndarray:
@@ -72,10 +84,10 @@ def telling_prompts(case: Case, length: int, among: int) -> np.ndarray:
     """
     lengths = sorted({max(1, length // part) for part in (2, 4, 8, 16)})
     each = PROMPTS // len(lengths)
-    end, batches = time.monotonic() + SECONDS, list[np.ndarray]()
+    end, batches = time.monotonic() + case.once(budget)[1], list[np.ndarray]()
     lost, near = np.zeros((len(lengths), 0)), np.zeros(0)
     while not batches or (len(batches) < BATCHES and time.monotonic() < end):
-        batch = np.concatenate([case.ids(among // 2, length), own_text_or_random(case, among - among // 2, length)])
+        batch = mixed_prompts(case, length, among)
         batches.append(batch)
         logits = logits_after(case, batch)
         best, second = np.sort(logits, axis=1)[:, :-3:-1].T
