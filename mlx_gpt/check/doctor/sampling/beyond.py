@@ -29,7 +29,8 @@ from mlx_gpt.check.doctor.sampling.rules import Rule
 from mlx_gpt.check.doctor.sampling.texts import logits_after
 from mlx_gpt.check.doctor.sampling.verdict import undecided, understood
 
-ROUNDS = (1, 3, 7, 15, 30, 60)  # texts after which the evidence is weighed, at least
+ROUNDS = (1, 3, 7, 15, 30, 60, 120, 240, 480)  # texts after which the evidence is weighed, at least
+HALF_WAY = 60  # of them, after which it must be a little decided
 NUMBERS = 2e7  # logits of a round, at most
 NEW = 10  # new ids of a text
 FIRST = 2  # of them that are not beyond the context yet
@@ -90,7 +91,7 @@ def beyond_context(case: Case) -> dict[str, Any] | None:
             )
         if right - wrong > SURE:
             return None
-        if text >= ROUNDS[-3] and abs(right - wrong) < DECIDED / 4:  # far from decided by more texts
+        if text >= HALF_WAY and abs(right - wrong) < DECIDED / 4:  # far from decided by more texts
             break
     if n and right - wrong < DECIDED:
         raise undecided(case)
