@@ -62,9 +62,9 @@ def cache_mismatch(case: Case) -> dict[str, Any] | None:
     wrong = {n: place for n, place in sizes.items() if place[1] > limit}
     if not wrong:
         return None
-    if size := random_by(case):
-        return random_cache(size)
     separate = bool(case.found) and disagrees_with_itself(case)
+    if changed := random_by(case):
+        return random_cache(changed) | {"separate": separate}
     n_prompt, (position, size) = min(wrong.items(), key=lambda item: (item[1][0], item[0]))
     where = "in the prompt" if position < n_prompt else f"{position - n_prompt + 1} tokens after it"
     return {
