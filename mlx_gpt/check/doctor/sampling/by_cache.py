@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlx_gpt.check.doctor.case import CallFailed, Case
-from mlx_gpt.check.doctor.forward.cache import cached_logits
+from mlx_gpt.check.doctor.forward.cache import LIMIT, cached_logits
+from mlx_gpt.check.doctor.probes import between, largest, steady_noise
 from mlx_gpt.check.doctor.sampling.draws import Draws
 from mlx_gpt.check.doctor.sampling.evidence import Evidence
 from mlx_gpt.check.doctor.sampling.explain import log_likelihood
@@ -22,7 +23,7 @@ def follows_cache(case: Case, drawn: Evidence) -> bool:
     """
     if "cache-mismatch" not in case.found:
         return False
-    gain = 0.0
+    gain, differs = 0.0, False
     for temperature, calls in drawn:
         rule, texts = Base().rule(temperature), calls[:MOST]
         try:
@@ -31,8 +32,12 @@ def follows_cache(case: Case, drawn: Evidence) -> bool:
             return False
         if not fits(case, by_cache, rule):
             return False
+        differs |= any(
+            largest(between(own.logits, cached.logits)) > LIMIT * case.once(steady_noise).scale
+            for own, cached in zip(texts, by_cache, strict=True)
+        )
         gain += log_likelihood(by_cache, rule) - log_likelihood(texts, rule)
-    return gain > -SURE
+    return differs and gain > -SURE
 
 
 def with_cached_logits(case: Case, call: Draws) -> Draws:
