@@ -118,9 +118,10 @@ def of_validation(case: Case) -> Found:
     if len(val) < FEWEST or len(train) < 10 * used or its[counts > 0].sum() < len(val) / 2:
         return None
     surprise = float((its * -np.log((counts + 1) / (len(train) + used))).sum() / len(val))
-    if surprise <= np.log(used) + 0.2:
+    uniform = float(np.log(used))
+    if surprise <= uniform + 0.2:
         return None
-    uniform, common, rare = float(np.log(used)), int(counts.argmax()), int(its.argmax())
+    common, rare = int(counts.argmax()), int(its.argmax())
     why = (
         f"by the frequencies of the training ids, val_ids have {surprise:.3g} nats, more than if all ids were alike, "
         f"{uniform:.3g}: another vocabulary; the most frequent id is {rare} in val_ids and {common} in train_ids"
