@@ -105,11 +105,23 @@ def test_one_noise_in_all_calls_is_no_ignored_prompt_where_predictions_are_flat(
     assert codes(examined(forward, PlainSampler(forward, V, P, "seeded + same noise"))) == ["draws-correlated"]
 
 
-@pytest.mark.parametrize("settings", [None, SETTINGS])
-def test_a_sampler_that_draws_from_all_ids_alike_is_not_the_model(settings: Any) -> None:
+@pytest.mark.parametrize(("settings", "V"), [(None, 5), (SETTINGS, 31)])
+def test_a_sampler_that_draws_from_all_ids_alike_is_not_the_model(settings: Any, V: int) -> None:
     rng = np.random.default_rng(0)
     sample = lambda ids, n, **chosen: rng.integers(0, V, n).tolist()  # noqa: E731
-    assert codes(examined(small_forward(V, P, 2.0), sample, sample_settings=settings)) == ["sampler-not-the-model"]
+    report = examined(small_forward(V, P, 2.0), sample, V, sample_settings=settings)
+    assert codes(report) == ["sampler-not-the-model"]
+
+
+def test_two_softmaxes_of_many_ids_are_named_though_their_draws_are_almost_uniform() -> None:
+    forward = small_forward(1000, P, 2.0, 0)
+    rng = np.random.default_rng(0)
+    twice = PlainSampler(forward, 1000, P, "softmax twice", 0)
+    uniform = lambda ids, n, **chosen: rng.integers(0, 1000, n).tolist()  # noqa: E731
+    for sample in (twice, uniform):  # which a few thousand draws do not tell apart
+        report = examined(forward, sample, 1000, sample_settings={"temperature"})
+        assert codes(report) == ["probabilities-as-logits"]
+        assert "or are uniform" in report.findings[0].why
 
 
 @pytest.mark.parametrize(("kind", "V", "scale"), [*KINDS, *SIZES])

@@ -28,6 +28,7 @@ class Explanation:
     rule: Rule
     codes: tuple[str, ...] = ()
     shows: bool = True  # has an effect on the first id of a call, by which probes are chosen
+    cost: float = 0.0  # nats by which it must be better than other explanations
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def choose(scores: Sequence[float], explanations: Sequence[Explanation]) -> tupl
     preferred. If a rule is true, another explanation gains x nats over it with probability below e^-x, at whatever
     number of draws one stops (Ville 1939).
     """
-    best = max(range(len(scores)), key=lambda i: scores[i] - SURE * len(explanations[i].codes))
+    best = max(range(len(scores)), key=lambda i: scores[i] - SURE * len(explanations[i].codes) - explanations[i].cost)
     pairs = [*zip(scores, explanations, strict=True)]
     right = max(score for score, explanation in pairs if not explanation.codes)
     near = [explanation for score, explanation in pairs if score > scores[best] - DECIDED and explanation.shows]

@@ -44,6 +44,7 @@ from mlx_gpt.check.doctor.sampling.probes import entropy, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
 from mlx_gpt.check.doctor.sampling.training_mode import of_training_mode
 
+RARE_KIND = {"uniform": 10.0}  # nats: two softmaxes of many ids are almost uniform, and more usual than no logits
 WHOLE = 6.0  # nats of ``log_share``, about 1 of draws that lack no id: less with probability e^-6
 
 
@@ -84,7 +85,8 @@ def verdict(case: Case) -> Verdict:
         with suppress(BudgetSpent):  # without more draws the fault is named as it seems
             if wrong := not_off(case):
                 return Verdict({"setting-wrong": wrong})
-    findings = {code: explained(code, read, base, gain, seen, texts) for code in codes}
+    may_be_uniform = "sampler-not-the-model" in left
+    findings = {code: explained(code, read, base, gain, seen, texts, may_be_uniform) for code in codes}
     dependent = None if right and not seeded else correlated(case, seen, base, seeded)
     window = windows(case)[read] if read[1] else None
     if right and not dependent:
@@ -102,12 +104,17 @@ def verdict(case: Case) -> Verdict:
 
 def best_of(scores: Scores) -> tuple[Candidate, float, set[str]]:
     """Return the best candidate, its gain over the best right one, and the codes that are not excluded."""
-    named = [Explanation(read[1], base.rule(), codes_of(read, base)) for read, base in scores]
+    named = [
+        Explanation(read[1], base.rule(), codes_of(read, base), cost=RARE_KIND.get(base.kind, 0.0))
+        for read, base in scores
+    ]
     best, gain, left = choose([*scores.values()], named)
     return [*scores][best], gain, left
 
 
-def explained(code: str, read: Named, base: Base, gain: float, drawn: Evidence, texts: Evidence) -> dict[str, Any]:
+def explained(
+    code: str, read: Named, base: Base, gain: float, drawn: Evidence, texts: Evidence, may_be_uniform: bool
+) -> dict[str, Any]:
     """Return the fields of a finding of the best explanation.
 
     ``drawn``: with the logits after the text ``read``; ``texts``: after the right text.
@@ -120,7 +127,8 @@ def explained(code: str, read: Named, base: Base, gain: float, drawn: Evidence, 
         why = f"draws at temperature {temperature:g} are those of {said:g}"
         return setting_fault(code, "temperature", temperature, why, count(calls))
     whys = {
-        "probabilities-as-logits": f"{n} draws follow the softmax of the probabilities, not of the logits",
+        "probabilities-as-logits": f"{n} draws follow the softmax of the probabilities, not of the logits"
+        + (", or are uniform, which for so many ids is almost the same" if may_be_uniform else ""),
         "sampler-too-narrow": f"all of {n} draws are the most probable id",
         "sampler-not-the-model": f"{n} draws are " + drawn_from(base),
     }
