@@ -120,6 +120,8 @@ class PlainSampler:
             temperature = 1
         logits = logits / temperature if "temperature inverted" not in self.faults else logits * temperature
         logits = self.top_p(self.top_k(logits, k), p)
+        if "top_k uniform" in self.faults and k:
+            logits = np.where(logits == -np.inf, logits, 0.0)
         if "softmax twice" in self.faults:  # what was cut stays so
             logits = np.where(logits == -np.inf, -np.inf, softmax(logits))
         probabilities = softmax(logits)

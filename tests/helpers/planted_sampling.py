@@ -147,6 +147,7 @@ FAULTS: dict[str, Planted] = {
     "top_k keeps one less": planted("setting-wrong", "top_k one less"),
     "top_k 0 keeps one": planted("setting-wrong", "top_k 0 keeps one"),
     "top_k sets other logits to 0": planted("setting-wrong", "top_k zeroes"),
+    "top_k draws each kept id alike": planted("setting-wrong", "top_k uniform"),
     "top_p sets other logits to 0": planted("setting-wrong", "top_p zeroes"),
     "top_p keeps one more": planted("setting-wrong", "top_p one more"),
     "top_p keeps one less": planted("setting-wrong", "top_p one less"),

@@ -42,6 +42,7 @@ FAULTS = {
     "top_k 0 keeps one": "setting-wrong",
     "top_p 1 is 0.7": "setting-wrong",
     "top_k zeroes": "setting-wrong",
+    "top_k uniform": "setting-wrong",
     "top_p zeroes": "setting-wrong",
     "top_p one more": "setting-wrong",
     "top_p one less": "setting-wrong",

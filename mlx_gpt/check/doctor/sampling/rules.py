@@ -75,14 +75,14 @@ class Base:
             logits = np.concatenate([call.logits if change is None else change(call) for call in calls])
             if self.kind == "argmax":
                 return log_softmax(np.where(logits >= logits.max(axis=1, keepdims=True) - self.margin, 0.0, -np.inf))
-            if self.kind == "uniform":
-                return log_softmax(np.zeros_like(logits))
             inner, outer = logits / t, 1.0  # what a second softmax is applied to
             if self.kind == "outside":
                 inner, outer = logits, t
             kept: Any = True
             if keep is not None and cut != "last":
                 kept = keep(logits if cut == "before" else logits / t)
+            if self.kind == "uniform":
+                return log_softmax(np.where(kept, np.zeros_like(logits), dropped))
             if self.kind == "softmax":
                 logprobs = log_softmax(np.where(kept, inner, dropped))
                 return shifted(logprobs, self.shift, self.wraps)
