@@ -14,6 +14,7 @@ from mlx_gpt.check.doctor.checks import CHECKS
 from mlx_gpt.check.doctor.codes import group_of
 from mlx_gpt.check.doctor.examine import run_checks
 from mlx_gpt.check.doctor.report import Report
+from mlx_gpt.check.doctor.sampling.texts import shapes
 
 V, P = 31, 24
 FAULTS = {
@@ -123,6 +124,20 @@ def test_two_softmaxes_of_many_ids_are_named_though_their_draws_are_almost_unifo
         report = examined(forward, sample, 1000, sample_settings={"temperature"})
         assert codes(report) == ["probabilities-as-logits"]
         assert "or are uniform" in report.findings[0].why
+
+
+def test_a_small_leak_is_rounding_only_until_it_is_found() -> None:
+    sound = small_forward(V, P)
+
+    def leaks(ids: np.ndarray) -> np.ndarray:
+        return sound(ids) + 0.01 * np.sin(ids[:, -1:, None] * np.arange(1, V + 1)).astype(np.float32)
+
+    case = Case({"forward": leaks}, V, P, minutes=1.0)
+    assert shapes(case).prefixes
+    assert shapes(case).rounding > 0.01
+    case.found["future-leak"] = {}
+    assert not shapes(case).prefixes
+    assert shapes(case).rounding < 1e-4
 
 
 @pytest.mark.parametrize(("kind", "V", "scale"), [*KINDS, *SIZES])

@@ -93,7 +93,7 @@ def low_temperature(case: Case, scores: Scores) -> float | None:
     """
     low, best = 1 / (16 * case.vocab_size), max(scores.values())
     near = {base.kind for (_, base), score in scores.items() if score > best - SURE}
-    if "temperature" not in accepted(case) or not near & {"twice", "outside"} or low < 5 * case.once(shapes).rounding:
+    if "temperature" not in accepted(case) or not near & {"twice", "outside"} or low < 5 * shapes(case).rounding:
         return None
     return low if low < case.once(temperatures)[0] == GRID[0] else None
 

@@ -22,7 +22,7 @@ def temperatures(case: Case) -> np.ndarray:
     """Return the temperatures of ``GRID`` that ``sample`` accepts, and at which rounding is far below chance."""
     if "temperature" not in accepted(case):
         return np.ones(1)
-    grid = GRID[5 * case.once(shapes).rounding < GRID]
+    grid = GRID[5 * shapes(case).rounding < GRID]
     try:
         for temperature in (grid[0], grid[-1]):
             new_ids(case, case.once(short_prompts)[0], 1, **settings_off(case, temperature=float(temperature)))

@@ -38,7 +38,19 @@ def finite(logits: np.ndarray) -> np.ndarray:
 
 
 def shapes(case: Case) -> Shapes:
-    """Compare a text's logits with those of its prefixes by themselves, and with those among other rows."""
+    """Compare a text's logits with those of its prefixes by themselves, and with those among other rows.
+
+    A small difference is rounding, unless a check of the forward pass has found it to be a leak.
+    """
+    prefix, row, scale = case.once(moved)
+    prefixes = prefix <= ROUNDING * scale and not case.found.keys() & {"future-leak", "length-dependent"}
+    rows = row <= ROUNDING * scale and not case.found.keys() & {"batch-leak", "row-alone-differs"}
+    most = max(prefix if prefixes else 0.0, row if rows else 0.0)
+    return Shapes(prefixes, rows, float(np.clip(4 * most, 1e-5 * scale, ROUNDING * scale)), scale)
+
+
+def moved(case: Case) -> tuple[float, float, float]:
+    """Return by how much later tokens and other rows move a text's logits, and the logits' standard deviation."""
     silent_if_random(case)
     case.once(first_call)
     T = min(case.n_positions, 16)
@@ -48,9 +60,7 @@ def shapes(case: Case) -> Shapes:
     ends = sorted({max(1, T // 4), max(1, T // 2), max(1, T - 1)})
     prefix = max(float(np.abs(finite(case.logits(ids[:1, :t]))[0] - whole[:t]).max()) for t in ends)
     row = float(np.abs(finite(case.logits(ids))[0] - whole).max())
-    sound = [moved for moved in (prefix, row) if moved <= ROUNDING * scale]
-    rounding = float(np.clip(4 * max(sound, default=0.0), 1e-5 * scale, ROUNDING * scale))
-    return Shapes(prefix <= ROUNDING * scale, row <= ROUNDING * scale, rounding, scale)
+    return prefix, row, scale
 
 
 def logits_after(case: Case, texts: Iterable[Sequence[int] | np.ndarray]) -> np.ndarray:
@@ -59,7 +69,7 @@ def logits_after(case: Case, texts: Iterable[Sequence[int] | np.ndarray]) -> np.
     A text that is the beginning of another is read with it, unless the tokens after it change its logits, since a fault
     of the forward pass must not be taken for one of the sampler.
     """
-    form = case.once(shapes)
+    form = shapes(case)
     asked = [tuple(np.asarray(text).tolist()) for text in texts]
     where: dict[tuple[int, ...], tuple[int, ...]] = {}  # text -> the text with which it is read
     longer: tuple[int, ...] = ()
@@ -85,7 +95,7 @@ def logits_after(case: Case, texts: Iterable[Sequence[int] | np.ndarray]) -> np.
 
 def rounding(case: Case) -> float:
     """Return a bound on how far the sampler's logits may be from forward's, as its shapes differ."""
-    return case.once(shapes).rounding
+    return shapes(case).rounding
 
 
 def below(case: Case, texts: Iterable[Sequence[int] | np.ndarray], ids: np.ndarray) -> np.ndarray:
