@@ -21,7 +21,7 @@ from mlx_gpt.commands.generation_flags import (
     legend,
     note,
     surprise_style,
-    with_slow_start_reported,
+    watched,
     write,
 )
 from mlx_gpt.commands.given import refuse_idle
@@ -140,7 +140,7 @@ class Generate(GenerationFlags):
 
         out, text = self.output, ""
         rows = out.logprobs is not None
-        for row, piece in with_slow_start_reported(in_order(run, out.samples)):
+        for row, piece in watched(in_order(run, out.samples)):
             if piece is not None:
                 text += piece.text
                 if out.json:

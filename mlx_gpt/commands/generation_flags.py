@@ -123,13 +123,18 @@ def write(text: str, style: str = "") -> None:
         print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
 
 
-def with_slow_start_reported(pieces: Iterator[T]) -> Iterator[T]:
-    """Yield the pieces; on a Mac, report a slow start: kernels are compiled in two steps, of the prompt and a token."""
-    from mlx_gpt.device import first_reported
+def watched(pieces: Iterator[T]) -> Iterator[T]:
+    """Yield the pieces until Ctrl-C, which raises ``KeyboardInterrupt`` even where MLX dropped it.
 
-    with ExitStack() as stack:
+    On a Mac, report a slow start: kernels are compiled in two steps, of the prompt and of a token.
+    """
+    from mlx_gpt.device import first_reported
+    from mlx_gpt.train.signals import remembered
+
+    with remembered() as check_ctrl_c, ExitStack() as stack:
         stack.enter_context(first_reported("text"))
         for n, piece in enumerate(pieces):
+            check_ctrl_c()
             if n:
                 stack.close()
             yield piece

@@ -17,7 +17,7 @@ from mlx_gpt.commands.generation_flags import (
     legend,
     note,
     surprise_style,
-    with_slow_start_reported,
+    watched,
     write,
 )
 from mlx_gpt.errors import UsageError
@@ -100,7 +100,7 @@ class Talk(GenerationFlags):
         from mlx_gpt.generate.writer import CONTEXT, END
 
         with closing(pieces), suppress(KeyboardInterrupt):  # the text so far stays
-            for piece in with_slow_start_reported(pieces):
+            for piece in watched(pieces):
                 write(piece.text, surprise_style(piece) if self.colour else "")
         write("\n")
         if session.reason == CONTEXT:

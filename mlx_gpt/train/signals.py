@@ -51,6 +51,27 @@ def deferred(wanted: bool = True) -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
+def remembered() -> Iterator[Callable[[], None]]:
+    """Remember Ctrl-C: the yielded function raises ``KeyboardInterrupt`` again.
+
+    Python raises it where the program is, and MLX drops an exception that arises while it converts an argument.
+    """
+    pressed = False
+
+    def press(signum: int, _: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    with _handled(press, signal.SIGINT):
+        yield check
+
+
+@contextmanager
 def _handled(handler: Handler, *signals: int) -> Iterator[None]:
     """Install a handler for those signals that have a default one or ``end``; restore these at the end."""
     replaceable = (signal.SIG_DFL, signal.default_int_handler, end)

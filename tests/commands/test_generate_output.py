@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from math import exp, log
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from mlx_gpt.commands.generation_flags import (
     as_row,
     legend,
     surprise_style,
-    with_slow_start_reported,
+    watched,
     write,
 )
 from mlx_gpt.generate.generation import Generation, generate_many
@@ -186,5 +188,19 @@ def test_on_a_mac_the_first_text_that_starts_slowly_is_reported(
         yield 3
 
     for _ in range(2):  # once in a process
-        assert list(with_slow_start_reported(pieces())) == [1, 2, 3]
+        assert list(watched(pieces())) == [1, 2, 3]
     assert capsys.readouterr().err.count("the first text takes longer than 0.1 s") == lines
+
+
+def test_ctrl_c_ends_the_text_where_its_exception_is_dropped() -> None:
+    def pieces() -> Iterator[int]:
+        yield 1
+        with suppress(KeyboardInterrupt):  # as MLX does while it converts an argument
+            signal.raise_signal(signal.SIGINT)
+        yield 2
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(watched(pieces()))
+    assert seen == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
