@@ -165,7 +165,7 @@ class PlainSampler:
             p = 0.7
         if p == 1 or "top_p ignored" in self.faults:
             return logits
-        order = np.argsort(-logits)
+        order = np.argsort(-logits) if "top_p unsorted" not in self.faults else np.arange(self.V)
         sums = softmax(logits)[order].cumsum()
         n = int((sums < p).sum()) + ("top_p one more" in self.faults) - ("top_p one less" in self.faults)
         kept = order[: max(n + 1, 1)]

@@ -126,6 +126,12 @@ def test_two_softmaxes_of_many_ids_are_named_though_their_draws_are_almost_unifo
         assert "or are uniform" in report.findings[0].why
 
 
+def test_a_top_p_that_does_not_sort_is_described() -> None:
+    forward = small_forward(V, P, 2.0, 0)
+    (finding,) = examined(forward, PlainSampler(forward, V, P, "top_p unsorted")).findings
+    assert (finding.code, "by number, not by probability" in finding.why) == ("setting-wrong", True)
+
+
 def test_a_small_leak_is_rounding_only_until_it_is_found() -> None:
     sound = small_forward(V, P)
 

@@ -16,7 +16,7 @@ from mlx_gpt.check.doctor.sampling.draws import Draws, accepted, new_ids, settin
 from mlx_gpt.check.doctor.sampling.explain import Answer, Explanation, Probe, telling, weigh
 from mlx_gpt.check.doctor.sampling.findings import REMEDIES, setting_fault
 from mlx_gpt.check.doctor.sampling.probes import probe_draws, short_prompts, telling_temperatures
-from mlx_gpt.check.doctor.sampling.rules import Base, Keep, complement, lowest, top_k, top_p
+from mlx_gpt.check.doctor.sampling.rules import Base, Keep, complement, lowest, top_k, top_p, unsorted_top_p
 from mlx_gpt.check.doctor.sampling.texts import rounding
 from mlx_gpt.check.doctor.sampling.verdict import seen, understood
 
@@ -115,6 +115,7 @@ def top_p_probes(case: Case, base: Base) -> Iterable[Probe]:
     margin = 2 * rounding(case)
     for p in (0.9, 0.6, 0.3):
         cuts = {"": top_p(p, margin), "of one id more": top_p(p, margin, 1), "of one id less": top_p(p, margin, -1)}
+        cuts["of the first ids by number, not by probability"] = unsorted_top_p(p)
         yield from cut_probes(case, base, {"top_p": p}, cuts, ("before", "after"))
 
 
@@ -140,7 +141,9 @@ def cut_probes(
     """Yield the right and the faulty explanations of a cut, at each of the temperatures that tell most."""
     orders = [*orders, "first", "last"] if base.kind != "softmax" else orders
     inverted = [("of the least probable ids", lowest(cuts[""]))]
-    inverted += [("of what it should drop", complement(keep)) for name, keep in cuts.items() if "more" not in name]
+    inverted += [
+        ("of what it should drop", complement(keep)) for name, keep in cuts.items() if name in ("", "of one id less")
+    ]
     faults = [("setting-wrong" if name else "", name, keep) for name, keep in cuts.items()]
     faults += [("setting-inverted", name, keep) for name, keep in inverted]
     for t in case.once(telling_temperatures):

@@ -10,7 +10,8 @@ from mlx_gpt.check.doctor.sampling.draws import Draws, count
 REMEDIES = {
     "setting-ignored": "pass {} on to where the next id is drawn, and use the changed logits there",
     "setting-inverted": "check the direction of {}: divide by the temperature, keep the most probable ids",
-    "setting-wrong": "check where {} cuts: top-k keeps k ids, top-p the fewest whose sum reaches p, and temperature 1, "
+    "setting-wrong": "check what {} does: temperature divides the logits; top-k keeps k ids, top-p the fewest most "
+    "probable ones whose sum reaches p, and both set the other logits to −inf, no others; temperature 1, "
     "top_k 0 and top_p 1 are off",
 }
 OF_DRAWS = {

@@ -121,6 +121,16 @@ def top_p(p: float, margin: float, more: int = 0) -> Keep:
     return keep
 
 
+def unsorted_top_p(p: float) -> Keep:
+    """Keep the first ids by number whose probabilities sum to p, as without sorting."""
+
+    def keep(logits: np.ndarray) -> np.ndarray:
+        probabilities = np.exp(log_softmax(logits))
+        return probabilities.cumsum(axis=1) - probabilities < p + 1e-4
+
+    return keep
+
+
 def lowest(keep: Keep) -> Keep:
     """Keep as many ids as another cut does, but the least probable."""
     return lambda logits: highest(-logits, keep(logits).sum(axis=1), 0.0)
