@@ -155,8 +155,8 @@ def cut_probes(
             for cut in orders:
                 zeroed = like.rule(t, cuts[""], cut=cut, dropped=0.0)
                 explanations.append(Explanation("of 0, not -inf, as the other logits", zeroed, ("setting-wrong",)))
-                equal = replace(like, kind="uniform").rule(t, cuts[""], cut=cut)
                 if case.vocab_size > 2:  # of two ids, one is kept
+                    equal = replace(like, kind="uniform").rule(t, cuts[""], cut=cut)
                     explanations.append(Explanation("of the ids kept, all equally probable", equal, ("setting-wrong",)))
         chosen = {"temperature": t} if "temperature" in accepted(case) else {}
         yield Probe(case.once(short_prompts), settings_off(case, **setting, **chosen), explanations)

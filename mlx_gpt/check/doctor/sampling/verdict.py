@@ -44,7 +44,7 @@ from mlx_gpt.check.doctor.sampling.probes import entropy, short_prompts
 from mlx_gpt.check.doctor.sampling.rules import Base
 from mlx_gpt.check.doctor.sampling.training_mode import of_training_mode
 
-RARE_KIND = {"uniform": 10.0}  # nats: two softmaxes of many ids are almost uniform, and more usual than no logits
+OF_UNIFORM = 10.0  # nats that uniform draws cost: two softmaxes of many ids are almost uniform, and more usual
 WHOLE = 6.0  # nats of ``log_share``, about 1 of draws that lack no id: less with probability e^-6
 
 
@@ -105,7 +105,7 @@ def verdict(case: Case) -> Verdict:
 def best_of(scores: Scores) -> tuple[Candidate, float, set[str]]:
     """Return the best candidate, its gain over the best right one, and the codes that are not excluded."""
     named = [
-        Explanation(read[1], base.rule(), codes_of(read, base), cost=RARE_KIND.get(base.kind, 0.0))
+        Explanation(read[1], base.rule(), codes_of(read, base), cost=OF_UNIFORM if base.kind == "uniform" else 0.0)
         for read, base in scores
     ]
     best, gain, left = choose([*scores.values()], named)
